@@ -1,0 +1,62 @@
+"""aibit: one file that holds a quantized language model, mapped and running.
+
+The layers, lowest first; each imports only from those before it:
+
+    errors, dtypes, layout     codes and messages; element types; the bytes
+    digest, names              checksums; which names a file may hold
+    schemes/                   one file a scheme: values to planes and back, in numpy
+    metadata, placement        typed values; where every byte lies
+    manifest, validate         a file's tables as values; every rule about them
+    reader, writer             views of a mapping; plan, check, stream, rename
+    sources/                   one file a foreign format
+    skeleton, engine           what a model's modules say of its tensors; encoding at speed
+    recipe, convert            which tensor gets which scheme; doing it
+    torch/                     tensors, bitsandbytes modules, models
+    cli/                       one file a verb
+
+Nothing here imports torch until something that needs it is called.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .convert import Report, convert
+    from .errors import AibitError, FormatError
+    from .reader import File, open
+    from .torch.model import load, load_model
+    from .torch.tokenizer import load_tokenizer
+
+_WHERE = {
+    "AibitError": "errors",
+    "File": "reader",
+    "FormatError": "errors",
+    "Report": "convert",
+    "convert": "convert",
+    "load": "torch.model",
+    "load_model": "torch.model",
+    "load_tokenizer": "torch.tokenizer",
+    "open": "reader",
+}
+
+__all__ = [
+    "AibitError", "File", "FormatError", "Report", "__version__",
+    "convert", "load", "load_model", "load_tokenizer", "open",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    module = _WHERE.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = vars(import_module(f"{__name__}.{module}"))[name]
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

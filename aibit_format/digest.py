@@ -1,0 +1,68 @@
+"""Checksums: xxh3_64 over 1 MiB leaves, and an xxh3_128 root that also covers the leaf table.
+
+They find damage, not malice: anyone can compute them (the spec's security chapter says what a signature adds).
+xxhash releases the GIL, so leaves are hashed by as many threads as there are cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import xxhash
+
+from .layout import LEAF
+
+_BATCH = 16  # leaves a task hashes: large enough to hide the cost of handing it out
+
+
+def root(*pieces: bytes | memoryview) -> bytes:
+    """xxh3_128 over the pieces in order, 16 bytes in xxHash's canonical (big-endian) form."""
+    state = xxhash.xxh3_128()
+    for piece in pieces:
+        state.update(piece)
+    return state.digest()
+
+
+def leaf_count(length: int) -> int:
+    """Leaves that cover a region of ``length`` bytes."""
+    return -(-length // LEAF)
+
+
+def leaf(piece: bytes | memoryview | np.ndarray) -> int:
+    """xxh3_64 of one leaf, as the integer that the leaf table stores."""
+    return xxhash.xxh3_64_intdigest(piece)
+
+
+def leaves(region: np.ndarray, which: Iterable[int] | None = None, jobs: int | None = None) -> np.ndarray:
+    """Digests of a region's leaves, u64 [number of leaves].
+
+    Args:
+        region: u8 [n], the whole region (documents, or data).
+        which: indices of the leaves wanted; all by default.
+        jobs: threads; as many as there are cores by default.
+    """
+    wanted = list(range(leaf_count(len(region)))) if which is None else list(which)
+
+    def batch(indices: list[int]) -> list[int]:
+        return [xxhash.xxh3_64_intdigest(region[i * LEAF : (i + 1) * LEAF]) for i in indices]
+
+    batches = [wanted[i : i + _BATCH] for i in range(0, len(wanted), _BATCH)]
+    jobs = jobs or os.cpu_count() or 1
+    if jobs == 1 or len(batches) < 2:
+        digests = [d for b in batches for d in batch(b)]
+    else:
+        with ThreadPoolExecutor(jobs) as pool:
+            digests = [d for result in pool.map(batch, batches) for d in result]
+    return np.array(digests, dtype=np.uint64)
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """xxh3_128 of a whole file in hex, read in large pieces."""
+    state = xxhash.xxh3_128()
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(8 << 20):
+            state.update(piece)
+    return state.hexdigest()

@@ -1,0 +1,105 @@
+"""Every error this package raises, and the numbers an error carries.
+
+A message reads
+``model.aibit: tensor 'a.weight' plane 'absmax' at 81920: plane length, expected 262144, found 262140 [AIB-E405]``:
+the file, the place in it, what is wrong, both numbers, and a code that ``spec/rules.toml`` explains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One broken rule: its code, what is wrong, where, and the numbers on both sides."""
+
+    code: str
+    what: str
+    tensor: str | None = None
+    plane: str | None = None
+    offset: int | None = None
+    expected: Any = None
+    found: Any = None
+
+    def __str__(self) -> str:
+        place = []
+        if self.tensor is not None:
+            place.append(f"tensor {self.tensor!r}")
+        if self.plane is not None:
+            place.append(f"plane {self.plane!r}")
+        if self.offset is not None:
+            place.append(f"at {self.offset}")
+        parts = [self.what]
+        if self.expected is not None:
+            parts.append(f"expected {_brief(self.expected)}")
+        if self.found is not None:
+            parts.append(f"found {_brief(self.found)}")
+        head = f"{' '.join(place)}: " if place else ""
+        return f"{head}{', '.join(parts)} [{self.code}]"
+
+
+def _brief(value: Any) -> str:
+    text = str(value) if isinstance(value, (str, int)) else repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+class AibitError(Exception):
+    """Root of every error this package raises on purpose; ``code`` names the rule or the kind."""
+
+    code = "AIB-E000"
+
+
+class FormatError(AibitError):
+    """The bytes are not a valid ``.aibit`` file. Carries every problem that was found, first one first."""
+
+    def __init__(self, problems: Problem | list[Problem], path: str | None = None) -> None:
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        self.path = path
+        first = self.problems[0]
+        self.code = first.code
+        self.tensor, self.plane, self.offset = first.tensor, first.plane, first.offset
+        self.expected, self.found = first.expected, first.found
+        more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+        super().__init__(f"{path}: {first}{more}" if path else f"{first}{more}")
+
+    def at(self, path: str) -> FormatError:
+        """The same error with the file's name on it."""
+        return FormatError(list(self.problems), path)
+
+
+class SchemeError(AibitError):
+    """A scheme cannot hold this tensor: its shape, its dtype, its parameters or its values."""
+
+    code = "AIB-E501"
+
+
+class SourceError(AibitError):
+    """What is to be converted cannot be read: a file, a tensor or a key is missing, damaged or refused."""
+
+    code = "AIB-E901"
+
+
+class RecipeError(AibitError):
+    """The rules that say which tensor gets which scheme cannot be followed."""
+
+    code = "AIB-E902"
+
+
+class WriteError(AibitError):
+    """The output cannot be written: it exists, its planes do not fit the plan, the disk is full."""
+
+    code = "AIB-E903"
+
+
+class LoadError(AibitError):
+    """The file is valid, but no model or tokenizer can be built from it here."""
+
+    code = "AIB-E904"
+
+
+class MissingPackageError(AibitError):
+    """An optional package is needed for this and is not installed."""
+
+    code = "AIB-E905"

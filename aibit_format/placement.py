@@ -1,0 +1,65 @@
+"""Where every byte lies: a pure function of the sizes.
+
+The writer places with it and the validator compares with it, so a file's offsets are not a matter of choice:
+documents follow the front matter, then the data region: planes smaller than the alignment pooled at 64 bytes,
+then the others, each at the file's alignment, both in the order of the plane table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import layout
+from .layout import align
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Offsets from the start of the file, and the ends of the two regions after the front matter."""
+
+    document_offsets: np.ndarray  # u64 [documents]
+    documents_start: int
+    documents_end: int
+    data_start: int
+    data_end: int
+    plane_offsets: np.ndarray  # u64 [planes]
+
+
+def place(front_matter_length: int, documents: np.ndarray, planes: np.ndarray, alignment: int) -> Placement:
+    """Place documents and planes of these lengths.
+
+    Args:
+        front_matter_length: bytes after the header, a multiple of 64.
+        documents, planes: u64 lengths in table order. Their sum must be below 2^63: check before calling.
+        alignment: of bulk planes, one of ``layout.ALIGNMENTS``.
+    """
+    start = layout.HEADER.sizeof() + front_matter_length
+    document_offsets, documents_end = _pack(documents, start, layout.ALIGNMENT)
+    documents_end = align(documents_end, layout.ALIGNMENT)
+
+    small = planes < alignment
+    pool, pool_length = _pack(planes[small], 0, layout.ALIGNMENT)
+    bulk, length = _pack(planes[~small], align(pool_length, alignment), alignment)
+    length = length if len(bulk) else pool_length
+    offsets = np.empty(len(planes), np.uint64)
+    offsets[small], offsets[~small] = pool, bulk
+
+    data_start = documents_end
+    if length:
+        data_start = align(documents_end, max(alignment, layout.LARGE_ALIGNMENT if length >= layout.LARGE_DATA else 0))
+    return Placement(
+        document_offsets, start, documents_end, data_start, data_start + length, offsets + np.uint64(data_start)
+    )
+
+
+def _pack(lengths: np.ndarray, start: int, alignment: int) -> tuple[np.ndarray, int]:
+    """Offsets of pieces laid one after another from ``start``, and where the last one ends."""
+    if not len(lengths):
+        return np.zeros(0, np.uint64), start
+    lengths = lengths.astype(np.uint64)
+    mask = np.uint64(alignment - 1)
+    padded = (lengths + mask) & ~mask
+    offsets = np.uint64(start) + np.cumsum(padded, dtype=np.uint64) - padded
+    return offsets, int(offsets[-1] + lengths[-1])

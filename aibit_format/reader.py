@@ -1,0 +1,259 @@
+"""Reading: one mapping, checked tables, and planes as views of the mapped pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self, get_args
+
+import numpy as np
+
+from . import digest, layout, manifest, validate
+from .dtypes import DTYPES
+from .errors import FormatError, Problem
+from .manifest import FileInfo, Plane, TensorInfo
+from .metadata import Value
+from .storage import InMemory, Mapped, Path, Storage
+
+Level = Literal["structure", "touched", "full"]
+LEVELS = get_args(Level)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a verification looked at. What is not named here was not checked."""
+
+    level: Level
+    tensors: int
+    planes: int
+    documents: int
+    leaves: int
+    bytes: int
+    root: str
+
+
+class Documents(Mapping[str, memoryview]):
+    """The documents by name, as read-only views; each is checked against its digests when it is read."""
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+
+    def __getitem__(self, name: str) -> memoryview:
+        info = self._file.info_of_file.documents[name]
+        self._file.check_leaves(info.offset, info.length)
+        return self._file.storage.read_at(info.offset, info.length).data
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.info_of_file.document_names)
+
+    def __len__(self) -> int:
+        return len(self._file.info_of_file.document_names)
+
+
+class File:
+    """An open ``.aibit`` file. Views it gives out stay valid after it is closed.
+
+    Args:
+        source: a path, or the bytes of a whole file.
+        verify: ``"structure"`` checks header, front matter and every table; ``"touched"`` also checks the digests
+            of a plane when it is first read; ``"full"`` checks every byte before this returns. Documents are
+            checked against their digests when read, at every level.
+
+    Raises:
+        FormatError: the file breaks a rule of the specification; ``.code`` says which.
+    """
+
+    def __init__(self, source: Path | bytes | bytearray | memoryview, verify: Level = "structure") -> None:
+        if verify not in LEVELS:
+            raise ValueError(f"verify={verify!r}: one of {', '.join(LEVELS)}")
+        in_memory = isinstance(source, (bytes, bytearray, memoryview))
+        self.storage: Storage = InMemory(source) if in_memory else Mapped(source)  # type: ignore[arg-type]
+        self.path = self.storage.path
+        self.level = verify
+        self.info_of_file = _read_info(self.storage)
+        self._placed = validate.locate(self.info_of_file)
+        self._checked = np.zeros(len(self.info_of_file.leaves), bool)
+        if verify == "full":
+            self.verify()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file. Planes and documents handed out keep the mapping alive as long as they live."""
+        self.storage = InMemory(b"")
+
+    def __repr__(self) -> str:
+        return f"<aibit file {self.path or 'in memory'}: {len(self)} tensors, {self.info_of_file.file_size} bytes>"
+
+    @property
+    def metadata(self) -> Mapping[str, Value]:
+        """Typed metadata by key."""
+        return self.info_of_file.metadata
+
+    @property
+    def documents(self) -> Documents:
+        """Documents by name: ``config.json``, ``tokenizer.json``, ..."""
+        return Documents(self)
+
+    def keys(self) -> list[str]:
+        """Tensor names in file order."""
+        return list(self.info_of_file.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.info_of_file.names)
+
+    def __len__(self) -> int:
+        return len(self.info_of_file.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.info_of_file.index
+
+    def info(self, name: str) -> TensorInfo:
+        """What the tensor is and how it is stored.
+
+        Raises:
+            KeyError: there is no tensor of this name.
+        """
+        return self.info_of_file.tensor(name)
+
+    def planes(self, name: str) -> dict[str, np.ndarray]:
+        """The tensor's planes by role: read-only views of the mapped pages, in the plane's dtype and shape.
+
+        bf16 and fp8 elements come as unsigned integers of their width, as numpy has no such types.
+        """
+        return {plane.role: self._view(plane) for plane in self.info(name).planes}
+
+    def dequantize(self, name: str) -> np.ndarray:
+        """float32 values of the tensor, in its logical shape."""
+        info = self.info(name)
+        planes = self.planes(name)
+        self.check_values(info, planes)
+        return info.scheme.decode(planes, info.shape, info.dtype)
+
+    def config(self) -> dict[str, object]:
+        """``config.json`` as a dictionary; empty if there is none."""
+        return json.loads(bytes(self.documents["config.json"])) if "config.json" in self.documents else {}
+
+    def verify(self, jobs: int | None = None) -> Verified:
+        """Check every byte: all digests, the padding, and the contents of every plane that states numbers.
+
+        Raises:
+            FormatError: AIB-E602 for damage (with tensor or document and offset), AIB-E603 for padding that is not
+                zero, AIB-E502 for values that no encoder writes.
+        """
+        self.storage.check_unchanged()
+        for start, end, first in self._regions():
+            region = self.storage.read_at(start, end - start)
+            found = digest.leaves(region, jobs=jobs)
+            wanted = self.info_of_file.leaves[first : first + len(found)]
+            bad = np.flatnonzero(found != wanted)
+            if len(bad):
+                raise FormatError([self._damage(start, first, int(i), int(found[i])) for i in bad[:10]], self.path)
+        self._check_padding()
+        for name in self:
+            info = self.info(name)
+            if info.alias_of is None:
+                self.check_values(info, {plane.role: self._view(plane) for plane in info.planes})
+        self._checked[:] = True
+        return self.verified("full")
+
+    def verified(self, level: Level | None = None) -> Verified:
+        """What opening at this file's level has checked."""
+        info = self.info_of_file
+        full = (level or self.level) == "full"
+        front = layout.HEADER.sizeof() + info.front_matter_length
+        return Verified(
+            level or self.level, len(info.tensor_table), len(info.plane_table), len(info.document_table),
+            len(info.leaves) if full else 0, info.file_size if full else front, self.root,
+        )  # fmt: skip
+
+    @property
+    def root(self) -> str:
+        """The root digest in hex: it stands for the whole file."""
+        end = layout.HEADER.sizeof()
+        return self.storage.read_at(end - 16, 16).tobytes().hex()
+
+    def check_values(self, info: TensorInfo, planes: Mapping[str, np.ndarray]) -> None:
+        """Raise FormatError AIB-E502 if planes hold what no encoder writes, such as a scale that is not finite."""
+        for role, reason in info.scheme.bad_values(planes):
+            offset = next(plane.offset for plane in info.planes if plane.role == role)
+            raise FormatError(Problem("AIB-E502", reason, info.name, role, offset), self.path)
+
+    def check_leaves(self, offset: int, length: int) -> None:
+        """Check the leaves that cover these bytes, once each."""
+        for start, end, first in self._regions():
+            if not (start <= offset and offset + length <= end) or not length:
+                continue
+            wanted = range((offset - start) // layout.LEAF, digest.leaf_count(offset - start + length))
+            todo = [i for i in wanted if not self._checked[first + i]]
+            found = digest.leaves(self.storage.read_at(start, end - start), todo)
+            for i, value in zip(todo, found, strict=True):
+                if value != self.info_of_file.leaves[first + i]:
+                    raise FormatError(self._damage(start, first, i, int(value)), self.path)
+                self._checked[first + i] = True
+
+    def _view(self, plane: Plane) -> np.ndarray:
+        if self.level == "touched":
+            self.check_leaves(plane.offset, plane.length)
+        data = self.storage.read_at(plane.offset, plane.length)
+        return data.view(DTYPES[plane.dtype].numpy).reshape(plane.shape)
+
+    def _regions(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """(start, end, index of the first leaf) of documents and data."""
+        placed = self._placed
+        documents = digest.leaf_count(placed.documents_end - placed.documents_start)
+        return (
+            (placed.documents_start, placed.documents_end, 0),
+            (placed.data_start, placed.data_end, documents),
+        )
+
+    def _damage(self, start: int, first: int, i: int, found: int) -> Problem:
+        """What lies in damaged leaf ``i`` of the region at ``start``."""
+        low, high = start + i * layout.LEAF, start + (i + 1) * layout.LEAF
+        info = self.info_of_file
+        tensor, what = None, "leaf digest"
+        for at in np.flatnonzero((info.plane_table["offset"] < high)
+                                 & (info.plane_table["offset"] + info.plane_table["length"] > low)):  # fmt: skip
+            tensor = info.names[info.plane_table["tensor"][at]]
+            break
+        else:
+            inside = [d.name for d in info.documents.values() if d.offset < high and d.offset + d.length > low]
+            what = f"leaf digest of document {inside[0]!r}" if inside else what
+        return Problem("AIB-E602", what, tensor, None, low, f"{int(info.leaves[first + i]):016x}", f"{found:016x}")
+
+    def _check_padding(self) -> None:
+        """Every byte that belongs to no document and no plane is zero."""
+        info, placed = self.info_of_file, self._placed
+        pieces = [(placed.data_start, placed.data_start)]
+        for table in (info.document_table, info.plane_table):
+            pieces += zip(table["offset"].tolist(), (table["offset"] + table["length"]).tolist(), strict=True)
+        previous = placed.documents_start
+        for start, end in sorted(pieces):
+            if start > previous and self.storage.read_at(previous, start - previous).any():
+                raise FormatError(Problem("AIB-E603", "padding is not zero", offset=previous), self.path)
+            previous = max(previous, end)
+
+
+def _read_info(storage: Storage) -> FileInfo:
+    try:
+        head = storage.read_at(0, min(layout.HEADER.sizeof(), storage.size)).tobytes()
+        header = manifest.read_header(head, storage.size)
+        info = manifest.read_front_matter(
+            head, header, storage.read_at(len(head), header.front_matter_length).tobytes()
+        )
+        if problems := validate.check(info, storage.size):
+            raise FormatError(problems)
+    except FormatError as error:
+        raise (error.at(storage.path) if storage.path else error) from None
+    return info
+
+
+def open(source: Path | bytes | bytearray | memoryview, verify: Level = "structure") -> File:
+    """Open an ``.aibit`` file; see ``File``."""
+    return File(source, verify)

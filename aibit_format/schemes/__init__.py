@@ -1,0 +1,61 @@
+"""Schemes: how a tensor's values become planes of bytes, and back.
+
+One file holds one scheme; ``BUILTIN`` is where it is registered. Packages outside register theirs under the
+entry point group ``aibit_format.schemes``. A scheme needs numpy alone.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from ..dtypes import DTYPES
+from ..errors import SchemeError
+from .base import PlaneSpec, Scheme
+
+__all__ = ["BUILTIN", "PlaneSpec", "Scheme", "make", "names", "parse"]
+
+BUILTIN: dict[str, str] = {
+    **dict.fromkeys(DTYPES, "aibit_format.schemes.plain:Plain"),
+    "int8": "aibit_format.schemes.int8:Int8",
+}
+
+
+@cache
+def _outside() -> dict[str, str]:
+    return {entry.name: entry.value for entry in entry_points(group="aibit_format.schemes")}
+
+
+def names() -> list[str]:
+    """Every scheme that can be asked for here, in the order of registration."""
+    return [*BUILTIN, *_outside()]
+
+
+@cache
+def make(name: str, version: int = 1, parameters: tuple[int, ...] = ()) -> Scheme:
+    """The scheme with this name, version and parameters.
+
+    Raises:
+        SchemeError: AIB-E406 for an unknown name or version, AIB-E407 for parameters it does not take.
+    """
+    target = BUILTIN.get(name) or _outside().get(name)
+    if target is None:
+        raise _unknown(f"unknown scheme {name!r}; known: {', '.join(names())}", "AIB-E406")
+    module, attribute = target.split(":")
+    # The names come from the table above or from installed packages, never from a file.
+    family: type[Scheme] = vars(import_module(module))[attribute]
+    if version != family.version:
+        raise _unknown(f"scheme {name!r} version {version}, this reader knows {family.version}", "AIB-E406")
+    return family.build(name, parameters)
+
+
+def parse(text: str) -> Scheme:
+    """The scheme that a user names, with its parameters at their defaults."""
+    return make(text)
+
+
+def _unknown(message: str, code: str) -> SchemeError:
+    error = SchemeError(message)
+    error.code = code
+    return error

@@ -1,0 +1,65 @@
+"""int8 rows: LLM.int8's weight format, as bitsandbytes keeps it.
+
+Each row has one scale, the largest magnitude in it. For a weight ``[N, K]`` the planes are the codes
+``i8 [N, K]`` and ``row_absmax`` ``f32 [N]``; leading dimensions (fused experts ``[E, N, K]``) are kept, so that
+every expert has its own row scales. ``x ~ code * row_absmax / 127``; the error is at most ``row_absmax / 254``
+plus one rounding of the source to float16.
+
+The arithmetic is that of ``bitsandbytes.functional.int8_vectorwise_quant`` on CPU (0.50), bit for bit:
+the source is cast to float16, and ``code = rint(x * ((1 / absmax) * 127))`` in float32. ``127 / absmax``
+would differ in some codes. See Dettmers et al., LLM.int8(), 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..dtypes import to_float32
+from ..errors import SchemeError
+from .base import Planes, PlaneSpec, Scheme, bad_scales
+
+_ROWS = 256  # rows encoded at a time: their float32 copies stay in cache
+
+
+@dataclass(frozen=True)
+class Int8(Scheme):
+    """Signed 8-bit codes with one float32 scale per row, for tensors of rank 2 and more."""
+
+    name: ClassVar[str] = "int8"
+
+    def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
+        if len(shape) < 2:
+            raise SchemeError(f"int8 needs rows: rank 2 or more, found shape {shape}")
+        if dtype not in ("f16", "bf16", "f32"):
+            raise SchemeError(f"int8 stands for floating-point values, not {dtype}")
+        return PlaneSpec("codes", "i8", shape), PlaneSpec("row_absmax", "f32", shape[:-1])
+
+    def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+        rows = array.reshape(-1, array.shape[-1])
+        codes = np.empty(rows.shape, np.int8)
+        absmax = np.zeros(len(rows), np.float32)
+        for start in range(0, len(rows) if rows.size else 0, _ROWS):
+            piece = slice(start, start + _ROWS)
+            with np.errstate(over="ignore"):
+                half = to_float32(rows[piece], dtype).astype(np.float16).astype(np.float32)
+            largest = np.abs(half).max(axis=1)
+            if not np.isfinite(largest).all():
+                raise SchemeError("a value is not finite, or beyond float16's 65504, which int8 goes through")
+            # A row of zeros has code 0 throughout; dividing by 1 instead of 0 gives just that.
+            scale = (np.float32(1) / np.where(largest == 0, np.float32(1), largest)) * np.float32(127)
+            codes[piece] = np.rint(half * scale[:, None])
+            absmax[piece] = largest
+        return {"codes": codes.reshape(array.shape), "row_absmax": absmax.reshape(array.shape[:-1])}
+
+    def decode(self, planes: Planes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        scaled = planes["codes"].astype(np.float32)
+        scaled *= planes["row_absmax"][..., None]
+        scaled *= np.float32(1 / 127)
+        return scaled
+
+    def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
+        return bad_scales(planes, "row_absmax")

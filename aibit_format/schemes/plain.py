@@ -1,0 +1,56 @@
+"""Plain dtypes: the values themselves, in row-major order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+
+from ..dtypes import DTYPES, from_float32, to_float32
+from ..errors import SchemeError
+from .base import Planes, PlaneSpec, Scheme
+
+
+@dataclass(frozen=True)
+class Plain(Scheme):
+    """One plane, ``values``: the tensor in its logical dtype, which is the scheme's name."""
+
+    name: str  # type: ignore[misc]  # one class serves every dtype, so here the name belongs to the instance
+    lossy: ClassVar[bool] = False
+
+    @classmethod
+    def build(cls, name: str, parameters: tuple[int, ...]) -> Self:
+        if any(parameters):
+            error = SchemeError(f"scheme {name!r} takes no parameters, found {parameters}")
+            error.code = "AIB-E407"
+            raise error
+        return cls(name)
+
+    @property
+    def parameters(self) -> tuple[int, ...]:
+        return ()
+
+    def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
+        if dtype != self.name:
+            raise SchemeError(f"scheme {self.name!r} stores {self.name}, not {dtype}")
+        return (PlaneSpec("values", dtype, shape),)
+
+    def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+        if dtype == self.name:
+            values = array
+        elif DTYPES[dtype].is_float and DTYPES[self.name].is_float:
+            values = from_float32(to_float32(array, dtype), self.name)
+        else:
+            raise SchemeError(f"{dtype} values cannot be stored as {self.name}")
+        if DTYPES[dtype].is_float and not np.isfinite(to_float32(array, dtype)).all():
+            raise SchemeError("a value is not finite")
+        return {"values": values}
+
+    def decode(self, planes: Planes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return to_float32(planes["values"], self.name).reshape(shape)
+
+    def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
+        if self.name == "bool" and planes["values"].view(np.uint8).max(initial=0) > 1:
+            yield "values", "a bool is neither 0 nor 1"

@@ -1,0 +1,87 @@
+"""Where a file's bytes come from: one mapping, or a bytes object.
+
+Everything above reads through ``read_at``, so that the verdict on a file does not depend on how it is held.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Protocol
+
+import numpy as np
+
+from .errors import FormatError, Problem
+
+Path = str | os.PathLike[str]
+
+
+class Storage(Protocol):
+    """A file's bytes."""
+
+    path: str | None
+    size: int
+
+    def read_at(self, offset: int, length: int) -> np.ndarray:
+        """u8 [length], read-only; a view where the storage can give one."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise FormatError AIB-E802 if the bytes may no longer be those that were opened."""
+        ...
+
+
+class Mapped:
+    """A file in one read-only ``numpy.memmap``: views cost nothing and keep the mapping alive."""
+
+    path: str | None
+
+    def __init__(self, path: Path) -> None:
+        name = os.fspath(path)
+        self.path = name
+        # Without O_NONBLOCK, opening a FIFO would wait for somebody to write to it.
+        try:
+            descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise FormatError(Problem("AIB-E803", f"cannot be opened: {error.strerror}"), self.path) from error
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FormatError(Problem("AIB-E801", "not a regular file"), self.path)
+            self.size = status.st_size
+            self._identity = _identity(status)
+            self.map = np.memmap(file, np.uint8, "r") if self.size else np.zeros(0, np.uint8)
+
+    def read_at(self, offset: int, length: int) -> np.ndarray:
+        return self.map[offset : offset + length]
+
+    def check_unchanged(self) -> None:
+        # Reading a page of a mapping beyond a file that shrank would end the process with SIGBUS.
+        try:
+            now = _identity(os.stat(self.path or ""))
+        except OSError:
+            return  # removed or renamed: the mapping still holds the file
+        if now[:2] == self._identity[:2] and now != self._identity:
+            what = "file changed after it was opened"
+            raise FormatError(Problem("AIB-E802", what, expected=self._identity[2], found=now[2]), self.path)
+
+
+class InMemory:
+    """A bytes-like object that holds a whole file."""
+
+    path: str | None = None
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self.map = np.frombuffer(data, np.uint8)
+        self.map.flags.writeable = False
+        self.size = len(self.map)
+
+    def read_at(self, offset: int, length: int) -> np.ndarray:
+        return self.map[offset : offset + length]
+
+    def check_unchanged(self) -> None:
+        return None
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,317 @@
+"""The one validator: every rule about the tables of a file, for the reader and the writer alike.
+
+``check`` returns all problems, not only the first (at most ``EACH`` of one kind). It works on whole columns:
+tensors whose records agree in flags, scheme, dtype and shape need the same planes, so a scheme is asked once for
+each such group and the rest is array arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from . import digest, layout
+from .dtypes import BY_CODE, DTYPES
+from .errors import Problem, SchemeError
+from .manifest import FileInfo
+from .names import TENSOR_CHARACTERS, bad_document_name, bad_scheme_name, bad_tensor_name
+from .placement import Placement, place
+from .schemes import make
+
+EACH = 100  # problems reported of one kind
+
+# Metadata keys with a meaning, and their types. Others may be there and may hold anything.
+KNOWN_KEYS: dict[str, type] = {
+    "model.architecture": str,
+    "model.type": str,
+    "model.dtype": str,
+    "model.parameters": int,
+    "source.kind": str,
+    "quantization.error.tensor": np.ndarray,
+    "quantization.error.relative_rms": np.ndarray,
+    "quantization.error.largest": np.ndarray,
+    "quantization.error.signal_to_noise_db": np.ndarray,
+}
+_ERROR_KEYS = [key for key in KNOWN_KEYS if key.startswith("quantization.error.")]
+
+
+def check(info: FileInfo, size: int) -> list[Problem]:
+    """Every problem of a file of ``size`` bytes that says ``info`` of itself; an empty list if there is none."""
+    problems = [*_names(info), *_schemes(info), *_tensor_records(info)]
+    # What follows multiplies shapes and adds lengths: only sound on records that are sound.
+    if not problems:
+        problems = [*_planes(info)]
+    if not problems:
+        problems = [*_places(info, size)]
+    return [*problems, *_metadata(info)]
+
+
+def _some(code: str, what: str, indices: Iterable[int], **columns: Any) -> Iterator[Problem]:
+    """A problem for each index, with the values that the columns (sequences or functions) have there."""
+    for i in list(indices)[:EACH]:
+        values: dict[str, Any] = {
+            name: column(i) if callable(column) else _plain(column[i]) for name, column in columns.items()
+        }
+        yield Problem(code, what, **values)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _names(info: FileInfo) -> Iterator[Problem]:
+    tables = (info.scheme_table, info.document_table, info.tensor_table)
+    offsets = np.concatenate([table["name_offset"] for table in tables]).astype(np.int64)
+    lengths = np.concatenate([table["name_length"] for table in tables]).astype(np.int64)
+    if np.any(lengths == 0) or np.any(lengths > layout.MAX_NAME):
+        at = int(np.flatnonzero((lengths == 0) | (lengths > layout.MAX_NAME))[0])
+        yield Problem("AIB-E211", f"name {at} of the string pool", expected="1 to 255 bytes", found=int(lengths[at]))
+        return
+    expected = np.cumsum(lengths) - lengths
+    if not np.array_equal(offsets, expected) or int(lengths.sum()) != len(info.strings):
+        yield Problem(
+            "AIB-E212", "string pool is not the names of schemes, documents and tensors, in order and without gaps"
+        )
+        return
+    for code, names, bad in (
+        ("AIB-E213", info.scheme_names, bad_scheme_name),
+        ("AIB-E701", info.document_names, bad_document_name),
+    ):
+        for name in names:
+            if reason := bad(name):
+                yield Problem(code, f"{reason}: {name!r}")
+    if info.document_names != sorted(info.document_names):
+        yield Problem("AIB-E703", "documents are not sorted by name")
+    if len({name.lower() for name in info.document_names}) != len(info.document_names):
+        yield Problem("AIB-E703", "two documents have one name, upper and lower case aside")
+    # One pass over the pool finds whether any name is bad; only then is each looked at.
+    first = int(info.tensor_table["name_offset"][0]) if len(info.tensor_table) else len(info.strings)
+    if info.strings[first:].translate(None, TENSOR_CHARACTERS) or b"__" in info.strings[first:]:
+        for name in info.names:
+            if reason := bad_tensor_name(name):
+                yield Problem("AIB-E214", reason, tensor=ascii(name)[1:-1])
+    if len(info.index) != len(info.names):
+        repeated = [i for i, name in enumerate(info.names) if info.index[name] != i]
+        yield from _some("AIB-E414", "name is used twice", repeated, tensor=info.names)
+
+
+def _schemes(info: FileInfo) -> Iterator[Problem]:
+    for at, (name, record) in enumerate(zip(info.scheme_names, info.scheme_table, strict=True)):
+        try:
+            scheme = make(name, int(record["version"]), tuple(record["parameters"].tolist()))
+        except SchemeError as error:
+            yield Problem(error.code, f"scheme table entry {at}: {error}")
+            continue
+        stored = tuple(record["parameters"].tolist())
+        if stored[: len(scheme.parameters)] != scheme.parameters or any(stored[len(scheme.parameters) :]):
+            yield Problem("AIB-E407", f"scheme {name!r}: parameters", expected=scheme.parameters, found=stored)
+    keys = [
+        (name, int(record["version"]), tuple(record["parameters"].tolist()))
+        for name, record in zip(info.scheme_names, info.scheme_table, strict=True)
+    ]
+    if keys != sorted(set(keys)):
+        yield Problem("AIB-E416", "scheme table is not sorted, or repeats an entry")
+    used = np.unique(info.tensor_table["scheme"])
+    if len(used) and used[-1] >= len(keys):
+        beyond = np.flatnonzero(info.tensor_table["scheme"] >= len(keys))
+        yield from _some(
+            "AIB-E416", f"scheme index, with {len(keys)} schemes", beyond, tensor=info.names,
+            found=info.tensor_table["scheme"],
+        )  # fmt: skip
+    elif len(used) != len(keys):
+        yield Problem("AIB-E416", "a scheme of the table is used by no tensor")
+
+
+def _tensor_records(info: FileInfo) -> Iterator[Problem]:
+    table, names = info.tensor_table, info.names
+    bad = np.flatnonzero(table["rank"] > layout.MAX_RANK)
+    yield from _some("AIB-E402", "rank", bad, tensor=names, expected=lambda _: "at most 8", found=table["rank"])
+    beyond = np.arange(layout.MAX_RANK) >= table["rank"][:, None]
+    bad = np.flatnonzero((table["shape"] * beyond).any(axis=1))
+    yield from _some("AIB-E402", "a dimension beyond the rank is not zero", bad, tensor=names)
+    bad = np.flatnonzero(~np.isin(table["dtype"], list(BY_CODE)))
+    yield from _some("AIB-E404", "unknown dtype code", bad, tensor=names, found=table["dtype"])
+    bad = np.flatnonzero(table["flags"] & ~np.uint16(layout.TENSOR_FLAGS))
+    yield from _some("AIB-E415", "unknown flags", bad, tensor=names, found=table["flags"])
+    for field in ("reserved", "reserved2"):
+        if table[field].tobytes().strip(b"\0"):
+            yield Problem("AIB-E415", f"tensor table: {field} is not zero")
+    if info.plane_table["reserved"].tobytes().strip(b"\0"):
+        yield Problem("AIB-E415", "plane table: reserved is not zero")
+    if info.document_table["reserved"].tobytes().strip(b"\0"):
+        yield Problem("AIB-E415", "document table: reserved is not zero")
+    yield from _aliases(info)
+
+
+def _aliases(info: FileInfo) -> Iterator[Problem]:
+    table, names = info.tensor_table, info.names
+    is_alias = (table["flags"] & layout.TENSOR_ALIAS).astype(bool)
+    at = np.flatnonzero(is_alias)
+    targets = table["target"][at]
+    bad = at[targets >= at]
+    yield from _some("AIB-E411", "alias of no earlier tensor", bad, tensor=names, found=table["target"])
+    at, targets = at[targets < at], targets[targets < at]
+    yield from _some("AIB-E411", "alias of an alias", at[is_alias[targets]], tensor=names)
+    for field in ("scheme", "dtype", "rank", "shape"):
+        differs = table[field][at] != table[field][targets]
+        differs = differs.any(axis=1) if differs.ndim > 1 else differs
+        yield from _some("AIB-E411", f"alias differs from its target in {field}", at[differs], tensor=names)
+    transposed = (table["flags"][at] ^ table["flags"][targets]) & layout.TENSOR_TRANSPOSED
+    yield from _some("AIB-E411", "alias differs from its target in flags", at[transposed > 0], tensor=names)
+    bad = np.flatnonzero(~is_alias & (table["target"] != 0))
+    yield from _some("AIB-E411", "has a target and is no alias", bad, tensor=names, found=table["target"])
+
+
+def _planes(info: FileInfo) -> Iterator[Problem]:
+    tensors, planes, names = info.tensor_table, info.plane_table, info.names
+    group, firsts = _groups(tensors)
+    wanted = []
+    for i in firsts.tolist():
+        specs, problem = _specs(info, i)
+        if problem:
+            yield problem
+        wanted.append(specs)
+    width = max(map(len, wanted), default=0)
+    counts = np.array([len(specs) for specs in wanted], np.int64)[group]
+    if len(tensors) and not np.array_equal(counts, tensors["plane_count"]):
+        bad = np.flatnonzero(counts != tensors["plane_count"])
+        yield from _some("AIB-E401", "number of planes", bad, tensor=names, expected=counts,
+                         found=tensors["plane_count"])  # fmt: skip
+    if counts.sum() != len(planes):
+        yield Problem("AIB-E401", "planes in the table", expected=int(counts.sum()), found=len(planes))
+        return
+    first = np.where(counts > 0, np.cumsum(counts) - counts, 0)
+    is_alias = (tensors["flags"] & layout.TENSOR_ALIAS).astype(bool)
+    first[is_alias] = 0
+    bad = np.flatnonzero(first != tensors["first_plane"])
+    yield from _some("AIB-E401", "first plane", bad, tensor=names, expected=first, found=tensors["first_plane"])
+
+    table = np.zeros((len(wanted), width, 3), np.uint64)
+    for g, specs in enumerate(wanted):
+        for k, spec in enumerate(specs):
+            table[g, k] = layout.ROLES[spec.role], DTYPES[spec.dtype].code, spec.nbytes
+    chosen = np.arange(width) < counts[:, None]
+    roles, dtypes, lengths = table[group][chosen].T if len(planes) else np.zeros((3, 0), np.uint64)
+    owner = np.repeat(np.arange(len(tensors)), counts)
+
+    def tensor(i: int) -> str:
+        return names[owner[i]]
+
+    def role(i: int) -> str:
+        return layout.ROLE_NAMES.get(int(planes["role"][i]), str(planes["role"][i]))
+
+    for column, expected, code in (
+        ("tensor", owner, "AIB-E412"),
+        ("role", roles, "AIB-E412"),
+        ("dtype", dtypes, "AIB-E412"),
+        ("length", lengths, "AIB-E405"),
+    ):
+        bad = np.flatnonzero(planes[column] != expected)
+        yield from _some(code, f"plane {column}", bad, tensor=tensor, plane=role, expected=expected,
+                         found=planes[column])  # fmt: skip
+
+
+def _groups(tensors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tensors by what their planes follow from: the group of each, and the first tensor of each group."""
+    start = tensors.dtype.fields["flags"][1]  # type: ignore[index]
+    raw = np.frombuffer(tensors.tobytes(), np.uint8).reshape(len(tensors), tensors.dtype.itemsize)
+    words = np.ascontiguousarray(raw[:, start:]).view(np.uint64)
+    # Sorting one mixed word each is far cheaper than sorting whole records; a clash sends us to the slow way.
+    odd = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
+    _, firsts, group = np.unique(words @ odd, return_index=True, return_inverse=True)
+    if not np.array_equal(words, words[firsts[group]]):
+        _, firsts, group = np.unique(words, axis=0, return_index=True, return_inverse=True)
+    return group.reshape(-1), firsts
+
+
+def _specs(info: FileInfo, i: int) -> tuple[tuple[Any, ...], Problem | None]:
+    """The planes that tensor ``i`` must have, or why it cannot have any."""
+    record = info.tensor_table[i]
+    shape = tuple(record["shape"][: record["rank"]].tolist())
+    name = info.names[i]
+    try:
+        specs = info.schemes[record["scheme"]].planes(shape, BY_CODE[int(record["dtype"])].name)
+    except SchemeError as error:
+        return (), Problem("AIB-E413", str(error), tensor=name)
+    for spec in specs:
+        # Python integers: no shape can make this wrap. A dimension must also be small where another is 0.
+        if spec.nbytes > layout.MAX_SIZE or max(shape, default=0) > layout.MAX_SIZE:
+            return (), Problem("AIB-E403", f"shape {shape} is larger than any file", tensor=name, plane=spec.role)
+    return (() if record["flags"] & layout.TENSOR_ALIAS else specs), None
+
+
+def _places(info: FileInfo, size: int) -> Iterator[Problem]:
+    documents, planes = info.document_table, info.plane_table
+    bad = np.flatnonzero(documents["length"] > layout.MAX_DOCUMENT)
+    yield from _some(
+        "AIB-E702", "document size", bad, expected=lambda _: f"at most {layout.MAX_DOCUMENT}", found=documents["length"]
+    )
+    if len(bad):
+        return
+    # In floating point first: a sum of 64-bit lengths may wrap, this one cannot.
+    if planes["length"].astype(np.float64).sum() > size * 1.001 + 1:
+        yield Problem("AIB-E408", "planes are larger than the file", expected=f"at most {size}",
+                      found=sum(planes["length"].tolist()))  # fmt: skip
+        return
+    placed = locate(info)
+    bad = np.flatnonzero(documents["offset"] != placed.document_offsets)
+    yield from _some("AIB-E704", "document offset", bad, expected=placed.document_offsets, found=documents["offset"])
+    yield from _plane_places(info, placed, size)
+    if placed.data_end != size:
+        yield Problem("AIB-E108", "file size", expected=placed.data_end, found=size)
+    if info.file_size != size:
+        yield Problem("AIB-E108", "file size in the header", offset=16, expected=size, found=info.file_size)
+    leaves = digest.leaf_count(placed.documents_end - placed.documents_start)
+    leaves += digest.leaf_count(placed.data_end - placed.data_start)
+    if len(info.leaves) != leaves:
+        yield Problem("AIB-E601", "number of leaves", expected=leaves, found=len(info.leaves))
+
+
+def _plane_places(info: FileInfo, placed: Placement, size: int) -> Iterator[Problem]:
+    planes = info.plane_table
+    bad = np.flatnonzero(planes["offset"] != placed.plane_offsets)
+    for i in bad.tolist()[:EACH]:
+        offset, length = int(planes["offset"][i]), int(planes["length"][i])
+        alignment = info.alignment if length >= info.alignment else layout.ALIGNMENT
+        if offset < placed.data_start or offset > size - length:
+            code, what = "AIB-E408", "plane outside the data region"
+        elif offset % alignment:
+            code, what = "AIB-E409", f"plane is not aligned to {alignment}"
+        else:
+            code, what = "AIB-E410", "plane overlaps another, leaves a hole or is out of order"
+        yield Problem(
+            code, what, info.names[planes["tensor"][i]], layout.ROLE_NAMES[int(planes["role"][i])], offset,
+            int(placed.plane_offsets[i]), offset,
+        )  # fmt: skip
+
+
+def locate(info: FileInfo) -> Placement:
+    """Where the sizes that ``info`` states put everything."""
+    return place(info.front_matter_length, info.document_table["length"], info.plane_table["length"], info.alignment)
+
+
+def _metadata(info: FileInfo) -> Iterator[Problem]:
+    values = info.metadata
+    for key, kind in KNOWN_KEYS.items():
+        if key in values and not isinstance(values[key], kind):
+            yield Problem("AIB-E309", f"metadata key {key!r}: type", expected=kind.__name__,
+                          found=type(values[key]).__name__)  # fmt: skip
+            return
+    if "model.architecture" in values and "config.json" not in info.document_names:
+        yield Problem("AIB-E310", "model.architecture is set and there is no document config.json")
+    if "model.parameters" in values:
+        table = info.tensor_table[(info.tensor_table["flags"] & layout.TENSOR_ALIAS) == 0]
+        within = np.arange(layout.MAX_RANK) < table["rank"][:, None]
+        total = sum(np.prod(table["shape"], axis=1, where=within, dtype=np.uint64).tolist())
+        if values["model.parameters"] != total:
+            yield Problem("AIB-E310", "metadata key 'model.parameters'", expected=int(total),
+                          found=values["model.parameters"])  # fmt: skip
+    present = [key for key in _ERROR_KEYS if key in values]
+    if present and (present != _ERROR_KEYS or len({len(values[key]) for key in present}) != 1):
+        yield Problem("AIB-E310", "quantization.error.* must be there together, with equal lengths", found=present)
+    elif present:
+        tensors = values[_ERROR_KEYS[0]]
+        if len(tensors) and (tensors.min() < 0 or tensors.max() >= len(info.tensor_table)):
+            yield Problem("AIB-E310", "quantization.error.tensor names no tensor", found=int(tensors.max()))
