@@ -10,7 +10,7 @@ The layers, lowest first; each imports only from those before it:
     reader, writer             views of a mapping; plan, check, stream, rename
     sources/                   one file a foreign format
     skeleton, engine           what a model's modules say of its tensors; encoding at speed
-    recipe, convert            which tensor gets which scheme; doing it
+    recipe, conversion         which tensor gets which scheme; doing it
     torch/                     tensors, bitsandbytes modules, models
     cli/                       one file a verb
 
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .convert import Report, convert
+    from .conversion import Report, convert
     from .errors import AibitError, FormatError
     from .reader import File, open
     from .torch.model import load, load_model
@@ -35,8 +35,8 @@ _WHERE = {
     "AibitError": "errors",
     "File": "reader",
     "FormatError": "errors",
-    "Report": "convert",
-    "convert": "convert",
+    "Report": "conversion",
+    "convert": "conversion",
     "load": "torch.model",
     "load_model": "torch.model",
     "load_tokenizer": "torch.tokenizer",

@@ -1,0 +1,162 @@
+"""From ``config.json`` to a transformers configuration and class, without letting the file choose what runs.
+
+Only keys that the configuration class itself knows are handed to it, the class comes from transformers' own tables,
+and the dtype from a closed list. transformers is imported when a function here is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .documents import FORBIDDEN_KEYS
+from .errors import LoadError, MissingPackageError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+# Names in config.json, in torch, and here. No other dtype is accepted.
+CONFIG_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
+DEFAULT_DTYPE = "float32"  # what transformers takes when a config has none
+
+# Keys that configuration classes take without declaring them: older names, and generation defaults they set aside.
+_COMMON = frozenset({
+    "torch_dtype", "num_labels", "tie_word_embeddings", "tie_encoder_decoder", "is_decoder", "add_cross_attention",
+    "rope_theta", "rope_scaling", "rope_type", "partial_rotary_factor", "rope_local_base_freq", "pruned_heads",
+    "finetuning_task", "task_specific_params", "prefix", "tokenizer_class", "decoder_start_token_id",
+    "forced_bos_token_id", "forced_eos_token_id", "sep_token_id", "pad_token_id", "bos_token_id", "eos_token_id",
+    "position_embedding_type", "layer_types", "sliding_window", "use_sliding_window", "max_window_layers",
+})  # fmt: skip
+
+
+def dtype_name(config: Mapping[str, Any]) -> str:
+    """The model's dtype as ``config.json`` names it: ``"bfloat16"``.
+
+    Raises:
+        LoadError: it is none of float32, float16, bfloat16, float64.
+    """
+    inner = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else {}
+    name = config.get("dtype") or config.get("torch_dtype") or inner.get("dtype") or DEFAULT_DTYPE  # type: ignore[union-attr]
+    if not isinstance(name, str) or name.removeprefix("torch.") not in CONFIG_DTYPES:
+        raise LoadError(f"config.json: dtype {name!r}, expected one of {', '.join(CONFIG_DTYPES)}")
+    return name.removeprefix("torch.")
+
+
+def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """The transformers configuration, from the allowed keys of a parsed ``config.json``.
+
+    Raises:
+        LoadError: the model type is unknown to the installed transformers, or a value is refused by it.
+        MissingPackageError: transformers is not installed.
+    """
+    try:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    except ImportError as error:
+        raise MissingPackageError("this needs transformers: pip install 'aibit-format[hf]'") from error
+    model_type = config.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise LoadError(f"config.json: model type {model_type!r} is unknown to the installed transformers")
+    family = CONFIG_MAPPING[model_type]
+    values, _ = allowed(config, family)
+    values["dtype"] = dtype_name(config)
+    values.pop("torch_dtype", None)
+    try:
+        return family.from_dict(values)
+    except Exception as error:  # validators of many kinds run inside
+        raise LoadError(f"config.json: refused by {family.__name__}: {error}") from error
+
+
+def allowed(config: Mapping[str, Any], family: type[PreTrainedConfig]) -> tuple[dict[str, Any], list[str]]:
+    """The keys of ``config`` that ``family`` knows, in its sub-configurations too, and the names of the others."""
+    known = _known_keys(family)
+    kept: dict[str, Any] = {}
+    dropped: list[str] = []
+    for key, value in config.items():
+        if key not in known or key.startswith("_") or key in FORBIDDEN_KEYS:
+            dropped.append(key)
+        elif key in family.sub_configs and isinstance(value, Mapping):
+            inner = _sub_family(family.sub_configs[key], value)
+            kept[key], lost = allowed(value, inner)
+            dropped += [f"{key}.{name}" for name in lost]
+        else:
+            kept[key] = value
+    return kept, dropped
+
+
+def _known_keys(family: type[PreTrainedConfig]) -> frozenset[str]:
+    from dataclasses import fields, is_dataclass
+
+    keys = {"model_type", *_COMMON, *family.attribute_map, *family.sub_configs}
+    if is_dataclass(family):
+        keys |= {field.name for field in fields(family)}
+    try:
+        keys |= {key for key in vars(family()) if not key.startswith("_")}
+    except Exception:  # noqa: BLE001, S110 - a class that cannot be built without arguments: its fields must do
+        pass
+    return frozenset(keys)
+
+
+def _sub_family(family: Any, value: Mapping[str, Any]) -> type[PreTrainedConfig]:
+    """A sub-configuration's class; where the parent says only "some configuration", its model type decides."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+
+    if family is not AutoConfig:
+        return family
+    if value.get("model_type") not in CONFIG_MAPPING:
+        raise LoadError(f"config.json: sub-model type {value.get('model_type')!r} is unknown to transformers")
+    return CONFIG_MAPPING[value["model_type"]]
+
+
+def model_class(config: PreTrainedConfig, architecture: str) -> type[PreTrainedModel]:
+    """The class called ``architecture``, if transformers' tables list it for this configuration.
+
+    Raises:
+        LoadError: they do not.
+    """
+    from transformers.models.auto import modeling_auto
+
+    tables = {name: table for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")}
+    for name, table in tables.items():
+        entry = table.get(config.model_type)
+        if architecture not in (entry if isinstance(entry, (tuple, list)) else (entry,)):
+            continue
+        classes = vars(modeling_auto)[name.removesuffix("_NAMES")][type(config)]
+        for found in classes if isinstance(classes, (tuple, list)) else (classes,):
+            if found.__name__ == architecture:
+                return found
+    raise LoadError(f"architecture {architecture!r} is not one of transformers' for model type {config.model_type!r}")
+
+
+def empty_model(config: PreTrainedConfig, architecture: str) -> PreTrainedModel:
+    """The model with every parameter on the meta device and every buffer real, nothing initialized, nothing tied."""
+    import torch
+
+    family = model_class(config, architecture)
+    with _parameters_on_meta(), torch.no_grad():
+        return family._from_config(config, dtype=config.dtype)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters registered inside go to the meta device; no initializer runs.
+
+    Buffers stay real: what they hold (rotary frequencies, position ids) is computed by constructors, not loaded.
+    """
+    import torch
+    from transformers.initialization import no_init_weights
+
+    register = torch.nn.Module.register_parameter
+
+    def register_on_meta(self: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(self, name, parameter)
+
+    torch.nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        with no_init_weights():
+            yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -1,0 +1,56 @@
+"""numpy arrays and torch tensors over the same memory. torch is imported when a function here is called."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .dtypes import DTYPES
+
+if TYPE_CHECKING:
+    import torch
+
+
+@cache
+def torch_dtypes() -> dict[str, torch.dtype]:
+    """This package's dtype names and torch's dtypes."""
+    import torch
+
+    return {
+        "bool": torch.bool, "u8": torch.uint8, "i8": torch.int8, "u16": torch.uint16, "i16": torch.int16,
+        "u32": torch.uint32, "i32": torch.int32, "u64": torch.uint64, "i64": torch.int64,
+        "f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64,
+        "f8_e4m3": torch.float8_e4m3fn, "f8_e5m2": torch.float8_e5m2, "f8_e8m0": torch.float8_e8m0fnu,
+    }  # fmt: skip
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """This package's name of a torch dtype.
+
+    Raises:
+        KeyError: the format has no such dtype.
+    """
+    return {value: name for name, value in torch_dtypes().items()}[dtype]
+
+
+def to_torch(array: np.ndarray, dtype: str) -> torch.Tensor:
+    """The tensor over the memory of ``array``, whose elements are ``dtype`` in its storage type.
+
+    A read-only array gives a tensor that must not be written to: its pages are those of the file.
+    """
+    import torch
+
+    # DLPack, unlike torch.from_numpy, takes read-only arrays without a warning; it knows plain bytes for sure.
+    flat = torch.from_dlpack(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return flat.view(torch_dtypes()[dtype]).view(array.shape)
+
+
+def to_numpy(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
+    """The array over the memory of a CPU tensor, and the name of its dtype."""
+    import torch
+
+    name = dtype_name(tensor.dtype)
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    return flat.view(DTYPES[name].numpy).reshape(tuple(tensor.shape)), name

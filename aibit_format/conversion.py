@@ -1,0 +1,235 @@
+"""Converting: a source in, one ``.aibit`` file out, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from . import digest, documents, recipe, writer
+from ._version import __version__
+from .engine import EncodingError, encode
+from .errors import AibitError, SchemeError, SourceError
+from .metadata import Value
+from .recipe import Plan, Planned, Recipe
+from .schemes import make
+from .skeleton import skeleton
+from .sources import Source, open_source
+from .storage import Path
+
+# Bytes of the source done and in all, and the tensor that is being worked on.
+Progress = Callable[[int, int, str], None]
+
+_LIBRARIES = ("numpy", "torch", "transformers")  # those whose version can change a byte of the output
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReport:
+    """What became of one tensor. ``error`` is ``None`` where it was stored exactly."""
+
+    name: str
+    shape: tuple[int, ...]
+    scheme: str
+    original_bytes: int
+    quantized_bytes: int
+    error: EncodingError | None
+    alias_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a conversion did."""
+
+    path: str
+    tensors: tuple[TensorReport, ...]
+    original_bytes: int  # of the weights in the source
+    quantized_bytes: int  # of all planes in the file
+    file_bytes: int
+    seconds: float
+    root: str
+    unused: tuple[str, ...]
+    dropped_keys: tuple[str, ...]
+
+    @property
+    def compression_ratio(self) -> float:
+        """Original over quantized bytes of the weights."""
+        return self.original_bytes / self.quantized_bytes if self.quantized_bytes else 1.0
+
+    @property
+    def memory_saved_bytes(self) -> int:
+        """Bytes of weights that need not be held any more."""
+        return self.original_bytes - self.quantized_bytes
+
+
+def make_plan(
+    source: Path | Source,
+    scheme: str = "int8",
+    tensors: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+    architecture: str | None = None,
+) -> Plan:
+    """What ``convert`` would do with the same arguments; reads headers and ``config.json`` only."""
+    opened = open_source(source) if isinstance(source, (str, os.PathLike)) else source
+    wanted = Recipe.of(scheme, tensors)
+    if "config.json" not in opened.documents:
+        raise SourceError(f"{opened.path}: no config.json")
+    config = documents.parse_json("config.json", opened.documents["config.json"])
+    return recipe.plan(opened, skeleton(config, architecture), wanted)
+
+
+def convert(
+    source: Path | Source,
+    path: Path,
+    scheme: str = "int8",
+    tensors: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+    *,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+    architecture: str | None = None,
+    jobs: int | None = None,
+) -> Report:
+    """Convert ``source`` to the ``.aibit`` file ``path``.
+
+    Args:
+        source: a Hugging Face directory, or an open ``Source``.
+        scheme: of the Linear weights.
+        tensors: regular expression -> scheme for the names it is found in; the last that matches wins.
+        overwrite: replace ``path`` if it exists.
+        on_progress: called with bytes done, bytes in all, and the tensor's name.
+        architecture: of transformers, when the config names none.
+        jobs: threads; as many as there are cores by default. The bytes do not depend on it.
+
+    Raises:
+        SourceError, RecipeError, SchemeError, WriteError, LoadError: each names the file and the tensor. No file is
+            left behind.
+    """
+    return run(make_plan(source, scheme, tensors, architecture), path, overwrite, on_progress, jobs)
+
+
+def run(
+    plan: Plan, path: Path, overwrite: bool = False, on_progress: Progress | None = None, jobs: int | None = None
+) -> Report:
+    """Do what ``plan`` says."""
+    started = time.perf_counter()
+    jobs = jobs or os.cpu_count() or 1
+    texts, dropped = _documents(plan)
+    inexact = [i for i, planned in enumerate(plan.tensors) if planned.inexact and planned.tensor.alias_of is None]
+    figures = np.zeros((3, len(inexact)))
+    metadata = _metadata(plan, dropped, inexact, figures, [" " * 32] * len(plan.source.files))
+    info = writer.plan([p.tensor for p in plan.tensors], metadata, {name: len(text) for name, text in texts.items()})
+    reports: list[TensorReport] = []
+    done, total = 0, plan.original_bytes
+    with (
+        ThreadPoolExecutor(1) as reading,
+        _threads(jobs),
+        writer.Writer(path, info, overwrite=overwrite, jobs=max(1, jobs - 1)) as out,
+    ):
+        # Taking the source's digests reads each file from end to end, a little ahead of the encoder.
+        digests = [reading.submit(digest.file_digest, file.path) for file in plan.source.files]
+        try:
+            for name, text in texts.items():
+                out.write_document(name, text)
+            for i, planned in enumerate(plan.tensors):
+                error = _write(out, planned, plan.source.path)
+                if error is not None:
+                    figures[:, inexact.index(i)] = error.relative_rms, error.largest, error.signal_to_noise_db
+                reports.append(_report(planned, error))
+                done += planned.source_bytes
+                if on_progress is not None:
+                    on_progress(done, total, planned.tensor.name)
+            found = [future.result() for future in digests]
+        finally:
+            reading.shutdown(cancel_futures=True)
+        written = out.commit(_metadata(plan, dropped, inexact, figures, found))
+    front = written.front_matter()
+    return Report(
+        os.fspath(path), tuple(reports), plan.original_bytes, plan.stored_bytes, written.file_size,
+        time.perf_counter() - started, written.header(front)[-16:].hex(), plan.unused, tuple(dropped),
+    )  # fmt: skip
+
+
+def _write(out: writer.Writer, planned: Planned, path: str) -> EncodingError | None:
+    """Read, round, encode and queue one tensor."""
+    if planned.read is None:
+        return None
+    tensor = planned.tensor
+    try:
+        values, dtype = planned.read(), planned.source_dtype
+        if tensor.scheme.lossy and dtype != planned.slot_dtype:
+            # transformers rounds to the model's dtype before it quantizes; so do we, to get its codes.
+            values, dtype = encode(make(planned.slot_dtype), values, dtype, measure=False).planes["values"], planned.slot_dtype
+        encoded = encode(tensor.scheme, values.T if tensor.transposed else values, dtype)
+        out.write(tensor.name, encoded.planes)
+    except SchemeError as error:
+        raise SchemeError(f"{path}: tensor {tensor.name!r} (from {', '.join(planned.sources[:2])}): {error}") from error
+    return encoded.error
+
+
+def _documents(plan: Plan) -> tuple[dict[str, bytes], list[str]]:
+    """The documents that go into the file, and the keys that had to stay out of them."""
+    texts, dropped = {}, []
+    for name, data in plan.source.documents.items():
+        try:
+            texts[name], keys = documents.clean(name, data)
+            documents.check(name, texts[name])
+        except AibitError as error:
+            raise SourceError(f"{plan.source.path}: {error}") from error
+        dropped += keys
+    return texts, dropped
+
+
+def _metadata(
+    plan: Plan, dropped: list[str], inexact: list[int], figures: np.ndarray, digests: list[str]
+) -> dict[str, Value]:
+    files = plan.source.files
+    values: dict[str, Any] = {
+        "model.architecture": plan.skeleton.architecture,
+        "model.type": plan.skeleton.model_type,
+        "model.dtype": plan.skeleton.dtype,
+        "model.parameters": plan.parameters,
+        "source.kind": plan.source.kind,
+        "source.files": [file.name for file in files],
+        "source.sizes": [file.size for file in files],
+        "source.xxh3_128": digests,
+        "tool.name": "aibit",
+        "tool.version": __version__,
+        "tool.libraries": [f"{name} {version(name)}" for name in _LIBRARIES],
+        "quantization.recipe": plan.recipe.lines(),
+        "quantization.error.tensor": np.array(inexact, np.int64),
+        "quantization.error.relative_rms": figures[0],
+        "quantization.error.largest": figures[1],
+        "quantization.error.signal_to_noise_db": figures[2],
+    }
+    if dropped:
+        values["config.dropped_keys"] = dropped
+    return values
+
+
+def _report(planned: Planned, error: EncodingError | None) -> TensorReport:
+    tensor = planned.tensor
+    return TensorReport(
+        tensor.name, tensor.shape, tensor.scheme.name, planned.source_bytes, planned.stored_bytes, error, tensor.alias_of
+    )
+
+
+class _threads:  # noqa: N801 - a context manager that reads as a verb phrase
+    """torch's threads for the time of a conversion."""
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
+
+    def __enter__(self) -> None:
+        import torch
+
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(self._jobs)
+
+    def __exit__(self, *_: object) -> None:
+        import torch
+
+        torch.set_num_threads(self._before)

@@ -1,0 +1,136 @@
+"""What documents a model file carries, and what their contents may be.
+
+A document is data. Keys that make a library fetch or run code have no place in it: a reader refuses them, so a
+converter leaves them out and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from .errors import FormatError, Problem
+
+# Files of a Hugging Face directory that belong to the model, by name relative to it.
+WANTED = re.compile(
+    r"""
+    config\.json | generation_config\.json
+    | tokenizer\.json | tokenizer_config\.json | special_tokens_map\.json | added_tokens\.json
+    | vocab\.(json|txt) | merges\.txt | [A-Za-z0-9_.-]*\.(model|tiktoken) | tekken\.json
+    | chat_template\.(jinja|json) | additional_chat_templates/[A-Za-z0-9_-]+\.jinja
+    | (preprocessor|processor|image_processor|video_preprocessor)_config\.json
+    | modules\.json | sentence_bert_config\.json | config_sentence_transformers\.json | [0-9]_[A-Za-z]+/config\.json
+    | (LICEN[CS]E|NOTICE|COPYING)[A-Za-z0-9_.-]* | README\.md
+    """,
+    re.VERBOSE,
+)
+
+# Keys that fetch or run code in transformers, at any depth of any JSON document.
+FORBIDDEN_KEYS = frozenset({
+    "auto_map", "trust_remote_code", "custom_pipelines", "custom_generate", "code_revision",
+    "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
+    "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
+    "use_kernels", "kernel_config",
+})  # fmt: skip
+# The scheme of each tensor says how it is stored; a second statement could only contradict it.
+_FORBIDDEN_IN_CONFIG = FORBIDDEN_KEYS | {"quantization_config"}
+# Not dangerous, but the path of somebody's disk.
+_LEFT_OUT = frozenset({"_name_or_path", "name_or_path"})
+
+MAX_DEPTH = 64
+
+
+def parse_json(name: str, data: bytes | memoryview) -> Any:
+    """The value of a JSON document.
+
+    Raises:
+        FormatError: AIB-E705: not UTF-8, not JSON, a repeated key, nesting deeper than 64.
+    """
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(items)
+        if len(value) != len(items):
+            keys = [key for key, _ in items]
+            repeated = next(key for key in keys if keys.count(key) > 1)
+            raise _bad("AIB-E705", name, f"key {repeated!r} is repeated")
+        return value
+
+    try:
+        value = json.loads(bytes(data).decode("utf-8"), object_pairs_hook=pairs)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise _bad("AIB-E705", name, f"not JSON: {error}") from error
+    if _depth(value) > MAX_DEPTH:
+        raise _bad("AIB-E705", name, "nested too deeply")
+    return value
+
+
+def check(name: str, data: bytes | memoryview) -> Any:
+    """Check one document as a reader must before anything else sees it; returns the value of a JSON one.
+
+    Raises:
+        FormatError: AIB-E705, or AIB-E706 for a key that fetches or runs code.
+    """
+    if not name.endswith(".json"):
+        return None
+    value = parse_json(name, data)
+    forbidden = _FORBIDDEN_IN_CONFIG if name == "config.json" else FORBIDDEN_KEYS
+    if (path := _find(value, forbidden)) and _can_act(name):
+        raise _bad("AIB-E706", name, f"key {path!r} fetches or runs code, or contradicts the schemes")
+    return value
+
+
+def clean(name: str, data: bytes) -> tuple[bytes, list[str]]:
+    """The document without keys a reader refuses, and those keys; the very same bytes if there is none."""
+    if not name.endswith(".json") or not _can_act(name):
+        return data, []
+    value = parse_json(name, data)
+    dropped: list[str] = []
+    forbidden = _FORBIDDEN_IN_CONFIG if name == "config.json" else FORBIDDEN_KEYS
+    value = _without(value, forbidden | _LEFT_OUT, "", dropped)
+    if not dropped:
+        return data, []
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), [f"{name}:{key}" for key in dropped]
+
+
+def _can_act(name: str) -> bool:
+    """Vocabularies are tables of arbitrary strings: a token may be called anything."""
+    return name.rsplit("/", 1)[-1] not in ("tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json")
+
+
+def _find(value: Any, keys: frozenset[str], path: str = "") -> str | None:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        here = f"{path}.{key}" if path else str(key)
+        if key in keys and inner is not None:
+            return here
+        if found := _find(inner, keys, here):
+            return found
+    return None
+
+
+def _without(value: Any, keys: frozenset[str], path: str, dropped: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_without(inner, keys, f"{path}.{i}", dropped) for i, inner in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for key, inner in value.items():
+        here = f"{path}.{key}" if path else key
+        if key in keys:
+            dropped.append(here)
+        else:
+            kept[key] = _without(inner, keys, here, dropped)
+    return kept
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [i for v in level for i in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
+    return depth
+
+
+def _bad(code: str, name: str, what: str) -> FormatError:
+    return FormatError(Problem(code, f"document {name!r}: {what}"))

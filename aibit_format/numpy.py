@@ -1,0 +1,79 @@
+"""numpy's side of an ``.aibit`` file, with safetensors' names: ``safe_open``, ``load_file``, ``save_file``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from . import writer
+from .dtypes import DTYPES
+from .errors import SchemeError
+from .reader import File
+from .schemes import make
+from .schemes.plain import Plain
+from .storage import Path
+
+__all__ = ["load_file", "safe_open", "save_file"]
+
+
+class SafeOpen:
+    """What both sides share: names, metadata, and a context that closes the file."""
+
+    def __init__(self, filename: Path, framework: str) -> None:
+        self._file = File(filename)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._file.close()
+
+    def keys(self) -> list[str]:
+        """Names of the tensors, in file order."""
+        return self._file.keys()
+
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's metadata."""
+        return self._file.metadata
+
+
+class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
+    """An ``.aibit`` file with safetensors' methods; ``get_tensor`` gives arrays."""
+
+    def __init__(self, filename: Path, framework: Literal["np", "numpy"] = "np") -> None:
+        super().__init__(filename, framework)
+
+    def get_tensor(self, name: str) -> np.ndarray:
+        """A view of a plain tensor that numpy has a type for; the float32 values of any other."""
+        return _array(self._file, name)
+
+
+def load_file(filename: Path) -> dict[str, np.ndarray]:
+    """Every tensor of the file, as ``safe_open.get_tensor`` gives it."""
+    file = File(filename)
+    return {name: _array(file, name) for name in file}
+
+
+def save_file(tensors: Mapping[str, np.ndarray], filename: Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write arrays as they are, in the plain scheme of their dtype. An existing file is replaced.
+
+    Raises:
+        SchemeError: an array of a dtype the format has not.
+    """
+    names = {dtype.numpy: name for name, dtype in DTYPES.items() if name != "bf16" and not name.startswith("f8_")}
+    planned = {}
+    for name, array in tensors.items():
+        if array.dtype not in names:
+            raise SchemeError(f"tensor {name!r}: the format has no {array.dtype}")
+        dtype = names[array.dtype]
+        planned[writer.Tensor(name, array.shape, dtype, make(dtype))] = {"values": array}
+    writer.write(filename, planned, metadata, overwrite=True)
+
+
+def _array(file: File, name: str) -> np.ndarray:
+    info = file.info(name)
+    exact = isinstance(info.scheme, Plain) and info.dtype != "bf16" and not info.dtype.startswith("f8_")
+    return file.planes(name)["values"] if exact else file.dequantize(name)

@@ -1,0 +1,102 @@
+"""One safetensors file: its header checked, its tensors as views of one mapping.
+
+The format is a u64 length, a JSON header of that length, and the bytes; see
+https://github.com/huggingface/safetensors. This reader also refuses duplicate names and holes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from ..dtypes import DTYPES
+from ..errors import SourceError
+from .base import SourceTensor
+
+DTYPE_NAMES = {
+    "BOOL": "bool", "U8": "u8", "I8": "i8", "U16": "u16", "I16": "i16", "U32": "u32", "I32": "i32", "U64": "u64",
+    "I64": "i64", "F16": "f16", "BF16": "bf16", "F32": "f32", "F64": "f64",
+    "F8_E4M3": "f8_e4m3", "F8_E5M2": "f8_e5m2", "F8_E8M0": "f8_e8m0",
+}  # fmt: skip
+_MAX_HEADER = 100_000_000  # the limit of the reference implementation
+
+
+class SafetensorsFile:
+    """Tensors of one file.
+
+    Raises:
+        SourceError: the header is damaged, or says what the file does not hold.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.size = os.path.getsize(path)
+        if self.size < 8:
+            raise SourceError(f"{path}: {self.size} bytes are too few for a safetensors file")
+        self._map = np.memmap(path, np.uint8, "r")
+        header = self._header()
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self.tensors: dict[str, SourceTensor] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+        for name, entry in header.items():
+            self._add(name, entry)
+        self._check_places()
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor's values, a view of the mapping."""
+        start, end = self._places[name]
+        tensor = self.tensors[name]
+        return self._map[start:end].view(DTYPES[tensor.dtype].numpy).reshape(tensor.shape)
+
+    def _header(self) -> dict[str, Any]:
+        length = int(self._map[:8].view("<u8")[0])
+        if length > min(_MAX_HEADER, self.size - 8):
+            raise SourceError(
+                f"{self.path}: header of {length} bytes in a file of {self.size}: truncated, or not safetensors"
+            )
+        self._data = 8 + length
+
+        def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+            if len(dict(items)) != len(items):
+                raise ValueError("a name is used twice")
+            return dict(items)
+
+        try:
+            header = json.loads(self._map[8 : self._data].tobytes(), object_pairs_hook=pairs)
+        except (ValueError, RecursionError) as error:
+            raise SourceError(f"{self.path}: header is not valid JSON: {error}") from error
+        if not isinstance(header, dict):
+            raise SourceError(f"{self.path}: header is not a JSON object")
+        return header
+
+    def _add(self, name: str, entry: Any) -> None:
+        try:
+            shape = tuple(int(n) for n in entry["shape"])
+            dtype = DTYPE_NAMES[entry["dtype"]]
+            start, end = (int(n) for n in entry["data_offsets"])
+        except KeyError as error:
+            raise SourceError(f"{self.path}: tensor {name!r}: unknown dtype or missing field {error}") from error
+        except (TypeError, ValueError) as error:
+            raise SourceError(f"{self.path}: tensor {name!r}: malformed entry") from error
+        wanted = math.prod(shape) * DTYPES[dtype].bits // 8
+        if min(shape, default=0) < 0 or end - start != wanted:
+            raise SourceError(f"{self.path}: tensor {name!r}: {end - start} bytes, {wanted} for {dtype}{list(shape)}")
+        if not 0 <= start <= end <= self.size - self._data:
+            raise SourceError(
+                f"{self.path}: tensor {name!r} ends at {self._data + end}, the file at {self.size}: truncated"
+            )
+        self.tensors[name] = SourceTensor(name, shape, dtype, os.path.basename(self.path))
+        self._places[name] = (self._data + start, self._data + end)
+
+    def _check_places(self) -> None:
+        end = self._data
+        for name, (start, stop) in sorted(self._places.items(), key=lambda item: item[1]):
+            if start != end:
+                raise SourceError(f"{self.path}: tensor {name!r} at {start}: overlap or hole, expected {end}")
+            end = stop
+        if end != self.size:
+            raise SourceError(f"{self.path}: {self.size} bytes, the header accounts for {end}")

@@ -1,0 +1,66 @@
+"""torch's side: tensors over mapped pages, bitsandbytes modules, whole models.
+
+``safe_open``, ``load_file`` and ``save_file`` have safetensors' names and arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from .. import bridge, writer
+from ..errors import MissingPackageError
+from ..numpy import SafeOpen
+from ..reader import File
+from ..schemes import make
+from ..storage import Path
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingPackageError("aibit_format.torch needs torch: pip install 'aibit-format[hf]'") from error
+
+__all__ = ["load_file", "safe_open", "save_file"]
+
+
+class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
+    """An ``.aibit`` file with safetensors' methods; ``get_tensor`` gives torch tensors on ``device``.
+
+    Plain tensors on the CPU are read-only views of the mapping; others are decoded to their logical dtype.
+    """
+
+    def __init__(self, filename: Path, framework: Literal["pt", "torch"] = "pt", device: Any = "cpu") -> None:
+        super().__init__(filename, framework)
+        self._device = torch.device(device)
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        """The tensor ``name``, in its logical shape and dtype."""
+        return _tensor(self._file, name, self._device)
+
+
+def load_file(filename: Path, device: Any = "cpu") -> dict[str, torch.Tensor]:
+    """Every tensor of the file, in logical shape and dtype."""
+    file = File(filename)
+    return {name: _tensor(file, name, torch.device(device)) for name in file}
+
+
+def save_file(tensors: Mapping[str, torch.Tensor], filename: Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write tensors as they are, in the plain scheme of their dtype. An existing file is replaced.
+
+    Raises:
+        WriteError, FormatError: see ``aibit_format.writer``. Metadata keys are namespaced: ``"author.name"``.
+    """
+    arrays = {}
+    for name, tensor in tensors.items():
+        array, dtype = bridge.to_numpy(tensor.cpu())
+        arrays[writer.Tensor(name, array.shape, dtype, make(dtype))] = {"values": array}
+    writer.write(filename, arrays, metadata, overwrite=True)
+
+
+def _tensor(file: File, name: str, device: torch.device) -> torch.Tensor:
+    info = file.info(name)
+    if info.scheme.lossy:
+        values = torch.from_numpy(file.dequantize(name)).to(bridge.torch_dtypes()[info.dtype])
+    else:
+        values = bridge.to_torch(file.planes(name)["values"], info.dtype)
+    return values.to(device)

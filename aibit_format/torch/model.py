@@ -1,0 +1,210 @@
+"""Loading: a transformers model whose parameters are views of the mapped file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import documents
+from ..architecture import build_config, empty_model
+from ..errors import LoadError, MissingPackageError
+from ..manifest import TensorInfo
+from ..reader import File, Level
+from ..schemes.plain import Plain
+from ..skeleton import float32_rule
+from ..storage import Path
+
+try:
+    import torch
+    from torch import nn
+    from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+    from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
+
+    from ..bridge import dtype_name, to_torch, torch_dtypes
+    from .modules import builder_for
+except ImportError as error:
+    raise MissingPackageError(f"loading a model needs {error.name}: pip install 'aibit-format[hf]'") from error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Device = str | int | torch.device
+
+
+def load(
+    path: Path | File, device: Device = "cpu", *, verify: Level = "structure", device_map: Any = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and the tokenizer of an ``.aibit`` file; see ``load_model`` and ``load_tokenizer``."""
+    from .tokenizer import load_tokenizer
+
+    file = path if isinstance(path, File) else File(path, verify)
+    return load_model(file, device, device_map=device_map), load_tokenizer(file)
+
+
+def load_model(
+    path: Path | File, device: Device = "cpu", *, verify: Level = "structure", device_map: Any = None
+) -> PreTrainedModel:
+    """A transformers model in eval mode, its int8 weights in ``bnb.nn.Linear8bitLt``.
+
+    On the CPU no weight is copied: parameters are read-only views of the mapping, shared with every process that
+    maps the file, and must not be written to (``requires_grad`` is off). On another device each plane is copied
+    once. Tensors in a scheme without a Linear module are decoded to the model's dtype.
+
+    Args:
+        path: the file, or an open one.
+        device: one device.
+        verify: how far to check the file first; see ``File``.
+        device_map: accepted when it comes down to one device: ``{"": device}``, or ``"auto"``.
+
+    Raises:
+        FormatError: the file is not valid.
+        LoadError: no model can be built from it: unknown architecture, shapes that contradict the config, tensors
+            missing or too many, several devices.
+    """
+    target = _one_device(device, device_map)
+    file = path if isinstance(path, File) else File(path, verify)
+    config, architecture = _config(file)
+    model = empty_model(build_config(config), architecture)
+    _Assembly(file, model, target).run()
+    _finish(file, model)
+    return model
+
+
+def _one_device(device: Device, device_map: Any) -> torch.device:
+    if device_map is not None:
+        found = set(device_map.values()) if isinstance(device_map, Mapping) else {device_map}
+        if len(found) != 1 or found & {"balanced", "balanced_low_0", "sequential", "disk"}:
+            raise LoadError(f"device_map={device_map!r}: a model is loaded onto one device; name it: device='cuda:0'")
+        only = found.pop()
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if only == "auto" else only
+    try:
+        target = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise LoadError(f"device={device!r}: {error}") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise LoadError(f"device={str(device)!r}: this torch ({torch.__version__}) sees no CUDA device")
+    if target.type == "meta":
+        raise LoadError("device='meta': nothing would be loaded")
+    return target
+
+
+def _config(file: File) -> tuple[dict[str, Any], str]:
+    """The parsed config and the name of the architecture, checked before transformers sees either."""
+    if "config.json" not in file.documents or "model.architecture" not in file.metadata:
+        raise LoadError(f"{file.path}: holds tensors but no model (no config.json or no model.architecture)")
+    return documents.check("config.json", file.documents["config.json"]), file.metadata["model.architecture"]
+
+
+class _Assembly:
+    """Puts a file's tensors into an empty model."""
+
+    def __init__(self, file: File, model: PreTrainedModel, device: torch.device) -> None:
+        self.file, self.model, self.device = file, model, device
+        self.empty = dict(model.named_parameters(remove_duplicate=False))
+        self.buffers = dict(model.named_buffers())
+        self.in_float32 = float32_rule(model)
+
+    def run(self) -> None:
+        """Place every tensor, then make sure that nothing is left empty."""
+        self._check_names()
+        for name in self.file:
+            info = self.file.info(name)
+            owner, _, leaf = name.rpartition(".")
+            module = self.model.get_submodule(owner)
+            if info.alias_of is not None:
+                target_owner, _, target_leaf = info.alias_of.rpartition(".")
+                module.register_parameter(leaf, self.model.get_submodule(target_owner).get_parameter(target_leaf))
+                continue
+            self._check_shape(info)
+            build = builder_for(module, leaf, info.scheme)
+            if build is not None:
+                built = build(module, self._planes(info), self.device)
+                if module.bias is not None:  # still empty, or already placed
+                    built.bias = module.bias
+                self.model.set_submodule(owner, built)
+            elif name in self.buffers:
+                module.register_buffer(leaf, self._values(info), persistent=True)
+            else:
+                module.register_parameter(leaf, nn.Parameter(self._values(info), requires_grad=False))
+        for name, buffer in list(self.model.named_buffers()):
+            owner, _, leaf = name.rpartition(".")
+            self.model.get_submodule(owner)._buffers[leaf] = buffer.to(self.device)
+        empty = [name for name, value in self.model.named_parameters() if value.device.type == "meta"]
+        if empty:
+            raise LoadError(f"{self.file.path}: {len(empty)} parameters stayed empty: {', '.join(empty[:5])}")
+
+    def _check_names(self) -> None:
+        known = self.empty.keys() | self.buffers.keys()
+        names = set(self.file)
+        if unknown := sorted(names - known):
+            raise LoadError(
+                f"{self.file.path}: {len(unknown)} tensors have no place in {type(self.model).__name__}: "
+                f"{', '.join(unknown[:5])}"
+            )
+        if missing := sorted(self.empty.keys() - names):
+            raise LoadError(
+                f"{self.file.path}: {type(self.model).__name__} needs {len(missing)} tensors that are not in the file: "
+                f"{', '.join(missing[:5])}"
+            )
+
+    def _check_shape(self, info: TensorInfo) -> None:
+        wanted = tuple((self.empty.get(info.name) if info.name in self.empty else self.buffers[info.name]).shape)
+        found = info.shape[::-1] if info.transposed else info.shape
+        if found != wanted:
+            raise LoadError(
+                f"{self.file.path}: tensor {info.name!r} has shape {list(found)}, "
+                f"{type(self.model).__name__} with this config wants {list(wanted)}"
+            )
+
+    def _planes(self, info: TensorInfo) -> dict[str, torch.Tensor]:
+        """The planes on the device: on the CPU the mapped pages, elsewhere one copy."""
+        planes = self.file.planes(info.name)
+        # bitsandbytes checks nothing: a scale that lies would reach its kernels.
+        self.file.check_values(info, planes)
+        dtypes = {plane.role: plane.dtype for plane in info.planes}
+        return {role: to_torch(array, dtypes[role]).to(self.device) for role, array in planes.items()}
+
+    def _values(self, info: TensorInfo) -> torch.Tensor:
+        """The values in the dtype the model computes in."""
+        place = self.empty.get(info.name)
+        wanted = dtype_name(place.dtype if place is not None else self.buffers[info.name].dtype)
+        if place is not None and self.in_float32(info.name):
+            wanted = "f32"
+        if isinstance(info.scheme, Plain):
+            values = self._planes(info)["values"]
+        else:
+            decoded = self.file.dequantize(info.name)
+            values = torch.from_numpy(np.ascontiguousarray(decoded.T if info.transposed else decoded)).to(self.device)
+        return values.to(torch_dtypes()[wanted])
+
+
+def _finish(file: File, model: PreTrainedModel) -> None:
+    """What ``from_pretrained`` also sets: eval mode, generation defaults, and what PEFT and saving look for."""
+    model.requires_grad_(False)
+    model.eval()
+    if model.can_generate() and "generation_config.json" in file.documents:
+        values = documents.check("generation_config.json", file.documents["generation_config.json"])
+        known = set(GenerationConfig().to_dict()) | {"transformers_version", "_from_model_config"}
+        model.generation_config = GenerationConfig.from_dict({k: v for k, v in values.items() if k in known})
+    import bitsandbytes as bnb
+
+    if not any(isinstance(module, bnb.nn.Linear8bitLt) for module in model.modules()):
+        return
+    kept = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    model.config.quantization_config = config  # type: ignore[attr-defined]
+    model.config._pre_quantization_dtype = model.config.dtype
+    quantizer = Bnb8BitHfQuantizer(config, pre_quantized=True)
+    quantizer.modules_to_not_convert = kept
+    model.hf_quantizer = quantizer  # type: ignore[assignment]
+    for name, value in (
+        ("is_quantized", True),
+        ("quantization_method", config.quant_method),
+        ("is_loaded_in_8bit", True),
+    ):
+        setattr(model, name, value)
+    with contextlib.suppress(AttributeError):
+        model.config._is_quantized = True

@@ -1,0 +1,55 @@
+"""The tokenizer of a file, exactly as transformers loads it from a directory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+from .. import documents
+from ..errors import LoadError, MissingPackageError
+from ..reader import File
+from ..storage import Path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Any of these makes a tokenizer.
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
+_IN_MEMORY = "/dev/shm"  # noqa: S108 - a file system in memory, where Linux has one; the directory made there is private
+
+
+def load_tokenizer(path: Path | File) -> PreTrainedTokenizerBase:
+    """The tokenizer, chat template and special tokens included.
+
+    transformers chooses and completes tokenizers from a directory of files, by rules of its own that change with its
+    version. So it gets that directory: in memory where the system has such a place, private, and gone afterwards.
+
+    Raises:
+        LoadError: the file holds no tokenizer, or transformers refuses it.
+    """
+    file = path if isinstance(path, File) else File(path)
+    if not any(name.endswith(_VOCABULARIES) for name in file.documents):
+        raise LoadError(f"{file.path}: holds no tokenizer")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingPackageError("a tokenizer needs transformers: pip install 'aibit-format[hf]'") from error
+    memory = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="aibit-", dir=memory) as folder:
+        for name, data in file.documents.items():
+            documents.check(name, data)
+            target = os.path.join(folder, *name.split("/"))  # names are checked when a file is opened
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            with open(target, "wb") as out:
+                out.write(data)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # of many kinds, from many libraries
+            raise LoadError(f"{file.path}: transformers cannot build the tokenizer: {error}") from error
+    name = os.fspath(file.path) if file.path else ""
+    tokenizer.name_or_path = name
+    tokenizer.init_kwargs["name_or_path"] = name
+    for key in [key for key, value in tokenizer.init_kwargs.items() if isinstance(value, str) and folder in value]:
+        del tokenizer.init_kwargs[key]  # paths that no longer exist
+    return tokenizer
