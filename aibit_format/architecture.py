@@ -7,7 +7,7 @@ and the dtype from a closed list. transformers is imported when a function here 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from .documents import FORBIDDEN_KEYS
@@ -56,7 +56,7 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     except ImportError as error:
         raise MissingPackageError("this needs transformers: pip install 'aibit-format[hf]'") from error
     model_type = config.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise LoadError(f"config.json: model type {model_type!r} is unknown to the installed transformers")
     family = CONFIG_MAPPING[model_type]
     values, _ = allowed(config, family)
@@ -71,13 +71,14 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
 def allowed(config: Mapping[str, Any], family: type[PreTrainedConfig]) -> tuple[dict[str, Any], list[str]]:
     """The keys of ``config`` that ``family`` knows, in its sub-configurations too, and the names of the others."""
     known = _known_keys(family)
+    inside: dict[str, Any] = dict(family.sub_configs)  # type: ignore[call-overload]
     kept: dict[str, Any] = {}
     dropped: list[str] = []
     for key, value in config.items():
         if key not in known or key.startswith("_") or key in FORBIDDEN_KEYS:
             dropped.append(key)
-        elif key in family.sub_configs and isinstance(value, Mapping):
-            inner = _sub_family(family.sub_configs[key], value)
+        elif key in inside and isinstance(value, Mapping):
+            inner = _sub_family(inside[key], value)
             kept[key], lost = allowed(value, inner)
             dropped += [f"{key}.{name}" for name in lost]
         else:
@@ -88,13 +89,11 @@ def allowed(config: Mapping[str, Any], family: type[PreTrainedConfig]) -> tuple[
 def _known_keys(family: type[PreTrainedConfig]) -> frozenset[str]:
     from dataclasses import fields, is_dataclass
 
-    keys = {"model_type", *_COMMON, *family.attribute_map, *family.sub_configs}
+    keys = {"model_type", *_COMMON, *family.attribute_map, *dict(family.sub_configs)}  # type: ignore[call-overload]
     if is_dataclass(family):
         keys |= {field.name for field in fields(family)}
-    try:
+    with suppress(Exception):  # a class that cannot be built without arguments: its fields must do
         keys |= {key for key in vars(family()) if not key.startswith("_")}
-    except Exception:  # noqa: BLE001, S110 - a class that cannot be built without arguments: its fields must do
-        pass
     return frozenset(keys)
 
 

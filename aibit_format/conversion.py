@@ -162,7 +162,10 @@ def _write(out: writer.Writer, planned: Planned, path: str) -> EncodingError | N
         values, dtype = planned.read(), planned.source_dtype
         if tensor.scheme.lossy and dtype != planned.slot_dtype:
             # transformers rounds to the model's dtype before it quantizes; so do we, to get its codes.
-            values, dtype = encode(make(planned.slot_dtype), values, dtype, measure=False).planes["values"], planned.slot_dtype
+            values, dtype = (
+                encode(make(planned.slot_dtype), values, dtype, measure=False).planes["values"],
+                planned.slot_dtype,
+            )
         encoded = encode(tensor.scheme, values.T if tensor.transposed else values, dtype)
         out.write(tensor.name, encoded.planes)
     except SchemeError as error:
@@ -213,7 +216,13 @@ def _metadata(
 def _report(planned: Planned, error: EncodingError | None) -> TensorReport:
     tensor = planned.tensor
     return TensorReport(
-        tensor.name, tensor.shape, tensor.scheme.name, planned.source_bytes, planned.stored_bytes, error, tensor.alias_of
+        tensor.name,
+        tensor.shape,
+        tensor.scheme.name,
+        planned.source_bytes,
+        planned.stored_bytes,
+        error,
+        tensor.alias_of,
     )
 
 

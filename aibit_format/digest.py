@@ -31,7 +31,7 @@ def leaf_count(length: int) -> int:
     return -(-length // LEAF)
 
 
-def leaf(piece: bytes | memoryview | np.ndarray) -> int:
+def leaf(piece: bytes | memoryview) -> int:
     """xxh3_64 of one leaf, as the integer that the leaf table stores."""
     return xxhash.xxh3_64_intdigest(piece)
 
@@ -47,7 +47,7 @@ def leaves(region: np.ndarray, which: Iterable[int] | None = None, jobs: int | N
     wanted = list(range(leaf_count(len(region)))) if which is None else list(which)
 
     def batch(indices: list[int]) -> list[int]:
-        return [xxhash.xxh3_64_intdigest(region[i * LEAF : (i + 1) * LEAF]) for i in indices]
+        return [leaf(region[i * LEAF : (i + 1) * LEAF].data) for i in indices]
 
     batches = [wanted[i : i + _BATCH] for i in range(0, len(wanted), _BATCH)]
     jobs = jobs or os.cpu_count() or 1

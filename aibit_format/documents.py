@@ -35,8 +35,9 @@ FORBIDDEN_KEYS = frozenset({
 })  # fmt: skip
 # The scheme of each tensor says how it is stored; a second statement could only contradict it.
 _FORBIDDEN_IN_CONFIG = FORBIDDEN_KEYS | {"quantization_config"}
-# Not dangerous, but the path of somebody's disk.
-_LEFT_OUT = frozenset({"_name_or_path", "name_or_path"})
+# Left out where they hold the path of somebody's disk; the name of a model on a hub may stay.
+_PATHS = frozenset({"_name_or_path", "name_or_path"})
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 MAX_DEPTH = 64
 
@@ -49,15 +50,18 @@ def parse_json(name: str, data: bytes | memoryview) -> Any:
     """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(items)
-        if len(value) != len(items):
-            keys = [key for key, _ in items]
-            repeated = next(key for key in keys if keys.count(key) > 1)
-            raise _bad("AIB-E705", name, f"key {repeated!r} is repeated")
+        value: dict[str, Any] = {}
+        for key, inner in items:
+            if key in value:
+                raise _bad("AIB-E705", name, f"key {key!r} is repeated")
+            value[key] = inner
         return value
 
+    def constant(text: str) -> Any:
+        raise ValueError(f"{text} is no JSON number")
+
     try:
-        value = json.loads(bytes(data).decode("utf-8"), object_pairs_hook=pairs)
+        value = json.loads(bytes(data).decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise _bad("AIB-E705", name, f"not JSON: {error}") from error
     if _depth(value) > MAX_DEPTH:
@@ -87,10 +91,10 @@ def clean(name: str, data: bytes) -> tuple[bytes, list[str]]:
     value = parse_json(name, data)
     dropped: list[str] = []
     forbidden = _FORBIDDEN_IN_CONFIG if name == "config.json" else FORBIDDEN_KEYS
-    value = _without(value, forbidden | _LEFT_OUT, "", dropped)
+    value = _without(value, forbidden, "", dropped)
     if not dropped:
         return data, []
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), [f"{name}:{key}" for key in dropped]
+    return (json.dumps(value, indent=2) + "\n").encode(), [f"{name}:{key}" for key in dropped]
 
 
 def _can_act(name: str) -> bool:
@@ -117,7 +121,7 @@ def _without(value: Any, keys: frozenset[str], path: str, dropped: list[str]) ->
     kept = {}
     for key, inner in value.items():
         here = f"{path}.{key}" if path else key
-        if key in keys:
+        if key in keys or (key in _PATHS and not _HUB_NAME.fullmatch(str(inner))):
             dropped.append(here)
         else:
             kept[key] = _without(inner, keys, here, dropped)

@@ -91,7 +91,7 @@ def _int8(scheme: Scheme, array: np.ndarray, dtype: str, measure: bool) -> Encod
     """
     import torch
 
-    rows = to_torch(array, dtype).view(-1, array.shape[-1])
+    rows = to_torch(array, dtype).view(math.prod(array.shape[:-1]), array.shape[-1])
     codes = torch.empty(rows.shape, dtype=torch.int8)
     absmax = torch.zeros(len(rows), dtype=torch.float32)
     noise, signal, worst = (np.zeros(len(rows)) for _ in range(3))
@@ -163,7 +163,7 @@ def _plain(scheme: Scheme, array: np.ndarray, dtype: str, measure: bool) -> Enco
     for source, target in zip(_pieces(values), _pieces(result), strict=True):
         source = source.to(torch.float32)
         target.copy_(source)  # rounds to nearest even, as the scheme does
-        difference = target.to(torch.float32).sub_(source)
+        difference = target.to(torch.float32) - source  # not in place: the cast may be the target itself
         worst = float(difference.abs().max())
         if not math.isfinite(worst):
             raise SchemeError(f"a value is not finite, or too large for {scheme.name}")

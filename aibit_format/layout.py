@@ -13,14 +13,17 @@ All integers are little-endian.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from struct import Struct
 from typing import Any
 
-import construct as c
+import construct
 import numpy as np
+
+c: Any = construct  # its fields have no types a checker could follow
 
 SIGNATURE = b"\x89aibit\r\n\x1a\n"
 VERSION = (1, 0)
@@ -39,6 +42,7 @@ MAX_DOCUMENTS = 1 << 12
 MAX_TENSORS = 1 << 20
 MAX_SCHEMES = 1 << 12
 MAX_METADATA = 1 << 16
+MAX_STRINGS = 1 << 20  # strings and byte strings in all the arrays of the metadata
 MAX_SECTIONS = 64
 MAX_RANK = 8
 MAX_NAME = 255
@@ -73,6 +77,27 @@ ROLES = {
     "blocks": 14,
 }
 ROLE_NAMES = {code: name for name, code in ROLES.items()}
+_PRIVATE = 0x8000
+
+
+def role_code(name: str) -> int:
+    """The number of a role; ``private_8001`` and so on stand for the private ones.
+
+    Raises:
+        KeyError: no role has this name.
+    """
+    if name in ROLES:
+        return ROLES[name]
+    code = int(name.removeprefix("private_"), 16) if re.fullmatch("private_[89a-f][0-9a-f]{3}", name) else 0
+    if code < _PRIVATE:
+        raise KeyError(name)
+    return code
+
+
+def role_name(code: int) -> str:
+    """The name of a role's number, whatever it is."""
+    return ROLE_NAMES.get(code) or (f"private_{code:04x}" if code >= _PRIVATE else f"unknown_{code}")
+
 
 HEADER = c.Struct(
     "signature" / c.Bytes(10) * "89 61 69 62 69 74 0D 0A 1A 0A",
@@ -147,7 +172,7 @@ PLANE = c.Struct(
     "length" / c.Int64ul * "bytes",
 )
 
-RECORDS: dict[str, c.Construct] = {
+RECORDS: dict[str, construct.Struct] = {
     "header": HEADER,
     "section": SECTION,
     "metadata": METADATA,
@@ -169,10 +194,10 @@ class Field:
     text: str
 
 
-def fields_of(struct: c.Construct) -> Iterator[Field]:
+def fields_of(struct: construct.Struct) -> Iterator[Field]:
     """The fields of a record in order, with their offsets."""
     offset = 0
-    for renamed in struct.subcons:
+    for renamed in _fields(struct):
         base, count = _element(renamed.subcon)
         name = {"V": "bytes"}.get(base.kind, f"{base.kind}{base.itemsize * 8}")
         label = f"{name}[{base.itemsize}]" if base.kind == "V" else f"{name}[{count}]" if count > 1 else name
@@ -182,10 +207,10 @@ def fields_of(struct: c.Construct) -> Iterator[Field]:
 
 
 @cache
-def dtype_of(struct: c.Construct) -> np.dtype:
+def dtype_of(struct: construct.Struct) -> np.dtype:
     """The packed numpy record dtype with the same fields at the same offsets as ``struct``."""
     members: list[Any] = []
-    for renamed in struct.subcons:
+    for renamed in _fields(struct):
         base, count = _element(renamed.subcon)
         members.append((renamed.name, base, (count,)) if count > 1 else (renamed.name, base))
     dtype = np.dtype(members)
@@ -194,15 +219,19 @@ def dtype_of(struct: c.Construct) -> np.dtype:
     return dtype
 
 
-def struct_of(struct: c.Construct) -> Struct:
+def _fields(struct: construct.Struct) -> list[Any]:
+    return list(struct.subcons)
+
+
+def struct_of(struct: construct.Struct) -> Struct:
     """The same record for the standard library's ``struct``, for those read one at a time."""
-    fields = [subcon.subcon for subcon in struct.subcons]
+    fields = _fields(struct)
     while any(isinstance(field, c.Renamed) for field in fields):
         fields = [field.subcon if isinstance(field, c.Renamed) else field for field in fields]
     return Struct("<" + "".join(field.fmtstr[1] for field in fields))
 
 
-def _element(subcon: c.Construct) -> tuple[np.dtype, int]:
+def _element(subcon: Any) -> tuple[np.dtype, int]:
     """numpy dtype and repeat count of one construct field; only fixed-size fields have one."""
     while isinstance(subcon, c.Renamed):
         subcon = subcon.subcon

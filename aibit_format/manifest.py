@@ -7,7 +7,6 @@ tables to be found at all; ``validate.check`` checks the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -89,7 +88,7 @@ class ExtraSection:
 class FileInfo:
     """Everything before the first document. Immutable; equal bytes give equal values and back."""
 
-    metadata: Mapping[str, metadata.Value]
+    metadata_bytes: bytes  # the metadata section
     scheme_table: np.ndarray  # records of layout.SCHEME
     document_table: np.ndarray  # layout.DOCUMENT
     tensor_table: np.ndarray  # layout.TENSOR
@@ -103,9 +102,13 @@ class FileInfo:
     extra: tuple[ExtraSection, ...] = ()
 
     @cached_property
-    def metadata_bytes(self) -> bytes:
-        """The metadata section. Metadata has one encoding, so values that were read give the bytes they came from."""
-        return metadata.encode(self.metadata)
+    def metadata(self) -> dict[str, metadata.Value]:
+        """The metadata section's values.
+
+        Raises:
+            FormatError: it breaks a rule of its encoding.
+        """
+        return metadata.decode(self.metadata_bytes)
 
     @property
     def front_matter_length(self) -> int:
@@ -260,8 +263,9 @@ def read_header(data: bytes, size: int) -> Header:
         raise _bad("AIB-E104", "format version", 10, layout.VERSION[0], number["major"])
     if unknown := number["incompatible"] & ~layout.KNOWN_INCOMPATIBLE:
         raise _bad("AIB-E105", "needs features this reader does not know", 32, 0, f"bits {unknown:#x}")
-    if any(record["reserved"].tobytes()) or any(record["reserved2"].tobytes()):
-        raise _bad("AIB-E106", "reserved header bytes are not zero", 14)
+    for name, (_, offset, *_) in (_HEADER.fields or {}).items():
+        if name.startswith("reserved") and any(record[name].tobytes()):
+            raise _bad("AIB-E106", "reserved header bytes are not zero", offset)
     if number["alignment"] not in layout.ALIGNMENTS:
         raise _bad("AIB-E107", "alignment", 48, "one of 64, 4096, 2097152", number["alignment"])
     if number["file_size"] != size:
@@ -309,8 +313,8 @@ def read_front_matter(head: bytes, header: Header, front_matter: bytes) -> FileI
     strings = bytes(bodies["strings"])
     for name in ("schemes", "documents", "tensors"):
         _check_strings(name, tables[name], len(strings))
-    return FileInfo(
-        metadata=metadata.decode(bytes(bodies["metadata"]), counts["metadata"]),
+    info = FileInfo(
+        metadata_bytes=bytes(bodies["metadata"]),
         scheme_table=tables["schemes"],
         document_table=tables["documents"],
         tensor_table=tables["tensors"],
@@ -323,6 +327,9 @@ def read_front_matter(head: bytes, header: Header, front_matter: bytes) -> FileI
         compatible=header.compatible,
         extra=tuple(extra),
     )
+    if len(info.metadata) != counts["metadata"]:
+        raise _bad("AIB-E203", "section metadata: entries", None, counts["metadata"], len(info.metadata))
+    return info
 
 
 _LIMITS = {
@@ -341,8 +348,8 @@ def _sections(header: Header, front_matter: bytes) -> list[tuple[int, int, int, 
     offset = HEADER_SIZE + align(table.nbytes, layout.ALIGNMENT)
     end = HEADER_SIZE + len(front_matter)
     position = table.nbytes
-    if kinds != sorted(set(kinds)):
-        raise _bad("AIB-E201", "section kinds repeated or out of order", HEADER_SIZE, found=kinds)
+    if kinds != sorted(set(kinds)) or 0 in kinds:
+        raise _bad("AIB-E201", "section kinds repeated, zero or out of order", HEADER_SIZE, found=kinds)
     if missing := sorted(layout.SECTIONS.keys() - set(kinds)):
         raise _bad("AIB-E201", "required section missing", HEADER_SIZE, layout.SECTIONS[missing[0]])
     sections = []
@@ -370,7 +377,12 @@ def _sections(header: Header, front_matter: bytes) -> list[tuple[int, int, int, 
 
 
 def _check_strings(section: str, table: np.ndarray, size: int) -> None:
-    """Names must lie inside the string pool before anything slices it."""
+    """Names must be short and lie inside the string pool before anything slices it: they may share its bytes."""
+    lengths = table["name_length"]
+    bad = np.flatnonzero((lengths == 0) | (lengths > layout.MAX_NAME))
+    if len(bad):
+        at, found = bad[0], int(lengths[bad[0]])
+        raise _bad("AIB-E211", f"section {section}: name of entry {at}", None, "1 to 255 bytes", found)
     ends = table["name_offset"].astype(np.int64) + table["name_length"]
     beyond = np.flatnonzero(ends > size)
     if len(beyond):

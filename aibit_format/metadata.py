@@ -35,20 +35,19 @@ def encode(metadata: Mapping[str, Value]) -> bytes:
     Raises:
         FormatError: a key or a value the format has no place for.
     """
-    data = b"".join(_entry(key, metadata[key]) for key in sorted(metadata))
-    decode(data, len(metadata))  # the reader's rules are the writer's
-    return data
+    return b"".join(_entry(key, metadata[key]) for key in sorted(metadata))
 
 
-def decode(data: bytes, count: int) -> dict[str, Value]:
-    """``count`` entries from a whole metadata section, each rule of the encoding checked.
+def decode(data: bytes) -> dict[str, Value]:
+    """The entries of a whole metadata section, each rule of the encoding checked.
 
     Raises:
         FormatError: codes AIB-E301 to AIB-E308.
     """
     values: dict[str, Value] = {}
     position, last = 0, ""
-    for _ in range(count):
+    strings = 0
+    while position < len(data):
         if len(data) - position < _HEAD.size:
             raise _wrong("AIB-E301", "entry runs past the section", position)
         key_length, kind, is_array, items, length = _HEAD.unpack_from(data, position)
@@ -62,11 +61,12 @@ def decode(data: bytes, count: int) -> dict[str, Value]:
             raise _wrong("AIB-E303", f"key {key!r} is repeated or out of order after {last!r}", position)
         if is_array > 1 or (not is_array and items != 1):
             raise _wrong("AIB-E305", f"key {key!r}: array flag {is_array} with count {items}", position)
+        strings += items if kind in (STRING, BYTES) else 0
+        if strings > layout.MAX_STRINGS:
+            raise _wrong("AIB-E305", "strings in all", position, f"at most {layout.MAX_STRINGS}", strings)
         body += key_length
         values[key] = _value(data[body : body + length], kind, bool(is_array), items, key, position)
         position, last = body + length, key
-    if position != len(data):
-        raise _wrong("AIB-E301", "bytes after the last entry", position, expected=position, found=len(data))
     return values
 
 
@@ -92,11 +92,16 @@ def _pack(key: str, items: Any, is_array: bool) -> tuple[int, bytes, int]:
         if kind is None:
             raise _wrong("AIB-E304", f"key {key!r}: values of mixed or unknown types")
     if kind in (STRING, BYTES):
-        parts = [item.encode() if kind == STRING else item for item in items]
+        try:
+            parts = [item.encode() if kind == STRING else item for item in items]
+        except UnicodeEncodeError as error:
+            raise _wrong("AIB-E206", f"key {key!r}: text is not UTF-8") from error
         if not is_array:
             return kind, parts[0], 1
         return kind, b"".join(struct.pack("<I", len(part)) + part for part in parts), len(parts)
     try:
+        if isinstance(items, np.ndarray) and items.dtype.kind == "u" and items.max() > np.iinfo(np.int64).max:
+            raise OverflowError
         array = np.asarray(items, dtype=_FIXED[kind])
     except OverflowError as error:
         raise _wrong("AIB-E304", f"key {key!r}: an int beyond 64 bits") from error
@@ -113,12 +118,12 @@ def _value(data: bytes, kind: int, is_array: bool, count: int, key: str, positio
         array = np.frombuffer(data, _FIXED[kind])
         if kind == FLOAT and not np.isfinite(array).all():
             raise _wrong("AIB-E307", f"key {key!r}: not a finite number", position)
+        if is_array and count == 0 and kind != INT:
+            raise _wrong("AIB-E308", f"key {key!r}: an empty array is an array of ints", position)
         if kind == BOOL:
             if array.size and array.max() > 1:
                 raise _wrong("AIB-E306", f"key {key!r}: a bool", position, "0 or 1", int(array.max()))
             return array.astype(bool).tolist() if is_array else bool(array[0])
-        if is_array and count == 0 and kind != INT:
-            raise _wrong("AIB-E308", f"key {key!r}: an empty array is an array of ints", position)
         return array if is_array else array[0].item()
     if kind not in (STRING, BYTES):
         raise _wrong("AIB-E304", f"key {key!r}: unknown type", position, "1 to 5", kind)

@@ -11,8 +11,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import layout
+from . import digest, layout
 from .layout import align
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Bytes under checksums: documents, or data. ``first`` is the index of its first leaf in the leaf table."""
+
+    start: int
+    end: int
+    first: int
+
+    @property
+    def leaves(self) -> int:
+        """Leaves that cover it."""
+        return digest.leaf_count(self.end - self.start)
+
+    def leaf(self, i: int) -> tuple[int, int]:
+        """Start and end in the file of its leaf ``i``."""
+        start = self.start + i * layout.LEAF
+        return start, min(start + layout.LEAF, self.end)
+
+    def covering(self, offset: int, length: int) -> range:
+        """Its leaves that share a byte with these."""
+        return range((offset - self.start) // layout.LEAF, digest.leaf_count(offset - self.start + length))
 
 
 @dataclass(frozen=True)
@@ -25,6 +48,21 @@ class Placement:
     data_start: int
     data_end: int
     plane_offsets: np.ndarray  # u64 [planes]
+
+    @property
+    def regions(self) -> tuple[Region, Region]:
+        """Documents and data."""
+        documents = Region(self.documents_start, self.documents_end, 0)
+        return documents, Region(self.data_start, self.data_end, documents.leaves)
+
+    @property
+    def leaves(self) -> int:
+        """Length of the leaf table."""
+        return sum(region.leaves for region in self.regions)
+
+    def region(self, offset: int) -> Region:
+        """The region that the byte at ``offset`` lies in."""
+        return self.regions[offset >= self.documents_end]
 
 
 def place(front_matter_length: int, documents: np.ndarray, planes: np.ndarray, alignment: int) -> Placement:
@@ -42,7 +80,8 @@ def place(front_matter_length: int, documents: np.ndarray, planes: np.ndarray, a
     small = planes < alignment
     pool, pool_length = _pack(planes[small], 0, layout.ALIGNMENT)
     bulk, length = _pack(planes[~small], align(pool_length, alignment), alignment)
-    length = length if len(bulk) else pool_length
+    if not len(bulk):
+        alignment, length = layout.ALIGNMENT, pool_length
     offsets = np.empty(len(planes), np.uint64)
     offsets[small], offsets[~small] = pool, bulk
 
@@ -62,4 +101,4 @@ def _pack(lengths: np.ndarray, start: int, alignment: int) -> tuple[np.ndarray, 
     mask = np.uint64(alignment - 1)
     padded = (lengths + mask) & ~mask
     offsets = np.uint64(start) + np.cumsum(padded, dtype=np.uint64) - padded
-    return offsets, int(offsets[-1] + lengths[-1])
+    return offsets, int(offsets[-1]) + int(lengths[-1])

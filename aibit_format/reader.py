@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from . import digest, layout, manifest, validate
+from . import digest, documents, layout, manifest, validate
 from .dtypes import DTYPES
 from .errors import FormatError, Problem
 from .manifest import FileInfo, Plane, TensorInfo
 from .metadata import Value
+from .placement import Region
 from .storage import InMemory, Mapped, Path, Storage
 
 Level = Literal["structure", "touched", "full"]
@@ -71,7 +71,7 @@ class File:
         in_memory = isinstance(source, (bytes, bytearray, memoryview))
         self.storage: Storage = InMemory(source) if in_memory else Mapped(source)  # type: ignore[arg-type]
         self.path = self.storage.path
-        self.level = verify
+        self.level: Level = verify
         self.info_of_file = _read_info(self.storage)
         self._placed = validate.locate(self.info_of_file)
         self._checked = np.zeros(len(self.info_of_file.leaves), bool)
@@ -86,7 +86,7 @@ class File:
 
     def close(self) -> None:
         """Let go of the file. Planes and documents handed out keep the mapping alive as long as they live."""
-        self.storage = InMemory(b"")
+        self.storage.close()
 
     def __repr__(self) -> str:
         return f"<aibit file {self.path or 'in memory'}: {len(self)} tensors, {self.info_of_file.file_size} bytes>"
@@ -136,10 +136,6 @@ class File:
         self.check_values(info, planes)
         return info.scheme.decode(planes, info.shape, info.dtype)
 
-    def config(self) -> dict[str, object]:
-        """``config.json`` as a dictionary; empty if there is none."""
-        return json.loads(bytes(self.documents["config.json"])) if "config.json" in self.documents else {}
-
     def verify(self, jobs: int | None = None) -> Verified:
         """Check every byte: all digests, the padding, and the contents of every plane that states numbers.
 
@@ -147,29 +143,30 @@ class File:
             FormatError: AIB-E602 for damage (with tensor or document and offset), AIB-E603 for padding that is not
                 zero, AIB-E502 for values that no encoder writes.
         """
-        self.storage.check_unchanged()
-        for start, end, first in self._regions():
-            region = self.storage.read_at(start, end - start)
-            found = digest.leaves(region, jobs=jobs)
-            wanted = self.info_of_file.leaves[first : first + len(found)]
+        for region in self._placed.regions:
+            found = digest.leaves(self.storage.read_at(region.start, region.end - region.start), jobs=jobs)
+            wanted = self.info_of_file.leaves[region.first : region.first + len(found)]
             bad = np.flatnonzero(found != wanted)
             if len(bad):
-                raise FormatError([self._damage(start, first, int(i), int(found[i])) for i in bad[:10]], self.path)
+                raise FormatError([self._damage(region, int(i), int(found[i])) for i in bad[:10]], self.path)
         self._check_padding()
         for name in self:
             info = self.info(name)
             if info.alias_of is None:
                 self.check_values(info, {plane.role: self._view(plane) for plane in info.planes})
         self._checked[:] = True
+        for name in self.documents:
+            self.check_document(name)
         return self.verified("full")
 
     def verified(self, level: Level | None = None) -> Verified:
         """What opening at this file's level has checked."""
         info = self.info_of_file
-        full = (level or self.level) == "full"
+        reached: Level = level or self.level
+        full = reached == "full"
         front = layout.HEADER.sizeof() + info.front_matter_length
         return Verified(
-            level or self.level, len(info.tensor_table), len(info.plane_table), len(info.document_table),
+            reached, len(info.tensor_table), len(info.plane_table), len(info.document_table),
             len(info.leaves) if full else 0, info.file_size if full else front, self.root,
         )  # fmt: skip
 
@@ -187,16 +184,26 @@ class File:
 
     def check_leaves(self, offset: int, length: int) -> None:
         """Check the leaves that cover these bytes, once each."""
-        for start, end, first in self._regions():
-            if not (start <= offset and offset + length <= end) or not length:
-                continue
-            wanted = range((offset - start) // layout.LEAF, digest.leaf_count(offset - start + length))
-            todo = [i for i in wanted if not self._checked[first + i]]
-            found = digest.leaves(self.storage.read_at(start, end - start), todo)
-            for i, value in zip(todo, found, strict=True):
-                if value != self.info_of_file.leaves[first + i]:
-                    raise FormatError(self._damage(start, first, i, int(value)), self.path)
-                self._checked[first + i] = True
+        if not length:
+            return
+        region = self._placed.region(offset)
+        todo = [i for i in region.covering(offset, length) if not self._checked[region.first + i]]
+        found = digest.leaves(self.storage.read_at(region.start, region.end - region.start), todo)
+        for i, value in zip(todo, found, strict=True):
+            if value != self.info_of_file.leaves[region.first + i]:
+                raise FormatError(self._damage(region, i, int(value)), self.path)
+            self._checked[region.first + i] = True
+
+    def check_document(self, name: str) -> Any:
+        """Check a document's digests and contents; the value of a JSON one.
+
+        Raises:
+            FormatError: AIB-E602; AIB-E705 for bad JSON; AIB-E706 for keys that fetch or run code.
+        """
+        try:
+            return documents.check(name, self.documents[name])
+        except FormatError as error:
+            raise (error if error.path or not self.path else error.at(self.path)) from None
 
     def _view(self, plane: Plane) -> np.ndarray:
         if self.level == "touched":
@@ -204,18 +211,9 @@ class File:
         data = self.storage.read_at(plane.offset, plane.length)
         return data.view(DTYPES[plane.dtype].numpy).reshape(plane.shape)
 
-    def _regions(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """(start, end, index of the first leaf) of documents and data."""
-        placed = self._placed
-        documents = digest.leaf_count(placed.documents_end - placed.documents_start)
-        return (
-            (placed.documents_start, placed.documents_end, 0),
-            (placed.data_start, placed.data_end, documents),
-        )
-
-    def _damage(self, start: int, first: int, i: int, found: int) -> Problem:
-        """What lies in damaged leaf ``i`` of the region at ``start``."""
-        low, high = start + i * layout.LEAF, start + (i + 1) * layout.LEAF
+    def _damage(self, region: Region, i: int, found: int) -> Problem:
+        """What lies in damaged leaf ``i`` of the region."""
+        low, high = region.leaf(i)
         info = self.info_of_file
         tensor, what = None, "leaf digest"
         for at in np.flatnonzero((info.plane_table["offset"] < high)
@@ -225,7 +223,9 @@ class File:
         else:
             inside = [d.name for d in info.documents.values() if d.offset < high and d.offset + d.length > low]
             what = f"leaf digest of document {inside[0]!r}" if inside else what
-        return Problem("AIB-E602", what, tensor, None, low, f"{int(info.leaves[first + i]):016x}", f"{found:016x}")
+        return Problem(
+            "AIB-E602", what, tensor, None, low, f"{int(info.leaves[region.first + i]):016x}", f"{found:016x}"
+        )
 
     def _check_padding(self) -> None:
         """Every byte that belongs to no document and no plane is zero."""

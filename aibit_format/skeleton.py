@@ -188,8 +188,15 @@ def _kept_modules(model: Any) -> list[str]:
 class _Group:
     """Source tensors that transformers joins or splits into one or more tensors of the model."""
 
-    def __init__(self, target: str, members: Iterable[tuple[str, str | None]], converters: Mapping[str, Any],
-                 model: Any, tensors: Mapping[str, SourceTensor], read: Callable[[str], np.ndarray]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        target: str,
+        members: Iterable[tuple[str, str | None]],
+        converters: Mapping[str, Any],
+        model: Any,
+        tensors: Mapping[str, SourceTensor],
+        read: Callable[[str], np.ndarray],
+    ) -> None:
         self._target, self._members, self._model = target, list(members), model
         self._converter = converters[self._members[0][1] or ""]
         self._tensors, self._read = tensors, read
@@ -230,4 +237,3 @@ class _Group:
 def _natural(name: str) -> list[tuple[int, int | str]]:
     """Sort key under which ``layers.10`` follows ``layers.9``."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"\.", name)]
-

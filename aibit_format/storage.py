@@ -26,8 +26,12 @@ class Storage(Protocol):
         """u8 [length], read-only; a view where the storage can give one."""
         ...
 
+    def close(self) -> None:
+        """Let go of the file; views that were given out keep the mapping."""
+        ...
+
     def check_unchanged(self) -> None:
-        """Raise FormatError AIB-E802 if the bytes may no longer be those that were opened."""
+        """Raise FormatError AIB-E802 if the bytes may no longer be those that were opened. ``read_at`` does this."""
         ...
 
 
@@ -44,26 +48,32 @@ class Mapped:
             descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:
             raise FormatError(Problem("AIB-E803", f"cannot be opened: {error.strerror}"), self.path) from error
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise FormatError(Problem("AIB-E801", "not a regular file"), self.path)
-            self.size = status.st_size
-            self._identity = _identity(status)
-            self.map = np.memmap(file, np.uint8, "r") if self.size else np.zeros(0, np.uint8)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise FormatError(Problem("AIB-E801", "not a regular file"), name)
+        self.size, self._identity = status.st_size, _identity(status)
+        # Kept open: what it says later tells whether the mapped file has changed, also under another name.
+        self._file = os.fdopen(descriptor, "rb", buffering=0)
+        try:
+            self.map = np.memmap(self._file, np.uint8, "r") if self.size else np.zeros(0, np.uint8)
+        except (OSError, ValueError) as error:
+            self._file.close()
+            raise FormatError(Problem("AIB-E803", f"{self.size} bytes cannot be mapped: {error}"), name) from error
 
     def read_at(self, offset: int, length: int) -> np.ndarray:
+        self.check_unchanged()
         return self.map[offset : offset + length]
+
+    def close(self) -> None:
+        self._file.close()
 
     def check_unchanged(self) -> None:
         # Reading a page of a mapping beyond a file that shrank would end the process with SIGBUS.
-        try:
-            now = _identity(os.stat(self.path or ""))
-        except OSError:
-            return  # removed or renamed: the mapping still holds the file
-        if now[:2] == self._identity[:2] and now != self._identity:
+        found = _identity(os.fstat(self._file.fileno()))
+        if found != self._identity:
             what = "file changed after it was opened"
-            raise FormatError(Problem("AIB-E802", what, expected=self._identity[2], found=now[2]), self.path)
+            raise FormatError(Problem("AIB-E802", what, expected=self._identity[0], found=found[0]), self.path)
 
 
 class InMemory:
@@ -79,9 +89,12 @@ class InMemory:
     def read_at(self, offset: int, length: int) -> np.ndarray:
         return self.map[offset : offset + length]
 
+    def close(self) -> None:
+        return None
+
     def check_unchanged(self) -> None:
         return None
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns

@@ -12,29 +12,41 @@ from typing import Any
 
 import numpy as np
 
-from . import digest, layout
+from . import layout
 from .dtypes import BY_CODE, DTYPES
 from .errors import Problem, SchemeError
 from .manifest import FileInfo
 from .names import TENSOR_CHARACTERS, bad_document_name, bad_scheme_name, bad_tensor_name
 from .placement import Placement, place
-from .schemes import make
+from .schemes import PlaneSpec, make
 
 EACH = 100  # problems reported of one kind
 
-# Metadata keys with a meaning, and their types. Others may be there and may hold anything.
-KNOWN_KEYS: dict[str, type] = {
-    "model.architecture": str,
-    "model.type": str,
-    "model.dtype": str,
-    "model.parameters": int,
-    "source.kind": str,
-    "quantization.error.tensor": np.ndarray,
-    "quantization.error.relative_rms": np.ndarray,
-    "quantization.error.largest": np.ndarray,
-    "quantization.error.signal_to_noise_db": np.ndarray,
+# Metadata keys with a meaning, and the types of their values. Others may be there and may hold anything.
+KNOWN_KEYS: dict[str, str] = {
+    "model.architecture": "string",
+    "model.type": "string",
+    "model.dtype": "string",
+    "model.parameters": "int",
+    "source.kind": "string",
+    "source.files": "strings",
+    "source.sizes": "ints",
+    "source.xxh3_128": "strings",
+    "tool.name": "string",
+    "tool.version": "string",
+    "tool.libraries": "strings",
+    "config.dropped_keys": "strings",
+    "quantization.recipe": "strings",
+    "quantization.error.tensor": "ints",
+    "quantization.error.relative_rms": "floats",
+    "quantization.error.largest": "floats",
+    "quantization.error.signal_to_noise_db": "floats",
 }
-_ERROR_KEYS = [key for key in KNOWN_KEYS if key.startswith("quantization.error.")]
+# Keys that are columns of one table: all there or none, and equally long.
+_TABLES = [
+    [key for key in KNOWN_KEYS if key.startswith("quantization.error.")],
+    ["source.files", "source.sizes", "source.xxh3_128"],
+]
 
 
 def check(info: FileInfo, size: int) -> list[Problem]:
@@ -65,10 +77,6 @@ def _names(info: FileInfo) -> Iterator[Problem]:
     tables = (info.scheme_table, info.document_table, info.tensor_table)
     offsets = np.concatenate([table["name_offset"] for table in tables]).astype(np.int64)
     lengths = np.concatenate([table["name_length"] for table in tables]).astype(np.int64)
-    if np.any(lengths == 0) or np.any(lengths > layout.MAX_NAME):
-        at = int(np.flatnonzero((lengths == 0) | (lengths > layout.MAX_NAME))[0])
-        yield Problem("AIB-E211", f"name {at} of the string pool", expected="1 to 255 bytes", found=int(lengths[at]))
-        return
     expected = np.cumsum(lengths) - lengths
     if not np.array_equal(offsets, expected) or int(lengths.sum()) != len(info.strings):
         yield Problem(
@@ -86,6 +94,9 @@ def _names(info: FileInfo) -> Iterator[Problem]:
         yield Problem("AIB-E703", "documents are not sorted by name")
     if len({name.lower() for name in info.document_names}) != len(info.document_names):
         yield Problem("AIB-E703", "two documents have one name, upper and lower case aside")
+    folders = {name[:i].lower() for name in info.document_names for i, c in enumerate(name) if c == "/"}
+    if clash := folders & {name.lower() for name in info.document_names}:
+        yield Problem("AIB-E703", f"{min(clash)!r} is a document and a folder of documents")
     # One pass over the pool finds whether any name is bad; only then is each looked at.
     first = int(info.tensor_table["name_offset"][0]) if len(info.tensor_table) else len(info.strings)
     if info.strings[first:].translate(None, TENSOR_CHARACTERS) or b"__" in info.strings[first:]:
@@ -102,7 +113,8 @@ def _schemes(info: FileInfo) -> Iterator[Problem]:
         try:
             scheme = make(name, int(record["version"]), tuple(record["parameters"].tolist()))
         except SchemeError as error:
-            yield Problem(error.code, f"scheme table entry {at}: {error}")
+            code = error.code if error.code == "AIB-E406" else "AIB-E407"
+            yield Problem(code, f"scheme table entry {at}: {error}")
             continue
         stored = tuple(record["parameters"].tolist())
         if stored[: len(scheme.parameters)] != scheme.parameters or any(stored[len(scheme.parameters) :]):
@@ -135,6 +147,8 @@ def _tensor_records(info: FileInfo) -> Iterator[Problem]:
     yield from _some("AIB-E404", "unknown dtype code", bad, tensor=names, found=table["dtype"])
     bad = np.flatnonzero(table["flags"] & ~np.uint16(layout.TENSOR_FLAGS))
     yield from _some("AIB-E415", "unknown flags", bad, tensor=names, found=table["flags"])
+    bad = np.flatnonzero((table["flags"] & layout.TENSOR_TRANSPOSED > 0) & (table["rank"] != 2))
+    yield from _some("AIB-E415", "transposed, and not of rank 2", bad, tensor=names, found=table["rank"])
     for field in ("reserved", "reserved2"):
         if table[field].tobytes().strip(b"\0"):
             yield Problem("AIB-E415", f"tensor table: {field} is not zero")
@@ -191,7 +205,7 @@ def _planes(info: FileInfo) -> Iterator[Problem]:
     table = np.zeros((len(wanted), width, 3), np.uint64)
     for g, specs in enumerate(wanted):
         for k, spec in enumerate(specs):
-            table[g, k] = layout.ROLES[spec.role], DTYPES[spec.dtype].code, spec.nbytes
+            table[g, k] = layout.role_code(spec.role), DTYPES[spec.dtype].code, spec.nbytes
     chosen = np.arange(width) < counts[:, None]
     roles, dtypes, lengths = table[group][chosen].T if len(planes) else np.zeros((3, 0), np.uint64)
     owner = np.repeat(np.arange(len(tensors)), counts)
@@ -200,7 +214,7 @@ def _planes(info: FileInfo) -> Iterator[Problem]:
         return names[owner[i]]
 
     def role(i: int) -> str:
-        return layout.ROLE_NAMES.get(int(planes["role"][i]), str(planes["role"][i]))
+        return layout.role_name(int(planes["role"][i]))
 
     for column, expected, code in (
         ("tensor", owner, "AIB-E412"),
@@ -236,8 +250,10 @@ def _specs(info: FileInfo, i: int) -> tuple[tuple[Any, ...], Problem | None]:
     except SchemeError as error:
         return (), Problem("AIB-E413", str(error), tensor=name)
     for spec in specs:
-        # Python integers: no shape can make this wrap. A dimension must also be small where another is 0.
-        if spec.nbytes > layout.MAX_SIZE or max(shape, default=0) > layout.MAX_SIZE:
+        # Python integers: no shape can make this wrap.
+        # Zeros left out: no product of some of the dimensions may be beyond what an index can hold.
+        largest = PlaneSpec(spec.role, spec.dtype, tuple(size for size in spec.shape if size)).nbytes
+        if max(largest, *shape, 0) > layout.MAX_SIZE:
             return (), Problem("AIB-E403", f"shape {shape} is larger than any file", tensor=name, plane=spec.role)
     return (() if record["flags"] & layout.TENSOR_ALIAS else specs), None
 
@@ -263,10 +279,8 @@ def _places(info: FileInfo, size: int) -> Iterator[Problem]:
         yield Problem("AIB-E108", "file size", expected=placed.data_end, found=size)
     if info.file_size != size:
         yield Problem("AIB-E108", "file size in the header", offset=16, expected=size, found=info.file_size)
-    leaves = digest.leaf_count(placed.documents_end - placed.documents_start)
-    leaves += digest.leaf_count(placed.data_end - placed.data_start)
-    if len(info.leaves) != leaves:
-        yield Problem("AIB-E601", "number of leaves", expected=leaves, found=len(info.leaves))
+    if len(info.leaves) != placed.leaves:
+        yield Problem("AIB-E601", "number of leaves", expected=placed.leaves, found=len(info.leaves))
 
 
 def _plane_places(info: FileInfo, placed: Placement, size: int) -> Iterator[Problem]:
@@ -282,7 +296,7 @@ def _plane_places(info: FileInfo, placed: Placement, size: int) -> Iterator[Prob
         else:
             code, what = "AIB-E410", "plane overlaps another, leaves a hole or is out of order"
         yield Problem(
-            code, what, info.names[planes["tensor"][i]], layout.ROLE_NAMES[int(planes["role"][i])], offset,
+            code, what, info.names[planes["tensor"][i]], layout.role_name(int(planes["role"][i])), offset,
             int(placed.plane_offsets[i]), offset,
         )  # fmt: skip
 
@@ -294,10 +308,15 @@ def locate(info: FileInfo) -> Placement:
 
 def _metadata(info: FileInfo) -> Iterator[Problem]:
     values = info.metadata
-    for key, kind in KNOWN_KEYS.items():
-        if key in values and not isinstance(values[key], kind):
-            yield Problem("AIB-E309", f"metadata key {key!r}: type", expected=kind.__name__,
-                          found=type(values[key]).__name__)  # fmt: skip
+    wrong = [key for key, kind in KNOWN_KEYS.items() if key in values and _kind(values[key]) not in (kind, "empty")]
+    for key in wrong:
+        yield Problem("AIB-E309", f"metadata key {key!r}: type", None, None, None, KNOWN_KEYS[key], _kind(values[key]))
+    if wrong:
+        return
+    for table in _TABLES:
+        present = [key for key in table if key in values]
+        if present and (present != table or len({len(values[key]) for key in present}) != 1):
+            yield Problem("AIB-E310", f"{', '.join(table)} must be there together, with equal lengths", found=present)
             return
     if "model.architecture" in values and "config.json" not in info.document_names:
         yield Problem("AIB-E310", "model.architecture is set and there is no document config.json")
@@ -308,10 +327,18 @@ def _metadata(info: FileInfo) -> Iterator[Problem]:
         if values["model.parameters"] != total:
             yield Problem("AIB-E310", "metadata key 'model.parameters'", expected=int(total),
                           found=values["model.parameters"])  # fmt: skip
-    present = [key for key in _ERROR_KEYS if key in values]
-    if present and (present != _ERROR_KEYS or len({len(values[key]) for key in present}) != 1):
-        yield Problem("AIB-E310", "quantization.error.* must be there together, with equal lengths", found=present)
-    elif present:
-        tensors = values[_ERROR_KEYS[0]]
-        if len(tensors) and (tensors.min() < 0 or tensors.max() >= len(info.tensor_table)):
-            yield Problem("AIB-E310", "quantization.error.tensor names no tensor", found=int(tensors.max()))
+    tensors = values.get("quantization.error.tensor", ())
+    if len(tensors) and (min(tensors) < 0 or max(tensors) >= len(info.tensor_table)):
+        yield Problem("AIB-E310", "quantization.error.tensor names no tensor", found=int(max(tensors)))
+
+
+def _kind(value: Any) -> str:
+    """The name of a metadata value's type; an empty array may stand for one of any type."""
+    if isinstance(value, np.ndarray):
+        return "empty" if not len(value) else "floats" if value.dtype.kind == "f" else "ints"
+    if isinstance(value, list):
+        return _SCALARS[type(value[0])] + "s"
+    return _SCALARS[type(value)]
+
+
+_SCALARS = {int: "int", float: "float", bool: "bool", str: "string", bytes: "bytes"}

@@ -19,14 +19,15 @@ from typing import Self
 
 import numpy as np
 
-from . import digest, layout, validate
+from . import digest, layout, manifest, validate
 from .dtypes import DTYPES
-from .errors import FormatError, SchemeError, WriteError
+from .errors import FormatError, Problem, SchemeError, WriteError
 from .layout import dtype_of
 from .manifest import FileInfo
 from .metadata import Value
-from .placement import Placement
-from .schemes import Scheme
+from .metadata import encode as encode_metadata
+from .placement import Placement, Region
+from .schemes import PlaneSpec, Scheme
 from .storage import Path
 
 _PIECE = 16 << 20  # bytes of one write: large, so that the page cache fills with large folios
@@ -57,7 +58,11 @@ def plan(
         FormatError: the plan breaks a rule that a reader would refuse the file for.
         SchemeError: a scheme cannot hold its tensor.
     """
+    if alignment not in layout.ALIGNMENTS:
+        raise FormatError(Problem("AIB-E107", "alignment", expected="one of 64, 4096, 2097152", found=alignment))
     tensors = list(tensors)
+    for tensor in tensors:
+        _check_shape(tensor)
     index = {tensor.name: i for i, tensor in enumerate(tensors)}
     schemes = sorted({tensor.scheme for tensor in tensors}, key=_scheme_key)
     numbers = {scheme: i for i, scheme in enumerate(schemes)}
@@ -83,17 +88,14 @@ def plan(
             row["flags"] |= layout.TENSOR_ALIAS
             row["target"] = index.get(tensor.alias_of, i)
             continue
-        try:
-            specs = tensor.scheme.planes(tensor.shape, tensor.dtype)
-        except SchemeError as error:
-            raise SchemeError(f"tensor {tensor.name!r}: {error}") from error
+        specs = _specs(tensor)
         row["first_plane"], row["plane_count"] = len(planes), len(specs)
-        planes += [(i, layout.ROLES[s.role], DTYPES[s.dtype].code, s.nbytes) for s in specs]
+        planes += [(i, layout.role_code(s.role), DTYPES[s.dtype].code, s.nbytes) for s in specs]
     plane_table = np.zeros(len(planes), dtype_of(layout.PLANE))
     for field, column in zip(("tensor", "role", "dtype", "length"), zip(*planes, strict=True), strict=False):
         plane_table[field] = column
     info = FileInfo(
-        metadata=dict(metadata), scheme_table=scheme_table, document_table=document_table,
+        metadata_bytes=encode_metadata(metadata), scheme_table=scheme_table, document_table=document_table,
         tensor_table=tensor_table, plane_table=plane_table, strings=names.bytes(),
         leaves=np.zeros(0, np.uint64), file_size=0, alignment=alignment,
     )  # fmt: skip
@@ -102,21 +104,56 @@ def plan(
 
 def _placed(info: FileInfo) -> FileInfo:
     """``info`` with offsets, file size and an empty leaf table of the right length, found valid."""
-    placed = validate.locate(info)
-    leaves = digest.leaf_count(placed.documents_end - placed.documents_start)
-    leaves += digest.leaf_count(placed.data_end - placed.data_start)
     # The leaf table lengthens the front matter, which moves the regions but does not change their lengths.
-    info = replace(info, leaves=np.zeros(leaves, np.uint64))
+    total = sum(info.plane_table["length"].tolist())
+    if total // layout.LEAF * 8 > layout.MAX_FRONT_MATTER:
+        most = layout.MAX_FRONT_MATTER // 8 * layout.LEAF
+        raise FormatError(Problem("AIB-E109", "leaf table of the data", expected=f"at most {most} bytes", found=total))
+    info = replace(info, leaves=np.zeros(validate.locate(info).leaves, np.uint64))
     placed = validate.locate(info)
     info.document_table["offset"], info.plane_table["offset"] = placed.document_offsets, placed.plane_offsets
     info = replace(info, file_size=placed.data_end)
-    if problems := validate.check(info, info.file_size):
-        raise FormatError(problems)
+    _as_read(info)
     return info
+
+
+def _as_read(info: FileInfo) -> bytes:
+    """Header and front matter of ``info``, after a reader has read them: what it refuses is not written.
+
+    Raises:
+        FormatError: with every problem it found.
+    """
+    front_matter = info.front_matter()
+    head = info.header(front_matter)
+    found = manifest.read_front_matter(head, manifest.read_header(head, info.file_size), front_matter)
+    if problems := validate.check(found, info.file_size):
+        raise FormatError(problems)
+    return head + front_matter
 
 
 def _scheme_key(scheme: Scheme) -> tuple[str, int, tuple[int, ...]]:
     return scheme.name, scheme.version, scheme.parameters
+
+
+def _check_shape(tensor: Tensor) -> None:
+    """What the record's fields cannot hold cannot be left to the validator."""
+    if len(tensor.shape) > layout.MAX_RANK:
+        limit = f"at most {layout.MAX_RANK}"
+        raise FormatError(Problem("AIB-E402", "rank", tensor.name, expected=limit, found=len(tensor.shape)))
+    if not all(0 <= size <= layout.MAX_SIZE for size in tensor.shape):
+        raise FormatError(Problem("AIB-E403", "shape is larger than any file", tensor.name, found=tensor.shape))
+    if tensor.dtype not in DTYPES:
+        raise FormatError(Problem("AIB-E404", "unknown dtype", tensor.name, found=tensor.dtype))
+
+
+def _specs(tensor: Tensor) -> tuple[PlaneSpec, ...]:
+    try:
+        specs = tensor.scheme.planes(tensor.shape, tensor.dtype)
+    except SchemeError as error:
+        raise SchemeError(f"tensor {tensor.name!r}: {error}") from error
+    if max((spec.nbytes for spec in specs), default=0) > layout.MAX_SIZE:
+        raise FormatError(Problem("AIB-E403", "shape is larger than any file", tensor.name, found=tensor.shape))
+    return specs
 
 
 class _Pool:
@@ -127,7 +164,7 @@ class _Pool:
         self._size = 0
 
     def add(self, name: str) -> tuple[int, int]:
-        data = name.encode()
+        data = name.encode("utf-8", "surrogatepass")  # the validator says what is wrong with it
         self._parts.append(data)
         self._size += len(data)
         if len(data) > layout.MAX_NAME:  # the record's field is wider than the rule; never truncate
@@ -153,11 +190,11 @@ class Writer:
         if not overwrite and os.path.lexists(self.path):
             raise WriteError(f"{self.path}: exists; say overwrite=True (--force) to replace it")
         self._placed: Placement = validate.locate(info)
-        folder, name = os.path.split(self.path)
-        self._partial = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.partial")
+        self._partial = os.path.join(os.path.dirname(self.path), f".aibit-{secrets.token_hex(8)}.partial")
         self._leaves = np.zeros(len(info.leaves), np.uint64)
         self._hashed = np.zeros(len(info.leaves), bool)
-        self._missing = {name for name in info.names if not info.tensor_table[info.index[name]]["flags"] & 1}
+        stored = (info.tensor_table["flags"] & layout.TENSOR_ALIAS) == 0
+        self._missing = {info.names[i] for i in np.flatnonzero(stored)}
         self._missing_documents = set(info.document_names)
         self._pool = ThreadPoolExecutor(max(jobs, 1))
         self._slots = threading.Semaphore(_IN_FLIGHT)
@@ -210,9 +247,12 @@ class Writer:
         for role, reason in info.scheme.bad_values(planes):
             raise SchemeError(f"tensor {name!r} plane {role!r}: {reason}")
         self._missing.discard(name)
-        for plane in info.planes:
-            if plane.length:
-                self._write(plane.offset, np.ascontiguousarray(planes[plane.role]).reshape(-1).view(np.uint8))
+        try:
+            for plane in info.planes:
+                if plane.length:
+                    self._write(plane.offset, np.ascontiguousarray(planes[plane.role]).reshape(-1).view(np.uint8))
+        except OSError as error:
+            raise WriteError(f"{self.path}: {error.strerror}") from error
 
     def commit(self, metadata: Mapping[str, Value] | None = None) -> FileInfo:
         """Finish the file and give it its name. ``metadata`` may replace the planned values, not their sizes.
@@ -229,68 +269,52 @@ class Writer:
             self._hash_shared()
             info = replace(self.info, leaves=self._leaves)
             if metadata is not None:
-                info = replace(info, metadata=dict(metadata))
+                info = replace(info, metadata_bytes=encode_metadata(metadata))
             if info.front_matter_length != self.info.front_matter_length:
                 raise WriteError(f"{self.path}: metadata grew from what was planned")
-            if problems := validate.check(info, info.file_size):
-                raise FormatError(problems, self.path)
-            front_matter = info.front_matter()
-            _write_all(self._file, info.header(front_matter) + front_matter, 0)
+            _write_all(self._file, _as_read(info), 0)
             os.fsync(self._file)
             self._rename()
+            self._close()  # what is published is not written to again
         except OSError as error:
             raise WriteError(f"{self.path}: {error.strerror}") from error
         return info
 
     def _write(self, offset: int, data: np.ndarray) -> None:
         """Queue u8 ``data`` for ``offset``, in pieces that end where leaves end."""
-        start, first = self._region(offset)
+        if self._file < 0:
+            raise WriteError(f"{self.path}: is already written")
+        region = self._placed.region(offset)
         if len(data) < layout.LEAF:  # not worth a thread
-            self._slots.acquire()
-            self._write_piece(offset, data, start, first)
+            self._write_piece(offset, data, region)
             return
         position = 0
         while position < len(data):
             end = min(position + _PIECE, len(data))
             if end < len(data):
-                end -= (offset + end - start) % layout.LEAF
+                end -= (offset + end - region.start) % layout.LEAF
             self._slots.acquire()
-            self._pending = [f for f in self._pending if not f.done() or f.exception()]
-            piece = self._pool.submit(self._write_piece, offset + position, data[position:end], start, first)
+            piece = self._pool.submit(self._write_piece, offset + position, data[position:end], region)
+            piece.add_done_callback(lambda _: self._slots.release())
             self._pending.append(piece)
             position = end
 
-    def _write_piece(self, offset: int, data: np.ndarray, start: int, first: int) -> None:
-        """Hash the leaves that lie wholly in these bytes, and write them."""
-        try:
-            _write_all(self._file, data.data, offset)
-            begin = offset - start
-            region = (self._placed.documents_end if first == 0 and start == self._placed.documents_start
-                      else self._placed.data_end) - start  # fmt: skip
-            for i in range(-(-begin // layout.LEAF), digest.leaf_count(begin + len(data))):
-                low, high = i * layout.LEAF, min((i + 1) * layout.LEAF, region)
-                if high <= begin + len(data):
-                    self._leaves[first + i] = digest.leaf(data[low - begin : high - begin])
-                    self._hashed[first + i] = True
-        finally:
-            self._slots.release()
-
-    def _region(self, offset: int) -> tuple[int, int]:
-        """Start of the region that ``offset`` lies in, and the index of its first leaf."""
-        placed = self._placed
-        if offset < placed.documents_end:
-            return placed.documents_start, 0
-        return placed.data_start, digest.leaf_count(placed.documents_end - placed.documents_start)
+    def _write_piece(self, offset: int, data: np.ndarray, region: Region) -> None:
+        """Write these bytes, and take the digests of the leaves that lie wholly in them."""
+        _write_all(self._file, data.data, offset)
+        for i in region.covering(offset, len(data)):
+            start, end = region.leaf(i)
+            if start >= offset and end <= offset + len(data):
+                self._leaves[region.first + i] = digest.leaf(data[start - offset : end - offset].data)
+                self._hashed[region.first + i] = True
 
     def _hash_shared(self) -> None:
-        """Digests of the leaves that no single plane covers, from what was written."""
-        placed = self._placed
-        for start, end in ((placed.documents_start, placed.documents_end), (placed.data_start, placed.data_end)):
-            _, first = self._region(start)
-            for i in range(digest.leaf_count(end - start)):
-                if not self._hashed[first + i]:
-                    low = start + i * layout.LEAF
-                    self._leaves[first + i] = digest.leaf(os.pread(self._file, min(layout.LEAF, end - low), low))
+        """Digests of the leaves that no single write covers, from what was written."""
+        for region in self._placed.regions:
+            for i in range(region.leaves):
+                if not self._hashed[region.first + i]:
+                    start, end = region.leaf(i)
+                    self._leaves[region.first + i] = digest.leaf(os.pread(self._file, end - start, start))
 
     def _rename(self) -> None:
         if self.overwrite:
@@ -299,20 +323,27 @@ class Writer:
             # A link fails if the name has been taken meanwhile; a rename would replace it.
             try:
                 os.link(self._partial, self.path)
+                os.unlink(self._partial)
             except FileExistsError:
                 raise WriteError(f"{self.path}: appeared while it was being written") from None
-            os.unlink(self._partial)
+            except PermissionError:  # a file system without links
+                if os.path.lexists(self.path):
+                    raise WriteError(f"{self.path}: appeared while it was being written") from None
+                os.rename(self._partial, self.path)
         folder = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
 
-    def _discard(self) -> None:
-        """Close, and remove the temporary file if it still has its temporary name."""
+    def _close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _discard(self) -> None:
+        """Close, and remove the temporary file if it still has its temporary name."""
+        self._close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._partial)
 

@@ -12,6 +12,7 @@ would differ in some codes. See Dettmers et al., LLM.int8(), 2022.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,6 +23,7 @@ from ..dtypes import to_float32
 from ..errors import SchemeError
 from .base import Planes, PlaneSpec, Scheme, bad_scales
 
+_LARGEST = 65504
 _ROWS = 256  # rows encoded at a time: their float32 copies stay in cache
 
 
@@ -39,7 +41,7 @@ class Int8(Scheme):
         return PlaneSpec("codes", "i8", shape), PlaneSpec("row_absmax", "f32", shape[:-1])
 
     def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-        rows = array.reshape(-1, array.shape[-1])
+        rows = array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
         codes = np.empty(rows.shape, np.int8)
         absmax = np.zeros(len(rows), np.float32)
         for start in range(0, len(rows) if rows.size else 0, _ROWS):
@@ -62,4 +64,6 @@ class Int8(Scheme):
         return scaled
 
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
-        return bad_scales(planes, "row_absmax")
+        yield from bad_scales(planes, "row_absmax")
+        if planes["row_absmax"].max(initial=0) > _LARGEST:
+            yield "row_absmax", "a scale is beyond float16's 65504, which every source went through"

@@ -44,7 +44,8 @@ class Plain(Scheme):
             values = from_float32(to_float32(array, dtype), self.name)
         else:
             raise SchemeError(f"{dtype} values cannot be stored as {self.name}")
-        if DTYPES[dtype].is_float and not np.isfinite(to_float32(array, dtype)).all():
+        finite = np.isfinite(array if dtype == "f64" else to_float32(array, dtype)) if DTYPES[dtype].is_float else True
+        if not np.all(finite):
             raise SchemeError("a value is not finite")
         return {"values": values}
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import documents
 from ..architecture import build_config, empty_model
 from ..errors import LoadError, MissingPackageError
 from ..manifest import TensorInfo
@@ -24,7 +23,7 @@ try:
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
     from ..bridge import dtype_name, to_torch, torch_dtypes
-    from .modules import builder_for
+    from .modules import Linear8bitLt, builder_for
 except ImportError as error:
     raise MissingPackageError(f"loading a model needs {error.name}: pip install 'aibit-format[hf]'") from error
 
@@ -95,7 +94,7 @@ def _config(file: File) -> tuple[dict[str, Any], str]:
     """The parsed config and the name of the architecture, checked before transformers sees either."""
     if "config.json" not in file.documents or "model.architecture" not in file.metadata:
         raise LoadError(f"{file.path}: holds tensors but no model (no config.json or no model.architecture)")
-    return documents.check("config.json", file.documents["config.json"]), file.metadata["model.architecture"]
+    return file.check_document("config.json"), file.metadata["model.architecture"]
 
 
 class _Assembly:
@@ -103,7 +102,7 @@ class _Assembly:
 
     def __init__(self, file: File, model: PreTrainedModel, device: torch.device) -> None:
         self.file, self.model, self.device = file, model, device
-        self.empty = dict(model.named_parameters(remove_duplicate=False))
+        self.empty: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self.buffers = dict(model.named_buffers())
         self.in_float32 = float32_rule(model)
 
@@ -151,13 +150,17 @@ class _Assembly:
             )
 
     def _check_shape(self, info: TensorInfo) -> None:
-        wanted = tuple((self.empty.get(info.name) if info.name in self.empty else self.buffers[info.name]).shape)
+        wanted = tuple(self._place(info.name).shape)
         found = info.shape[::-1] if info.transposed else info.shape
         if found != wanted:
             raise LoadError(
                 f"{self.file.path}: tensor {info.name!r} has shape {list(found)}, "
                 f"{type(self.model).__name__} with this config wants {list(wanted)}"
             )
+
+    def _place(self, name: str) -> torch.Tensor:
+        """What the empty model has under this name: a parameter on the meta device, or a buffer."""
+        return self.empty[name] if name in self.empty else self.buffers[name]
 
     def _planes(self, info: TensorInfo) -> dict[str, torch.Tensor]:
         """The planes on the device: on the CPU the mapped pages, elsewhere one copy."""
@@ -169,10 +172,8 @@ class _Assembly:
 
     def _values(self, info: TensorInfo) -> torch.Tensor:
         """The values in the dtype the model computes in."""
-        place = self.empty.get(info.name)
-        wanted = dtype_name(place.dtype if place is not None else self.buffers[info.name].dtype)
-        if place is not None and self.in_float32(info.name):
-            wanted = "f32"
+        place = self._place(info.name)
+        wanted = "f32" if place.is_floating_point() and self.in_float32(info.name) else dtype_name(place.dtype)
         if isinstance(info.scheme, Plain):
             values = self._planes(info)["values"]
         else:
@@ -186,17 +187,14 @@ def _finish(file: File, model: PreTrainedModel) -> None:
     model.requires_grad_(False)
     model.eval()
     if model.can_generate() and "generation_config.json" in file.documents:
-        values = documents.check("generation_config.json", file.documents["generation_config.json"])
+        values = file.check_document("generation_config.json")
         known = set(GenerationConfig().to_dict()) | {"transformers_version", "_from_model_config"}
         model.generation_config = GenerationConfig.from_dict({k: v for k, v in values.items() if k in known})
-    import bitsandbytes as bnb
-
-    if not any(isinstance(module, bnb.nn.Linear8bitLt) for module in model.modules()):
+    if not any(isinstance(module, Linear8bitLt) for module in model.modules()):
         return
     kept = [name for name, module in model.named_modules() if type(module) is nn.Linear]
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     model.config.quantization_config = config  # type: ignore[attr-defined]
-    model.config._pre_quantization_dtype = model.config.dtype
     quantizer = Bnb8BitHfQuantizer(config, pre_quantized=True)
     quantizer.modules_to_not_convert = kept
     model.hf_quantizer = quantizer  # type: ignore[assignment]

@@ -7,8 +7,9 @@ loaded and takes the memory of the model's dtype.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-import bitsandbytes as bnb
+import bitsandbytes
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -16,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from ..schemes import Scheme
 from ..schemes.int8 import Int8
 
+_bnb: Any = bitsandbytes.nn  # not typed
 Planes = dict[str, torch.Tensor]
 Builder = Callable[[nn.Module, Planes, torch.device], nn.Module]
 
@@ -27,17 +29,16 @@ def _int8_linear(module: nn.Module, planes: Planes, device: torch.device) -> nn.
     finished layer moves. ``.to`` on int8 data sets ``CB`` and ``SCB`` and quantizes nothing.
     """
     out_features, in_features = planes["codes"].shape
-    linear = bnb.nn.Linear8bitLt(
+    linear = _bnb.Linear8bitLt(
         in_features, out_features, bias=module.bias is not None, has_fp16_weights=False, threshold=6.0, device="meta"
     )
-    weight = bnb.nn.Int8Params(
-        planes["codes"], requires_grad=False, has_fp16_weights=False, SCB=planes["row_absmax"]
-    )
+    weight = _bnb.Int8Params(planes["codes"], requires_grad=False, has_fp16_weights=False, SCB=planes["row_absmax"])
     linear.weight = weight.to(device)
     linear.source_cls = type(module)  # transformers wants it when it writes the model out again
     return linear
 
 
+Linear8bitLt: type[nn.Module] = _bnb.Linear8bitLt
 BUILDERS: dict[type[Scheme], Builder] = {Int8: _int8_linear}
 
 

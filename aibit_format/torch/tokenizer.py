@@ -6,7 +6,6 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from .. import documents
 from ..errors import LoadError, MissingPackageError
 from ..reader import File
 from ..storage import Path
@@ -38,7 +37,7 @@ def load_tokenizer(path: Path | File) -> PreTrainedTokenizerBase:
     memory = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="aibit-", dir=memory) as folder:
         for name, data in file.documents.items():
-            documents.check(name, data)
+            file.check_document(name)
             target = os.path.join(folder, *name.split("/"))  # names are checked when a file is opened
             os.makedirs(os.path.dirname(target), exist_ok=True)
             with open(target, "wb") as out:

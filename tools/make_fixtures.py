@@ -1,0 +1,356 @@
+"""Make the small container files under `fixtures/container/`, each with a readable JSON twin.
+
+    python tools/make_fixtures.py            # write them all
+    python tools/make_fixtures.py --check    # exit 1 and name those that are not what would be written
+
+They are for people who write another reader: `x.aibit` is the file, `x.json` says every field of it, every
+plane's bytes in hex, and every tensor's values. Weights follow formulas, so any machine makes the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from aibit_format import digest, layout, reader, validate, writer  # noqa: E402
+from aibit_format.dtypes import BY_CODE, DTYPES, from_float32  # noqa: E402
+from aibit_format.manifest import ExtraSection, FileInfo  # noqa: E402
+from aibit_format.schemes import make  # noqa: E402
+from aibit_format.writer import Tensor  # noqa: E402
+
+FOLDER = ROOT / "fixtures" / "container"
+Planes = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """One file to make: what it shows, and what is in it."""
+
+    about: str
+    tensors: Mapping[Tensor, Planes] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    documents: Mapping[str, bytes] = field(default_factory=dict)
+    alignment: int = 64  # the least, so that the files stay small
+    extra: tuple[ExtraSection, ...] = ()
+
+
+def ramp(*shape: int) -> np.ndarray:
+    """float32 values from -2 to 2 in steps of a quarter, in an order that is not monotonic."""
+    return (((np.arange(np.prod(shape, dtype=int)) * 5 + 3) % 17 - 8) / 4).astype(np.float32).reshape(shape)
+
+
+def stored(
+    name: str, values: np.ndarray, scheme: str, dtype: str | None = None, **options: Any
+) -> tuple[Tensor, Planes]:
+    """A tensor of float32 ``values`` whose logical dtype is ``dtype`` (the scheme's own by default), and its planes."""
+    dtype = dtype or scheme
+    planes = make(scheme).encode(from_float32(values, dtype), dtype)
+    return Tensor(name, values.shape, dtype, make(scheme), **options), planes
+
+
+def hello() -> Fixture:
+    weight = np.array([[1, -2, 0.5, 0], [0.25, 4, -3, 1.5]], np.float32)
+    return Fixture(
+        "The smallest file of interest: an int8 tensor, a vector in float32, a document, two metadata entries.",
+        dict([stored("linear.weight", weight, "int8", "bf16"), stored("norm.weight", ramp(4), "f32")]),
+        {"model.parameters": 12, "tool.name": "aibit"},
+        {"config.json": b'{"hidden_size": 4}\n'},
+    )
+
+
+def dtypes() -> Fixture:
+    return Fixture("A tensor of each plain dtype.", dict(_one_of(name) for name in DTYPES))
+
+
+def _one_of(name: str) -> tuple[Tensor, Planes]:
+    dtype = DTYPES[name].numpy
+    if name == "f8_e8m0":  # codes, not values: 2^-127, 1/2, 1, 2, 2^127
+        values = np.array([0, 126, 127, 128, 254], np.uint8)
+    elif DTYPES[name].is_float:
+        values = from_float32(ramp(5), name)
+    elif name == "bool":
+        values = np.array([True, False, False, True, True])
+    else:  # float32 holds every value here, and the ends of the range where the type has 8 or 16 bits
+        wide = dtype.itemsize > 2
+        limits = (-(1 << 24), 1 << 24) if wide else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        values = np.array([max(limits[0], np.iinfo(dtype).min), 0, 1, 2, limits[1]], dtype)
+    return Tensor(f"values.{name}", values.shape, name, make(name)), make(name).encode(values, name)
+
+
+def alias() -> Fixture:
+    embedding = stored("embed.weight", ramp(3, 4), "int8", "f16")
+    head = Tensor("lm_head.weight", (3, 4), "f16", make("int8"), alias_of="embed.weight")
+    return Fixture(
+        "Tied weights: lm_head.weight is an alias of embed.weight and has no planes of its own.",
+        dict([embedding, stored("norm.weight", ramp(4), "f16"), (head, {})]),
+        {"model.parameters": 16},
+    )
+
+
+def shapes() -> Fixture:
+    no_columns = {"codes": np.zeros((3, 0), np.int8), "row_absmax": np.zeros(3, np.float32)}
+    return Fixture(
+        "Rank 0, rank 8, and zero-size tensors: their planes have zero bytes and take no room.",
+        dict(
+            [
+                stored("scalar", ramp(), "f32"),
+                stored("nothing", ramp(0), "f32"),
+                stored("no_rows", ramp(0, 4), "int8", "f32"),
+                (Tensor("no_columns", (3, 0), "f32", make("int8")), no_columns),
+                stored("rank8", ramp(2, 1, 1, 3, 1, 1, 1, 2), "f16"),
+            ]
+        ),
+    )
+
+
+def metadata() -> Fixture:
+    values = {
+        "array.bool": [True, False, True],
+        "array.bytes": [b"", b"\x00\xff"],
+        "array.empty": [],
+        "array.float": [0.5, -0.0, 1e300],
+        "array.int": [-(1 << 63), 0, (1 << 63) - 1],
+        "array.one": [7],
+        "array.string": ["", "two words", "日本語"],
+        "one.bool": True,
+        "one.bytes": bytes(range(8)),
+        "one.float": -0.1,
+        "one.int": -1,
+        "one.string": "line one\nline two\ttab, é, 🙂",
+        "one.string_empty": "",
+        "x_1.deep.key_2.3": 3,
+    }
+    return Fixture("Every type of metadata value, single and in arrays.", metadata=values)
+
+
+def empty() -> Fixture:
+    return Fixture("No metadata, no documents, no tensors: header, section table and empty sections.", alignment=4096)
+
+
+def alignment64() -> Fixture:
+    return Fixture(
+        "Alignment 64: planes below 64 bytes are pooled first, the others follow in the order of the table.",
+        dict(
+            [
+                stored("first.weight", ramp(8, 32), "int8", "bf16"),
+                stored("first.bias", ramp(8), "f32"),
+                stored("second.weight", ramp(3, 30), "int8", "bf16"),
+                stored("second.bias", ramp(16), "f32"),
+            ]
+        ),
+    )
+
+
+def alignment2m() -> Fixture:
+    # A single byte of data would move the data region to 2 MiB, so the planes here are empty ones.
+    return Fixture(
+        "Alignment 2 MiB. The only plane is empty, so there is no data region and the file stays small.",
+        dict([stored("nothing", ramp(0, 8), "f16")]),
+        documents={"LICENSE": b"none\n", "notes/empty.txt": b""},
+        alignment=2 << 20,
+    )
+
+
+def experts() -> Fixture:
+    return Fixture(
+        "int8 of rank 3, fused experts [E, N, K]: every expert's rows have scales of their own.",
+        dict([stored("experts.down_proj", ramp(2, 3, 4) * np.float32([[[1]], [[0.125]]]), "int8", "bf16")]),
+    )
+
+
+def transposed() -> Fixture:
+    return Fixture(
+        "The architecture's tensor is [3, 2]; what is stored, and what every number here is of, is its transpose.",
+        dict([stored("h.0.attn.c_attn.weight", ramp(2, 3), "int8", "f16", transposed=True)]),
+    )
+
+
+def extra_section() -> Fixture:
+    section = ExtraSection(kind=0x8001, flags=0, count=2, data=b"a private section")
+    return Fixture(
+        "An ancillary section of a private kind: readers that do not know it ignore it.",
+        dict([stored("bias", ramp(2), "f32")]),
+        extra=(section,),
+    )
+
+
+FIXTURES: dict[str, Callable[[], Fixture]] = {
+    "hello": hello,
+    "dtypes": dtypes,
+    "alias": alias,
+    "shapes": shapes,
+    "metadata": metadata,
+    "empty": empty,
+    "alignment64": alignment64,
+    "alignment2m": alignment2m,
+    "experts": experts,
+    "transposed": transposed,
+    "extra-section": extra_section,
+}
+
+
+def build(fixture: Fixture) -> bytes:
+    """The bytes of the file, put together in memory: the tests compare them with what the writer makes."""
+    info = plan(fixture)
+    data = bytearray(info.file_size)
+    for name, document in info.documents.items():
+        data[document.offset : document.offset + document.length] = fixture.documents[name]
+    for tensor, planes in fixture.tensors.items():
+        for plane in info.tensor(tensor.name).planes if tensor.alias_of is None else ():
+            data[plane.offset : plane.offset + plane.length] = planes[plane.role].tobytes()
+    placed = validate.locate(info)
+    regions = data[placed.documents_start : placed.documents_end], data[placed.data_start : placed.data_end]
+    leaves = [digest.leaves(np.frombuffer(region, np.uint8)) for region in regions]
+    info = replace(info, leaves=np.concatenate(leaves))
+    front_matter = info.front_matter()
+    header = info.header(front_matter)
+    data[: len(header) + len(front_matter)] = header + front_matter
+    return bytes(data)
+
+
+def plan(fixture: Fixture) -> FileInfo:
+    """The file without its digests."""
+    lengths = {name: len(data) for name, data in fixture.documents.items()}
+    info = writer.plan(fixture.tensors, fixture.metadata, lengths, fixture.alignment)
+    if not fixture.extra:
+        return info
+    # Sections of other kinds move all that follows the front matter.
+    info = replace(info, extra=fixture.extra)
+    placed = validate.locate(info)
+    info.document_table["offset"], info.plane_table["offset"] = placed.document_offsets, placed.plane_offsets
+    return replace(info, file_size=placed.data_end)
+
+
+def describe(name: str, about: str, data: bytes) -> dict[str, Any]:
+    """Every field of a valid file, readable."""
+    with reader.File(data, verify="full") as file:
+        info = file.info_of_file
+        return {
+            "file": f"{name}.aibit",
+            "about": about,
+            "header": _fields(np.frombuffer(data, layout.dtype_of(layout.HEADER), 1)[0]),
+            "sections": list(_sections(data, info)),
+            "metadata": {key: _metadata(value) for key, value in info.metadata.items()},
+            "schemes": [
+                {"name": scheme, "version": int(row["version"]), "parameters": row["parameters"].tolist()}
+                for scheme, row in zip(info.scheme_names, info.scheme_table, strict=True)
+            ],
+            "documents": [
+                {"name": d.name, "offset": d.offset, "length": d.length, "data": bytes(file.documents[d.name]).hex()}
+                for d in info.documents.values()
+            ],
+            "tensors": [_tensor(file, at) for at in range(len(info.names))],
+            "planes": list(_planes(file)),
+            "leaves": [f"{leaf:016x}" for leaf in info.leaves.tolist()],
+        }
+
+
+def _fields(record: np.void) -> dict[str, Any]:
+    """A record's fields, reserved ones aside; those that are bytes in hex."""
+    names = [name for name in record.dtype.names or () if not name.startswith("reserved")]
+    return {name: v.tobytes().hex() if (v := record[name]).dtype.kind == "V" else v.tolist() for name in names}
+
+
+def _sections(data: bytes, info: FileInfo) -> Iterator[dict[str, Any]]:
+    count = len(layout.SECTIONS) + len(info.extra)
+    table = np.frombuffer(data, layout.dtype_of(layout.SECTION), count, layout.HEADER.sizeof())
+    for row in table:
+        entry = {"name": layout.SECTIONS.get(int(row["kind"]), "unknown"), **_fields(row)}
+        body = data[entry["offset"] : entry["offset"] + entry["length"]]
+        if entry["name"] == "strings":
+            entry["text"] = body.decode("ascii")
+        if entry["name"] == "unknown":
+            entry["data"] = body.hex()
+        yield entry
+
+
+def _metadata(value: Any) -> dict[str, Any]:
+    is_array = isinstance(value, (list, np.ndarray))
+    items = list(value.tolist() if isinstance(value, np.ndarray) else value if is_array else [value])
+    kind = {int: "int", float: "float", bool: "bool", str: "string", bytes: "bytes"}[type(items[0]) if items else int]
+    items = [item.hex() if kind == "bytes" else item for item in items]
+    return {"type": kind, "is_array": is_array, "value": items if is_array else items[0]}
+
+
+def _tensor(file: reader.File, at: int) -> dict[str, Any]:
+    info = file.info_of_file
+    record, tensor = info.tensor_table[at], info.tensor(info.names[at])
+    return {
+        "name": tensor.name,
+        "shape": list(tensor.shape),
+        "dtype": BY_CODE[int(record["dtype"])].name,
+        "scheme": int(record["scheme"]),
+        "flags": int(record["flags"]),
+        "target": int(record["target"]),
+        "first_plane": int(record["first_plane"]),
+        "plane_count": int(record["plane_count"]),
+        "alias_of": tensor.alias_of,
+        "transposed": tensor.transposed,
+        "values": file.dequantize(tensor.name).reshape(-1).tolist(),
+    }
+
+
+def _planes(file: reader.File) -> Iterator[dict[str, Any]]:
+    info = file.info_of_file
+    for at, name in enumerate(info.names):
+        tensor = info.tensor(name)
+        if tensor.alias_of is None:
+            for plane, array in zip(tensor.planes, file.planes(name).values(), strict=True):
+                yield {
+                    "tensor": at, "role": plane.role, "dtype": plane.dtype, "shape": list(plane.shape),
+                    "offset": plane.offset, "length": plane.length, "data": array.tobytes().hex(),
+                }  # fmt: skip
+
+
+def twin(name: str, about: str, data: bytes) -> bytes:
+    """The JSON twin: indented, with lists of plain values on one line each."""
+    text = json.dumps(describe(name, about, data), indent=2, ensure_ascii=False)
+    # No string in JSON holds a raw newline, so this touches nothing but the space between values.
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda match: re.sub(r"\n\s*", " ", match[0]), text)
+    return (re.sub(r"\[ (.*) \]", r"[\1]", text) + "\n").encode()
+
+
+def files() -> dict[str, bytes]:
+    """Every file this makes, by name."""
+    result = {}
+    for name, define in FIXTURES.items():
+        fixture = define()
+        data = build(fixture)
+        result[f"{name}.aibit"], result[f"{name}.json"] = data, twin(name, fixture.about, data)
+    return result
+
+
+def stale() -> list[str]:
+    """Names of files that are missing, differ from what would be written, or should not be there."""
+    wanted = files()
+    there = {path.name: path.read_bytes() for path in FOLDER.glob("*")} if FOLDER.is_dir() else {}
+    return sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with what is on disk; write nothing")
+    if parser.parse_args().check:
+        names = stale()
+        print("\n".join(f"stale: fixtures/container/{name}" for name in names) or "fixtures are up to date")
+        return 1 if names else 0
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, data in files().items():
+        (FOLDER / name).write_bytes(data)
+        print(f"{len(data):8d}  {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

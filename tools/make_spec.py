@@ -1,0 +1,429 @@
+"""Bring the generated parts of the specification up to date.
+
+    python tools/make_spec.py            # rewrite them
+    python tools/make_spec.py --check    # exit 1 and name the files that are stale
+
+In the pages under `spec/`, whatever stands between `<!-- generated: NAME -->` and `<!-- end -->` is made here from the
+package, from `spec/rules.toml` and from `fixtures/container/hello.aibit`, so that text and code cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from aibit_format import digest, documents, layout, manifest, reader  # noqa: E402
+from aibit_format.dtypes import DTYPES, from_float32, to_float32  # noqa: E402
+from aibit_format.layout import align  # noqa: E402
+from aibit_format.schemes import BUILTIN, Scheme, make  # noqa: E402
+
+SPEC = ROOT / "spec"
+HELLO = ROOT / "fixtures" / "container" / "hello.aibit"
+_MARKED = re.compile(r"(<!-- generated: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+# What the package has no words for. A KeyError here says that something new awaits its description.
+SECTION_TEXT = {
+    "metadata": ("entries", "typed values by key (section 5)"),
+    "schemes": ("records", "scheme table (section 7)"),
+    "documents": ("records", "document table (section 11)"),
+    "tensors": ("records", "tensor directory (section 8)"),
+    "planes": ("records", "plane table (section 9)"),
+    "strings": ("0", "string pool (section 6)"),
+    "leaves": ("digests", "leaf table (section 12)"),
+}
+ROLE_TEXT = {
+    "values": "the values themselves",
+    "codes": "quantized values",
+    "row_absmax": "largest magnitude of each row",
+    "absmax": "largest magnitude of each block",
+    "nested_absmax": "scales of quantized scales",
+    "nested_offset": "what quantized scales are relative to",
+    "scale": "factor of each tensor, row or group",
+    "zero_point": "code that stands for zero",
+    "codebook": "values that codes stand for",
+    "group_index": "group of each column",
+    "outlier_index": "rows or columns that are stored apart",
+    "outlier_values": "their values",
+    "tiles": "codes in the order of a kernel",
+    "blocks": "blocks of a foreign format, scales and codes together",
+}
+RULE_GROUPS = {
+    "1": "Header",
+    "2": "Sections and strings",
+    "3": "Metadata",
+    "4": "Tensors and planes",
+    "5": "Values of planes",
+    "6": "Integrity",
+    "7": "Documents",
+    "8": "Opening",
+}
+
+
+def table(head: tuple[str, ...], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
+
+
+def record(name: str) -> str:
+    struct = layout.RECORDS[name]
+    rows = [(f.offset, f.size, f"`{f.type}`", f"`{f.name}`", f.text) for f in layout.fields_of(struct)]
+    return table(("offset", "size", "type", "field", "meaning"), rows) + f"\n{struct.sizeof()} bytes.\n"
+
+
+def sections() -> str:
+    rows = [(kind, name, *SECTION_TEXT[name]) for kind, name in layout.SECTIONS.items()]
+    return table(("kind", "section", "`count`", "holds"), rows)
+
+
+def roles() -> str:
+    rows = [(code, f"`{name}`", ROLE_TEXT[name]) for name, code in layout.ROLES.items()]
+    return table(("number", "role", "holds"), rows)
+
+
+def dtypes() -> str:
+    rows = [(d.code, f"`{d.name}`", d.bits // 8, d.meaning) for d in DTYPES.values()]
+    return table(("code", "dtype", "bytes", "meaning"), rows)
+
+
+def forbidden_keys() -> str:
+    keys = ", ".join(f"`{key}`" for key in sorted(documents.FORBIDDEN_KEYS))
+    return f"{keys}; in `config.json` also `quantization_config`.\n"
+
+
+def limits() -> str:
+    front, leaf = layout.MAX_FRONT_MATTER, layout.LEAF
+    alignments = ", ".join(str(a) for a in layout.ALIGNMENTS)
+    rows = [
+        ("size of a file, a plane, a dimension", f"{layout.MAX_SIZE} (2^63 - 1)"),
+        ("front matter", f"{front} bytes (64 MiB)"),
+        ("sections", f"{len(layout.SECTIONS)} to {layout.MAX_SECTIONS}"),
+        ("metadata entries", layout.MAX_METADATA),
+        ("schemes", layout.MAX_SCHEMES),
+        ("documents", layout.MAX_DOCUMENTS),
+        ("a document", f"{layout.MAX_DOCUMENT} bytes (256 MiB)"),
+        ("nesting of a JSON document", documents.MAX_DEPTH),
+        (
+            "tensors",
+            f"{layout.MAX_TENSORS}; the front matter has room for fewer than {front // layout.TENSOR.sizeof()}",
+        ),
+        (
+            "leaves",
+            f"what the front matter has room for: fewer than {front // 8}, {front // 8 * leaf >> 40} TiB of data",
+        ),
+        ("rank", layout.MAX_RANK),
+        ("a name, a metadata key", f"1 to {layout.MAX_NAME} bytes"),
+        ("`alignment`", alignments),
+        ("alignment of sections, documents, small planes", layout.ALIGNMENT),
+        ("a leaf", f"{leaf} bytes"),
+        ("data region that starts at 2 MiB", f"{layout.LARGE_DATA} bytes (64 MiB) or more"),
+    ]
+    return table(("what", "limit"), rows)
+
+
+def _toml() -> dict[str, list[dict[str, Any]]]:
+    return tomllib.loads((SPEC / "rules.toml").read_text("utf-8"))
+
+
+def rules() -> str:
+    found = _toml()["rule"]
+    parts = []
+    for digit, title in RULE_GROUPS.items():
+        rows = [(r["code"], r["title"], r["must"], r["level"]) for r in found if r["code"][5] == digit]
+        parts.append(f"**{title}**\n\n" + table(("code", "rule", "", "level"), rows))
+    return "\n".join(parts)
+
+
+def errors() -> str:
+    return table(("code", "error", "meaning"), [(e["code"], e["title"], e["means"]) for e in _toml()["error"]])
+
+
+def page_of(name: str) -> str:
+    """The page of a scheme: that of its module."""
+    return BUILTIN[name].split(":")[0].rpartition(".")[2] + ".md"
+
+
+def schemes() -> str:
+    rows = []
+    for name in BUILTIN:
+        scheme, shape = make(name), (4096, 4096)
+        dtype = name if name in DTYPES else "bf16"
+        planes = ", ".join(f"`{p.role}` {p.dtype} {list(p.shape)}" for p in scheme.planes(shape, dtype))
+        page = page_of(name)
+        bits = f"{scheme.bits_per_weight(shape, dtype):.6g}"
+        rows.append((f"`{name}`", scheme.version, planes, bits, f"[{page}](schemes/{page})"))
+    return table(("scheme", "version", "planes of [4096, 4096]", "bits per weight", "page"), rows)
+
+
+def example_plain(name: str, values: list[float]) -> str:
+    """Float32 values, the bytes they are stored as, and what those bytes stand for."""
+    array = np.array(values, np.float32)
+    codes = from_float32(array, name)
+    back = to_float32(codes, name)
+    digits = codes.itemsize * 2
+    rows = [
+        (repr(v), f"`0x{v32.view(np.uint32):08X}`", f"`0x{code:0{digits}X}`", f"`{_hex(code)}`", repr(float(x)))
+        for v, v32, code, x in zip(values, array, codes, back, strict=True)
+    ]
+    return (
+        table(("value", "as f32", f"as {name}", "bytes in the file", "decoded"), rows)
+        + f"\nThe plane `values` of a tensor of shape [{len(values)}] with these values:\n\n    {_hex(codes)}\n"
+    )
+
+
+def example_int8() -> str:
+    values = np.array([[1, -2, 0.5, 0], [0.1, 4, -3, 1.5]], np.float32)
+    scheme = make("int8")
+    planes = scheme.encode(values, "f32")
+    decoded = scheme.decode(planes, values.shape, "f32")
+    rows = [
+        (row, _floats(values[row]), repr(float(planes["row_absmax"][row])),
+         ", ".join(map(str, planes["codes"][row].tolist())), _floats(decoded[row]))
+        for row in range(len(values))
+    ]  # fmt: skip
+    sizes = {spec.role: spec for spec in scheme.planes(values.shape, "f32")}
+    return (
+        "A tensor of shape [2, 4]:\n\n"
+        + table(("row", "values", "row_absmax", "codes", "decoded"), rows)
+        + "\nIts planes:\n\n"
+        + "".join(
+            f"    {role:<10}  {spec.dtype:<3} {list(spec.shape)!s:<6}  {_hex(planes[role])}\n"
+            for role, spec in sizes.items()
+        )
+        + _first_code(values, planes, scheme)
+    )
+
+
+def _first_code(values: np.ndarray, planes: dict[str, np.ndarray], scheme: Scheme) -> str:
+    """One code by hand, in float32 throughout."""
+    value, absmax = values[1, 0], planes["row_absmax"][1]
+    half = np.float32(np.float16(value))
+    factor = (np.float32(1) / absmax) * np.float32(127)
+    code = planes["codes"][1, 0]
+    back = (np.float32(code) * absmax) * np.float32(1 / 127)
+    return (
+        f"\nRow 1, first value: 0.1 is {float(half)!r} in float16; `m` is (1 / {float(absmax)!r}) * 127 = "
+        f"{float(factor)!r}; their product {float(half * factor)!r} rounds to {int(code)}. "
+        f"Back: {int(code)} * {float(absmax)!r} * f32(1/127) = {float(back)!r}.\n"
+    )
+
+
+def _floats(row: np.ndarray) -> str:
+    return ", ".join(f"{x:.7g}" for x in row.tolist())
+
+
+def _hex(data: Any) -> str:
+    return np.asarray(data).tobytes().hex(" ")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some bytes of a file and what they are; one without bytes is a heading."""
+
+    data: bytes
+    label: str
+
+
+def pieces(data: bytes) -> Iterator[Piece]:
+    """A valid file as a sequence of pieces that together are all of it, in order."""
+    header = manifest.read_header(data[: layout.HEADER.sizeof()], len(data))
+    info = reader.open(data).info_of_file
+    size = layout.SECTION.sizeof()
+    yield Piece(b"", "Header")
+    yield from _record(layout.HEADER, data, 0)
+    position = layout.HEADER.sizeof()
+    for i in range(header.section_count):
+        kind = int.from_bytes(data[position : position + 2], "little")
+        yield Piece(b"", f"Section table, entry {i}: {layout.SECTIONS.get(kind, 'unknown')}")
+        yield from _record(layout.SECTION, data, position)
+        position += size
+    rows = np.frombuffer(data, layout.dtype_of(layout.SECTION), header.section_count, layout.HEADER.sizeof())
+    for row in rows:
+        start, end = int(row["offset"]), int(row["offset"] + row["length"])
+        yield from _padding(data, position, start)
+        position = end
+        if start == end:
+            continue
+        name = layout.SECTIONS.get(int(row["kind"]), "unknown")
+        yield Piece(b"", f"Section {name}")
+        yield from _SECTION_PIECES.get(name, _raw)(data, start, end, int(row["count"]), info)
+    for start, length, label in _bodies(info):
+        yield from _padding(data, position, start)
+        yield Piece(b"", label)
+        yield Piece(data[start : start + length], _text(data[start : start + length]) if "Document" in label else "")
+        position = start + length
+    yield from _padding(data, position, len(data))
+
+
+def _record(struct: Any, data: bytes, start: int) -> Iterator[Piece]:
+    for f in layout.fields_of(struct):
+        piece = data[start + f.offset : start + f.offset + f.size]
+        if match := re.fullmatch(r"(u\d+)\[(\d+)\]", f.type):
+            yield from _array(f.name, piece, int(match[2]))
+        elif f.type.startswith("bytes"):
+            yield Piece(piece, f.name)
+        else:
+            yield Piece(piece, f"{f.name} = {int.from_bytes(piece, 'little')}")
+
+
+def _array(name: str, data: bytes, count: int) -> Iterator[Piece]:
+    """Elements one by one; the zeros at the end together."""
+    size = len(data) // count
+    used = -(-len(data.rstrip(b"\0")) // size)
+    for i in range(used):
+        yield Piece(
+            data[i * size : (i + 1) * size], f"{name}[{i}] = {int.from_bytes(data[i * size :][:size], 'little')}"
+        )
+    if used < count:
+        yield Piece(data[used * size :], f"{name}[{used}..{count - 1}] = 0")
+
+
+def _records_of(struct: Any, label: str, data: bytes, start: int, end: int, count: int, info: Any) -> Iterator[Piece]:
+    for i in range(count):
+        yield Piece(b"", f"  {label} {i}")
+        yield from _record(struct, data, start + i * struct.sizeof())
+
+
+def _metadata(data: bytes, start: int, end: int, count: int, info: Any) -> Iterator[Piece]:
+    head, position = layout.METADATA.sizeof(), start
+    for key, value in info.metadata.items():
+        length = int.from_bytes(data[position + 8 : position + 16], "little")
+        yield from _record(layout.METADATA, data, position)
+        position += head
+        yield Piece(key.encode(), f'key "{key}"')
+        position += len(key)
+        yield Piece(data[position : position + length], f"value {value!r}")
+        position += length
+
+
+def _strings(data: bytes, start: int, end: int, count: int, info: Any) -> Iterator[Piece]:
+    for name in [*info.scheme_names, *info.document_names, *info.names]:
+        yield Piece(name.encode(), f'"{name}"')
+
+
+def _leaves(data: bytes, start: int, end: int, count: int, info: Any) -> Iterator[Piece]:
+    in_documents = digest.leaf_count(
+        sum(align(document.length, layout.ALIGNMENT) for document in info.documents.values())
+    )
+    for i in range(count):
+        region, at = ("documents", i) if i < in_documents else ("data", i - in_documents)
+        yield Piece(data[start + 8 * i : start + 8 * i + 8], f"leaf {at} of {region}")
+
+
+def _raw(data: bytes, start: int, end: int, count: int, info: Any) -> Iterator[Piece]:
+    yield Piece(data[start:end], "")
+
+
+_SECTION_PIECES: dict[str, Callable[..., Iterator[Piece]]] = {
+    "metadata": _metadata,
+    "schemes": partial(_records_of, layout.SCHEME, "Scheme"),
+    "documents": partial(_records_of, layout.DOCUMENT, "Document"),
+    "tensors": partial(_records_of, layout.TENSOR, "Tensor"),
+    "planes": partial(_records_of, layout.PLANE, "Plane"),
+    "strings": _strings,
+    "leaves": _leaves,
+}
+
+
+def _bodies(info: Any) -> list[tuple[int, int, str]]:
+    """(offset, length, label) of documents and planes, as they lie in the file."""
+    found = [(d.offset, d.length, f'Document "{d.name}"') for d in info.documents.values()]
+    for name in info.names:
+        tensor = info.tensor(name)
+        for plane in () if tensor.alias_of else tensor.planes:
+            label = f'Tensor "{name}", plane {plane.role}, {plane.dtype} {list(plane.shape)}'
+            found.append((plane.offset, plane.length, label))
+    return sorted(found)
+
+
+def _padding(data: bytes, start: int, end: int) -> Iterator[Piece]:
+    if end > start:
+        yield Piece(data[start:end], "padding")
+
+
+def _text(data: bytes) -> str:
+    return repr(data)[2:-1]
+
+
+def hello() -> str:
+    """The annotated dump of `hello.aibit`."""
+    lines, position = [], 0
+    for piece in pieces(HELLO.read_bytes()):
+        if not piece.data:
+            lines.append(f"\n{piece.label}\n" if not piece.label.startswith("  ") else f"{piece.label}\n")
+            continue
+        for start, text in _rows(piece.data):
+            label = piece.label if start == 0 else ""
+            lines.append(f"{position + start:06x}  {text:<49}{label}".rstrip() + "\n")
+        position += len(piece.data)
+    return "```text\n" + "".join(lines).lstrip("\n") + "```\n"
+
+
+def _rows(data: bytes) -> Iterator[tuple[int, str]]:
+    if len(data) > 4 and not any(data):
+        yield 0, f"00 x {len(data)}"
+        return
+    for start in range(0, len(data), 16):
+        yield start, data[start : start + 16].hex(" ")
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    **{f"record {name}": partial(record, name) for name in layout.RECORDS},
+    "sections": sections,
+    "roles": roles,
+    "dtypes": dtypes,
+    "forbidden keys": forbidden_keys,
+    "limits": limits,
+    "rules": rules,
+    "errors": errors,
+    "schemes": schemes,
+    "hello": hello,
+    "example bf16": partial(example_plain, "bf16", [1.0, -2.5, 0.1, 3.140625, 1.00390625, 1.01171875]),
+    "example f8_e4m3": partial(example_plain, "f8_e4m3", [1.0, -0.5, 0.3, 448.0, 0.001953125, 1.0625]),
+    "example int8": example_int8,
+}
+
+
+def rendered(text: str) -> str:
+    """The page with its generated parts made anew.
+
+    Raises:
+        KeyError: a marker has a name that nothing is registered for.
+    """
+    return _MARKED.sub(lambda match: f"{match[1]}{GENERATED[match[2]]()}{match[4]}", text)
+
+
+def stale() -> dict[Path, str]:
+    """Pages whose generated parts are not up to date, with what they should be."""
+    pages = {path: path.read_text("utf-8") for path in sorted(SPEC.rglob("*.md"))}
+    return {path: fresh for path, text in pages.items() if (fresh := rendered(text)) != text}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is stale")
+    check = parser.parse_args().check
+    pages = stale()
+    for path, text in pages.items():
+        print(f"{'stale' if check else 'wrote'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.write_text(text, "utf-8")
+    if not pages:
+        print("the specification is up to date")
+    return 1 if check and pages else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
