@@ -201,7 +201,7 @@ def _metadata(
         "source.xxh3_128": digests,
         "tool.name": "aibit",
         "tool.version": __version__,
-        "tool.libraries": [f"{name} {version(name)}" for name in _LIBRARIES],
+        "tool.libraries": [f"{name} {version(name).split('+')[0]}" for name in _LIBRARIES],
         "quantization.recipe": plan.recipe.lines(),
         "quantization.error.tensor": np.array(inexact, np.int64),
         "quantization.error.relative_rms": figures[0],

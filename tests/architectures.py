@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import transformers as tf
 
-_TEXT = dict(vocab_size=160, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+_TEXT = {"vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 _LLAMA = dict(**_TEXT, num_key_value_heads=2, max_position_embeddings=64)
 
 
@@ -39,7 +39,7 @@ def save(name: str, folder, dtype: torch.dtype = torch.float32, seed: int = 0, *
     torch.manual_seed(seed)
     model = family(config())
     with torch.no_grad():
-        for key, value in model.named_parameters():
+        for _key, value in model.named_parameters():
             if value.ndim >= 2:
                 value.mul_(1 if name == "t5" else 3)  # T5's own initial weights are as large as float16 bears
                 value[..., 1] *= 8  # some columns stand out, so that LLM.int8 finds outliers

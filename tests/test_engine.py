@@ -107,7 +107,9 @@ def test_values_that_are_not_finite_are_refused(dtype, scheme, bad):
             encode(schemes.make(scheme), array, dtype)
 
 
-@pytest.mark.parametrize(("scheme", "value"), [("int8", 65520.0), ("f16", 65520.0), ("f8_e4m3", 480.0), ("f8_e5m2", 65000.0)])
+@pytest.mark.parametrize(
+    ("scheme", "value"), [("int8", 65520.0), ("f16", 65520.0), ("f8_e4m3", 480.0), ("f8_e5m2", 65000.0)]
+)
 def test_values_beyond_a_type_are_refused(scheme, value):
     with pytest.raises(SchemeError):
         engine.encode(schemes.make(scheme), np.full((2, 2), value, np.float32), "f32")

@@ -52,7 +52,7 @@ def test_output_equals_load_in_8bit(name, dtype, tmp_path):
     assert torch.equal(found, expected)
     if model.can_generate():
         ids = architectures.inputs(name)["input_ids"]
-        options = dict(max_new_tokens=5, do_sample=False)
+        options = {"max_new_tokens": 5, "do_sample": False}
         assert torch.equal(model.generate(ids, **options), reference.generate(ids, **options))
 
 

@@ -52,6 +52,11 @@ class SafetensorsFile:
         tensor = self.tensors[name]
         return self._map[start:end].view(DTYPES[tensor.dtype].numpy).reshape(tensor.shape)
 
+    def nbytes(self, name: str) -> int:
+        """Bytes of the tensor in the file."""
+        start, end = self._places[name]
+        return end - start
+
     def _header(self) -> dict[str, Any]:
         length = int(self._map[:8].view("<u8")[0])
         if length > min(_MAX_HEADER, self.size - 8):

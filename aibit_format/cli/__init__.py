@@ -1,0 +1,85 @@
+"""The command line: one file a verb, and here what they share.
+
+Results go to stdout and everything else to stderr. Exit status: 0 ok, 1 failed or differs, 2 usage, 3 not a valid
+aibit file, 130 interrupted. Only the module of the verb that is asked for is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .._version import __version__
+from ..errors import AibitError, FormatError, RecipeError
+
+# Verb -> (module, what it does). The module has ``configure(parser)`` and ``run(arguments) -> exit status``.
+VERBS: dict[str, tuple[str, str]] = {
+    "convert": ("convert", "write an .aibit file from a model directory"),
+    "inspect": ("inspect", "show what a file holds: .aibit, .gguf or .safetensors"),
+    "verify": ("verify", "check a file's structure and every checksum"),
+    "run": ("run", "generate text"),
+    "extract": ("extract", "write a file's documents or tensors out"),
+}
+ALIASES = {"show": "inspect"}
+
+OK, FAILED, USAGE, INVALID, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(arguments).parse_args(arguments)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does. Point stdout elsewhere, or flushing it fails at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except AibitError as error:
+        if args.verbose:
+            raise
+        for line in _lines(error):
+            print(f"aibit: {line}", file=sys.stderr)
+        return INVALID if isinstance(error, FormatError) else USAGE if isinstance(error, RecipeError) else FAILED
+    except OSError as error:
+        if args.verbose:
+            raise
+        print(f"aibit: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return FAILED
+
+
+def _lines(error: AibitError) -> list[str]:
+    """A line for each problem of an invalid file; otherwise the message with its code."""
+    if isinstance(error, FormatError):
+        head = f"{error.path}: " if error.path else ""
+        return [f"{head}{problem}" for problem in error.problems[:20]]
+    return [f"{error} [{error.code}]"]
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aibit", description="One file for a quantized language model: made, checked, and run from the mapping."
+    )
+    parser.add_argument("--version", action="version", version=f"aibit {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    asked = next((ALIASES.get(argument, argument) for argument in arguments if not argument.startswith("-")), None)
+    for name, (module, text) in VERBS.items():
+        aliases = [alias for alias, target in ALIASES.items() if target == name]
+        verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", aliases=aliases)
+        verb.add_argument("--json", action="store_true", help="print the result as JSON")
+        verb.add_argument("-v", "--verbose", action="store_true", help="show a traceback when something fails")
+        if name == asked:
+            found = import_module(f"{__name__}.{module}")
+            found.configure(verb)
+            verb.set_defaults(run=found.run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""``aibit convert SRC -o OUT``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from .output import Progress, emit, size, table
+
+if TYPE_CHECKING:
+    from ..conversion import Report
+    from ..recipe import Plan
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("source", metavar="SRC", help="a Hugging Face model directory")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the file to write")
+    parser.add_argument("--scheme", default="int8", help="scheme of the Linear weights (default: int8)")
+    parser.add_argument(
+        "--tensor", metavar="REGEX=SCHEME", action="append", default=[], type=_rule,
+        help="another scheme for the tensors whose name REGEX is found in; the last match wins",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, with sizes, and stop")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--architecture", metavar="CLASS", help="transformers class, when config.json names none")
+    parser.add_argument("--jobs", type=_positive, metavar="N", help="threads (default: one a core)")
+    parser.set_defaults(parser=parser)
+
+
+def _rule(text: str) -> tuple[str, str]:
+    pattern, found, scheme = text.rpartition("=")
+    if not found or not pattern or not scheme:
+        raise argparse.ArgumentTypeError(f"{text!r} is not REGEX=SCHEME")
+    return pattern, scheme
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, show or do it, and report."""
+    if not args.output and not args.dry_run:
+        args.parser.error("say where to write: -o OUT (or --dry-run to see the plan)")
+    from ..recipe import Recipe
+
+    Recipe.of(args.scheme, args.tensor)  # a wrong scheme or pattern is found before anything heavy is imported
+    from .quiet import quiet_libraries
+
+    quiet_libraries()
+    from ..conversion import make_plan
+    from ..conversion import run as convert
+
+    plan = make_plan(args.source, args.scheme, args.tensor, args.architecture)
+    if args.dry_run:
+        _show_plan(plan, args.json)
+        return 0
+    with Progress("converting") as progress:
+        report = convert(plan, args.output, args.force, progress.update, args.jobs)
+    for key in report.dropped_keys:
+        print(f"aibit: left out: {key}", file=sys.stderr)
+    if report.unused:
+        print(f"aibit: the model has no place for: {', '.join(report.unused)}", file=sys.stderr)
+    _show_report(report, args.json)
+    return 0
+
+
+def _show_plan(plan: Plan, as_json: bool) -> None:
+    rows = [
+        {
+            "name": p.tensor.name, "shape": list(p.tensor.shape), "from": p.source_dtype,
+            "scheme": p.tensor.scheme.name,
+            "original_bytes": p.source_bytes, "bytes": p.stored_bytes, "alias_of": p.tensor.alias_of,
+        }
+        for p in plan.tensors
+    ]  # fmt: skip
+    if as_json:
+        emit({
+            "architecture": plan.skeleton.architecture, "original_bytes": plan.original_bytes,
+            "quantized_bytes": plan.stored_bytes, "tensors": rows, "unused": plan.unused,
+        })  # fmt: skip
+        return
+    lines = [
+        [r["name"], "x".join(map(str, r["shape"])), r["from"], f"= {r['alias_of']}" if r["alias_of"] else r["scheme"],
+         size(r["original_bytes"]), size(r["bytes"])]
+        for r in rows
+    ]  # fmt: skip
+    print(table(["tensor", "shape", "from", "scheme", "original", "stored"], lines, right=(4, 5)))
+    print()
+    print(_totals(plan.original_bytes, plan.stored_bytes))
+
+
+def _show_report(report: Report, as_json: bool) -> None:
+    if as_json:
+        emit({
+            **asdict(report), "compression_ratio": report.compression_ratio,
+            "memory_saved_bytes": report.memory_saved_bytes,
+        })  # fmt: skip
+        return
+    lossy = [t for t in report.tensors if t.error is not None]
+    rows = [
+        [t.name, t.scheme, size(t.quantized_bytes), f"{e.relative_rms:.3%}", f"{e.largest:.3g}",
+         f"{e.signal_to_noise_db:.1f} dB"]
+        for t in lossy if (e := t.error)
+    ]  # fmt: skip
+    if rows:
+        print(table(["tensor", "scheme", "stored", "rms error", "largest", "signal/noise"], rows, right=(2, 3, 4, 5)))
+        print()
+    aliases = sum(t.alias_of is not None for t in report.tensors)
+    exact = len(report.tensors) - len(lossy) - aliases
+    print(f"{len(lossy)} tensors quantized, {exact} stored exactly, {aliases} tied")
+    print(_totals(report.original_bytes, report.quantized_bytes))
+    print(f"{report.path}: {size(report.file_bytes)} in {report.seconds:.1f} s, root {report.root}")
+
+
+def _totals(original: int, stored: int) -> str:
+    ratio = original / stored if stored else 1.0
+    saved = size(original - stored)
+    return f"original {size(original)}, quantized {size(stored)}, ratio {ratio:.2f}, memory saved {saved}"

@@ -1,0 +1,118 @@
+"""``aibit inspect FILE``: names, types and sizes, without reading a weight."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from ..reader import File
+from .output import emit, printable, size, table
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--no-tensors", dest="tensors", action="store_false", help="leave the list of tensors out")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the file."""
+    found = describe(args.file)
+    if not args.tensors:
+        del found["tensors"]
+    if args.json:
+        emit(found)
+    else:
+        _show(found)
+    return 0
+
+
+def describe(path: str) -> dict[str, Any]:
+    """What a file holds, whichever of the three formats it is in."""
+    kind = _kind(path)
+    if kind == "gguf":
+        from ..sources.gguf import GGUFFile
+
+        gguf = GGUFFile(path)
+        rows = [_row(t.name, t.shape, t.type, t.nbytes) for t in gguf.tensors]
+        return {"file": path, "format": f"GGUF {gguf.version}", "size": gguf.size,
+                "metadata": gguf.metadata, "documents": {}, "tensors": rows}  # fmt: skip
+    if kind == "safetensors":
+        from ..sources.safetensors import SafetensorsFile
+
+        file = SafetensorsFile(path)
+        rows = [_row(t.name, t.shape, t.dtype, file.nbytes(t.name)) for t in file.tensors.values()]
+        return {"file": path, "format": "safetensors", "size": file.size,
+                "metadata": file.metadata, "documents": {}, "tensors": rows}  # fmt: skip
+    with File(path) as f:
+        info = f.info_of_file
+        rows = []
+        for name in f:
+            t = f.info(name)
+            row = _row(name, t.shape, t.scheme.name, 0 if t.alias_of else t.nbytes)
+            row |= {
+                "dtype": t.dtype,
+                "planes": [[p.role, p.dtype, list(p.shape), p.offset, p.length] for p in t.planes],
+            }
+            rows.append(row | ({"alias_of": t.alias_of} if t.alias_of else {}))
+        return {
+            "file": path, "format": f"aibit 1.{info.minor}", "size": info.file_size, "root": f.root,
+            "alignment": info.alignment, "metadata": dict(f.metadata),
+            "documents": {d.name: d.length for d in info.documents.values()}, "tensors": rows,
+        }  # fmt: skip
+
+
+def _kind(path: str) -> str:
+    if not os.path.isfile(path):  # FIFOs, devices and what is not there: the reader says what is wrong
+        return "aibit"
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if head[:4] == b"GGUF":
+        return "gguf"
+    looks_like_json = len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
+    return "safetensors" if looks_like_json else "aibit"
+
+
+def _row(name: str, shape: tuple[int, ...], kind: str, nbytes: int) -> dict[str, Any]:
+    return {"name": name, "shape": list(shape), "scheme": kind, "bytes": nbytes}
+
+
+def _show(found: dict[str, Any]) -> None:
+    print(f"{found['file']}: {found['format']}, {size(found['size'])} ({found['size']} bytes)")
+    if "root" in found:
+        print(f"root {found['root']}, alignment {found['alignment']}")
+    if found["metadata"]:
+        print("\nmetadata")
+        for key, value in found["metadata"].items():
+            print(f"  {printable(key)} = {_brief(value)}")
+    if found["documents"]:
+        print("\ndocuments")
+        for name, length in found["documents"].items():
+            print(f"  {name}  {size(length)}")
+    if "tensors" not in found:
+        return
+    rows = found["tensors"]
+    lines = [
+        [printable(r["name"]), "x".join(map(str, r["shape"])) or "scalar",
+         f"= {r['alias_of']}" if "alias_of" in r else r["scheme"], size(r["bytes"])]
+        for r in rows
+    ]  # fmt: skip
+    print()
+    print(table(["tensor", "shape", "scheme", "bytes"], lines, right=(3,)))
+    by_scheme: dict[str, list[int]] = {}
+    for row in rows:
+        if "alias_of" not in row:
+            by_scheme.setdefault(row["scheme"], []).append(row["bytes"])
+    print(f"\n{len(rows)} tensors: " + ", ".join(f"{len(b)} {s} ({size(sum(b))})" for s, b in by_scheme.items()))
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, str):
+        shown = value
+    elif isinstance(value, (bytes, int, float)):
+        shown = str(value)
+    else:
+        shown = f"[{len(value)}] " + ", ".join(str(v) for v in list(value)[:4]) + (", ..." if len(value) > 4 else "")
+    shown = printable(shown)
+    return shown if len(shown) <= 100 else shown[:97] + "..."

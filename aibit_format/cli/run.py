@@ -1,0 +1,115 @@
+"""``aibit run FILE PROMPT``: generate text, token by token."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from ..errors import LoadError, MissingPackageError
+from .output import emit
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to continue (default: standard input)")
+    parser.add_argument("--chat", action="store_true", help="use the file's chat template; without PROMPT, converse")
+    parser.add_argument("--system", metavar="TEXT", help="a system message for --chat")
+    parser.add_argument("-n", "--max-new-tokens", type=int, default=128, metavar="N", help="at most N tokens (128)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this mass")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--verify", choices=["structure", "touched", "full"], default="structure")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, generate, and print as tokens come."""
+    from .quiet import quiet_libraries
+
+    quiet_libraries()
+    started = time.perf_counter()
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingPackageError("running a model needs torch: pip install 'aibit-format[hf]'") from error
+    from ..torch.model import load
+
+    model, tokenizer = load(args.file, args.device, verify=args.verify)
+    if not model.can_generate():
+        raise LoadError(f"{args.file}: {type(model).__name__} does not generate text")
+    if args.chat and not tokenizer.chat_template:
+        raise LoadError(f"{args.file}: holds no chat template; run it without --chat")
+    torch.manual_seed(args.seed)
+    session = _Session(args, model, tokenizer)
+    session.loaded = time.perf_counter() - started
+    if args.chat and args.prompt is None and sys.stdin.isatty():
+        return session.converse()
+    prompt = args.prompt if args.prompt is not None else sys.stdin.read()
+    result = session.answer(prompt)
+    if args.json:
+        emit(result)
+    else:
+        print(
+            f"\n{result['new_tokens']} tokens in {result['seconds']:.2f} s "
+            f"({result['new_tokens'] / max(result['seconds'], 1e-9):.1f} a second), loaded in {session.loaded:.2f} s",
+            file=sys.stderr,
+        )
+    return 0
+
+
+class _Session:
+    """A model, its tokenizer, and the messages so far."""
+
+    def __init__(self, args: argparse.Namespace, model: Any, tokenizer: Any) -> None:
+        self.args, self.model, self.tokenizer = args, model, tokenizer
+        self.messages = [{"role": "system", "content": args.system}] if args.system else []
+        self.loaded = 0.0
+
+    def converse(self) -> int:
+        """Read lines from the terminal until it ends."""
+        while True:
+            try:
+                line = input("> ")
+            except EOFError:
+                print()
+                return 0
+            if line.strip():
+                self.answer(line)
+
+    def answer(self, prompt: str) -> dict[str, Any]:
+        """Generate from one prompt, streaming unless the result is wanted as JSON."""
+        import torch
+        from transformers import TextStreamer
+
+        batch = self._tokens(prompt)
+        if batch["input_ids"].shape[1] == 0:
+            raise LoadError("the prompt is empty, and the tokenizer starts texts with nothing")
+        options: dict[str, Any] = {"max_new_tokens": self.args.max_new_tokens, "do_sample": self.args.temperature > 0}
+        if options["do_sample"]:
+            options |= {"temperature": self.args.temperature, "top_p": self.args.top_p}
+        if self.model.generation_config.pad_token_id is None and self.tokenizer.pad_token_id is None:
+            options["pad_token_id"] = self.tokenizer.eos_token_id
+        if not self.args.json:
+            options["streamer"] = TextStreamer(self.tokenizer, skip_prompt=self.args.chat, skip_special_tokens=True)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            ids = self.model.generate(**batch, **options)[0]
+        seconds = time.perf_counter() - started
+        new = ids if self.model.config.is_encoder_decoder else ids[batch["input_ids"].shape[1] :]
+        text = self.tokenizer.decode(new, skip_special_tokens=True)
+        if self.args.chat:
+            self.messages.append({"role": "assistant", "content": text})
+        return {"prompt": prompt, "text": text, "new_tokens": len(new), "seconds": seconds, "load_seconds": self.loaded}
+
+    def _tokens(self, prompt: str) -> dict[str, Any]:
+        if self.args.chat:
+            self.messages.append({"role": "user", "content": prompt})
+            batch = self.tokenizer.apply_chat_template(
+                self.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        else:
+            batch = self.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        return {key: value.to(self.model.device) for key, value in batch.items()}
