@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 import transformers as tf
 
-_TEXT = {"vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+_TEXT = {
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 _LLAMA = dict(**_TEXT, num_key_value_heads=2, max_position_embeddings=64)
 
 

@@ -46,12 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         for line in _lines(error):
             print(f"aibit: {line}", file=sys.stderr)
-        return INVALID if isinstance(error, FormatError) else USAGE if isinstance(error, RecipeError) else FAILED
+        return status_of(error)
     except OSError as error:
         if args.verbose:
             raise
         print(f"aibit: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return FAILED
+
+
+def status_of(error: AibitError) -> int:
+    """The exit status for an error. A file that cannot even be opened (AIB-E8xx) is no statement on its format."""
+    if isinstance(error, FormatError) and not error.code.startswith("AIB-E8"):
+        return INVALID
+    return USAGE if isinstance(error, RecipeError) else FAILED
 
 
 def _lines(error: AibitError) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from ..errors import FormatError
 from ..reader import File
+from . import status_of
 from .output import emit, size
 
 _NOT_CHECKED = "where the file came from: checksums find damage, not forgery"
@@ -22,14 +23,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check each file; 3 if one is not valid."""
+    """Check each file; 3 if one is not valid, 1 if one cannot be read."""
     results, status = [], 0
     for path in args.files:
         try:
             with File(path, args.level) as file:
                 results.append({"file": path, "valid": True, **asdict(file.verified())})
         except FormatError as error:
-            status = 3
+            status = max(status, status_of(error))
             problems = [{"code": p.code, "message": str(p)} for p in error.problems]
             results.append({"file": path, "valid": False, "problems": problems})
     if args.json:

@@ -1,0 +1,53 @@
+"""What importing costs, and what it must not bring."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ["torch", "transformers", "bitsandbytes", "accelerate", "safetensors", "tokenizers", "tqdm"]
+
+
+def imported_by(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has after running ``code``."""
+    script = f"{code}\nimport sys\nprint(' '.join({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import aibit_format",
+        "import aibit_format; aibit_format.open; aibit_format.FormatError; dir(aibit_format)",
+        "import aibit_format.numpy",
+        "from aibit_format.cli import main; main(['inspect', 'fixtures/container/hello.aibit'])",
+        "from aibit_format.cli import main; main(['verify', 'fixtures/container/hello.aibit'])",
+    ],
+)
+def test_the_core_imports_nothing_heavy(code, fixtures):
+    code = code.replace("fixtures/", f"{fixtures}/")
+    assert not imported_by(code) & set(HEAVY)
+
+
+def test_import_alone_does_not_even_import_construct():
+    assert "construct" not in imported_by("import aibit_format")
+
+
+def test_public_names_resolve():
+    import aibit_format as aibit
+
+    for name in aibit.__all__:
+        assert getattr(aibit, name) is not None
+    assert callable(aibit.convert) and callable(aibit.open)
+    with pytest.raises(AttributeError):
+        aibit.no_such_name  # noqa: B018
+
+
+def test_convert_stays_a_function_after_its_module_was_imported():
+    import aibit_format as aibit
+    import aibit_format.conversion
+
+    assert aibit.convert is aibit_format.conversion.convert
