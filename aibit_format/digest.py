@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import xxhash
@@ -54,6 +53,8 @@ def leaves(region: np.ndarray, which: Iterable[int] | None = None, jobs: int | N
     if jobs == 1 or len(batches) < 2:
         digests = [d for b in batches for d in batch(b)]
     else:
+        from concurrent.futures import ThreadPoolExecutor  # not worth importing for a look at a small file
+
         with ThreadPoolExecutor(jobs) as pool:
             digests = [d for result in pool.map(batch, batches) for d in result]
     return np.array(digests, dtype=np.uint64)

@@ -125,7 +125,8 @@ def _schemes(info: FileInfo) -> Iterator[Problem]:
     ]
     if keys != sorted(set(keys)):
         yield Problem("AIB-E416", "scheme table is not sorted, or repeats an entry")
-    used = np.unique(info.tensor_table["scheme"])
+    # With indices asked for, np.unique does not import numpy.ma, which costs more than the rest of opening a file.
+    used, _ = np.unique(info.tensor_table["scheme"], return_index=True)
     if len(used) and used[-1] >= len(keys):
         beyond = np.flatnonzero(info.tensor_table["scheme"] >= len(keys))
         yield from _some(

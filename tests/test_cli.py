@@ -170,7 +170,7 @@ def test_verify_says_what_it_checked_and_what_not(model, tmp_path, capsys):
 
 def test_extract_gives_documents_and_tensors_back(model, tmp_path, capsys):
     status, _, _ = run(
-        "extract", model / "m.aibit", "-o", tmp_path, "--tensor", "model.norm.weight", capsys=capfdbinary
+        "extract", model / "m.aibit", "-o", tmp_path, "--tensor", "model.norm.weight", capsys=capsys
     )
     assert status == 0
     assert np.load(tmp_path / "model.norm.weight.npy").shape == (64,)

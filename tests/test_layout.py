@@ -70,6 +70,18 @@ def test_numbers_of_the_format():
     assert list(layout.SECTIONS.items()) == list(enumerate(names, 1))
     assert list(layout.ROLES.values()) == list(range(1, 15))
     assert layout.ALIGNMENTS == (64, 4096, 2097152) and layout.LEAF == 1048576 and layout.ALIGNMENT == 64
+    assert layout.MAX_STRINGS == layout.MAX_TENSORS == 1 << 20 and layout.MAX_SIZE == (1 << 63) - 1
+
+
+@pytest.mark.parametrize(("code", "name"), [(2, "codes"), (0x8001, "private_8001"), (0xFFFF, "private_ffff")])
+def test_roles_and_their_names(code, name):
+    assert (layout.role_code(name), layout.role_name(code)) == (code, name)
+
+
+@pytest.mark.parametrize("name", ["", "values2", "unknown_0", "private_7fff", "private_10000", "private_800G"])
+def test_no_role_has_this_name(name):
+    with pytest.raises(KeyError):
+        layout.role_code(name)
 
 
 def test_header_of_hello(request):
@@ -185,13 +197,10 @@ def placed_as_the_text_says(front_matter_length, documents, planes, alignment):
     bulk = [i for i, length in enumerate(planes) if length >= alignment]
     small_offsets, pool_length = pack([planes[i] for i in small], 0, 64)
     bulk_offsets, bulk_end = pack([planes[i] for i in bulk], align(pool_length, alignment), alignment)
-    data_length = bulk_end if bulk else pool_length
-    if data_length == 0:
-        data_start = documents_end
-    elif data_length >= 67108864:
-        data_start = align(documents_end, max(alignment, 2097152))
-    else:
-        data_start = align(documents_end, alignment)
+    data_length, step = (bulk_end, alignment) if bulk else (pool_length, 64)
+    if data_length >= 67108864:
+        step = max(step, 2097152)
+    data_start = align(documents_end, step)
     offsets = dict(zip(small + bulk, small_offsets + bulk_offsets, strict=True))
     return (
         document_offsets, documents_end, data_start, data_start + data_length,
@@ -205,6 +214,7 @@ LENGTHS = (0, 1, 63, 64, 65, 4095, 4096, 4097, 2097151, 2097152, 67108863, 67108
 @pytest.mark.parametrize("alignment", [64, 4096, 2097152])
 def test_placement_is_the_one_of_the_text(alignment):
     cases = [(), *((a,) for a in LENGTHS), *product(LENGTHS, repeat=2), *product((0, 3, 64, 5000), repeat=4)]
+    cases += [(2097151,) * 32, (2097151,) * 33, (4032,) * 16645, (4095,) * 16384]  # around 64 MiB, all of them small
     for planes, documents in product(cases, ((), (0,), (5, 0, 200))):
         found = place(960, np.array(documents, np.uint64), np.array(planes, np.uint64), alignment)
         expected = placed_as_the_text_says(960, documents, planes, alignment)
@@ -212,3 +222,24 @@ def test_placement_is_the_one_of_the_text(alignment):
             found.document_offsets.tolist(), found.documents_end, found.data_start, found.data_end,
             found.plane_offsets.tolist(),
         ) == expected, (planes, documents)  # fmt: skip
+
+
+def test_regions_and_their_leaves():
+    leaf = 1048576
+    placed = place(960, np.array([leaf], np.uint64), np.array([5, leaf, leaf], np.uint64), 64)
+    documents, data = placed.regions
+    assert (documents.start, documents.end, documents.first, documents.leaves) == (1088, 1088 + leaf, 0, 1)
+    assert (data.start, data.end, data.first, data.leaves) == (1088 + leaf, 1088 + 64 + 3 * leaf, 1, 3)
+    assert placed.leaves == 4
+    assert [data.leaf(i) for i in range(3)] == [
+        (data.start, data.start + leaf), (data.start + leaf, data.start + 2 * leaf), (data.start + 2 * leaf, data.end),
+    ]  # fmt: skip
+    assert placed.plane_offsets.tolist() == [data.start, data.start + 64, data.start + 64 + leaf]
+    for offset, length, leaves in ((0, 5, [0]), (64, leaf, [0, 1]), (leaf - 1, 2, [0, 1]), (2 * leaf, 64, [2])):
+        assert list(data.covering(data.start + offset, length)) == leaves
+    assert placed.region(1088) == documents and placed.region(data.start) == data
+
+
+def test_regions_without_bytes_have_no_leaves():
+    placed = place(960, np.array([0], np.uint64), np.array([0], np.uint64), 2097152)
+    assert [(r.start, r.end, r.leaves) for r in placed.regions] == [(1088, 1088, 0)] * 2

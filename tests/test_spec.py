@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import make_fixtures  # noqa: E402
 import make_spec  # noqa: E402
+import test_hostile  # noqa: E402
 
 RULES = tomllib.loads((ROOT / "spec" / "rules.toml").read_text("utf-8"))
 NAMES = sorted(make_fixtures.FIXTURES)
@@ -55,7 +56,7 @@ def test_sections_referred_to_exist():
 def test_codes_of_the_source_and_of_the_rules_are_the_same():
     source = "".join(path.read_text("utf-8") for path in (ROOT / "aibit_format").rglob("*.py"))
     raised = set(re.findall(r"AIB-E\d{3}\b", source))
-    listed = {entry["code"] for table in RULES.values() for entry in table}
+    listed = {entry["code"] for table in ("rule", "error") for entry in RULES[table]}
     assert sorted(raised - listed) == [], "raised, and not in spec/rules.toml"
     assert sorted(listed - raised) == [], "in spec/rules.toml, and never raised"
 
@@ -71,6 +72,22 @@ def test_rules_are_complete_and_in_order():
         assert rule["reject"] == sorted(set(rule["reject"])) and set(rule["reject"]) <= set(range(1, 85))
     for error in RULES["error"]:
         assert set(error) == {"code", "title", "means"}
+
+
+def test_every_class_of_hostile_input_has_a_rule_or_a_place():
+    turned_away = {number for rule in RULES["rule"] for number in rule["reject"]}
+    elsewhere = [number for entry in RULES["elsewhere"] for number in entry["reject"]]
+    assert turned_away.isdisjoint(elsewhere)
+    assert sorted([*turned_away, *elsewhere]) == list(range(1, 85))
+    text = (ROOT / "spec" / "aibit-1.md").read_text("utf-8")
+    for name in re.findall(r"\b[RW]\d+\b", " ".join(entry["where"] for entry in RULES["elsewhere"]) + text):
+        assert f"- **{name}** " in text, name
+
+
+def test_the_rules_name_the_classes_of_the_files_that_break_them():
+    rules = {rule["code"]: rule["reject"] for rule in RULES["rule"]}
+    for name, _, code in test_hostile.STRUCTURE + test_hostile.FULL:
+        assert int(name.split()[0]) in rules[code], (name, code)
 
 
 @pytest.mark.parametrize("name", sorted(BUILTIN))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 
 from ..dtypes import DTYPES
 from ..errors import SchemeError
@@ -24,6 +23,8 @@ BUILTIN: dict[str, str] = {
 
 @cache
 def _outside() -> dict[str, str]:
+    from importlib.metadata import entry_points  # slow to import, and seldom needed
+
     return {entry.name: entry.value for entry in entry_points(group="aibit_format.schemes")}
 
 
