@@ -40,6 +40,7 @@ _PATHS = frozenset({"_name_or_path", "name_or_path"})
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 MAX_DEPTH = 64
+MAX_DIGITS = 4300  # of an integer; converting longer ones takes time that grows with the square
 
 
 def parse_json(name: str, data: bytes | memoryview) -> Any:
@@ -57,11 +58,18 @@ def parse_json(name: str, data: bytes | memoryview) -> Any:
             value[key] = inner
         return value
 
+    def integer(text: str) -> int:
+        if len(text) > MAX_DIGITS:
+            raise ValueError(f"a number of {len(text)} digits")
+        return int(text)
+
     def constant(text: str) -> Any:
         raise ValueError(f"{text} is no JSON number")
 
     try:
-        value = json.loads(bytes(data).decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+        value = json.loads(
+            bytes(data).decode("utf-8"), object_pairs_hook=pairs, parse_int=integer, parse_constant=constant
+        )
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise _bad("AIB-E705", name, f"not JSON: {error}") from error
     if _depth(value) > MAX_DEPTH:
@@ -78,9 +86,8 @@ def check(name: str, data: bytes | memoryview) -> Any:
     if not name.endswith(".json"):
         return None
     value = parse_json(name, data)
-    forbidden = _FORBIDDEN_IN_CONFIG if name == "config.json" else FORBIDDEN_KEYS
-    if (path := _find(value, forbidden)) and _can_act(name):
-        raise _bad("AIB-E706", name, f"key {path!r} fetches or runs code, or contradicts the schemes")
+    if _can_act(name) and (path := _find(value, _forbidden(name))):
+        raise _bad("AIB-E706", name, f"key {'.'.join(path)!r} fetches or runs code, or contradicts the schemes")
     return value
 
 
@@ -90,8 +97,7 @@ def clean(name: str, data: bytes) -> tuple[bytes, list[str]]:
         return data, []
     value = parse_json(name, data)
     dropped: list[str] = []
-    forbidden = _FORBIDDEN_IN_CONFIG if name == "config.json" else FORBIDDEN_KEYS
-    value = _without(value, forbidden, "", dropped)
+    value = _without(value, _forbidden(name), "", dropped)
     if not dropped:
         return data, []
     return (json.dumps(value, indent=2) + "\n").encode(), [f"{name}:{key}" for key in dropped]
@@ -102,14 +108,18 @@ def _can_act(name: str) -> bool:
     return name.rsplit("/", 1)[-1] not in ("tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json")
 
 
-def _find(value: Any, keys: frozenset[str], path: str = "") -> str | None:
+def _forbidden(name: str) -> frozenset[str]:
+    return _FORBIDDEN_IN_CONFIG if name == "config.json" else FORBIDDEN_KEYS
+
+
+def _find(value: Any, keys: frozenset[str]) -> list[str] | None:
+    """The way to the first of these keys that is set, from the outside in."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
-        here = f"{path}.{key}" if path else str(key)
         if key in keys and inner is not None:
-            return here
-        if found := _find(inner, keys, here):
-            return found
+            return [key]
+        if (found := _find(inner, keys)) is not None:
+            return [str(key), *found]
     return None
 
 

@@ -32,7 +32,7 @@ _STEPS = 64  # parts of a code step that int8's error is counted in
 
 @dataclass(frozen=True, slots=True)
 class EncodingError:
-    """How far the decoded values are from the source's, over the whole tensor.
+    """How far the decoded values are from the source's (for int8: its float16 values), over the whole tensor.
 
     relative_rms: sqrt(sum((decoded - x)^2) / sum(x^2)).
     largest: max |decoded - x|.

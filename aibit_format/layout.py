@@ -36,13 +36,14 @@ LARGE_ALIGNMENT = 2 << 20  # ...starts on this boundary, so that the kernel can 
 LEAF = 1 << 20  # bytes under one checksum
 
 MAX_SIZE = (1 << 63) - 1
+MAX_ELEMENTS = (1 << 60) - 1  # of a tensor, dimensions of zero left out: 8 bytes each stay below MAX_SIZE
 MAX_FRONT_MATTER = 64 << 20
 MAX_DOCUMENT = 256 << 20
 MAX_DOCUMENTS = 1 << 12
 MAX_TENSORS = 1 << 20
 MAX_SCHEMES = 1 << 12
 MAX_METADATA = 1 << 16
-MAX_STRINGS = 1 << 20  # strings and byte strings in all the arrays of the metadata
+MAX_STRINGS = 1 << 20  # strings and byte strings in all of the metadata
 MAX_SECTIONS = 64
 MAX_RANK = 8
 MAX_NAME = 255

@@ -7,6 +7,7 @@ each such group and the rest is array arithmetic.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from .errors import Problem, SchemeError
 from .manifest import FileInfo
 from .names import TENSOR_CHARACTERS, bad_document_name, bad_scheme_name, bad_tensor_name
 from .placement import Placement, place
-from .schemes import PlaneSpec, make
+from .schemes import make
 
 EACH = 100  # problems reported of one kind
 
@@ -250,12 +251,10 @@ def _specs(info: FileInfo, i: int) -> tuple[tuple[Any, ...], Problem | None]:
         specs = info.schemes[record["scheme"]].planes(shape, BY_CODE[int(record["dtype"])].name)
     except SchemeError as error:
         return (), Problem("AIB-E413", str(error), tensor=name)
-    for spec in specs:
-        # Python integers: no shape can make this wrap.
-        # Zeros left out: no product of some of the dimensions may be beyond what an index can hold.
-        largest = PlaneSpec(spec.role, spec.dtype, tuple(size for size in spec.shape if size)).nbytes
-        if max(largest, *shape, 0) > layout.MAX_SIZE:
-            return (), Problem("AIB-E403", f"shape {shape} is larger than any file", tensor=name, plane=spec.role)
+    # Python integers: no shape can make this wrap. Zeros are left out, so that no array of some of the dimensions,
+    # whatever its elements, is beyond what an index can hold.
+    if math.prod(size for size in shape if size) > layout.MAX_ELEMENTS:
+        return (), Problem("AIB-E403", f"shape {shape} is larger than any file", tensor=name)
     return (() if record["flags"] & layout.TENSOR_ALIAS else specs), None
 
 
@@ -309,7 +308,7 @@ def locate(info: FileInfo) -> Placement:
 
 def _metadata(info: FileInfo) -> Iterator[Problem]:
     values = info.metadata
-    wrong = [key for key, kind in KNOWN_KEYS.items() if key in values and _kind(values[key]) not in (kind, "empty")]
+    wrong = [key for key, kind in KNOWN_KEYS.items() if key in values and not _fits(values[key], kind)]
     for key in wrong:
         yield Problem("AIB-E309", f"metadata key {key!r}: type", None, None, None, KNOWN_KEYS[key], _kind(values[key]))
     if wrong:
@@ -330,11 +329,18 @@ def _metadata(info: FileInfo) -> Iterator[Problem]:
                           found=values["model.parameters"])  # fmt: skip
     tensors = values.get("quantization.error.tensor", ())
     if len(tensors) and (min(tensors) < 0 or max(tensors) >= len(info.tensor_table)):
-        yield Problem("AIB-E310", "quantization.error.tensor names no tensor", found=int(max(tensors)))
+        found = int(min(tensors)) if min(tensors) < 0 else int(max(tensors))
+        yield Problem("AIB-E310", "quantization.error.tensor names no tensor", found=found)
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a metadata value is of this type; an empty array is an array of any type."""
+    found = _kind(value)
+    return found == kind or (found == "empty" and kind.endswith("s"))
 
 
 def _kind(value: Any) -> str:
-    """The name of a metadata value's type; an empty array may stand for one of any type."""
+    """The name of a metadata value's type."""
     if isinstance(value, np.ndarray):
         return "empty" if not len(value) else "floats" if value.dtype.kind == "f" else "ints"
     if isinstance(value, list):

@@ -8,6 +8,7 @@ hand; the file gets its own name when it is whole and on disk, and not before.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import threading
@@ -19,7 +20,7 @@ from typing import Self
 
 import numpy as np
 
-from . import digest, layout, manifest, validate
+from . import digest, documents, layout, manifest, validate
 from .dtypes import DTYPES
 from .errors import FormatError, Problem, SchemeError, WriteError
 from .layout import dtype_of
@@ -49,10 +50,10 @@ class Tensor:
 def plan(
     tensors: Iterable[Tensor],
     metadata: Mapping[str, Value],
-    documents: Mapping[str, int],
+    document_sizes: Mapping[str, int],
     alignment: int = layout.DEFAULT_ALIGNMENT,
 ) -> FileInfo:
-    """The file that these tensors and documents (name: bytes) make, complete but for its digests.
+    """The file that these tensors and documents (name: length) make, complete but for its digests.
 
     Raises:
         FormatError: the plan breaks a rule that a reader would refuse the file for.
@@ -72,10 +73,10 @@ def plan(
         row["name_offset"], row["name_length"] = names.add(scheme.name)
         row["version"] = scheme.version
         row["parameters"][: len(scheme.parameters)] = scheme.parameters
-    document_table = np.zeros(len(documents), dtype_of(layout.DOCUMENT))
-    for row, name in zip(document_table, sorted(documents), strict=True):
+    document_table = np.zeros(len(document_sizes), dtype_of(layout.DOCUMENT))
+    for row, name in zip(document_table, sorted(document_sizes), strict=True):
         row["name_offset"], row["name_length"] = names.add(name)
-        row["length"] = documents[name]
+        row["length"] = document_sizes[name]
     tensor_table = np.zeros(len(tensors), dtype_of(layout.TENSOR))
     planes: list[tuple[int, int, int, int]] = []
     for i, (row, tensor) in enumerate(zip(tensor_table, tensors, strict=True)):
@@ -151,7 +152,7 @@ def _specs(tensor: Tensor) -> tuple[PlaneSpec, ...]:
         specs = tensor.scheme.planes(tensor.shape, tensor.dtype)
     except SchemeError as error:
         raise SchemeError(f"tensor {tensor.name!r}: {error}") from error
-    if max((spec.nbytes for spec in specs), default=0) > layout.MAX_SIZE:
+    if math.prod(size for size in tensor.shape if size) > layout.MAX_ELEMENTS:
         raise FormatError(Problem("AIB-E403", "shape is larger than any file", tensor.name, found=tensor.shape))
     return specs
 
@@ -222,10 +223,11 @@ class Writer:
         self._discard()
 
     def write_document(self, name: str, data: bytes) -> None:
-        """Write one document; its length must be the planned one."""
+        """Write one document; its length must be the planned one, and its contents what a reader accepts."""
         info = self.info.documents[name]
         if len(data) != info.length:
             raise WriteError(f"{self.path}: document {name!r}: {len(data)} bytes, planned {info.length}")
+        documents.check(name, data)
         self._missing_documents.discard(name)
         self._write(info.offset, np.frombuffer(data, np.uint8))
 
@@ -359,17 +361,17 @@ def write(
     path: Path,
     tensors: Mapping[Tensor, Mapping[str, np.ndarray]],
     metadata: Mapping[str, Value] | None = None,
-    documents: Mapping[str, bytes] | None = None,
+    texts: Mapping[str, bytes] | None = None,
     *,
     alignment: int = layout.DEFAULT_ALIGNMENT,
     overwrite: bool = False,
 ) -> FileInfo:
-    """Write a whole file from planes that are at hand (aliases map to an empty dict)."""
-    documents = documents or {}
-    info = plan(tensors, metadata or {}, {name: len(data) for name, data in documents.items()}, alignment)
+    """Write a whole file from planes that are at hand (aliases map to an empty dict) and documents by name."""
+    texts = texts or {}
+    info = plan(tensors, metadata or {}, {name: len(data) for name, data in texts.items()}, alignment)
     with Writer(path, info, overwrite=overwrite) as writer:
-        for name in sorted(documents):
-            writer.write_document(name, documents[name])
+        for name in sorted(texts):
+            writer.write_document(name, texts[name])
         for tensor, planes in tensors.items():
             if tensor.alias_of is None:
                 writer.write(tensor.name, planes)

@@ -83,10 +83,10 @@ def names_beyond_the_cap(count):
 
 def total_wraps(_):
     """Lengths whose sum is 2^64: right on their own, small together if the sum is allowed to wrap."""
-    data = bytearray(craft.good([(f"t{i}", "i8", "i8", (1,), None) for i in range(4)], {}, {}))
-    for record in ("tensor", "plane"):
-        rows = craft.table(data, record)
-        rows["shape" if record == "tensor" else "length"].T[0 if record == "tensor" else slice(None)] = 1 << 62
+    data = bytearray(craft.good([(f"t{i:02}", "i8", "i8", (16,), None) for i in range(17)], {}, {}))
+    lengths = [(1 << 60) - 1] * 16 + [16]
+    craft.table(data, "tensor")["shape"][:, 0] = lengths
+    craft.table(data, "plane")["length"] = lengths
     return craft.reseal(data)
 
 
@@ -296,8 +296,8 @@ STRUCTURE = [
     ("39 product wraps, beside 0", put_tensor("nothing", rank=3, shape=shape(1 << 40, 1 << 40, 0)), "AIB-E403"),
     ("40 bytes wrap to 0", put_tensor("norm", shape=shape(1 << 63)), "AIB-E403"),
     ("40 bytes wrap to the right ones", put_tensor("norm", shape=shape((1 << 63) + 8)), "AIB-E403"),
-    ("41 padding wraps", both(put_tensor("mask", shape=shape((1 << 63) - 1)),
-                              put_plane("mask", "values", length=(1 << 63) - 1)), "AIB-E408"),
+    ("41 padding wraps", both(put_tensor("mask", shape=shape((1 << 60) - 1)),
+                              put_plane("mask", "values", length=(1 << 60) - 1)), "AIB-E408"),
     ("42 total wraps", total_wraps, "AIB-E408"),
     ("43 plane a byte short", put_plane("first", "values", length=5119), "AIB-E405"),
     ("43 plane of 0", put_plane("first", "values", length=0), "AIB-E405"),

@@ -152,11 +152,26 @@ def alignment64() -> Fixture:
     )
 
 
-def alignment2m() -> Fixture:
-    # A single byte of data would move the data region to 2 MiB, so the planes here are empty ones.
+def alignment4096() -> Fixture:
     return Fixture(
-        "Alignment 2 MiB. The only plane is empty, so there is no data region and the file stays small.",
-        dict([stored("nothing", ramp(0, 8), "f16")]),
+        "Alignment 4096: padding before the data, and between small and bulk planes. The bulk one has just 4096 bytes.",
+        dict(
+            [
+                stored("first.bias", ramp(8), "f32"),
+                stored("first.weight", ramp(16, 32), "f64"),
+                stored("second.weight", ramp(2, 3), "int8", "bf16"),
+            ]
+        ),
+        documents={"config.json": b"{}\n"},
+        alignment=4096,
+    )
+
+
+def alignment2m() -> Fixture:
+    # One bulk plane would move the data region to 2 MiB; without any it starts where the documents end.
+    return Fixture(
+        "Alignment 2 MiB, no bulk planes: the data follows the documents. The last plane is empty; padding ends it.",
+        dict([stored("norm.weight", ramp(5), "f16"), stored("nothing", ramp(0, 8), "f16")]),
         documents={"LICENSE": b"none\n", "notes/empty.txt": b""},
         alignment=2 << 20,
     )
@@ -193,6 +208,7 @@ FIXTURES: dict[str, Callable[[], Fixture]] = {
     "metadata": metadata,
     "empty": empty,
     "alignment64": alignment64,
+    "alignment4096": alignment4096,
     "alignment2m": alignment2m,
     "experts": experts,
     "transposed": transposed,
@@ -209,9 +225,8 @@ def build(fixture: Fixture) -> bytes:
     for tensor, planes in fixture.tensors.items():
         for plane in info.tensor(tensor.name).planes if tensor.alias_of is None else ():
             data[plane.offset : plane.offset + plane.length] = planes[plane.role].tobytes()
-    placed = validate.locate(info)
-    regions = data[placed.documents_start : placed.documents_end], data[placed.data_start : placed.data_end]
-    leaves = [digest.leaves(np.frombuffer(region, np.uint8)) for region in regions]
+    regions = validate.locate(info).regions
+    leaves = [digest.leaves(np.frombuffer(data[region.start : region.end], np.uint8)) for region in regions]
     info = replace(info, leaves=np.concatenate(leaves))
     front_matter = info.front_matter()
     header = info.header(front_matter)

@@ -24,9 +24,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from aibit_format import digest, documents, layout, manifest, reader  # noqa: E402
+from aibit_format import documents, layout, manifest, reader, validate  # noqa: E402
 from aibit_format.dtypes import DTYPES, from_float32, to_float32  # noqa: E402
-from aibit_format.layout import align  # noqa: E402
 from aibit_format.schemes import BUILTIN, Scheme, make  # noqa: E402
 
 SPEC = ROOT / "spec"
@@ -59,6 +58,27 @@ ROLE_TEXT = {
     "tiles": "codes in the order of a kernel",
     "blocks": "blocks of a foreign format, scales and codes together",
 }
+KEY_TEXT = {
+    "model.architecture": "class that runs the model, such as `LlamaForCausalLM`",
+    "model.type": "family, such as `llama`",
+    "model.dtype": "dtype the model computes in, a name of section 10",
+    "model.parameters": "elements of all tensors but aliases, in all",
+    "source.kind": "what it was converted from: `huggingface`",
+    "source.files": "names of the files of weights that were read, relative to the source",
+    "source.sizes": "size of each in bytes",
+    "source.xxh3_128": "digest of each, 32 hex digits",
+    "tool.name": "what wrote the file",
+    "tool.version": "its version",
+    "tool.libraries": "`NAME VERSION` of the libraries whose version can change a byte",
+    "config.dropped_keys": "`DOCUMENT:KEY.KEY...` for each key that was left out of a document",
+    "quantization.recipe": "`PATTERN=SCHEME`: first the default, with pattern `*`, then exceptions;"
+    " of their regular expressions the last that is found in a tensor's name wins",
+    "quantization.error.tensor": "places in the tensor directory",
+    "quantization.error.relative_rms": "for each, `sqrt(sum((d - x)^2) / sum(x^2))`",
+    "quantization.error.largest": "for each, `max \\|d - x\\|`",
+    "quantization.error.signal_to_noise_db": "for each, `10 log10(sum(x^2) / sum((d - x)^2))`",
+}
+KEY_TYPES = {"strings": "array of string", "ints": "array of int", "floats": "array of float"}
 RULE_GROUPS = {
     "1": "Header",
     "2": "Sections and strings",
@@ -103,22 +123,31 @@ def forbidden_keys() -> str:
     return f"{keys}; in `config.json` also `quantization_config`.\n"
 
 
+def known_keys() -> str:
+    rows = [(f"`{key}`", KEY_TYPES.get(kind, kind), KEY_TEXT[key]) for key, kind in validate.KNOWN_KEYS.items()]
+    return table(("key", "type", "meaning"), rows)
+
+
 def limits() -> str:
     front, leaf = layout.MAX_FRONT_MATTER, layout.LEAF
     alignments = ", ".join(str(a) for a in layout.ALIGNMENTS)
     rows = [
-        ("size of a file, a plane, a dimension", f"{layout.MAX_SIZE} (2^63 - 1)"),
+        ("size of a file, a plane", f"{layout.MAX_SIZE} (2^63 - 1)"),
+        ("elements of a tensor, dimensions of zero left out", f"{layout.MAX_ELEMENTS} (2^60 - 1)"),
         ("front matter", f"{front} bytes (64 MiB)"),
         ("sections", f"{len(layout.SECTIONS)} to {layout.MAX_SECTIONS}"),
         ("metadata entries", layout.MAX_METADATA),
+        ("strings and byte strings in the metadata", layout.MAX_STRINGS),
         ("schemes", layout.MAX_SCHEMES),
         ("documents", layout.MAX_DOCUMENTS),
         ("a document", f"{layout.MAX_DOCUMENT} bytes (256 MiB)"),
-        ("nesting of a JSON document", documents.MAX_DEPTH),
+        ("depth of a JSON document", documents.MAX_DEPTH),
+        ("digits of an integer in a JSON document", sys.int_info.default_max_str_digits),
         (
             "tensors",
             f"{layout.MAX_TENSORS}; the front matter has room for fewer than {front // layout.TENSOR.sizeof()}",
         ),
+        ("planes", f"what the front matter has room for: fewer than {front // layout.PLANE.sizeof()}"),
         (
             "leaves",
             f"what the front matter has room for: fewer than {front // 8}, {front // 8 * leaf >> 40} TiB of data",
@@ -314,12 +343,10 @@ def _strings(data: bytes, start: int, end: int, count: int, info: Any) -> Iterat
 
 
 def _leaves(data: bytes, start: int, end: int, count: int, info: Any) -> Iterator[Piece]:
-    in_documents = digest.leaf_count(
-        sum(align(document.length, layout.ALIGNMENT) for document in info.documents.values())
-    )
-    for i in range(count):
-        region, at = ("documents", i) if i < in_documents else ("data", i - in_documents)
-        yield Piece(data[start + 8 * i : start + 8 * i + 8], f"leaf {at} of {region}")
+    for name, region in zip(("documents", "data"), validate.locate(info).regions, strict=True):
+        for i in range(region.leaves):
+            at = start + 8 * (region.first + i)
+            yield Piece(data[at : at + 8], f"leaf {i} of {name}")
 
 
 def _raw(data: bytes, start: int, end: int, count: int, info: Any) -> Iterator[Piece]:
@@ -385,6 +412,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "roles": roles,
     "dtypes": dtypes,
     "forbidden keys": forbidden_keys,
+    "known keys": known_keys,
     "limits": limits,
     "rules": rules,
     "errors": errors,

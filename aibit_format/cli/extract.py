@@ -38,18 +38,18 @@ def run(args: argparse.Namespace) -> int:
             return 0
         targets = {os.path.join(args.output, *name.split("/")): name for name in names}
         tensors = {os.path.join(args.output, f"{name.replace('/', '_')}.npy"): name for name in args.tensor}
+        if len({*targets, *tensors}) < len(names) + len(args.tensor):
+            raise WriteError("two of these would be written to one name")
         for path in [*targets, *tensors]:
-            if os.path.lexists(path) and not args.force:
-                raise WriteError(f"{path}: exists; --force replaces it")
+            _make_way(path, args.output, args.force)
         written = []
         for path, name in targets.items():
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            with open(path, "wb") as out:
+            with open(path, "xb") as out:
                 out.write(file.documents[name])
             written.append({"name": name, "path": path, "bytes": len(file.documents[name])})
         for path, name in tensors.items():
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            np.save(path, file.dequantize(name), allow_pickle=False)
+            with open(path, "xb") as out:
+                np.save(out, file.dequantize(name), allow_pickle=False)
             written.append({"name": name, "path": path, "bytes": os.path.getsize(path)})
     if args.json:
         emit(written)
@@ -57,3 +57,17 @@ def run(args: argparse.Namespace) -> int:
         for entry in written:
             print(f"{entry['path']}  {size(entry['bytes'])}")
     return 0
+
+
+def _make_way(path: str, output: str, force: bool) -> None:
+    """Create the folders of ``path`` below ``output``, and see that nothing is there; links are not followed."""
+    folder = os.path.dirname(path)
+    while len(folder) > len(output):
+        if os.path.islink(folder):
+            raise WriteError(f"{folder}: is a link; nothing is written through it")
+        folder = os.path.dirname(folder)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    if os.path.lexists(path):
+        if not force:
+            raise WriteError(f"{path}: exists; --force replaces it")
+        os.unlink(path)

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(
             f"\n{result['new_tokens']} tokens in {result['seconds']:.2f} s "
-            f"({result['new_tokens'] / max(result['seconds'], 1e-9):.1f} a second), loaded in {session.loaded:.2f} s",
+            f"({result['new_tokens'] / max(result['seconds'], 1e-9):.1f} a second), started in {session.loaded:.2f} s",
             file=sys.stderr,
         )
     return 0
