@@ -6,7 +6,8 @@ The layers, lowest first; each imports only from those before it:
     digest, names              checksums; which names a file may hold
     schemes/                   one file a scheme: values to planes and back, in numpy
     metadata, placement        typed values; where every byte lies
-    manifest, validate         a file's tables as values; every rule about them
+    manifest, frontmatter      a file's tables as values; making them from bytes
+    validate                   every rule about them
     reader, writer             views of a mapping; plan, check, stream, rename
     sources/                   one file a foreign format
     skeleton, engine           what a model's modules say of its tensors; encoding at speed

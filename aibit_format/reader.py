@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from . import digest, documents, layout, manifest, validate
+from . import digest, documents, frontmatter, layout, validate
 from .dtypes import DTYPES
 from .errors import FormatError, Problem
 from .manifest import FileInfo, Plane, TensorInfo
@@ -243,8 +243,8 @@ class File:
 def _read_info(storage: Storage) -> FileInfo:
     try:
         head = storage.read_at(0, min(layout.HEADER.sizeof(), storage.size)).tobytes()
-        header = manifest.read_header(head, storage.size)
-        info = manifest.read_front_matter(
+        header = frontmatter.read_header(head, storage.size)
+        info = frontmatter.read_front_matter(
             head, header, storage.read_at(len(head), header.front_matter_length).tobytes()
         )
         if problems := validate.check(info, storage.size):

@@ -20,7 +20,7 @@ from typing import Self
 
 import numpy as np
 
-from . import digest, documents, layout, manifest, validate
+from . import digest, documents, frontmatter, layout, validate
 from .dtypes import DTYPES
 from .errors import FormatError, Problem, SchemeError, WriteError
 from .layout import dtype_of
@@ -126,7 +126,7 @@ def _as_read(info: FileInfo) -> bytes:
     """
     front_matter = info.front_matter()
     head = info.header(front_matter)
-    found = manifest.read_front_matter(head, manifest.read_header(head, info.file_size), front_matter)
+    found = frontmatter.read_front_matter(head, frontmatter.read_header(head, info.file_size), front_matter)
     if problems := validate.check(found, info.file_size):
         raise FormatError(problems)
     return head + front_matter

@@ -24,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from aibit_format import documents, layout, manifest, reader, validate  # noqa: E402
+from aibit_format import documents, frontmatter, layout, reader, validate  # noqa: E402
 from aibit_format.dtypes import DTYPES, from_float32, to_float32  # noqa: E402
 from aibit_format.schemes import BUILTIN, Scheme, make  # noqa: E402
 
@@ -267,7 +267,7 @@ class Piece:
 
 def pieces(data: bytes) -> Iterator[Piece]:
     """A valid file as a sequence of pieces that together are all of it, in order."""
-    header = manifest.read_header(data[: layout.HEADER.sizeof()], len(data))
+    header = frontmatter.read_header(data[: layout.HEADER.sizeof()], len(data))
     info = reader.open(data).info_of_file
     size = layout.SECTION.sizeof()
     yield Piece(b"", "Header")
