@@ -8,7 +8,8 @@ The layers, lowest first; each imports only from those before it:
     metadata, placement        typed values; where every byte lies
     manifest, frontmatter      a file's tables as values; making them from bytes
     validate                   every rule about them
-    reader, writer             views of a mapping; plan, check, stream, rename
+    draft                      planning a file: all of it but its digests
+    reader, writer             views of a mapping; stream, sync, rename
     sources/                   one file a foreign format
     skeleton, engine           what a model's modules say of its tensors; encoding at speed
     recipe, conversion         which tensor gets which scheme; doing it

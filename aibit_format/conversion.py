@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import digest, documents, recipe, writer
+from . import digest, documents, draft, recipe, writer
 from ._version import __version__
 from .engine import EncodingError, encode
 from .errors import AibitError, SchemeError, SourceError
@@ -121,7 +121,7 @@ def run(
     inexact = [i for i, planned in enumerate(plan.tensors) if planned.inexact and planned.tensor.alias_of is None]
     figures = np.zeros((3, len(inexact)))
     metadata = _metadata(plan, dropped, inexact, figures, [" " * 32] * len(plan.source.files))
-    info = writer.plan([p.tensor for p in plan.tensors], metadata, {name: len(text) for name, text in texts.items()})
+    info = draft.plan([p.tensor for p in plan.tensors], metadata, {name: len(text) for name, text in texts.items()})
     reports: list[TensorReport] = []
     done, total = 0, plan.original_bytes
     with (

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .draft import Tensor
 from .dtypes import DTYPES
 from .errors import RecipeError, SchemeError, SourceError
 from .schemes import Scheme, make, parse
 from .schemes.plain import Plain
 from .skeleton import Binding, Skeleton, Slot
 from .sources import Source
-from .writer import Tensor
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,163 @@
+"""Planning a file: from tensors, metadata and document sizes to a ``FileInfo`` that lacks only its digests.
+
+Sizes follow from shapes, so everything but the digests is known before the first weight is read; and what a reader
+would refuse is found out here, before a byte is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from . import frontmatter, layout, validate
+from .dtypes import DTYPES
+from .errors import FormatError, Problem, SchemeError, WriteError
+from .layout import dtype_of
+from .manifest import FileInfo
+from .metadata import Value
+from .metadata import encode as encode_metadata
+from .schemes import PlaneSpec, Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor to be written: its planes follow from these. An alias has ``alias_of`` and no planes of its own."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scheme: Scheme
+    alias_of: str | None = None
+    transposed: bool = False
+
+
+def plan(
+    tensors: Iterable[Tensor],
+    metadata: Mapping[str, Value],
+    document_sizes: Mapping[str, int],
+    alignment: int = layout.DEFAULT_ALIGNMENT,
+) -> FileInfo:
+    """The file that these tensors and documents (name: length) make, complete but for its digests.
+
+    Raises:
+        FormatError: the plan breaks a rule that a reader would refuse the file for.
+        SchemeError: a scheme cannot hold its tensor.
+    """
+    if alignment not in layout.ALIGNMENTS:
+        raise FormatError(Problem("AIB-E107", "alignment", expected="one of 64, 4096, 2097152", found=alignment))
+    tensors = list(tensors)
+    for tensor in tensors:
+        _check_shape(tensor)
+    index = {tensor.name: i for i, tensor in enumerate(tensors)}
+    schemes = sorted({tensor.scheme for tensor in tensors}, key=_scheme_key)
+    numbers = {scheme: i for i, scheme in enumerate(schemes)}
+    names = _Pool()
+    scheme_table = np.zeros(len(schemes), dtype_of(layout.SCHEME))
+    for row, scheme in zip(scheme_table, schemes, strict=True):
+        row["name_offset"], row["name_length"] = names.add(scheme.name)
+        row["version"] = scheme.version
+        row["parameters"][: len(scheme.parameters)] = scheme.parameters
+    document_table = np.zeros(len(document_sizes), dtype_of(layout.DOCUMENT))
+    for row, name in zip(document_table, sorted(document_sizes), strict=True):
+        row["name_offset"], row["name_length"] = names.add(name)
+        row["length"] = document_sizes[name]
+    tensor_table = np.zeros(len(tensors), dtype_of(layout.TENSOR))
+    planes: list[tuple[int, int, int, int]] = []
+    for i, (row, tensor) in enumerate(zip(tensor_table, tensors, strict=True)):
+        row["name_offset"], row["name_length"] = names.add(tensor.name)
+        row["scheme"], row["dtype"] = numbers[tensor.scheme], DTYPES[tensor.dtype].code
+        row["rank"] = len(tensor.shape)
+        row["shape"][: len(tensor.shape)] = tensor.shape
+        row["flags"] = layout.TENSOR_TRANSPOSED * tensor.transposed
+        if tensor.alias_of is not None:
+            row["flags"] |= layout.TENSOR_ALIAS
+            row["target"] = index.get(tensor.alias_of, i)
+            continue
+        specs = _specs(tensor)
+        row["first_plane"], row["plane_count"] = len(planes), len(specs)
+        planes += [(i, layout.role_code(s.role), DTYPES[s.dtype].code, s.nbytes) for s in specs]
+    plane_table = np.zeros(len(planes), dtype_of(layout.PLANE))
+    for field, column in zip(("tensor", "role", "dtype", "length"), zip(*planes, strict=True), strict=False):
+        plane_table[field] = column
+    info = FileInfo(
+        metadata_bytes=encode_metadata(metadata), scheme_table=scheme_table, document_table=document_table,
+        tensor_table=tensor_table, plane_table=plane_table, strings=names.bytes(),
+        leaves=np.zeros(0, np.uint64), file_size=0, alignment=alignment,
+    )  # fmt: skip
+    return _placed(info)
+
+
+def _placed(info: FileInfo) -> FileInfo:
+    """``info`` with offsets, file size and an empty leaf table of the right length, found valid."""
+    # The leaf table lengthens the front matter, which moves the regions but does not change their lengths.
+    total = sum(info.plane_table["length"].tolist())
+    if total // layout.LEAF * 8 > layout.MAX_FRONT_MATTER:
+        most = layout.MAX_FRONT_MATTER // 8 * layout.LEAF
+        raise FormatError(Problem("AIB-E109", "leaf table of the data", expected=f"at most {most} bytes", found=total))
+    info = replace(info, leaves=np.zeros(validate.locate(info).leaves, np.uint64))
+    placed = validate.locate(info)
+    info.document_table["offset"], info.plane_table["offset"] = placed.document_offsets, placed.plane_offsets
+    info = replace(info, file_size=placed.data_end)
+    as_read(info)
+    return info
+
+
+def as_read(info: FileInfo) -> bytes:
+    """Header and front matter of ``info``, after a reader has read them: what it refuses is not written.
+
+    Raises:
+        FormatError: with every problem it found.
+    """
+    front_matter = info.front_matter()
+    head = info.header(front_matter)
+    found = frontmatter.read_front_matter(head, frontmatter.read_header(head, info.file_size), front_matter)
+    if problems := validate.check(found, info.file_size):
+        raise FormatError(problems)
+    return head + front_matter
+
+
+def _scheme_key(scheme: Scheme) -> tuple[str, int, tuple[int, ...]]:
+    return scheme.name, scheme.version, scheme.parameters
+
+
+def _check_shape(tensor: Tensor) -> None:
+    """What the record's fields cannot hold cannot be left to the validator."""
+    if len(tensor.shape) > layout.MAX_RANK:
+        limit = f"at most {layout.MAX_RANK}"
+        raise FormatError(Problem("AIB-E402", "rank", tensor.name, expected=limit, found=len(tensor.shape)))
+    if not all(0 <= size <= layout.MAX_SIZE for size in tensor.shape):
+        raise FormatError(Problem("AIB-E403", "shape is larger than any file", tensor.name, found=tensor.shape))
+    if tensor.dtype not in DTYPES:
+        raise FormatError(Problem("AIB-E404", "unknown dtype", tensor.name, found=tensor.dtype))
+
+
+def _specs(tensor: Tensor) -> tuple[PlaneSpec, ...]:
+    try:
+        specs = tensor.scheme.planes(tensor.shape, tensor.dtype)
+    except SchemeError as error:
+        raise SchemeError(f"tensor {tensor.name!r}: {error}") from error
+    if math.prod(size for size in tensor.shape if size) > layout.MAX_ELEMENTS:
+        raise FormatError(Problem("AIB-E403", "shape is larger than any file", tensor.name, found=tensor.shape))
+    return specs
+
+
+class _Pool:
+    """The string pool as it grows."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, name: str) -> tuple[int, int]:
+        data = name.encode("utf-8", "surrogatepass")  # the validator says what is wrong with it
+        self._parts.append(data)
+        self._size += len(data)
+        if len(data) > layout.MAX_NAME:  # the record's field is wider than the rule; never truncate
+            raise WriteError(f"name of {len(data)} bytes, at most {layout.MAX_NAME}: {name[:60]!r}...")
+        return self._size - len(data), len(data)
+
+    def bytes(self) -> bytes:
+        return b"".join(self._parts)
