@@ -14,7 +14,7 @@ import numpy as np
 
 from . import digest, documents, draft, recipe, writer
 from ._version import __version__
-from .engine import EncodingError, encode
+from .engine import EncodingError, encode, measure
 from .errors import AibitError, SchemeError, SourceError
 from .metadata import Value
 from .recipe import Plan, Planned, Recipe
@@ -125,17 +125,18 @@ def run(
     reports: list[TensorReport] = []
     done, total = 0, plan.original_bytes
     with (
+        writer.Writer(path, info, overwrite=overwrite) as out,
         ThreadPoolExecutor(1) as reading,
-        _threads(jobs),
-        writer.Writer(path, info, overwrite=overwrite, jobs=max(1, jobs - 1)) as out,
+        _workers(jobs) as workers,
     ):
-        # Taking the source's digests reads each file from end to end, a little ahead of the encoder.
+        # Taking the source's digests reads each file from end to end, a little ahead of the encoders.
         digests = [reading.submit(digest.file_digest, file.path) for file in plan.source.files]
+        errors = [workers.submit(_write, out, planned, plan.source.path) for planned in plan.tensors]
         try:
             for name, text in texts.items():
                 out.write_document(name, text)
-            for i, planned in enumerate(plan.tensors):
-                error = _write(out, planned, plan.source.path)
+            for i, (planned, pending) in enumerate(zip(plan.tensors, errors, strict=True)):
+                error = pending.result()
                 if error is not None:
                     figures[:, inexact.index(i)] = error.relative_rms, error.largest, error.signal_to_noise_db
                 reports.append(_report(planned, error))
@@ -143,7 +144,8 @@ def run(
                 if on_progress is not None:
                     on_progress(done, total, planned.tensor.name)
             found = [future.result() for future in digests]
-        finally:
+        finally:  # after an error, what has not begun is not begun
+            workers.shutdown(cancel_futures=True)
             reading.shutdown(cancel_futures=True)
         written = out.commit(_metadata(plan, dropped, inexact, figures, found))
     front = written.front_matter()
@@ -154,23 +156,22 @@ def run(
 
 
 def _write(out: writer.Writer, planned: Planned, path: str) -> EncodingError | None:
-    """Read, round, encode and queue one tensor."""
+    """Read, round, encode and write one tensor; the error made."""
     if planned.read is None:
         return None
     tensor = planned.tensor
     try:
-        values, dtype = planned.read(), planned.source_dtype
+        source, dtype = planned.read(), planned.source_dtype
+        values = source.T if tensor.transposed else source
+        rounded = values
         if tensor.scheme.lossy and dtype != planned.slot_dtype:
             # transformers rounds to the model's dtype before it quantizes; so do we, to get its codes.
-            values, dtype = (
-                encode(make(planned.slot_dtype), values, dtype, measure=False).planes["values"],
-                planned.slot_dtype,
-            )
-        encoded = encode(tensor.scheme, values.T if tensor.transposed else values, dtype)
-        out.write(tensor.name, encoded.planes)
+            rounded = encode(make(planned.slot_dtype), values, dtype)["values"]
+        planes = encode(tensor.scheme, rounded, planned.slot_dtype if tensor.scheme.lossy else dtype)
+        out.write(tensor.name, planes)
+        return measure(tensor.scheme, planes, values, dtype)
     except SchemeError as error:
         raise SchemeError(f"{path}: tensor {tensor.name!r} (from {', '.join(planned.sources[:2])}): {error}") from error
-    return encoded.error
 
 
 def _documents(plan: Plan) -> tuple[dict[str, bytes], list[str]]:
@@ -226,19 +227,16 @@ def _report(planned: Planned, error: EncodingError | None) -> TensorReport:
     )
 
 
-class _threads:  # noqa: N801 - a context manager that reads as a verb phrase
-    """torch's threads for the time of a conversion."""
+def _workers(jobs: int) -> ThreadPoolExecutor:
+    """Threads that encode a tensor each, with torch's operations on that thread alone.
 
-    def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
+    torch's own threads would meet at a barrier after every small operation, and stand there whenever another process
+    has one of the cores.
+    """
+    import torch
 
-    def __enter__(self) -> None:
-        import torch
-
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._jobs)
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        torch.set_num_threads(self._before)
+    before = torch.get_num_threads()
+    workers = ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,))
+    workers.submit(torch.set_num_threads, 1).result()
+    torch.set_num_threads(before)  # of this thread: the number is each thread's own once it is set
+    return workers

@@ -1,22 +1,21 @@
-"""Encoding at speed: the schemes' own results, bit for bit, by torch and on every core, with the error made.
+"""Encoding at speed: the schemes' own results, bit for bit, by torch; and the error that was made.
 
-numpy converts half floats one at a time; torch does it in vectors. A tensor goes in pieces of about half a million
-elements, whose float32 copies stay in cache and are used again for the next piece: fresh memory would cost a page
-fault a page. Where torch is missing, or a scheme has no fast way here, the scheme's numpy code is used.
+numpy converts half floats one at a time; torch does it in vectors. A tensor goes in pieces whose float32 copies stay
+in cache, through one buffer: fresh memory would cost a page fault a page. Where torch is missing, or a scheme has no
+fast way here, the scheme's numpy code is used.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .bridge import to_numpy, to_torch, torch_dtypes
-from .dtypes import to_float32
 from .errors import SchemeError
 from .schemes import Scheme
 from .schemes.int8 import Int8
@@ -25,21 +24,23 @@ from .schemes.plain import Plain
 if TYPE_CHECKING:
     import torch
 
-_PIECE = 1 << 19  # elements
+_PIECE = 1 << 18  # elements encoded at a time
+_MEASURED = 1 << 16  # elements measured at a time
 _DIGITS = 6  # significant digits of the figures
-_STEPS = 64  # parts of a code step that int8's error is counted in
+_STRIDE = 16  # of the rows that the error is measured on...
+_MANY_ROWS = 1024  # ...in tensors of at least so many; all rows of others
 
 
 @dataclass(frozen=True, slots=True)
 class EncodingError:
-    """How far the decoded values are from the source's (for int8: its float16 values), over the whole tensor.
+    """How far decoded values are from the source's, on every sixteenth row of a tensor of 1024 rows or more.
 
     relative_rms: sqrt(sum((decoded - x)^2) / sum(x^2)).
     largest: max |decoded - x|.
     signal_to_noise_db: 10 log10(sum(x^2) / sum((decoded - x)^2)).
 
     The figures go into the file, so they must not depend on the order of additions, which is the machine's choice:
-    int8 counts in integers, other schemes add in float64, and both are rounded to six digits.
+    they are added in float64 and rounded to six digits.
     """
 
     relative_rms: float
@@ -55,86 +56,87 @@ class EncodingError:
         return cls(*(float(f"{figure:.{_DIGITS - 1}e}") for figure in figures))
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Planes by role, and the error made; ``None`` where there is none, or where it was not measured."""
-
-    planes: dict[str, np.ndarray]
-    error: EncodingError | None
-
-
-def encode(scheme: Scheme, array: np.ndarray, dtype: str, measure: bool = True) -> Encoded:
+def encode(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
     """Encode ``array``, whose elements are ``dtype``: the planes that ``scheme.encode`` gives.
 
     Raises:
         SchemeError: a value is not finite, or the scheme cannot hold the tensor.
     """
     fast = _FAST.get(type(scheme)) if importlib.util.find_spec("torch") else None
-    return (fast or _by_scheme)(scheme, array, dtype, measure)
+    return fast(scheme, array, dtype) if fast else scheme.encode(array, dtype)
 
 
-def _by_scheme(scheme: Scheme, array: np.ndarray, dtype: str, measure: bool) -> Encoded:
-    planes = scheme.encode(array, dtype)
-    if not measure or scheme.name == dtype:
-        return Encoded(planes, None)
-    values = to_float32(array, dtype).astype(np.float64)
-    difference = scheme.decode(planes, array.shape, dtype) - values
-    noise, signal = float((difference**2).sum()), float((values**2).sum())
-    return Encoded(planes, EncodingError.of(noise, signal, float(np.abs(difference).max(initial=0))))
+def measure(scheme: Scheme, planes: Mapping[str, np.ndarray], array: np.ndarray, dtype: str) -> EncodingError | None:
+    """The error that encoding ``array`` to ``planes`` made; ``None`` if there is none."""
+    if scheme.name == dtype or not array.size or not importlib.util.find_spec("torch"):
+        return None
+    import torch
+
+    rows = math.prod(array.shape[:-1])
+    stride = _STRIDE if rows >= _MANY_ROWS else 1
+    source = to_torch(array, dtype).view(rows, -1)[::stride]
+    values, scales = _rows_of(scheme, planes, rows, stride)
+    step = min(max(1, _MEASURED // source.shape[1]), len(source))
+    buffers = [torch.empty(step, source.shape[1], dtype=kind) for kind in (torch.float32, torch.float32, torch.float64)]
+    noise = signal = largest = 0.0
+    for start in range(0, len(source), step):
+        part = slice(start, min(start + step, len(source)))
+        x, difference, wide = (buffer[: part.stop - start] for buffer in buffers)
+        x.copy_(source[part])
+        difference.copy_(values[part])
+        if scales is not None:
+            difference.mul_(scales[part])
+        difference.sub_(x)
+        largest = max(largest, float(difference.amax()), -float(difference.amin()))
+        noise += _sum_of_squares(wide.copy_(difference))
+        signal += _sum_of_squares(wide.copy_(x))
+    return EncodingError.of(noise, signal, largest)
 
 
-def _int8(scheme: Scheme, array: np.ndarray, dtype: str, measure: bool) -> Encoded:
-    """``Int8.encode`` in torch: the same operations in the same order.
+def _sum_of_squares(values: torch.Tensor) -> float:
+    import torch
 
-    The error is that of rounding to codes, counted in 1/64 of a step: small integers, whose squares float32 adds
-    exactly in any order. The signal is the codes' squares and the error's: rounding leaves no cross term to speak of.
-    """
+    return float(torch.dot(values.view(-1), values.view(-1)))
+
+
+def _rows_of(
+    scheme: Scheme, planes: Mapping[str, np.ndarray], rows: int, stride: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Every ``stride``-th row of what is stored, and what each is to be multiplied by."""
+    if isinstance(scheme, Plain):
+        return to_torch(planes["values"], scheme.name).view(rows, -1)[::stride], None
+    if isinstance(scheme, Int8):
+        scales = to_torch(planes["row_absmax"] * np.float32(1 / 127), "f32").view(rows, 1)
+        return to_torch(planes["codes"], "i8").view(rows, -1)[::stride], scales[::stride]
+    raise TypeError(f"{scheme.name} has no rows")
+
+
+def _int8(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    """``Int8.encode`` in torch: the same operations in the same order."""
     import torch
 
     rows = to_torch(array, dtype).view(math.prod(array.shape[:-1]), array.shape[-1])
-    codes = torch.empty(rows.shape, dtype=torch.int8)
-    absmax = torch.zeros(len(rows), dtype=torch.float32)
-    noise, signal, worst = (np.zeros(len(rows)) for _ in range(3))
-    step = max(1, _PIECE // max(rows.shape[1], 1))
-    scratch = torch.empty(2, min(step, len(rows)), rows.shape[1])
+    result = np.empty(array.shape, np.int8)  # numpy asks for huge pages, torch does not
+    codes = torch.from_numpy(result).view(rows.shape)
+    absmax = np.zeros(len(rows), np.float32)
+    step = min(max(1, _PIECE * torch.get_num_threads() // max(rows.shape[1], 1)), max(len(rows), 1))
+    buffer, highest, lowest = torch.empty(step, rows.shape[1]), torch.empty(step), torch.empty(step)
     for start in range(0, len(rows) if rows.numel() else 0, step):
         part = slice(start, min(start + step, len(rows)))
-        u, q = scratch[:, : part.stop - start]
+        size = part.stop - start
+        u, high, low = buffer[:size], highest[:size], lowest[:size]
         u.copy_(rows[part] if dtype == "f16" else rows[part].to(torch.float16))
-        top = torch.abs(u, out=q).amax(dim=1)
-        absmax[part] = top
+        # Two passes that write nothing beat one that does. What is left is a number a row, and numpy's calls are short.
+        torch.amax(u, 1, out=high)
+        torch.amin(u, 1, out=low)
+        top = np.maximum(high.numpy(), -low.numpy(), out=absmax[part])
         # A row of zeros stays zero under any scale; 1e-8 is below float16's smallest number.
-        u.mul_(top.clamp_(min=1e-8).reciprocal_().mul_(127.0)[:, None])
-        codes[part] = torch.round(u, out=q)
-        if measure:
-            u.sub_(q).mul_(_STEPS).round_()
-            noise[part], signal[part] = _exact_squares(u), _exact_squares(q)
-            worst[part] = torch.maximum(u.amax(dim=1), -u.amin(dim=1)).numpy()
-    if not torch.isfinite(absmax).all():
+        scale = np.float32(1) / np.maximum(top, np.float32(1e-8)) * np.float32(127)
+        u.mul_(torch.from_numpy(scale)[:, None])
+        codes[part] = u.round_()
+    if not np.isfinite(absmax).all():
         raise SchemeError("a value is not finite, or beyond float16's 65504, which int8 goes through")
-    error = None
-    if measure:
-        one = absmax.numpy().astype(np.float64) / 127  # a code step, row by row
-        total = math.fsum(noise * (one / _STEPS) ** 2)
-        error = EncodingError.of(
-            total, math.fsum(signal * one**2) + total, float((worst * one / _STEPS).max(initial=0))
-        )
-    shape = array.shape
-    return Encoded({"codes": codes.numpy().reshape(shape), "row_absmax": absmax.numpy().reshape(shape[:-1])}, error)
-
-
-def _exact_squares(values: torch.Tensor) -> np.ndarray:
-    """Sum of squares of each row of integers up to 127 in float32, the same on every machine; f64 [rows].
-
-    A norm over at most 1024 such numbers adds exactly, whatever the order, as all sums stay below 2^24.
-    """
-    import torch
-
-    block = math.gcd(values.shape[1], 1024)
-    if block < 64:  # odd widths: slower, and exact in float64
-        return values.to(torch.float64).square_().sum(dim=1).numpy()
-    norms = torch.linalg.vector_norm(values.view(len(values), -1, block), dim=2).to(torch.float64)
-    return norms.square_().sum(dim=1).numpy()
+    return {"codes": result, "row_absmax": absmax.reshape(array.shape[:-1])}
 
 
 # Integer of the same width, the bits of a magnitude, and infinity's: |x| is finite if its bits are below.
@@ -145,33 +147,22 @@ _INFINITY = {
 }
 
 
-def _plain(scheme: Scheme, array: np.ndarray, dtype: str, measure: bool) -> Encoded:
+def _plain(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
     """``Plain.encode`` in torch: the values as they are, or rounded to another float type."""
     import torch
 
     if scheme.name not in _INFINITY or dtype not in _INFINITY:
-        return _by_scheme(scheme, array, dtype, measure)
+        return scheme.encode(array, dtype)
     values = to_torch(array, dtype)
-    if scheme.name == dtype:
-        integer, magnitude, infinity = _INFINITY[dtype]
-        bits = _pieces(values.view(torch_dtypes()[integer]))
-        if any(int(piece.bitwise_and(magnitude).max()) >= infinity for piece in bits):
-            raise SchemeError("a value is not finite")
-        return Encoded({"values": array}, None)
-    result = torch.empty(values.shape, dtype=torch_dtypes()[scheme.name])
-    noise = signal = largest = 0.0
-    for source, target in zip(_pieces(values), _pieces(result), strict=True):
-        source = source.to(torch.float32)
-        target.copy_(source)  # rounds to nearest even, as the scheme does
-        difference = target.to(torch.float32) - source  # not in place: the cast may be the target itself
-        worst = float(difference.abs().max())
-        if not math.isfinite(worst):
-            raise SchemeError(f"a value is not finite, or too large for {scheme.name}")
-        if measure:
-            largest = max(largest, worst)
-            noise += float(difference.to(torch.float64).square_().sum())
-            signal += float(source.to(torch.float64).square_().sum())
-    return Encoded({"values": to_numpy(result)[0]}, EncodingError.of(noise, signal, largest))
+    result = values if scheme.name == dtype else torch.empty(values.shape, dtype=torch_dtypes()[scheme.name])
+    if result is not values:
+        for source, target in zip(_pieces(values), _pieces(result), strict=True):
+            target.copy_(source.to(torch.float32))  # rounds to nearest even, as the scheme does
+    integer, magnitude, infinity = _INFINITY[scheme.name]
+    bits = _pieces(result.view(torch_dtypes()[integer]))
+    if any(int(piece.bitwise_and(magnitude).max()) >= infinity for piece in bits):
+        raise SchemeError(f"a value is not finite, or too large for {scheme.name}")
+    return {"values": array if result is values else to_numpy(result)[0]}
 
 
 def _pieces(values: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -180,4 +171,4 @@ def _pieces(values: torch.Tensor) -> Iterator[torch.Tensor]:
     return iter(flat.split(_PIECE) if len(flat) else ())
 
 
-_FAST: dict[type[Scheme], Callable[[Scheme, np.ndarray, str, bool], Encoded]] = {Int8: _int8, Plain: _plain}
+_FAST: dict[type[Scheme], Callable[[Scheme, np.ndarray, str], dict[str, np.ndarray]]] = {Int8: _int8, Plain: _plain}

@@ -125,7 +125,7 @@ class FileInfo:
     @cached_property
     def index(self) -> dict[str, int]:
         """Place of each tensor in the directory."""
-        return {name: i for i, name in enumerate(self.names)}
+        return dict(zip(self.names, range(len(self.names)), strict=True))
 
     @cached_property
     def schemes(self) -> tuple[Scheme, ...]:

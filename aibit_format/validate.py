@@ -151,14 +151,19 @@ def _tensor_records(info: FileInfo) -> Iterator[Problem]:
     yield from _some("AIB-E415", "unknown flags", bad, tensor=names, found=table["flags"])
     bad = np.flatnonzero((table["flags"] & layout.TENSOR_TRANSPOSED > 0) & (table["rank"] != 2))
     yield from _some("AIB-E415", "transposed, and not of rank 2", bad, tensor=names, found=table["rank"])
-    for field in ("reserved", "reserved2"):
-        if table[field].tobytes().strip(b"\0"):
-            yield Problem("AIB-E415", f"tensor table: {field} is not zero")
-    if info.plane_table["reserved"].tobytes().strip(b"\0"):
-        yield Problem("AIB-E415", "plane table: reserved is not zero")
-    if info.document_table["reserved"].tobytes().strip(b"\0"):
-        yield Problem("AIB-E415", "document table: reserved is not zero")
+    for what, records in (("tensor", table), ("plane", info.plane_table), ("document", info.document_table)):
+        for field in (name for name in records.dtype.names or () if name.startswith("reserved")):
+            if _bytes_of(records, field).any():
+                yield Problem("AIB-E415", f"{what} table: {field} is not zero")
     yield from _aliases(info)
+
+
+def _bytes_of(records: np.ndarray, first: str, last: str | None = None) -> np.ndarray:
+    """u8 [records, bytes]: the bytes of the field ``first``, or from it to the field ``last``; a view."""
+    fields: dict = dict(records.dtype.fields or {})
+    start = fields[first][1]
+    end = fields[last or first][1] + fields[last or first][0].itemsize
+    return np.frombuffer(records, np.uint8).reshape(len(records), records.dtype.itemsize)[:, start:end]
 
 
 def _aliases(info: FileInfo) -> Iterator[Problem]:
@@ -231,9 +236,7 @@ def _planes(info: FileInfo) -> Iterator[Problem]:
 
 def _groups(tensors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tensors by what their planes follow from: the group of each, and the first tensor of each group."""
-    start = tensors.dtype.fields["flags"][1]  # type: ignore[index]
-    raw = np.frombuffer(tensors.tobytes(), np.uint8).reshape(len(tensors), tensors.dtype.itemsize)
-    words = np.ascontiguousarray(raw[:, start:]).view(np.uint64)
+    words = np.ascontiguousarray(_bytes_of(tensors, "flags", "shape")).view(np.uint64)
     # Sorting one mixed word each is far cheaper than sorting whole records; a clash sends us to the slow way.
     odd = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
     _, firsts, group = np.unique(words @ odd, return_index=True, return_inverse=True)

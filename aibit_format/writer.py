@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -30,8 +29,8 @@ from .storage import Path
 
 __all__ = ["Tensor", "Writer", "plan", "write"]
 
+_SYNC_EVERY = 128 << 20  # bytes after which the disk is set to work, so that it has little left to do at the end
 _PIECE = 16 << 20  # bytes of one write: large, so that the page cache fills with large folios
-_IN_FLIGHT = 8  # pieces that may wait for the disk
 
 
 class Writer:
@@ -41,10 +40,11 @@ class Writer:
         path: the final name.
         info: from ``plan``.
         overwrite: replace an existing file; without it an existing one is an error.
-        jobs: threads that hash and write.
+
+    ``write`` may be called by several threads at once: each tensor has its own place.
     """
 
-    def __init__(self, path: Path, info: FileInfo, *, overwrite: bool = False, jobs: int = 2) -> None:
+    def __init__(self, path: Path, info: FileInfo, *, overwrite: bool = False) -> None:
         self.path, self.info, self.overwrite = os.fspath(path), info, overwrite
         if not overwrite and os.path.lexists(self.path):
             raise WriteError(f"{self.path}: exists; say overwrite=True (--force) to replace it")
@@ -55,9 +55,9 @@ class Writer:
         stored = (info.tensor_table["flags"] & layout.TENSOR_ALIAS) == 0
         self._missing = {info.names[i] for i in np.flatnonzero(stored)}
         self._missing_documents = set(info.document_names)
-        self._pool = ThreadPoolExecutor(max(jobs, 1))
-        self._slots = threading.Semaphore(_IN_FLIGHT)
-        self._pending: list[Future[None]] = []
+        self._unsynced = 0
+        self._syncing: Future[None] | None = None
+        self._disk = ThreadPoolExecutor(1)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
             self._file = os.open(self._partial, flags, 0o666)
@@ -70,14 +70,13 @@ class Writer:
                 self._discard()
                 raise
         except OSError as error:
-            self._pool.shutdown()
             raise WriteError(f"{self.path}: cannot write {info.file_size} bytes: {error.strerror}") from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self._pool.shutdown(cancel_futures=True)
+        self._disk.shutdown(cancel_futures=True)
         self._discard()
 
     def write_document(self, name: str, data: bytes) -> None:
@@ -90,10 +89,7 @@ class Writer:
         self._write(info.offset, np.frombuffer(data, np.uint8))
 
     def write(self, name: str, planes: Mapping[str, np.ndarray]) -> None:
-        """Write one tensor's planes; roles, dtypes and shapes must be the planned ones.
-
-        The arrays must not change until ``commit``: they are written by threads.
-        """
+        """Write one tensor's planes; roles, dtypes and shapes must be the planned ones."""
         info = self.info.tensor(name)
         if list(planes) != [plane.role for plane in info.planes] or info.alias_of:
             raise WriteError(f"{self.path}: tensor {name!r}: planes {list(planes)} do not fit {info.scheme.name}")
@@ -124,8 +120,7 @@ class Writer:
             lacking = sorted(self._missing | self._missing_documents)
             raise WriteError(f"{self.path}: not written: {', '.join(lacking[:5])} ({len(lacking)} in all)")
         try:
-            for future in self._pending:
-                future.result()
+            self._disk.shutdown()
             self._hash_shared()
             info = replace(self.info, leaves=self._leaves)
             if metadata is not None:
@@ -141,32 +136,29 @@ class Writer:
         return info
 
     def _write(self, offset: int, data: np.ndarray) -> None:
-        """Queue u8 ``data`` for ``offset``, in pieces that end where leaves end."""
+        """Write u8 ``data`` in pieces that end where leaves end, and take the digests of the leaves in them."""
         if self._file < 0:
             raise WriteError(f"{self.path}: is already written")
         region = self._placed.region(offset)
-        if len(data) < layout.LEAF:  # not worth a thread
-            self._write_piece(offset, data, region)
-            return
         position = 0
         while position < len(data):
             end = min(position + _PIECE, len(data))
             if end < len(data):
                 end -= (offset + end - region.start) % layout.LEAF
-            self._slots.acquire()
-            piece = self._pool.submit(self._write_piece, offset + position, data[position:end], region)
-            piece.add_done_callback(lambda _: self._slots.release())
-            self._pending.append(piece)
+            self._write_piece(offset + position, data[position:end], region)
             position = end
 
     def _write_piece(self, offset: int, data: np.ndarray, region: Region) -> None:
-        """Write these bytes, and take the digests of the leaves that lie wholly in them."""
-        _write_all(self._file, data.data, offset)
         for i in region.covering(offset, len(data)):
             start, end = region.leaf(i)
             if start >= offset and end <= offset + len(data):
                 self._leaves[region.first + i] = digest.leaf(data[start - offset : end - offset].data)
                 self._hashed[region.first + i] = True
+        _write_all(self._file, data.data, offset)
+        self._unsynced += len(data)  # threads may lose a count to each other: it decides nothing but when to sync
+        if self._unsynced > _SYNC_EVERY and (self._syncing is None or self._syncing.done()):
+            self._unsynced = 0
+            self._syncing = self._disk.submit(os.fdatasync, self._file)
 
     def _hash_shared(self) -> None:
         """Digests of the leaves that no single write covers, from what was written."""

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import craft
 import numpy as np
@@ -67,14 +68,16 @@ def models(draw):
     return content, draw(metadata), unique, draw(st.sampled_from(layout.ALIGNMENTS))
 
 
-def write(content, values, documents, alignment, jobs=2, backwards=False):
+def write(content, values, documents, alignment, jobs=1, backwards=False):
+    """The file's bytes, its tensors written by ``jobs`` threads."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "m.aibit")
         info = plan(content, values, {name: len(data) for name, data in documents.items()}, alignment)
-        with Writer(path, info, jobs=jobs) as writer:
+        with Writer(path, info) as writer, ThreadPoolExecutor(jobs) as pool:
             for tensor, planes in list(content.items())[:: -1 if backwards else 1]:
                 if tensor.alias_of is None:
-                    writer.write(tensor.name, planes)
+                    pool.submit(writer.write, tensor.name, planes).add_done_callback(Future.result)
+            pool.shutdown()
             for name, data in documents.items():
                 writer.write_document(name, data)
             writer.commit()

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import craft
 import numpy as np
@@ -382,9 +383,10 @@ def test_tensors_may_be_written_in_any_order_and_twice(tmp_path):
 def test_planes_of_many_leaves_are_the_same_whatever_the_threads(target, jobs):
     sizes = (3 << 18, (1 << 18) + 5, 100, (5 << 20) + 1)
     content = [Tensor(f"t{i}", (size,), "f32", F32) for i, size in enumerate(sizes)]
-    with Writer(target, plan(content, {}, {}), jobs=jobs) as writer:
+    with Writer(target, plan(content, {}, {})) as writer, ThreadPoolExecutor(jobs) as pool:
         for i, size in enumerate(sizes):
-            writer.write(f"t{i}", {"values": np.arange(size, dtype="<f4")})
+            pool.submit(writer.write, f"t{i}", {"values": np.arange(size, dtype="<f4")})
+        pool.shutdown()
         writer.commit()
     with open(target, "rb") as file:
         data = file.read()

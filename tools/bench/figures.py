@@ -1,0 +1,56 @@
+"""Samples, what is said of them, and the table that says it."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Samples of one thing. ``against`` is measured in the same rounds; the ratio is this over that."""
+
+    label: str
+    unit: str
+    samples: list[float]
+    against: Figure | None = None
+    command: str = ""
+
+    @property
+    def ratios(self) -> list[float]:
+        """Round by round."""
+        if self.against is None:
+            return []
+        return [a / b if b else float("nan") for a, b in zip(self.samples, self.against.samples, strict=True)]
+
+    def as_json(self) -> dict[str, Any]:
+        found = {"label": self.label, "unit": self.unit, "command": self.command, **summary(self.samples)}
+        if self.against is not None:
+            found["ratio"] = {"against": self.against.label, **summary(self.ratios)}
+        return found
+
+
+def summary(samples: list[float]) -> dict[str, Any]:
+    return {"median": statistics.median(samples), "min": min(samples), "max": max(samples), "samples": samples}
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.{2 if abs(value) >= 1 else 4 if abs(value) < 0.1 else 3}f}"
+
+
+def table(results: dict[str, list[Figure]], facts: dict[str, dict[str, Any]]) -> str:
+    """The figures as a Markdown table, and below it what is no figure."""
+    lines = ["| row | what | unit | median | min | max | ratio | of |", "|---|---|---|--:|--:|--:|--:|---|"]
+    for row, figures in results.items():
+        for figure in figures:
+            found = figure.as_json()
+            spread = [number(found[key]) for key in ("median", "min", "max")]
+            pair = ["", ""] if figure.against is None else [number(found["ratio"]["median"]), figure.against.label]
+            cells = [row, figure.label, figure.unit, *spread, *pair]
+            lines.append(f"| {' | '.join(cells)} |")
+    noted = [f"- {row}: {what}: {value}" for row, found in facts.items() for what, value in found.items()]
+    return "\n".join([*lines, *([""] if noted else []), *noted])

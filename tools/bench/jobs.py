@@ -1,0 +1,181 @@
+"""What a measuring process does: one function a job, named in ``JOBS``. Each imports, then starts its clock."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from probe import Clock, Result, anonymous, pages, say
+
+_CUT = 1 << 20  # bytes that `verify` hashes at a time: a leaf of the format
+_TOKENS = 8  # in the first forward
+
+
+def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way, A B A B; the first round, which fills caches and starts threads, is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for i in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def encode(shape: list[int], rounds: int) -> Result:
+    """int8 encoders over one random float16 tensor, all with torch's own number of threads."""
+    import numpy as np
+    import torch
+    from bitsandbytes.functional import int8_vectorwise_quant
+
+    from aibit_format import engine
+    from aibit_format.schemes import make
+
+    int8 = make("int8")
+    values = np.random.default_rng(0).standard_normal(shape, np.float32) * np.float32(0.02)
+    array = values.astype(np.float16)
+    tensor = torch.from_numpy(array)
+    ways = {
+        "aibit": lambda: engine.encode(int8, array, "f16"),
+        "bitsandbytes": lambda: int8_vectorwise_quant(tensor),
+        "aibit, error measured": lambda: engine.measure(int8, engine.encode(int8, array, "f16"), array, "f16"),
+        "aibit, numpy alone": lambda: int8.encode(array, "f16"),
+    }
+    codes, absmax, _ = int8_vectorwise_quant(tensor)
+    ours = engine.encode(int8, array, "f16")
+    same = bool((ours["codes"] == codes.numpy()).all() and (ours["row_absmax"] == absmax.numpy().reshape(-1)).all())
+    return {"bytes": array.nbytes, "seconds": alternate(ways, rounds), "same": same}
+
+
+def convert_aibit(source: str, tiny: str, target: str, jobs: int | None = None) -> Result:
+    """A checkpoint to an ``.aibit`` file: from the first look at the source to the renamed, synced file."""
+    from aibit_format.conversion import convert
+
+    convert(tiny, target + ".warm", overwrite=True)  # transformers imports the model's class when it is asked for it
+    Path(target + ".warm").unlink()
+    with Clock(watch=True) as clock:
+        convert(source, target, jobs=jobs)
+    return clock.figures()
+
+
+def convert_transformers(source: str, tiny: str) -> Result:
+    """The same checkpoint quantized in memory by transformers and bitsandbytes; nothing is written."""
+    load = _loader("quantize")
+    load(tiny)
+    with Clock(watch=True) as clock:
+        load(source)
+    return clock.figures()
+
+
+def save_transformers(source: str, target: str) -> Result:
+    """Make the directory that transformers itself saves of a model in 8 bits."""
+    with Clock() as clock:
+        _loader("quantize")(source).save_pretrained(target)
+    return clock.figures()
+
+
+def load(way: str, path: str, tiny: str) -> Result:
+    """A model that can run, and its first forward; memory is what the process has gained."""
+    run = _loader(way)
+    _forward(run(tiny))
+    with Clock() as clock:
+        model = run(path)
+    with Clock() as first:
+        _forward(model)
+    return {**clock.figures(), "forward": first.seconds, "after_forward": first.after}
+
+
+def hold(way: str, path: str, mapped: str) -> Result:
+    """Load, run once, and stay until told to look: others hold the same file then."""
+    model = _loader(way)(path)
+    _forward(model)
+    say({"ready": True})
+    sys.stdin.readline()
+    found = {"process": pages(), "mapping": pages(mapped), "anonymous": anonymous()}
+    say(found)
+    sys.stdin.readline()  # stay until everybody has looked
+    return found
+
+
+def open_file(path: str, rounds: int) -> Result:
+    """Opening and checking a file's header and tables; the warm-up is not counted."""
+    from aibit_format import reader
+
+    file = reader.File(path)
+    planes, tensors = file.verified().planes, len(file)
+    seconds = alternate({"open": lambda: reader.File(path).close()}, rounds)["open"]
+    return {"seconds": statistics.median(seconds), "planes": planes, "tensors": tensors}
+
+
+def verify(path: str, rounds: int) -> Result:
+    """Every check of a file, against nothing but hashing the same mapped pages with one thread."""
+    import xxhash
+
+    from aibit_format import reader
+
+    file = reader.File(path)
+    data = file.storage.read_at(0, file.info_of_file.file_size).data
+
+    def hash_alone() -> None:
+        for start in range(0, len(data), _CUT):
+            xxhash.xxh3_64_intdigest(data[start : start + _CUT])
+
+    ways = {"verify": file.verify, "verify, one thread": lambda: file.verify(jobs=1), "xxh3_64, one thread": hash_alone}
+    return {"bytes": len(data), "seconds": alternate(ways, rounds)}
+
+
+def _loader(way: str) -> Callable[[str], Any]:
+    """A function from a path to a model, with everything imported that any of the ways imports.
+
+    All ways import the same, so that memory before the load is the same too.
+    """
+    import bitsandbytes  # noqa: F401
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.models.llama import modeling_llama  # noqa: F401
+    from transformers.utils import logging
+
+    from aibit_format.torch.model import load_model
+
+    logging.disable_progress_bar()
+
+    def pretrained(path: str, **options: Any) -> Any:
+        with contextlib.redirect_stdout(sys.stderr):
+            return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options).eval()
+
+    return {
+        "aibit": load_model,
+        "saved": lambda path: pretrained(path, device_map={"": "cpu"}),
+        "quantize": lambda path: pretrained(
+            path,
+            dtype=torch.float16,
+            device_map={"": "cpu"},
+            quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+        ),
+        "fp16": lambda path: pretrained(path, dtype=torch.float16),
+    }[way]
+
+
+def _forward(model: Any) -> None:
+    import torch
+
+    with torch.inference_mode():
+        model(torch.arange(1, _TOKENS + 1)[None])
+
+
+JOBS: dict[str, Callable[..., Result]] = {
+    "convert_aibit": convert_aibit,
+    "convert_transformers": convert_transformers,
+    "encode": encode,
+    "hold": hold,
+    "load": load,
+    "open": open_file,
+    "save_transformers": save_transformers,
+    "verify": verify,
+}

@@ -1,0 +1,84 @@
+"""What a run works with: the files it measures, made when a row first asks, and processes in pairs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import models
+import probe
+
+
+@dataclass
+class Bench:
+    """What a run was asked for. Files are made when a row first asks for them."""
+
+    model: str
+    runs: int
+    work: Path
+    facts: dict[str, Any] = field(default_factory=dict)  # of the row that runs: what is not a sample
+
+    @cached_property
+    def source(self) -> Path:
+        return models.checkpoint(self.model, self.work)
+
+    @cached_property
+    def tiny(self) -> Path:
+        """What a process warms up with: lazy imports and thread pools are nobody's loading time."""
+        return models.checkpoint("tiny", self.work)
+
+    @cached_property
+    def file(self) -> Path:
+        return self._converted(self.source, "model")
+
+    @cached_property
+    def tiny_file(self) -> Path:
+        return self._converted(self.tiny, "warm")
+
+    @cached_property
+    def saved(self) -> Path:
+        return self._saved(self.model, self.source)
+
+    @cached_property
+    def tiny_saved(self) -> Path:
+        return self._saved("tiny", self.tiny)
+
+    def _converted(self, source: Path, name: str) -> Path:
+        path = self.work / f"{name}-{source.name}.aibit"
+        models.remove(path)
+        models.need(self.work, models.size_of(source))
+        probe.run("convert_aibit", source=str(source), tiny=str(self.tiny), target=str(path))
+        return path
+
+    def _saved(self, model: str, source: Path) -> Path:
+        path = self.work / f"{model}-int8-transformers"
+        if not (path / "config.json").is_file():
+            models.need(self.work, models.size_of(source))
+            probe.run("save_transformers", source=str(source), target=str(path))
+        return path
+
+    def shown(self, command: Iterable[object]) -> str:
+        """A command line without the paths of this machine."""
+        text = " ".join(str(part) for part in command)
+        for found, shown in ((sys.executable, "python"), (str(self.work), "WORK"), (str(probe.ROOT) + os.sep, "")):
+            text = text.replace(found, shown)
+        return text
+
+    def paired(self, ways: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, list[probe.Result]]:
+        """Each way (label -> job and arguments) in fresh processes, A B A B, from a warm page cache."""
+        found: dict[str, list[probe.Result]] = {label: [] for label in ways}
+        for _ in range(self.runs):
+            for label, (job, arguments) in ways.items():
+                for key in ("source", "path"):
+                    if key in arguments:
+                        models.read_through(Path(arguments[key]))
+                if "target" in arguments:
+                    models.remove(Path(arguments["target"]))
+                os.sync()  # nobody waits for what the one before has left to be written
+                found[label].append(probe.run(job, **arguments))
+        return found

@@ -1,0 +1,200 @@
+"""The rows of the table: one function each, named in ``ROWS``. A row pairs measurements and says what was measured."""
+
+from __future__ import annotations
+
+import filecmp
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import models
+import probe
+from figures import Figure
+from pairing import Bench
+
+_MIB = 1 << 20
+_ROUNDS = 10  # inside one process, where a job alternates by itself
+
+
+def encode(bench: Bench) -> list[Figure]:
+    shape = models.SHAPES[bench.model]
+    arguments = {"shape": [shape.intermediate_size, shape.hidden_size], "rounds": _ROUNDS}
+    runs = [probe.run("encode", **arguments) for _ in range(bench.runs)]
+    bench.facts["same bytes as bitsandbytes"] = all(run["same"] for run in runs)
+    return _rates(runs, "bitsandbytes", bench.shown(probe.command("encode", arguments)))
+
+
+def verify(bench: Bench) -> list[Figure]:
+    arguments = {"path": str(bench.file), "rounds": max(3, _ROUNDS // 2)}
+    models.read_through(bench.file)
+    runs = [probe.run("verify", **arguments) for _ in range(bench.runs)]
+    return _rates(runs, "xxh3_64, one thread", bench.shown(probe.command("verify", arguments)))
+
+
+def _rates(runs: list[probe.Result], against: str, command: str) -> list[Figure]:
+    """GB/s from the seconds of ways that alternate within each process."""
+    samples = {
+        label: [run["bytes"] / seconds / 1e9 for run in runs for seconds in run["seconds"][label]]
+        for label in runs[0]["seconds"]
+    }
+    base = Figure(against, "GB/s", samples.pop(against), None, command)
+    return [base, *(Figure(label, "GB/s", values, base, command) for label, values in samples.items())]
+
+
+def convert(bench: Bench) -> list[Figure]:
+    common = {"source": str(bench.source), "tiny": str(bench.tiny)}
+    target = bench.work / "converted.aibit"
+    models.need(bench.work, models.size_of(bench.source))
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        "aibit.convert": ("convert_aibit", {**common, "target": str(target)}),
+        "transformers load_in_8bit": ("convert_transformers", common),
+    }
+    found = bench.paired(ways)
+    others = [bench.work / f"converted-{jobs}.aibit" for jobs in (1, 2)]
+    for jobs, other in enumerate(others, 1):
+        models.remove(other)
+        probe.run("convert_aibit", **common, target=str(other), jobs=jobs)
+    bench.facts["same bytes with 1 and 2 jobs"] = filecmp.cmp(*others, shallow=False)
+    for path in (target, *others):
+        models.remove(path)
+    shown = {label: bench.shown(probe.command(*way)) for label, way in ways.items()}
+    return [
+        *_figures(found, "seconds", "s", "", 1, shown),
+        *_figures(found, "before", "MiB", ", anonymous after imports", _MIB, shown),
+        *_figures(found, "peak", "MiB", ", anonymous at its highest", _MIB, shown),
+    ]
+
+
+def load(bench: Bench) -> list[Figure]:
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        label: ("load", {"way": way, "path": str(path), "tiny": str(tiny)})
+        for label, way, path, tiny in (
+            ("aibit", "aibit", bench.file, bench.tiny_file),
+            ("transformers, saved in 8 bits", "saved", bench.saved, bench.tiny_saved),
+            ("transformers, quantizing", "quantize", bench.source, bench.tiny),
+            ("transformers, fp16", "fp16", bench.source, bench.tiny),
+        )
+    }
+    found = bench.paired(ways)
+    for runs in found.values():
+        for run in runs:
+            run["grown"] = run["after"] - run["before"]
+            run["grown_forward"] = run["after_forward"] - run["before"]
+    shown = {label: bench.shown(probe.command(*way)) for label, way in ways.items()}
+    return [
+        *_figures(found, "seconds", "s", "", 1, shown),
+        *_figures(found, "forward", "s", ", first forward", 1, shown),
+        *_figures(found, "before", "MiB", ", anonymous after imports", _MIB, shown),
+        *_figures(found, "grown", "MiB", ", anonymous gained by the load", _MIB, shown),
+        *_figures(found, "grown_forward", "MiB", ", gained by load and forward", _MIB, shown),
+    ]
+
+
+def _figures(
+    found: dict[str, list[probe.Result]], key: str, unit: str, what: str, divisor: int, commands: dict[str, str]
+) -> list[Figure]:
+    """One figure a way; the ratio is to the first way, in the same round."""
+    figures: list[Figure] = []
+    for label, runs in found.items():
+        samples = [run[key] / divisor for run in runs]
+        figures.append(Figure(label + what, unit, samples, figures[0] if figures else None, commands[label]))
+    return figures
+
+
+def shared(bench: Bench) -> list[Figure]:
+    figures: list[Figure] = []
+    for label, way, path, weights in (
+        ("aibit", "aibit", bench.file, bench.file),
+        ("transformers, saved in 8 bits", "saved", bench.saved, bench.saved / "model.safetensors"),
+    ):
+        arguments = {"way": way, "path": str(path), "mapped": str(weights)}
+        command = bench.shown(probe.command("hold", arguments))
+        found = [result for _ in range(bench.runs) for result in _two_at_once(arguments)]
+        for part, fields in (
+            ("mapping", ("Rss", "Pss", "Shared_Clean", "Private_Clean", "Private_Dirty")),
+            ("process", ("Pss", "Private_Dirty")),
+        ):
+            figures += [
+                Figure(f"{label}, {part} {name}", "MiB", [run[part][name] / _MIB for run in found], None, command)
+                for name in fields
+            ]
+    return figures
+
+
+def _two_at_once(arguments: dict[str, Any]) -> list[probe.Result]:
+    """What two processes see of their memory while both hold the model."""
+    with ExitStack() as stack:
+        children = [stack.enter_context(probe.started("hold", **arguments)) for _ in range(2)]
+        for child in children:
+            child.result()
+        found = []
+        for child in children:
+            child.go_on()
+            found.append(child.result())
+        return found
+
+
+def open_file(bench: Bench) -> list[Figure]:
+    paths = [models.many_tensors(count, bench.work) for count in (5_000, 50_000)]
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        path.name: ("open", {"path": str(path), "rounds": 20}) for path in paths
+    }
+    found = bench.paired(ways)
+    return [
+        Figure(
+            f"{runs[0]['tensors']:,} tensors, {runs[0]['planes']:,} planes",
+            "ms",
+            [1e3 * run["seconds"] for run in runs],
+            None,
+            bench.shown(probe.command(*ways[name])),
+        )
+        for name, runs in found.items()
+    ]
+
+
+def start(bench: Bench) -> list[Figure]:
+    ways = {
+        "python, nothing imported": ["-c", "pass"],
+        "import aibit_format": ["-c", "import aibit_format"],
+        "import aibit_format, and its reader": ["-c", "from aibit_format import open"],
+        "import numpy": ["-c", "import numpy"],
+        "aibit inspect": ["-m", "aibit_format", "inspect", str(bench.file)],
+    }
+    seconds: dict[str, list[float]] = {label: [] for label in ways}
+    for i in range(5 * bench.runs + 1):
+        for label, arguments in ways.items():
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], check=True, env=probe.environment(), stdout=subprocess.DEVNULL)
+            if i:  # the first round fills the page cache
+                seconds[label].append(time.perf_counter() - begin)
+    commands = {label: bench.shown([sys.executable, *arguments]) for label, arguments in ways.items()}
+    bare, *others = (Figure(label, "s", samples, None, commands[label]) for label, samples in seconds.items())
+    beyond = [a - b for a, b in zip(seconds["aibit inspect"], bare.samples, strict=True)]
+    return [
+        bare,
+        *(Figure(other.label, "s", other.samples, bare, other.command) for other in others),
+        Figure("aibit inspect, less bare python", "s", beyond, None, commands["aibit inspect"]),
+    ]
+
+
+ROWS: dict[str, Callable[[Bench], list[Figure]]] = {
+    "encode": encode,
+    "convert": convert,
+    "load": load,
+    "shared": shared,
+    "open": open_file,
+    "start": start,
+    "verify": verify,
+}
+ABOUT = {
+    "encode": "int8 encoding of one float16 tensor, against bitsandbytes' own function",
+    "convert": "a float16 checkpoint to an int8 file, against quantizing it in memory",
+    "load": "a model that can run, four ways, and its first forward",
+    "shared": "memory of two processes that hold the same model",
+    "open": "opening and checking files of many tensors",
+    "start": "whole processes: imports, and aibit inspect",
+    "verify": "checking every byte of a file, against hashing its pages alone",
+}

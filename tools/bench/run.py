@@ -1,0 +1,102 @@
+"""Measure what the README claims: ``python tools/bench/run.py [ROW ...] [--model 1.1b] [--runs 3]``.
+
+A row pairs measurements in fresh processes, A B A B. What is printed is the median, the least and the most of the
+samples, and the median of the ratios taken round by round; every sample goes into the JSON. See NOTES.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import models
+import probe
+from figures import Figure, table
+from pairing import Bench
+from rows import ABOUT, ROWS
+
+sys.path.insert(0, str(probe.ROOT))  # rows ask the package for files
+
+_LIBRARIES = ("numpy", "torch", "transformers", "bitsandbytes", "safetensors", "accelerate", "xxhash", "construct")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on, and nothing that tells whose machine it is."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        fields = [line.partition(":") for line in file]
+    cpu = next((value.strip() for name, _, value in fields if name.strip() == "model name"), platform.processor())
+    flags = next((value.split() for name, _, value in fields if name.strip() == "flags"), [])
+    found = {
+        "cpu": cpu,
+        "vectors": [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if flag in flags],
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30), 1),
+        "python": platform.python_version(),
+    }
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("row", nargs="*", help="rows to measure; all by default")
+    parser.add_argument("--list", action="store_true", help="say what rows there are")
+    parser.add_argument("--model", choices=models.SHAPES, default="1.1b")
+    parser.add_argument("--runs", type=int, default=3, help="fresh processes of each kind (default: 3)")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "bench", help="where files are made")
+    parser.add_argument("--out", type=Path, default=Path("results.json"), help="the JSON (default: results.json)")
+    given = parser.parse_args()
+    if unknown := [row for row in given.row if row not in ROWS]:
+        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    if given.runs < 1:
+        parser.error("--runs must be 1 or more")
+    return given
+
+
+def main() -> None:
+    given = arguments()
+    if given.list:
+        print("\n".join(f"{row:8} {about}" for row, about in ABOUT.items()))
+        return
+    given.work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(given.model, given.runs, given.work.resolve())
+    results: dict[str, list[Figure]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    busy: dict[str, float] = {}  # how much others had to do: a row that starts above 1 is worth another run
+    for row in given.row or ROWS:
+        print(f"{row}: {ABOUT[row]} ...", file=sys.stderr, flush=True)
+        begin, bench.facts, busy[row] = time.perf_counter(), {}, os.getloadavg()[0]
+        results[row], facts[row] = ROWS[row](bench), bench.facts
+        print(f"{row}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+    found = {
+        "machine": machine(),
+        "model": given.model,
+        "runs": given.runs,
+        "rows": {
+            row: {
+                "about": ABOUT[row],
+                "load_average": busy[row],
+                "facts": facts[row],
+                "figures": [figure.as_json() for figure in figures],
+            }
+            for row, figures in results.items()
+        },
+    }
+    given.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    print(table(results, facts))
+
+
+if __name__ == "__main__":
+    main()
