@@ -22,6 +22,7 @@ from .placement import Placement, place
 from .schemes import make
 
 EACH = 100  # problems reported of one kind
+_KNOWN_DTYPES = np.isin(np.arange(256), list(BY_CODE))
 
 # Metadata keys with a meaning, and the types of their values. Others may be there and may hold anything.
 KNOWN_KEYS: dict[str, str] = {
@@ -104,7 +105,7 @@ def _names(info: FileInfo) -> Iterator[Problem]:
         for name in info.names:
             if reason := bad_tensor_name(name):
                 yield Problem("AIB-E214", reason, tensor=ascii(name)[1:-1])
-    if len(info.index) != len(info.names):
+    if len(set(info.names)) != len(info.names):  # the index itself waits until a tensor is asked for
         repeated = [i for i, name in enumerate(info.names) if info.index[name] != i]
         yield from _some("AIB-E414", "name is used twice", repeated, tensor=info.names)
 
@@ -142,10 +143,10 @@ def _tensor_records(info: FileInfo) -> Iterator[Problem]:
     table, names = info.tensor_table, info.names
     bad = np.flatnonzero(table["rank"] > layout.MAX_RANK)
     yield from _some("AIB-E402", "rank", bad, tensor=names, expected=lambda _: "at most 8", found=table["rank"])
-    beyond = np.arange(layout.MAX_RANK) >= table["rank"][:, None]
-    bad = np.flatnonzero((table["shape"] * beyond).any(axis=1))
+    beyond = np.arange(layout.MAX_RANK, dtype=np.uint8) >= table["rank"][:, None]
+    bad = np.flatnonzero(((table["shape"] != 0) & beyond).any(axis=1))
     yield from _some("AIB-E402", "a dimension beyond the rank is not zero", bad, tensor=names)
-    bad = np.flatnonzero(~np.isin(table["dtype"], list(BY_CODE)))
+    bad = np.flatnonzero(~_KNOWN_DTYPES[table["dtype"]])
     yield from _some("AIB-E404", "unknown dtype code", bad, tensor=names, found=table["dtype"])
     bad = np.flatnonzero(table["flags"] & ~np.uint16(layout.TENSOR_FLAGS))
     yield from _some("AIB-E415", "unknown flags", bad, tensor=names, found=table["flags"])
