@@ -158,7 +158,7 @@ class Writer:
         self._unsynced += len(data)  # threads may lose a count to each other: it decides nothing but when to sync
         if self._unsynced > _SYNC_EVERY and (self._syncing is None or self._syncing.done()):
             self._unsynced = 0
-            self._syncing = self._disk.submit(os.fdatasync, self._file)
+            self._syncing = self._disk.submit(_sync, self._file)
 
     def _hash_shared(self) -> None:
         """Digests of the leaves that no single write covers, from what was written."""
@@ -198,6 +198,11 @@ class Writer:
         self._close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._partial)
+
+
+def _sync(file: int) -> None:
+    """Bring a file's data to the disk; macOS has no ``fdatasync``."""
+    getattr(os, "fdatasync", os.fsync)(file)
 
 
 def _write_all(file: int, data: bytes | memoryview, offset: int) -> None:
