@@ -119,6 +119,7 @@ def run(
     jobs = jobs or os.cpu_count() or 1
     texts, dropped = _documents(plan)
     inexact = [i for i, planned in enumerate(plan.tensors) if planned.inexact and planned.tensor.alias_of is None]
+    column = {i: place for place, i in enumerate(inexact)}
     figures = np.zeros((3, len(inexact)))
     metadata = _metadata(plan, dropped, inexact, figures, [" " * 32] * len(plan.source.files))
     info = draft.plan([p.tensor for p in plan.tensors], metadata, {name: len(text) for name, text in texts.items()})
@@ -138,7 +139,7 @@ def run(
             for i, (planned, pending) in enumerate(zip(plan.tensors, errors, strict=True)):
                 error = pending.result()
                 if error is not None:
-                    figures[:, inexact.index(i)] = error.relative_rms, error.largest, error.signal_to_noise_db
+                    figures[:, column[i]] = error.relative_rms, error.largest, error.signal_to_noise_db
                 reports.append(_report(planned, error))
                 done += planned.source_bytes
                 if on_progress is not None:
@@ -162,7 +163,8 @@ def _write(out: writer.Writer, planned: Planned, path: str) -> EncodingError | N
     tensor = planned.tensor
     try:
         source, dtype = planned.read(), planned.source_dtype
-        values = source.T if tensor.transposed else source
+        # Laid out once here: encoding and measuring would each do it again.
+        values = np.ascontiguousarray(source.T) if tensor.transposed else source
         rounded = values
         if tensor.scheme.lossy and dtype != planned.slot_dtype:
             # transformers rounds to the model's dtype before it quantizes; so do we, to get its codes.

@@ -50,7 +50,6 @@ MAX_NAME = 255
 
 # Feature words: no bit has a meaning in version 1.0.
 KNOWN_INCOMPATIBLE = 0
-KNOWN_COMPATIBLE = 0
 
 # Section kinds, in file order. Kinds from 0x8000 up are private and never critical for others.
 SECTIONS = {1: "metadata", 2: "schemes", 3: "documents", 4: "tensors", 5: "planes", 6: "strings", 7: "leaves"}

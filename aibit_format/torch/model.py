@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -204,5 +203,4 @@ def _finish(file: File, model: PreTrainedModel) -> None:
         ("is_loaded_in_8bit", True),
     ):
         setattr(model, name, value)
-    with contextlib.suppress(AttributeError):
-        model.config._is_quantized = True
+    model.config._is_quantized = True
