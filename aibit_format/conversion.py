@@ -68,14 +68,19 @@ class Report:
 
 
 def make_plan(
-    source: Path | Source,
-    scheme: str = "int8",
+    source: Any,
+    scheme: str | None = None,
     tensors: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     architecture: str | None = None,
+    tokenizer: Any = None,
 ) -> Plan:
     """What ``convert`` would do with the same arguments; reads headers and ``config.json`` only."""
-    opened = open_source(source) if isinstance(source, (str, os.PathLike)) else source
+    opened = open_source(source, tokenizer)
+    if scheme is None:
+        scheme = recipe.KEEP if any(t.scheme for t in opened.tensors.values()) else recipe.DEFAULT
     wanted = Recipe.of(scheme, tensors)
+    if opened.no_model:
+        return recipe.plan_alone(opened, wanted)
     if "config.json" not in opened.documents:
         raise SourceError(f"{opened.path}: no config.json")
     config = documents.parse_json("config.json", opened.documents["config.json"])
@@ -83,32 +88,35 @@ def make_plan(
 
 
 def convert(
-    source: Path | Source,
+    source: Any,
     path: Path,
-    scheme: str = "int8",
+    scheme: str | None = None,
     tensors: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     *,
     overwrite: bool = False,
     on_progress: Progress | None = None,
     architecture: str | None = None,
+    tokenizer: Any = None,
     jobs: int | None = None,
 ) -> Report:
     """Convert ``source`` to the ``.aibit`` file ``path``.
 
     Args:
-        source: a Hugging Face directory, or an open ``Source``.
-        scheme: of the Linear weights.
+        source: a path (see ``aibit_format.sources`` for what can be there), an open ``Source``, or a transformers model.
+        scheme: of the Linear weights; ``"keep"`` leaves quantized ones as the source has them. By default ``"keep"``
+            for a source that is quantized and ``"int8"`` for one that is not.
         tensors: regular expression -> scheme for the names it is found in; the last that matches wins.
         overwrite: replace ``path`` if it exists.
         on_progress: called with bytes done, bytes in all, and the tensor's name.
         architecture: of transformers, when the config names none.
+        tokenizer: of a model that is in memory.
         jobs: threads; as many as there are cores by default. The bytes do not depend on it.
 
     Raises:
         SourceError, RecipeError, SchemeError, WriteError, LoadError: each names the file and the tensor. No file is
             left behind.
     """
-    return run(make_plan(source, scheme, tensors, architecture), path, overwrite, on_progress, jobs)
+    return run(make_plan(source, scheme, tensors, architecture, tokenizer), path, overwrite, on_progress, jobs)
 
 
 def run(
@@ -158,13 +166,15 @@ def run(
 
 def _write(out: writer.Writer, planned: Planned, path: str) -> EncodingError | None:
     """Read, round, encode and write one tensor; the error made."""
-    if planned.read is None:
-        return None
     tensor = planned.tensor
     try:
-        source, dtype = planned.read(), planned.source_dtype
-        # Laid out once here: encoding and measuring would each do it again.
-        values = np.ascontiguousarray(source.T) if tensor.transposed else source
+        if planned.keep is not None:
+            out.write(tensor.name, planned.keep())
+        if planned.read is None:
+            return None
+        values, dtype = planned.read()
+        if tensor.transposed != planned.source_transposed:
+            values = np.ascontiguousarray(values.T)  # laid out once here: encoding and measuring would each do it again
         rounded = values
         if tensor.scheme.lossy and dtype != planned.slot_dtype:
             # transformers rounds to the model's dtype before it quantizes; so do we, to get its codes.
@@ -193,10 +203,14 @@ def _metadata(
     plan: Plan, dropped: list[str], inexact: list[int], figures: np.ndarray, digests: list[str]
 ) -> dict[str, Value]:
     files = plan.source.files
-    values: dict[str, Any] = {
-        "model.architecture": plan.skeleton.architecture,
-        "model.type": plan.skeleton.model_type,
-        "model.dtype": plan.skeleton.dtype,
+    model: dict[str, Any] = {"model.missing": plan.source.no_model}
+    if plan.skeleton is not None:
+        model = {
+            "model.architecture": plan.skeleton.architecture,
+            "model.type": plan.skeleton.model_type,
+            "model.dtype": plan.skeleton.dtype,
+        }
+    values: dict[str, Any] = model | {
         "model.parameters": plan.parameters,
         "source.kind": plan.source.kind,
         "source.files": [file.name for file in files],
@@ -221,7 +235,7 @@ def _report(planned: Planned, error: EncodingError | None) -> TensorReport:
     return TensorReport(
         tensor.name,
         tensor.shape,
-        tensor.scheme.name,
+        tensor.scheme.text,
         planned.source_bytes,
         planned.stored_bytes,
         error,

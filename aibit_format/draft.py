@@ -153,11 +153,12 @@ class _Pool:
 
     def add(self, name: str) -> tuple[int, int]:
         data = name.encode("utf-8", "surrogatepass")  # the validator says what is wrong with it
-        self._parts.append(data)
-        self._size += len(data)
         if len(data) > layout.MAX_NAME:  # the record's field is wider than the rule; never truncate
             raise WriteError(f"name of {len(data)} bytes, at most {layout.MAX_NAME}: {name[:60]!r}...")
-        return self._size - len(data), len(data)
+        offset = self._size
+        self._parts.append(data + b"\n")
+        self._size += len(data) + 1
+        return offset, len(data)
 
     def bytes(self) -> bytes:
         return b"".join(self._parts)

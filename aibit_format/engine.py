@@ -18,6 +18,7 @@ import numpy as np
 from .bridge import to_numpy, to_torch, torch_dtypes
 from .errors import SchemeError
 from .schemes import Scheme
+from .schemes.base import matrix
 from .schemes.int8 import Int8
 from .schemes.plain import Plain
 
@@ -72,20 +73,18 @@ def measure(scheme: Scheme, planes: Mapping[str, np.ndarray], array: np.ndarray,
         return None
     import torch
 
-    rows = math.prod(array.shape[:-1])
+    rows, columns = matrix(array.shape)
     stride = _STRIDE if rows >= _MANY_ROWS else 1
-    source = to_torch(array, dtype).view(rows, -1)[::stride]
-    values, scales = _rows_of(scheme, planes, rows, stride)
-    step = min(max(1, _MEASURED // source.shape[1]), len(source))
-    buffers = [torch.empty(step, source.shape[1], dtype=kind) for kind in (torch.float32, torch.float32, torch.float64)]
+    source = to_torch(array, dtype).view(rows, columns)[::stride]
+    stored = _rows_of(scheme, planes, array.shape, dtype, stride)
+    step = min(max(1, _MEASURED // columns), len(source))
+    buffers = [torch.empty(step, columns, dtype=kind) for kind in (torch.float32, torch.float32, torch.float64)]
     noise = signal = largest = 0.0
     for start in range(0, len(source), step):
         part = slice(start, min(start + step, len(source)))
         x, difference, wide = (buffer[: part.stop - start] for buffer in buffers)
         x.copy_(source[part])
-        difference.copy_(values[part])
-        if scales is not None:
-            difference.mul_(scales[part])
+        stored(part, difference)
         difference.sub_(x)
         largest = max(largest, float(difference.amax()), -float(difference.amin()))
         noise += _sum_of_squares(wide.copy_(difference))
@@ -100,22 +99,28 @@ def _sum_of_squares(values: torch.Tensor) -> float:
 
 
 def _rows_of(
-    scheme: Scheme, planes: Mapping[str, np.ndarray], rows: int, stride: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Every ``stride``-th row of what is stored, and what each is to be multiplied by."""
+    scheme: Scheme, planes: Mapping[str, np.ndarray], shape: tuple[int, ...], dtype: str, stride: int
+) -> Callable[[slice, torch.Tensor], object]:
+    """What decodes a stretch of every ``stride``-th row into a buffer: for the commonest schemes without numpy."""
+    import torch
+
+    rows, columns = matrix(shape)
     if isinstance(scheme, Plain):
-        return to_torch(planes["values"], scheme.name).view(rows, -1)[::stride], None
+        values = to_torch(planes["values"], scheme.name).view(rows, columns)[::stride]
+        return lambda part, out: out.copy_(values[part])
     if isinstance(scheme, Int8):
-        scales = to_torch(planes["row_absmax"] * np.float32(1 / 127), "f32").view(rows, 1)
-        return to_torch(planes["codes"], "i8").view(rows, -1)[::stride], scales[::stride]
-    raise TypeError(f"{scheme.name} has no rows")
+        scales = to_torch(planes["row_absmax"] * np.float32(1 / 127), "f32").view(rows, 1)[::stride]
+        codes = to_torch(planes["codes"], "i8").view(rows, columns)[::stride]
+        return lambda part, out: out.copy_(codes[part]).mul_(scales[part])
+    indices = np.arange(0, rows, stride)
+    return lambda part, out: out.copy_(torch.from_numpy(scheme.decode_rows(planes, shape, dtype, indices[part])))
 
 
 def _int8(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
     """``Int8.encode`` in torch: the same operations in the same order."""
     import torch
 
-    rows = to_torch(array, dtype).view(math.prod(array.shape[:-1]), array.shape[-1])
+    rows = to_torch(array, dtype).view(matrix(array.shape))
     result = np.empty(array.shape, np.int8)  # numpy asks for huge pages, torch does not
     codes = torch.from_numpy(result).view(rows.shape)
     absmax = np.zeros(len(rows), np.float32)

@@ -174,7 +174,7 @@ def _sections(header: Header, front_matter: bytes) -> list[tuple[int, int, int, 
 def _check_strings(section: str, table: np.ndarray, size: int) -> None:
     """Names must be short and lie inside the string pool before anything slices it: they may share its bytes."""
     lengths = table["name_length"]
-    bad = np.flatnonzero((lengths == 0) | (lengths > layout.MAX_NAME))
+    bad = np.flatnonzero(lengths - 1 >= layout.MAX_NAME)  # unsigned: 0 - 1 is the largest number
     if len(bad):
         at, found = bad[0], int(lengths[bad[0]])
         raise _bad("AIB-E211", f"section {section}: name of entry {at}", None, "1 to 255 bytes", found)

@@ -134,14 +134,14 @@ METADATA = c.Struct(
 
 SCHEME = c.Struct(
     "name_offset" / c.Int32ul * "start of the name in the string pool",
-    "name_length" / c.Int16ul * "bytes of the name, 1 to 255",
+    "name_length" / c.Int16ul * "bytes of the name without its line feed, 1 to 255",
     "version" / c.Int16ul * "version of the scheme, from 1",
     "parameters" / c.Array(6, c.Int32ul) * "as the scheme's page defines them; unused ones zero",
 )
 
 DOCUMENT = c.Struct(
     "name_offset" / c.Int32ul * "start of the name in the string pool",
-    "name_length" / c.Int16ul * "bytes of the name, 1 to 255",
+    "name_length" / c.Int16ul * "bytes of the name without its line feed, 1 to 255",
     "reserved" / c.Bytes(10) * "zero",
     "offset" / c.Int64ul * "from the start of the file; a multiple of 64",
     "length" / c.Int64ul * "bytes, without the zero padding that follows; at most 2^28",
@@ -149,7 +149,7 @@ DOCUMENT = c.Struct(
 
 TENSOR = c.Struct(
     "name_offset" / c.Int32ul * "start of the name in the string pool",
-    "name_length" / c.Int16ul * "bytes of the name, 1 to 255",
+    "name_length" / c.Int16ul * "bytes of the name without its line feed, 1 to 255",
     "reserved" / c.Bytes(2) * "zero",
     "first_plane" / c.Int32ul * "index of the tensor's first plane; 0 for an alias",
     "target" / c.Int32ul * "for an alias: index of the tensor it stands for; otherwise 0",

@@ -84,7 +84,7 @@ class FileInfo:
     document_table: np.ndarray  # layout.DOCUMENT
     tensor_table: np.ndarray  # layout.TENSOR
     plane_table: np.ndarray  # layout.PLANE
-    strings: bytes
+    strings: bytes  # every name, each followed by a line feed
     leaves: np.ndarray  # u64: of the documents, then of the data
     file_size: int
     alignment: int = layout.DEFAULT_ALIGNMENT
@@ -112,15 +112,24 @@ class FileInfo:
     @cached_property
     def names(self) -> list[str]:
         """Tensor names in file order. Bytes outside ASCII come out as surrogates, which ``validate`` refuses."""
-        return self._names(self.tensor_table)
+        return self._names[len(self.scheme_table) + len(self.document_table) :]
 
     @cached_property
     def document_names(self) -> list[str]:
-        return self._names(self.document_table)
+        first = len(self.scheme_table)
+        return self._names[first : first + len(self.document_table)]
 
     @cached_property
     def scheme_names(self) -> list[str]:
-        return self._names(self.scheme_table)
+        return self._names[: len(self.scheme_table)]
+
+    @cached_property
+    def pool_agrees(self) -> bool:
+        """Whether the string pool is the names that the records state, in their order, each with its line feed."""
+        starts, ends = self._spans()
+        feeds = np.flatnonzero(np.frombuffer(self.strings, np.uint8) == ord("\n"))
+        after = np.concatenate([[0], feeds + 1])  # where the names must start, and at last where the pool must end
+        return np.array_equal(ends, feeds) and np.array_equal(np.append(starts, len(self.strings)), after)
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -213,11 +222,20 @@ class FileInfo:
         sections = [(_KINDS[name], layout.SECTION_CRITICAL, *body) for name, body in bodies.items()]
         return sections + [(extra.kind, extra.flags, extra.count, extra.data) for extra in self.extra]
 
-    def _names(self, table: np.ndarray) -> list[str]:
-        starts = table["name_offset"].astype(np.int64)
-        ends = starts + table["name_length"]
+    @cached_property
+    def _names(self) -> list[str]:
+        """Names of schemes, documents and tensors."""
         text = self.strings.decode("ascii", "surrogateescape")
+        if self.pool_agrees:  # then one split makes them all, which is far faster than slices
+            return text.split("\n")[:-1]
+        starts, ends = self._spans()
         return [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+    def _spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where in the pool the names of schemes, documents and tensors start and end, as their records say."""
+        tables = (self.scheme_table, self.document_table, self.tensor_table)
+        starts = np.concatenate([table["name_offset"] for table in tables]).astype(np.int64)
+        return starts, starts + np.concatenate([table["name_length"] for table in tables])
 
 
 def _padded(data: bytes) -> bytes:

@@ -1,8 +1,12 @@
-"""Which tensor gets which scheme: a plan that is pure, printable, and done before a weight is read."""
+"""Which tensor gets which scheme: a plan that is printable, and done before a weight is read.
+
+(One exception: a scheme whose parameters follow from values, such as ``int8-outlier``, reads the tensors it is for.)
+"""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,63 +18,95 @@ from .errors import RecipeError, SchemeError, SourceError
 from .schemes import Scheme, make, parse
 from .schemes.plain import Plain
 from .skeleton import Binding, Skeleton, Slot
-from .sources import Source
+from .sources import Source, SourceTensor, values
+
+DEFAULT = "int8"
+KEEP = "keep"  # in the place of a scheme: as the source stores it, or the model's dtype if it is not quantized
+
+Values = tuple[np.ndarray, str]  # in the storage of a dtype, and that dtype
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The scheme for the weights that are quantized, and exceptions by name.
+    """The scheme for the weights that are quantized, and exceptions by name; ``None`` stands for ``keep``.
 
     Linear weights (and GPT-2's Conv1D) get ``scheme``; heads, ties, embeddings, norms and whatever else
-    transformers leaves alone keep the model's dtype. A rule ``(pattern, scheme)`` overrides both for the names that
-    the regular expression is found in; the last one that matches wins.
+    transformers leaves alone stay as the source stores them, or in the model's dtype. A rule ``(pattern, scheme)``
+    overrides both for the names that the regular expression is found in; the last one that matches wins.
     """
 
-    scheme: Scheme
-    rules: tuple[tuple[str, Scheme], ...] = ()
+    scheme: Scheme | None
+    rules: tuple[tuple[str, Scheme | None], ...] = ()
 
     @classmethod
     def of(cls, scheme: str, tensors: Mapping[str, str] | Sequence[tuple[str, str]] = ()) -> Recipe:
-        """From names of schemes, as users give them.
+        """From schemes as users write them.
 
         Raises:
             RecipeError: an unknown scheme, or a pattern that is no regular expression.
         """
         pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
         try:
-            rules = tuple((re.compile(pattern).pattern, parse(name)) for pattern, name in pairs)
-            return cls(parse(scheme), rules)
+            return cls(_parse(scheme), tuple((re.compile(pattern).pattern, _parse(text)) for pattern, text in pairs))
         except re.error as error:
             raise RecipeError(f"not a regular expression: {error.pattern!r}: {error}") from error
         except SchemeError as error:
             raise RecipeError(str(error)) from error
 
-    def scheme_for(self, slot: Slot) -> Scheme:
-        """The scheme of one tensor of a model."""
-        for pattern, scheme in reversed(self.rules):
-            if re.search(pattern, slot.name):
-                return scheme
-        return self.scheme if slot.role in ("linear", "conv1d") else make(slot.dtype)
+    def scheme_for(self, slot: Slot, origin: Scheme | None) -> Scheme:
+        """The scheme of one tensor of a model, which the source stores in ``origin`` if it is quantized there."""
+        chosen = self.scheme if slot.role in ("linear", "conv1d") else None
+        return self._rule(slot.name, chosen) or origin or make(slot.dtype)
+
+    def scheme_alone(self, tensor: SourceTensor) -> Scheme:
+        """The scheme of a tensor of no model: as it is stored, but for rules."""
+        return self._rule(tensor.name, None) or tensor.stored
+
+    def _rule(self, name: str, otherwise: Scheme | None) -> Scheme | None:
+        return next((scheme for pattern, scheme in reversed(self.rules) if re.search(pattern, name)), otherwise)
 
     def lines(self) -> list[str]:
         """The recipe as the file keeps it: ``PATTERN=SCHEME``, the default first."""
-        return [f"*={self.scheme.name}", *(f"{pattern}={scheme.name}" for pattern, scheme in self.rules)]
+        return [f"{pattern}={scheme.text if scheme else KEEP}" for pattern, scheme in (("*", self.scheme), *self.rules)]
+
+
+def read_toml(text: str, name: str) -> tuple[str | None, list[tuple[str, str]]]:
+    """Default scheme and rules of a recipe file: ``scheme = "nf4"`` and a table ``[tensors]`` of regex = scheme.
+
+    Raises:
+        RecipeError: not TOML, or something else is in it.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{name}: not TOML: {error}") from error
+    scheme, tensors = values.pop("scheme", None), values.pop("tensors", {})
+    if values or not isinstance(tensors, dict) or not all(isinstance(v, str) for v in (scheme or "", *tensors.values())):
+        raise RecipeError(f'{name}: a recipe is scheme = "..." and a table [tensors] of "regex" = "scheme"')
+    return scheme, list(tensors.items())
+
+
+def _parse(text: str) -> Scheme | None:
+    return None if text == KEEP else parse(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
     """One tensor of the file to be: how it is stored, and where its values come from.
 
-    ``read`` gives the values in ``source_dtype``, not yet transposed; ``slot_dtype`` is what the model computes in,
-    to which values are rounded first, as transformers does when it quantizes.
+    ``read`` gives the values, not yet transposed unless ``source_transposed``; ``keep`` gives finished planes, where
+    the source's are taken over as they are; an alias has neither. ``slot_dtype`` is what the model computes in, to
+    which values are rounded before they are quantized, as transformers does.
     """
 
     tensor: Tensor
     sources: tuple[str, ...]
-    source_dtype: str
+    origin: Scheme  # how the source stores it
     slot_dtype: str
     source_bytes: int
-    read: Callable[[], np.ndarray] | None
+    read: Callable[[], Values] | None = None
+    source_transposed: bool = False
+    keep: Callable[[], Mapping[str, np.ndarray]] | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -82,7 +118,7 @@ class Planned:
     @property
     def inexact(self) -> bool:
         """Whether decoded values may differ from the source's."""
-        return self.tensor.scheme.lossy or self.tensor.scheme.name != self.source_dtype
+        return self.read is not None and (self.tensor.scheme.lossy or self.tensor.scheme != self.origin)
 
 
 @dataclass(frozen=True)
@@ -90,7 +126,7 @@ class Plan:
     """What a conversion will do. Nothing has been read yet but headers."""
 
     source: Source
-    skeleton: Skeleton
+    skeleton: Skeleton | None  # None: tensors without a model
     recipe: Recipe
     tensors: tuple[Planned, ...]
     unused: tuple[str, ...]  # tensors of the source that the model has no place for
@@ -118,32 +154,81 @@ def plan(source: Source, skeleton: Skeleton, recipe: Recipe) -> Plan:
         SourceError: the checkpoint does not fit the model.
         RecipeError: a rule matches no tensor, or gives a tensor a scheme that cannot hold it.
     """
-    bindings, unused = skeleton.bind(source.tensors, source.read)
-    for pattern, _ in recipe.rules:
-        if not any(re.search(pattern, name) for name in skeleton.slots):
-            raise RecipeError(f"--tensor {pattern!r} matches no tensor of {skeleton.architecture}")
+    bindings, unused = skeleton.bind(source)
+    _check_rules(recipe, skeleton.slots, skeleton.architecture)
     owners: dict[str, str] = {}
-    tensors: list[Planned] = []
+    tensors: dict[str, Planned] = {}
     for name, slot in skeleton.slots.items():
         root = skeleton.ties.get(name, name)
         if root in owners:
             _check_tie(source, bindings, name, owners[root])
-            tensors.append(_alias(tensors, name, owners[root]))
+            tensors[name] = _alias(tensors[owners[root]], name)
             continue
         binding = bindings.get(name) or _any_of_group(skeleton, bindings, root)
         if binding is None:
             continue  # a buffer that the constructor computes
         owners[root] = name
-        tensors.append(_planned(source, slot, binding, recipe.scheme_for(slot)))
-    return Plan(source, skeleton, recipe, tuple(tensors), tuple(unused))
+        tensors[name] = _planned(source, slot, binding, recipe)
+    return Plan(source, skeleton, recipe, tuple(tensors.values()), tuple(unused))
 
 
-def _planned(source: Source, slot: Slot, binding: Binding, scheme: Scheme) -> Planned:
+def plan_alone(source: Source, recipe: Recipe) -> Plan:
+    """Plan a source of which no model can be built: every tensor under its own name, in the source's order."""
+    _check_rules(recipe, source.tensors, source.path)
+    slots = (Slot(t.name, t.shape, t.dtype, "other") for t in source.tensors.values())
+    tensors = [_tensor(source, slot, source.tensors[slot.name], recipe.scheme_alone(source.tensors[slot.name]))
+               for slot in slots]  # fmt: skip
+    return Plan(source, None, recipe, tuple(tensors), ())
+
+
+def _check_rules(recipe: Recipe, names: Mapping[str, object], where: str) -> None:
+    for pattern, _ in recipe.rules:
+        if not any(re.search(pattern, name) for name in names):
+            raise RecipeError(f"--tensor {pattern!r} matches no tensor of {where}")
+
+
+def _planned(source: Source, slot: Slot, binding: Binding, recipe: Recipe) -> Planned:
     first = source.tensors[binding.sources[0]]
-    read = binding.read or (lambda: source.read(first.name))
-    nbytes = sum(_bytes(source.tensors[key].shape, source.tensors[key].dtype) for key in binding.sources)
-    if not DTYPES[slot.dtype].is_float and isinstance(scheme, Plain):
-        scheme = make(slot.dtype)  # a rule on names does not turn integers into floats
+    if binding.read is None:
+        return _tensor(source, slot, first, recipe.scheme_for(slot, first.scheme))
+    # Joined or split by transformers: values, whatever the parts are stored in.
+    scheme = _plain_if_integer(recipe.scheme_for(slot, None), slot)
+    tensor = _target(slot, scheme)
+    parts = [source.tensors[key] for key in binding.sources]
+    nbytes = parts[0].nbytes if len(parts) == 1 else _bytes(slot.shape, first.dtype)
+    return Planned(tensor, binding.sources, first.stored, slot.dtype, nbytes, binding.read)
+
+
+def _tensor(source: Source, slot: Slot, found: SourceTensor, scheme: Scheme) -> Planned:
+    """A tensor that is one tensor of the source, taken over as it is where that is already in ``scheme``."""
+    name = found.name
+    scheme = _plain_if_integer(scheme, slot)
+    if scheme == found.scheme:
+        tensor = Tensor(slot.name, found.shape, found.dtype, scheme, transposed=found.transposed)
+        return Planned(tensor, (name,), scheme, slot.dtype, found.nbytes, keep=lambda: source.planes(name))
+    scheme = _fitted(scheme, slot, source, found)
+    return Planned(
+        _target(slot, scheme), (name,), found.stored, slot.dtype, found.nbytes, lambda: values(source, name),
+        found.transposed,
+    )  # fmt: skip
+
+
+def _fitted(scheme: Scheme, slot: Slot, source: Source, found: SourceTensor) -> Scheme:
+    """``scheme`` with what follows from the values filled in; they are only read for a scheme that asks."""
+    if type(scheme).fitted is Scheme.fitted:
+        return scheme
+    array, dtype = values(source, found.name)
+    if found.transposed != (slot.role == "conv1d"):
+        array = array.T
+    return scheme.fitted(array, dtype)
+
+
+def _plain_if_integer(scheme: Scheme, slot: Slot) -> Scheme:
+    """A rule on names does not turn integers into floats."""
+    return make(slot.dtype) if isinstance(scheme, Plain) and not DTYPES[slot.dtype].is_float else scheme
+
+
+def _target(slot: Slot, scheme: Scheme) -> Tensor:
     transposed = slot.role == "conv1d" and not isinstance(scheme, Plain)
     shape = slot.shape[::-1] if transposed else slot.shape
     dtype = scheme.name if isinstance(scheme, Plain) else slot.dtype
@@ -151,21 +236,17 @@ def _planned(source: Source, slot: Slot, binding: Binding, scheme: Scheme) -> Pl
         scheme.planes(shape, dtype)
     except SchemeError as error:
         raise RecipeError(f"tensor {slot.name!r}: {error}") from error
-    tensor = Tensor(slot.name, shape, dtype, scheme, transposed=transposed)
-    if binding.read is not None and len(binding.sources) > 1:
-        nbytes = _bytes(slot.shape, first.dtype)  # joined or split: its share
-    return Planned(tensor, binding.sources, first.dtype, slot.dtype, nbytes, read)
+    return Tensor(slot.name, shape, dtype, scheme, transposed=transposed)
 
 
 def _bytes(shape: tuple[int, ...], dtype: str) -> int:
     return int(np.prod(shape, dtype=object)) * DTYPES[dtype].bits // 8
 
 
-def _alias(tensors: list[Planned], name: str, owner: str) -> Planned:
-    target = next(planned for planned in tensors if planned.tensor.name == owner)
+def _alias(target: Planned, name: str) -> Planned:
     t = target.tensor
-    tensor = Tensor(name, t.shape, t.dtype, t.scheme, owner, t.transposed)
-    return Planned(tensor, target.sources, target.source_dtype, target.slot_dtype, 0, None)
+    tensor = Tensor(name, t.shape, t.dtype, t.scheme, t.name, t.transposed)
+    return Planned(tensor, target.sources, target.origin, target.slot_dtype, 0)
 
 
 def _any_of_group(skeleton: Skeleton, bindings: Mapping[str, Binding], root: str) -> Binding | None:
@@ -178,7 +259,7 @@ def _check_tie(source: Source, bindings: Mapping[str, Binding], name: str, owner
     if name not in bindings or owner not in bindings:
         return
     a, b = bindings[name].sources[0], bindings[owner].sources[0]
-    if a != b and not np.array_equal(source.read(a), source.read(b)):
+    if a != b and not np.array_equal(values(source, a)[0], values(source, b)[0]):
         raise SourceError(
             f"{source.path}: the config ties {name!r} to {owner!r}, but the checkpoint holds two different tensors; "
             "set tie_word_embeddings to false in config.json to keep both"

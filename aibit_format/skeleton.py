@@ -17,7 +17,7 @@ import numpy as np
 from . import bridge
 from .architecture import CONFIG_DTYPES, build_config, dtype_name, empty_model
 from .errors import SourceError
-from .sources import SourceTensor
+from .sources import Source, SourceTensor, values
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +42,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """How a slot is filled: from these tensors of the source, by ``read``."""
+    """How a slot is filled: from these tensors of the source, by ``read``, which gives values and their dtype."""
 
     sources: tuple[str, ...]
-    read: Callable[[], np.ndarray] | None  # None: the one source tensor as it is
+    read: Callable[[], tuple[np.ndarray, str]] | None  # None: the one source tensor as it is
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ class Skeleton:
     ties: dict[str, str]  # name -> the first name, in execution order, of the tensor that both share
     model: Any
 
-    def bind(
-        self, tensors: Mapping[str, SourceTensor], read: Callable[[str], np.ndarray]
-    ) -> tuple[dict[str, Binding], list[str]]:
+    def bind(self, source: Source) -> tuple[dict[str, Binding], list[str]]:
         """Match a checkpoint's tensors to the slots, as transformers would when loading it.
 
         Returns the binding of each slot that is filled, and the source tensors that no slot wants.
@@ -80,7 +78,7 @@ class Skeleton:
         prefix = self.model.base_model_prefix
         groups: dict[str, list[tuple[str, str | None]]] = {}
         unused: list[str] = []
-        for key in sorted(tensors, key=_natural):
+        for key in sorted(source.tensors, key=_natural):
             renamed, pattern = rename_source_key(key, renamings, converters, prefix, state)
             if renamed not in state and key in state:
                 renamed, pattern = key, None
@@ -95,10 +93,10 @@ class Skeleton:
                 bindings[target] = Binding(keys[:1], None)
                 unused += keys[1:]
                 continue
-            group = _Group(target, members, by_pattern, self.model, tensors, read)
+            group = _Group(target, members, by_pattern, self.model, source)
             for name in group.targets(state):
                 bindings[name] = Binding(keys, group.reader(name))
-        self._check(bindings, tensors)
+        self._check(bindings, source.tensors)
         return bindings, unused
 
     def _check(self, bindings: Mapping[str, Binding], tensors: Mapping[str, SourceTensor]) -> None:
@@ -112,10 +110,11 @@ class Skeleton:
             listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise SourceError(f"{self.architecture} needs tensors that the checkpoint lacks: {listed}")
         for name, binding in bindings.items():
-            if binding.read is None and tensors[binding.sources[0]].shape != self.slots[name].shape:
-                found = tensors[binding.sources[0]]
+            found = tensors[binding.sources[0]]
+            shape = found.shape[::-1] if found.transposed else found.shape
+            if binding.read is None and shape != self.slots[name].shape:
                 raise SourceError(
-                    f"{found.file}: tensor {found.name!r} has shape {list(found.shape)}, "
+                    f"{found.file}: tensor {found.name!r} has shape {list(shape)}, "
                     f"{self.architecture} with this config wants {list(self.slots[name].shape)}"
                 )
 
@@ -194,13 +193,12 @@ class _Group:
         members: Iterable[tuple[str, str | None]],
         converters: Mapping[str, Any],
         model: Any,
-        tensors: Mapping[str, SourceTensor],
-        read: Callable[[str], np.ndarray],
+        source: Source,
     ) -> None:
         self._target, self._members, self._model = target, list(members), model
         self._converter = converters[self._members[0][1] or ""]
-        self._tensors, self._read = tensors, read
-        self._made: dict[str, np.ndarray] = {}
+        self._source = source
+        self._made: dict[str, tuple[np.ndarray, str]] = {}
 
     def targets(self, state: Mapping[str, Any]) -> list[str]:
         """Names of the tensors this group makes: the first target pattern's name, and the same with the others."""
@@ -208,17 +206,17 @@ class _Group:
         names = [self._target, *(self._target.replace(first, other) for other in others)]
         return [name for name in dict.fromkeys(names) if name in state]
 
-    def reader(self, name: str) -> Callable[[], np.ndarray]:
+    def reader(self, name: str) -> Callable[[], tuple[np.ndarray, str]]:
         """A function that makes the tensor ``name``; siblings made on the way are kept until they are asked for."""
 
-        def make() -> np.ndarray:
+        def make() -> tuple[np.ndarray, str]:
             if name not in self._made:
                 self._made.update(self._convert())
             return self._made.pop(name)
 
         return make
 
-    def _convert(self) -> dict[str, np.ndarray]:
+    def _convert(self) -> dict[str, tuple[np.ndarray, str]]:
         import torch
 
         converter = deepcopy(self._converter)
@@ -227,11 +225,11 @@ class _Group:
         with torch.no_grad():
             made = converter.convert(self._target, model=self._model, config=self._model.config)
         return {
-            name: bridge.to_numpy(value[0] if isinstance(value, list) else value)[0] for name, value in made.items()
+            name: bridge.to_numpy(value[0] if isinstance(value, list) else value) for name, value in made.items()
         }
 
     def _tensor(self, key: str) -> torch.Tensor:
-        return bridge.to_torch(self._read(key), self._tensors[key].dtype)
+        return bridge.to_torch(*values(self._source, key))
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

@@ -22,6 +22,7 @@ from .placement import Placement, place
 from .schemes import make
 
 EACH = 100  # problems reported of one kind
+_FLAGS = next(field.offset for field in layout.fields_of(layout.TENSOR) if field.name == "flags")
 _KNOWN_DTYPES = np.isin(np.arange(256), list(BY_CODE))
 
 # Metadata keys with a meaning, and the types of their values. Others may be there and may hold anything.
@@ -29,6 +30,7 @@ KNOWN_KEYS: dict[str, str] = {
     "model.architecture": "string",
     "model.type": "string",
     "model.dtype": "string",
+    "model.missing": "string",
     "model.parameters": "int",
     "source.kind": "string",
     "source.files": "strings",
@@ -76,15 +78,6 @@ def _plain(value: Any) -> Any:
 
 
 def _names(info: FileInfo) -> Iterator[Problem]:
-    tables = (info.scheme_table, info.document_table, info.tensor_table)
-    offsets = np.concatenate([table["name_offset"] for table in tables]).astype(np.int64)
-    lengths = np.concatenate([table["name_length"] for table in tables]).astype(np.int64)
-    expected = np.cumsum(lengths) - lengths
-    if not np.array_equal(offsets, expected) or int(lengths.sum()) != len(info.strings):
-        yield Problem(
-            "AIB-E212", "string pool is not the names of schemes, documents and tensors, in order and without gaps"
-        )
-        return
     for code, names, bad in (
         ("AIB-E213", info.scheme_names, bad_scheme_name),
         ("AIB-E701", info.document_names, bad_document_name),
@@ -92,6 +85,16 @@ def _names(info: FileInfo) -> Iterator[Problem]:
         for name in names:
             if reason := bad(name):
                 yield Problem(code, f"{reason}: {name!r}")
+    # Two passes over the pool find whether any name may be bad; only then is each looked at.
+    pool = info.strings
+    if not info.pool_agrees or pool.translate(None, TENSOR_CHARACTERS + b"\n") or b"__" in pool[:2] or b"\n__" in pool:
+        for name in info.names:
+            if reason := bad_tensor_name(name):
+                yield Problem("AIB-E214", reason, tensor=ascii(name)[1:-1])
+    if not info.pool_agrees:
+        yield Problem("AIB-E212", "string pool is not the names of schemes, documents and tensors, in order and each "
+                      "followed by one line feed")  # fmt: skip
+        return
     if info.document_names != sorted(info.document_names):
         yield Problem("AIB-E703", "documents are not sorted by name")
     if len({name.lower() for name in info.document_names}) != len(info.document_names):
@@ -99,12 +102,6 @@ def _names(info: FileInfo) -> Iterator[Problem]:
     folders = {name[:i].lower() for name in info.document_names for i, c in enumerate(name) if c == "/"}
     if clash := folders & {name.lower() for name in info.document_names}:
         yield Problem("AIB-E703", f"{min(clash)!r} is a document and a folder of documents")
-    # One pass over the pool finds whether any name is bad; only then is each looked at.
-    first = int(info.tensor_table["name_offset"][0]) if len(info.tensor_table) else len(info.strings)
-    if info.strings[first:].translate(None, TENSOR_CHARACTERS) or b"__" in info.strings[first:]:
-        for name in info.names:
-            if reason := bad_tensor_name(name):
-                yield Problem("AIB-E214", reason, tensor=ascii(name)[1:-1])
     if len(set(info.names)) != len(info.names):  # the index itself waits until a tensor is asked for
         repeated = [i for i, name in enumerate(info.names) if info.index[name] != i]
         yield from _some("AIB-E414", "name is used twice", repeated, tensor=info.names)
@@ -127,15 +124,14 @@ def _schemes(info: FileInfo) -> Iterator[Problem]:
     ]
     if keys != sorted(set(keys)):
         yield Problem("AIB-E416", "scheme table is not sorted, or repeats an entry")
-    # With indices asked for, np.unique does not import numpy.ma, which costs more than the rest of opening a file.
-    used, _ = np.unique(info.tensor_table["scheme"], return_index=True)
-    if len(used) and used[-1] >= len(keys):
+    used = np.bincount(info.tensor_table["scheme"], minlength=len(keys))
+    if len(used) > len(keys):
         beyond = np.flatnonzero(info.tensor_table["scheme"] >= len(keys))
         yield from _some(
             "AIB-E416", f"scheme index, with {len(keys)} schemes", beyond, tensor=info.names,
             found=info.tensor_table["scheme"],
         )  # fmt: skip
-    elif len(used) != len(keys):
+    elif not used.all():
         yield Problem("AIB-E416", "a scheme of the table is used by no tensor")
 
 
@@ -143,8 +139,10 @@ def _tensor_records(info: FileInfo) -> Iterator[Problem]:
     table, names = info.tensor_table, info.names
     bad = np.flatnonzero(table["rank"] > layout.MAX_RANK)
     yield from _some("AIB-E402", "rank", bad, tensor=names, expected=lambda _: "at most 8", found=table["rank"])
-    beyond = np.arange(layout.MAX_RANK, dtype=np.uint8) >= table["rank"][:, None]
-    bad = np.flatnonzero(((table["shape"] != 0) & beyond).any(axis=1))
+    beyond = np.zeros(len(table), bool)
+    for k in np.flatnonzero(_union(table)["shape"]):
+        beyond |= (table["shape"][:, k] != 0) & (table["rank"] <= k)
+    bad = np.flatnonzero(beyond)
     yield from _some("AIB-E402", "a dimension beyond the rank is not zero", bad, tensor=names)
     bad = np.flatnonzero(~_KNOWN_DTYPES[table["dtype"]])
     yield from _some("AIB-E404", "unknown dtype code", bad, tensor=names, found=table["dtype"])
@@ -153,18 +151,22 @@ def _tensor_records(info: FileInfo) -> Iterator[Problem]:
     bad = np.flatnonzero((table["flags"] & layout.TENSOR_TRANSPOSED > 0) & (table["rank"] != 2))
     yield from _some("AIB-E415", "transposed, and not of rank 2", bad, tensor=names, found=table["rank"])
     for what, records in (("tensor", table), ("plane", info.plane_table), ("document", info.document_table)):
+        union = _union(records)
         for field in (name for name in records.dtype.names or () if name.startswith("reserved")):
-            if _bytes_of(records, field).any():
+            if any(union[field].tobytes()):
                 yield Problem("AIB-E415", f"{what} table: {field} is not zero")
     yield from _aliases(info)
 
 
-def _bytes_of(records: np.ndarray, first: str, last: str | None = None) -> np.ndarray:
-    """u8 [records, bytes]: the bytes of the field ``first``, or from it to the field ``last``; a view."""
-    fields: dict = dict(records.dtype.fields or {})
-    start = fields[first][1]
-    end = fields[last or first][1] + fields[last or first][0].itemsize
-    return np.frombuffer(records, np.uint8).reshape(len(records), records.dtype.itemsize)[:, start:end]
+def _union(records: np.ndarray) -> np.void:
+    """One record with every bit that is set in any of these: what is zero in it is zero in all."""
+    # Column by column, as numpy is slow at short rows.
+    return np.array([np.bitwise_or.reduce(column) for column in _words(records).T]).view(records.dtype)[0]
+
+
+def _words(records: np.ndarray) -> np.ndarray:
+    """u64 [records, words]: the same bytes; every record is a multiple of eight bytes long."""
+    return records.view(np.uint64).reshape(len(records), records.dtype.itemsize // 8)
 
 
 def _aliases(info: FileInfo) -> Iterator[Problem]:
@@ -195,7 +197,6 @@ def _planes(info: FileInfo) -> Iterator[Problem]:
         if problem:
             yield problem
         wanted.append(specs)
-    width = max(map(len, wanted), default=0)
     counts = np.array([len(specs) for specs in wanted], np.int64)[group]
     if len(tensors) and not np.array_equal(counts, tensors["plane_count"]):
         bad = np.flatnonzero(counts != tensors["plane_count"])
@@ -210,35 +211,30 @@ def _planes(info: FileInfo) -> Iterator[Problem]:
     bad = np.flatnonzero(first != tensors["first_plane"])
     yield from _some("AIB-E401", "first plane", bad, tensor=names, expected=first, found=tensors["first_plane"])
 
-    table = np.zeros((len(wanted), width, 3), np.uint64)
-    for g, specs in enumerate(wanted):
-        for k, spec in enumerate(specs):
-            table[g, k] = layout.role_code(spec.role), DTYPES[spec.dtype].code, spec.nbytes
-    chosen = np.arange(width) < counts[:, None]
-    roles, dtypes, lengths = table[group][chosen].T if len(planes) else np.zeros((3, 0), np.uint64)
     owner = np.repeat(np.arange(len(tensors)), counts)
+    # The specs of all groups in one list, and for each plane the place of its own.
+    every = [spec for specs in wanted for spec in specs]
+    starts = np.cumsum([0, *map(len, wanted)])
+    at = np.arange(len(planes)) + np.repeat(starts[group] - first, counts)
 
-    def tensor(i: int) -> str:
-        return names[owner[i]]
-
-    def role(i: int) -> str:
-        return layout.role_name(int(planes["role"][i]))
-
-    for column, expected, code in (
-        ("tensor", owner, "AIB-E412"),
-        ("role", roles, "AIB-E412"),
-        ("dtype", dtypes, "AIB-E412"),
-        ("length", lengths, "AIB-E405"),
-    ):
+    def differ(code: str, column: str, expected: np.ndarray) -> Iterator[Problem]:
         bad = np.flatnonzero(planes[column] != expected)
-        yield from _some(code, f"plane {column}", bad, tensor=tensor, plane=role, expected=expected,
+        yield from _some(code, f"plane {column}", bad, tensor=lambda i: names[owner[i]],
+                         plane=lambda i: layout.role_name(int(planes["role"][i])), expected=expected,
                          found=planes[column])  # fmt: skip
+
+    yield from differ("AIB-E412", "tensor", owner)
+    yield from differ("AIB-E412", "role", np.array([layout.role_code(spec.role) for spec in every], np.uint64)[at])
+    yield from differ("AIB-E412", "dtype", np.array([DTYPES[spec.dtype].code for spec in every], np.uint64)[at])
+    yield from differ("AIB-E405", "length", np.array([spec.nbytes for spec in every], np.uint64)[at])
 
 
 def _groups(tensors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tensors by what their planes follow from: the group of each, and the first tensor of each group."""
-    words = np.ascontiguousarray(_bytes_of(tensors, "flags", "shape")).view(np.uint64)
+    words = _words(tensors)
+    words = words[:, [k for k in range(_FLAGS // 8, words.shape[1]) if words[:, k].any()]]  # zeros tell nothing apart
     # Sorting one mixed word each is far cheaper than sorting whole records; a clash sends us to the slow way.
+    # With indices asked for, np.unique does not import numpy.ma, which costs more than the rest of opening a file.
     odd = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
     _, firsts, group = np.unique(words @ odd, return_index=True, return_inverse=True)
     if not np.array_equal(words, words[firsts[group]]):

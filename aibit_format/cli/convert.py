@@ -73,15 +73,15 @@ def run(args: argparse.Namespace) -> int:
 def _show_plan(plan: Plan, as_json: bool) -> None:
     rows = [
         {
-            "name": p.tensor.name, "shape": list(p.tensor.shape), "from": p.source_dtype,
-            "scheme": p.tensor.scheme.name,
+            "name": p.tensor.name, "shape": list(p.tensor.shape), "from": p.origin.text,
+            "scheme": p.tensor.scheme.text,
             "original_bytes": p.source_bytes, "bytes": p.stored_bytes, "alias_of": p.tensor.alias_of,
         }
         for p in plan.tensors
     ]  # fmt: skip
     if as_json:
         emit({
-            "architecture": plan.skeleton.architecture, "original_bytes": plan.original_bytes,
+            "architecture": plan.skeleton and plan.skeleton.architecture, "original_bytes": plan.original_bytes,
             "quantized_bytes": plan.stored_bytes, "tensors": rows, "unused": plan.unused,
         })  # fmt: skip
         return

@@ -50,7 +50,7 @@ def describe(path: str) -> dict[str, Any]:
         rows = []
         for name in f:
             t = f.info(name)
-            row = _row(name, t.shape, t.scheme.name, 0 if t.alias_of else t.nbytes)
+            row = _row(name, t.shape, t.scheme.text, 0 if t.alias_of else t.nbytes)
             row |= {
                 "dtype": t.dtype,
                 "planes": [[p.role, p.dtype, list(p.shape), p.offset, p.length] for p in t.planes],

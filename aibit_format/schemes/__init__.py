@@ -11,13 +11,14 @@ from importlib import import_module
 
 from ..dtypes import DTYPES
 from ..errors import SchemeError
-from .base import PlaneSpec, Scheme
+from .base import PlaneSpec, Scheme, parameters_of
 
 __all__ = ["BUILTIN", "PlaneSpec", "Scheme", "make", "names", "parse"]
 
 BUILTIN: dict[str, str] = {
     **dict.fromkeys(DTYPES, "aibit_format.schemes.plain:Plain"),
     "int8": "aibit_format.schemes.int8:Int8",
+    **dict.fromkeys(("nf4", "fp4"), "aibit_format.schemes.fourbit:FourBit"),
 }
 
 
@@ -52,8 +53,23 @@ def make(name: str, version: int = 1, parameters: tuple[int, ...] = ()) -> Schem
 
 
 def parse(text: str) -> Scheme:
-    """The scheme that a user names, with its parameters at their defaults."""
-    return make(text)
+    """The scheme that a user writes: a name, and parameters that are not the default: ``nf4,block_size=128,nested=1``.
+
+    Raises:
+        SchemeError: an unknown scheme or parameter, or a value that it does not take.
+    """
+    name, *options = text.split(",")
+    default = make(name)
+    known = parameters_of(type(default))
+    values = dict(known)
+    for option in options:
+        key, _, word = option.partition("=")
+        number = default.words.get(key, {}).get(word, word or "1")
+        if key not in known or not str(number).isdecimal():
+            takes = ", ".join(known) or "nothing"
+            raise _unknown(f"scheme {name!r} does not take {option!r}; it takes {takes}", "AIB-E407")
+        values[key] = int(number)
+    return make(name, default.version, tuple(values.values()))
 
 
 def _unknown(message: str, code: str) -> SchemeError:

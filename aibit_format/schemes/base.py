@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import ClassVar, Self
 
 import numpy as np
@@ -14,6 +14,13 @@ from ..dtypes import DTYPES
 from ..errors import SchemeError
 
 Planes = Mapping[str, np.ndarray]
+Rows = slice | np.ndarray  # rows of the matrix that ``matrix`` makes of a shape: a stretch, or int64 indices
+
+FLOATS = ("f16", "bf16", "f32")  # logical dtypes of weights that can be quantized
+
+# Values of a group size that are not a number of elements, and how users write them.
+ROW, TENSOR = 0, 0xFFFF_FFFF
+GROUPS = {"row": ROW, "tensor": TENSOR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +41,45 @@ class PlaneSpec:
 class Scheme(ABC):
     """A way to store a tensor. Instances are immutable and compare by their parameters.
 
-    A subclass is a frozen dataclass whose fields, all ints, are the parameters that the file stores.
+    A subclass is a frozen dataclass whose fields, at most six, all ints with defaults, are the parameters that the
+    file stores. Its constructor refuses values that mean nothing (SchemeError, through ``refuse``).
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     lossy: ClassVar[bool] = True
+    words: ClassVar[Mapping[str, Mapping[str, int]]] = {}  # parameter -> words users may write for numbers
 
     @classmethod
     def build(cls, name: str, parameters: tuple[int, ...]) -> Self:
         """The instance for stored parameters; missing ones take their defaults."""
-        count = len(fields(cls))
+        count = len(parameters_of(cls))
         if len(parameters) > count and any(parameters[count:]):
-            error = SchemeError(f"scheme {name!r} takes {count} parameters, found {parameters}")
-            error.code = "AIB-E407"
-            raise error
-        return cls(*parameters[:count])
+            raise cls.refuse(f"scheme {name!r} takes {count} parameters, found {parameters}")
+        # A class that serves several names keeps its name in an instance, as the first field.
+        return cls(*([name] if "name" in cls.__dataclass_fields__ else []), *parameters[:count])
+
+    @staticmethod
+    def refuse(message: str) -> SchemeError:
+        """The error for parameters that a scheme does not take: AIB-E407."""
+        error = SchemeError(message)
+        error.code = "AIB-E407"
+        return error
 
     @property
     def parameters(self) -> tuple[int, ...]:
         """The numbers that go into the scheme table."""
-        return tuple(int(getattr(self, field.name)) for field in fields(self))
+        return tuple(int(getattr(self, name)) for name in parameters_of(type(self)))
+
+    @property
+    def text(self) -> str:
+        """The scheme as users write it and ``schemes.parse`` reads it: ``nf4,block_size=128,nested=1``."""
+        parts = [self.name]
+        for (name, default), value in zip(parameters_of(type(self)).items(), self.parameters, strict=True):
+            if value != default:
+                words = {number: word for word, number in self.words.get(name, {}).items()}
+                parts.append(f"{name}={words.get(value, value)}")
+        return ",".join(parts)
 
     @abstractmethod
     def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
@@ -64,17 +89,28 @@ class Scheme(ABC):
             SchemeError: the scheme cannot hold such a tensor.
         """
 
+    def fitted(self, array: np.ndarray, dtype: str) -> Scheme:
+        """This scheme with those parameters set that follow from a tensor's values; itself, for nearly all."""
+        return self
+
     @abstractmethod
     def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
         """Planes of ``array``, whose elements are ``dtype`` in ``DTYPES[dtype].numpy`` storage.
 
         Raises:
-            SchemeError: a value is not finite or does not fit.
+            SchemeError: a value is not finite or does not fit, or this scheme only keeps what others have made.
         """
 
     @abstractmethod
+    def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
+        """float32 [rows, columns]: the values of some rows of the tensor seen as a matrix (see ``matrix``).
+
+        Only these rows' bytes are touched. ``shape`` and ``dtype`` are the whole tensor's.
+        """
+
     def decode(self, planes: Planes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """The float32 values, in ``shape``, that the planes stand for."""
+        return self.decode_rows(planes, shape, dtype, slice(0, matrix(shape)[0])).reshape(shape)
 
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
         """(role, what is wrong) for planes whose contents no encoder writes, such as a negative scale."""
@@ -84,6 +120,24 @@ class Scheme(ABC):
         """Stored bits per element, scales included."""
         elements = math.prod(shape)
         return 8 * sum(plane.nbytes for plane in self.planes(shape, dtype)) / elements if elements else 0.0
+
+
+def parameters_of(scheme: type[Scheme]) -> dict[str, int]:
+    """Names of a scheme's parameters, in the order they are stored, and their defaults."""
+    return {f.name: f.default for f in fields(scheme) if f.default is not MISSING}
+
+
+def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a tensor seen as a matrix: rows run along the last dimension; a vector is one row."""
+    return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
+
+
+def check_weights(name: str, shape: tuple[int, ...], dtype: str, rank: int = 2) -> None:
+    """Raise SchemeError unless these are floating-point values of ``rank`` dimensions or more."""
+    if len(shape) < rank:
+        raise SchemeError(f"{name} needs rows: rank {rank} or more, found shape {shape}")
+    if dtype not in FLOATS:
+        raise SchemeError(f"{name} stands for floating-point values, not {dtype}")
 
 
 def bad_scales(planes: Planes, role: str) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,6 @@ would differ in some codes. See Dettmers et al., LLM.int8(), 2022.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,7 +20,7 @@ import numpy as np
 
 from ..dtypes import to_float32
 from ..errors import SchemeError
-from .base import Planes, PlaneSpec, Scheme, bad_scales
+from .base import Planes, PlaneSpec, Rows, Scheme, bad_scales, check_weights, matrix
 
 _LARGEST = 65504
 _ROWS = 256  # rows encoded at a time: their float32 copies stay in cache
@@ -34,14 +33,11 @@ class Int8(Scheme):
     name: ClassVar[str] = "int8"
 
     def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
-        if len(shape) < 2:
-            raise SchemeError(f"int8 needs rows: rank 2 or more, found shape {shape}")
-        if dtype not in ("f16", "bf16", "f32"):
-            raise SchemeError(f"int8 stands for floating-point values, not {dtype}")
+        check_weights(self.name, shape, dtype)
         return PlaneSpec("codes", "i8", shape), PlaneSpec("row_absmax", "f32", shape[:-1])
 
     def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-        rows = array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+        rows = array.reshape(matrix(array.shape))
         codes = np.empty(rows.shape, np.int8)
         absmax = np.zeros(len(rows), np.float32)
         for start in range(0, len(rows) if rows.size else 0, _ROWS):
@@ -57,9 +53,9 @@ class Int8(Scheme):
             absmax[piece] = largest
         return {"codes": codes.reshape(array.shape), "row_absmax": absmax.reshape(array.shape[:-1])}
 
-    def decode(self, planes: Planes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        scaled = planes["codes"].astype(np.float32)
-        scaled *= planes["row_absmax"][..., None]
+    def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
+        scaled = planes["codes"].reshape(matrix(shape))[rows].astype(np.float32)
+        scaled *= planes["row_absmax"].reshape(-1)[rows, None]
         scaled *= np.float32(1 / 127)
         return scaled
 

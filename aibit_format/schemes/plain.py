@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 
 from ..dtypes import DTYPES, from_float32, to_float32
 from ..errors import SchemeError
-from .base import Planes, PlaneSpec, Scheme
+from .base import Planes, PlaneSpec, Rows, Scheme, matrix
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,6 @@ class Plain(Scheme):
 
     name: str  # type: ignore[misc]  # one class serves every dtype, so here the name belongs to the instance
     lossy: ClassVar[bool] = False
-
-    @classmethod
-    def build(cls, name: str, parameters: tuple[int, ...]) -> Self:
-        if any(parameters):
-            error = SchemeError(f"scheme {name!r} takes no parameters, found {parameters}")
-            error.code = "AIB-E407"
-            raise error
-        return cls(name)
-
-    @property
-    def parameters(self) -> tuple[int, ...]:
-        return ()
 
     def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
         if dtype != self.name:
@@ -49,8 +37,8 @@ class Plain(Scheme):
             raise SchemeError("a value is not finite")
         return {"values": values}
 
-    def decode(self, planes: Planes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        return to_float32(planes["values"], self.name).reshape(shape)
+    def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
+        return to_float32(planes["values"].reshape(matrix(shape))[rows], self.name)
 
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
         if self.name == "bool" and planes["values"].view(np.uint8).max(initial=0) > 1:

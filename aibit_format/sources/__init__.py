@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from typing import Any
 
 from ..errors import SourceError
-from .base import Source, SourceFile, SourceTensor
+from .base import Source, SourceFile, SourceTensor, values
 
-__all__ = ["BUILTIN", "Source", "SourceFile", "SourceTensor", "open_source"]
+__all__ = ["BUILTIN", "Source", "SourceFile", "SourceTensor", "open_source", "values"]
 
 # Kind of source -> "module:class". The first whose ``matches`` says yes opens the path.
 BUILTIN: dict[str, str] = {
@@ -19,18 +20,24 @@ BUILTIN: dict[str, str] = {
 }
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
-    """The source at ``path``.
+def open_source(source: Any, tokenizer: Any = None) -> Source:
+    """The source at a path; a ``Source`` is given back, and a transformers model becomes one.
+
+    Args:
+        source: a path, a ``Source``, or a ``PreTrainedModel``.
+        tokenizer: of the model.
 
     Raises:
         SourceError: there is nothing, or nothing that a source here can read.
     """
-    name = os.fspath(path)
+    if not isinstance(source, (str, os.PathLike)):
+        return source
+    name = os.fspath(source)
     if not os.path.exists(name):
         raise SourceError(f"{name}: no such file or directory")
     for target in BUILTIN.values():
         module, attribute = target.split(":")
-        source = vars(import_module(module))[attribute]
-        if source.matches(name):
-            return source(name)
+        family = vars(import_module(module))[attribute]
+        if family.matches(name):
+            return family(name)
     raise SourceError(f"{name}: not a source; known: {', '.join(BUILTIN)} (a directory with config.json and weights)")

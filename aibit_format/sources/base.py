@@ -8,15 +8,32 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from ..schemes import Scheme, make
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """A tensor as the source has it: name, logical shape, dtype, and the file it is in."""
+    """A tensor as the source has it: name, logical shape and dtype, and the file it is in.
+
+    ``scheme`` is how a quantized one is stored, ``None`` for values as they are. ``transposed`` says that ``shape``
+    is that of the stored tensor, and the architecture wants its transpose (GPT-2's quantized Conv1D weights).
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     file: str
+    scheme: Scheme | None = None
+    transposed: bool = False
+
+    @property
+    def stored(self) -> Scheme:
+        """The scheme of what is stored: the plain one of its dtype for values as they are."""
+        return self.scheme or make(self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its planes."""
+        return sum(plane.nbytes for plane in self.stored.planes(self.shape, self.dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +50,7 @@ class Source(Protocol):
 
     kind: ClassVar[str]
     path: str
+    no_model: str | None  # why no transformers model can be built of it; its tensors can be stored all the same
 
     @property
     def tensors(self) -> Mapping[str, SourceTensor]:
@@ -49,6 +67,18 @@ class Source(Protocol):
         """Documents by name, as they are."""
         ...
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor's values in the storage of its dtype (``DTYPES[dtype].numpy``), without a copy if possible."""
+    def planes(self, name: str) -> Mapping[str, np.ndarray]:
+        """The tensor's planes in its ``stored`` scheme, views of the file if possible.
+
+        Raises:
+            SourceError: they contradict what the source says of them.
+        """
         ...
+
+
+def values(source: Source, name: str) -> tuple[np.ndarray, str]:
+    """A tensor's values in the storage of a dtype, and that dtype: float32 for a quantized one."""
+    tensor, planes = source.tensors[name], source.planes(name)
+    if tensor.scheme is None:
+        return planes["values"], tensor.dtype
+    return tensor.scheme.decode(planes, tensor.shape, tensor.dtype), "f32"

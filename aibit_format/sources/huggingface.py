@@ -27,6 +27,7 @@ class HuggingFace:
     """
 
     kind: ClassVar[str] = "huggingface"
+    no_model = None
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -63,8 +64,8 @@ class HuggingFace:
                     found[relative] = file.read()
         return dict(sorted(found.items()))
 
-    def read(self, name: str) -> np.ndarray:
-        return self._shards[self.tensors[name].file].read(name)
+    def planes(self, name: str) -> dict[str, np.ndarray]:
+        return {"values": self._shards[self.tensors[name].file].read(name)}
 
     def _shard_names(self) -> list[str]:
         if _INDEX in os.listdir(self.path):

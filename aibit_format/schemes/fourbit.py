@@ -1,0 +1,216 @@
+"""nf4 and fp4: bitsandbytes' 4-bit weights, with or without double quantization.
+
+The tensor is taken flat and cut into blocks of ``block_size`` elements, the last of which may be short. A block has
+one scale, its largest magnitude; an element is the nearest of 16 values between -1 and 1, times that scale. Two codes
+share a byte, the first in the high nibble. With ``nested=1`` (double quantization) the scales themselves are stored
+in 8 bits: their mean is taken off, and blocks of 256 of them go to a codebook of 256 values with a float32 scale each.
+
+The arithmetic is that of ``bitsandbytes.functional.quantize_4bit`` on CPU (0.50), bit for bit, but for the mean:
+torch's depends on the number of threads, here it is the sum in float64 divided by the count and rounded once.
+See Dettmers et al., QLoRA, 2023 (nf4, double quantization) and 8-bit Optimizers via Block-wise Quantization, 2022
+(the codebook of the scales).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+
+from ..dtypes import to_float32
+from ..errors import SchemeError
+from .base import Planes, PlaneSpec, Rows, Scheme, bad_scales, check_weights, matrix
+from .packing import pack_nibbles, unpack_nibbles
+
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+NESTED_BLOCK = 256  # scales that share a scale
+_LEAST = np.float32(1e-38)  # stands in for a zero scale in divisions, as in bitsandbytes
+_PIECE = 1 << 20  # elements encoded at a time; a multiple of every block size
+
+# nf4: quantiles of the normal distribution, scaled to [-1, 1], with an exact zero (QLoRA, appendix E).
+NF4 = np.array([
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
+    0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+], np.float32)  # fmt: skip
+# fp4: a sign, two bits of exponent and one of mantissa, divided by the largest; code 8 is zero again.
+FP4 = np.array([
+    0.0, 0.0052083334885537624, 0.6666666865348816, 1.0, 0.3333333432674408, 0.5, 0.1666666716337204, 0.25,
+    0.0, -0.0052083334885537624, -0.6666666865348816, -1.0, -0.3333333432674408, -0.5, -0.1666666716337204, -0.25,
+], np.float32)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The 16 values of the codes, and how an encoder finds a code.
+
+    ``order[i]`` is the code of the i-th smallest value; ``bounds`` are the midpoints, in float32, between those:
+    as many of them as lie strictly below a number, so many values does it pass.
+    """
+
+    values: np.ndarray  # f32 [16]
+    order: np.ndarray  # u8 [16]
+    bounds: np.ndarray  # f32 [15]
+
+    @property
+    def zero(self) -> int:
+        """The code of 0.0 that fills up the last byte of an odd number of elements."""
+        return int(self.order[np.searchsorted(self.bounds, np.float32(0))])
+
+
+def _codebook(values: np.ndarray, order: np.ndarray) -> Codebook:
+    ranked = values[order]
+    return Codebook(values, order.astype(np.uint8), (ranked[1:] + ranked[:-1]) / np.float32(2))
+
+
+CODEBOOKS = {
+    "nf4": _codebook(NF4, np.arange(16)),
+    # The two zeros of fp4 share a rank in bitsandbytes: the second of them is never written.
+    "fp4": _codebook(FP4, np.array([11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3])),
+}
+
+
+@cache
+def dynamic_map() -> np.ndarray:
+    """f32 [256]: the codebook of nested scales, bitsandbytes' signed dynamic map of 8 bits.
+
+    For each power of ten from 1e-6 to 1 the middles of 1, 2, 4 ... 64 equal parts of its upper nine tenths, positive
+    and negative; and 0 and 1.
+    """
+    values = [0.0, 1.0]
+    for power in range(7):
+        parts = 1 << power
+        # torch.linspace: float32 steps, rounded once, counted from the start in the first half and from the end after.
+        step = float((np.float32(1) - np.float32(0.1)) / np.float32(parts))
+        i = np.arange(parts + 1)
+        edges = np.where(i < (parts + 1) // 2, float(np.float32(0.1)) + step * i, 1 - step * (parts - i)).astype(np.float32)
+        middles = np.float32(10.0 ** (power - 6)) * ((edges[:-1] + edges[1:]) / np.float32(2))
+        values += [*middles.tolist(), *(-middles).tolist()]
+    return np.sort(np.array(values, np.float32))
+
+
+@cache
+def _nested_table() -> np.ndarray:
+    """u8 [65536]: the code nearest to the middle of each of the bins that bitsandbytes' CPU library sorts into."""
+    book, middle = dynamic_map(), np.arange(65536) / 32767.5 - 1
+    right = np.minimum(np.searchsorted(book, middle), 255)
+    left = np.maximum(right - 1, 0)
+    return np.where(np.abs(middle - book[left]) <= np.abs(book[right] - middle), left, right).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class FourBit(Scheme):
+    """``nf4`` or ``fp4``."""
+
+    name: str  # type: ignore[misc]  # one class serves both, so here the name belongs to the instance
+    block_size: int = 64
+    nested: int = 0
+
+    def __post_init__(self) -> None:
+        if self.block_size not in BLOCK_SIZES:
+            raise self.refuse(f"{self.name}: block size {self.block_size}, one of {', '.join(map(str, BLOCK_SIZES))}")
+        if self.nested not in (0, 1):
+            raise self.refuse(f"{self.name}: nested {self.nested}, 0 or 1")
+
+    def blocks(self, shape: tuple[int, ...]) -> int:
+        """Number of blocks, the short one at the end included."""
+        return -(-math.prod(shape) // self.block_size)
+
+    def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
+        check_weights(self.name, shape, dtype, rank=1)
+        codes = PlaneSpec("codes", "u8", (-(-math.prod(shape) // 2),))
+        blocks = self.blocks(shape)
+        if not self.nested:
+            return codes, PlaneSpec("absmax", "f32", (blocks,))
+        return (
+            codes,
+            PlaneSpec("absmax", "u8", (blocks,)),
+            PlaneSpec("nested_absmax", "f32", (-(-blocks // NESTED_BLOCK),)),
+            PlaneSpec("nested_offset", "f32", (1,)),
+        )
+
+    def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+        flat = array.reshape(-1)
+        codes = np.empty(-(-flat.size // 2), np.uint8)
+        absmax = np.empty(self.blocks(array.shape), np.float32)
+        book = CODEBOOKS[self.name]
+        for start in range(0, flat.size, _PIECE):
+            values = to_float32(flat[start : start + _PIECE], dtype)
+            scaled, scales = self.scaled(values)
+            ranks = np.searchsorted(book.bounds, scaled)
+            packed = pack_nibbles(np.append(book.order[ranks], np.full(values.size % 2, book.zero, np.uint8)))
+            codes[start // 2 : start // 2 + packed.size] = packed
+            absmax[start // self.block_size : start // self.block_size + scales.size] = scales
+        return {"codes": codes, **self.scales(absmax)}
+
+    def scaled(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 values, from the start of a block on, divided by their blocks' scales; and those scales."""
+        whole = values.size - values.size % self.block_size
+        blocks, rest = values[:whole].reshape(-1, self.block_size), values[whole:]
+        absmax = np.abs(blocks).max(axis=1, initial=0)
+        scaled = np.clip(blocks * (np.float32(1) / np.maximum(absmax, _LEAST))[:, None], -1, 1).reshape(-1)
+        if rest.size:  # bitsandbytes divides here, where it multiplies by the inverse above
+            last = np.maximum(np.abs(rest).max(), _LEAST)
+            scaled, absmax = np.append(scaled, rest / last), np.append(absmax, last)
+        return scaled, absmax
+
+    def scales(self, absmax: np.ndarray) -> dict[str, np.ndarray]:
+        """The planes that hold the scales, f32 [blocks].
+
+        Raises:
+            SchemeError: one is not finite, because a value was not.
+        """
+        if not np.isfinite(absmax).all():
+            raise SchemeError("a value is not finite")
+        if not self.nested:
+            return {"absmax": absmax}
+        offset = np.float32(math.fsum(absmax.tolist()) / max(absmax.size, 1))
+        rest = np.zeros(-(-absmax.size // NESTED_BLOCK) * NESTED_BLOCK, np.float32)
+        rest[: absmax.size] = absmax - offset
+        groups = rest.reshape(-1, NESTED_BLOCK)
+        largest = np.abs(groups).max(axis=1, initial=0)
+        # The inverse of a scale below 2^-128 is infinite: then, as in a group of zeros, zeros get code 0.
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            scaled = np.nan_to_num(np.clip(groups * (np.float32(1) / largest)[:, None], -1, 1), nan=-1)
+        bins = ((scaled + np.float32(1)) * np.float32(32767.5) + np.float32(0.5)).astype(np.int32)
+        codes = _nested_table()[np.minimum(bins, 65535)]
+        return {
+            "absmax": codes.reshape(-1)[: absmax.size],
+            "nested_absmax": largest,
+            "nested_offset": np.array([offset]),
+        }
+
+    def absmax(self, planes: Planes, blocks: slice | np.ndarray) -> np.ndarray:
+        """f32: the scales of some blocks, nested or not."""
+        if not self.nested:
+            return planes["absmax"][blocks]
+        at = np.arange(len(planes["absmax"]))[blocks]
+        scales = dynamic_map()[planes["absmax"][blocks]]
+        return scales * planes["nested_absmax"][at // NESTED_BLOCK] + planes["nested_offset"][0]
+
+    def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
+        count, columns = matrix(shape)
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(count)
+            return self._stretch(planes, start * columns, max(stop, start) * columns).reshape(-1, columns)
+        parts = [self._stretch(planes, row * columns, (row + 1) * columns) for row in rows.tolist()]
+        return np.concatenate(parts or [np.zeros(0, np.float32)]).reshape(-1, columns)
+
+    def _stretch(self, planes: Planes, start: int, stop: int) -> np.ndarray:
+        """The flat elements from ``start`` to ``stop``, which may begin and end inside a byte and a block."""
+        byte, block = start // 2, start // self.block_size
+        codes = unpack_nibbles(planes["codes"][byte : -(-stop // 2)], 2 * (-(-stop // 2) - byte))
+        values = CODEBOOKS[self.name].values[codes[start - 2 * byte : stop - 2 * byte]]
+        scales = self.absmax(planes, slice(block, -(-stop // self.block_size)))
+        each = np.repeat(scales, self.block_size)[start - block * self.block_size :]
+        values *= each[: values.size]
+        return values
+
+    def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
+        yield from bad_scales(planes, "nested_absmax" if self.nested else "absmax")
+        if self.nested and not np.isfinite(planes["nested_offset"]).all():
+            yield "nested_offset", "the offset of the scales is not finite"
