@@ -334,7 +334,7 @@ def renamed(record, index, name):
                 old = strings[row["name_offset"] : int(row["name_offset"]) + int(row["name_length"])]
                 new = name if (kind, i) == (record, index) else old
                 row["name_offset"], row["name_length"] = len(pool), len(new)
-                pool += new
+                pool += new + b"\n"
             bodies[TABLES[kind]] = (len(rows), rows.tobytes())
         return rebuilt(**bodies, strings=(0, pool))(data)
 

@@ -100,11 +100,23 @@ def without_document(data):
     start, length = int(rows["name_offset"][0]), int(rows["name_length"][0])
     bodies = {"documents": rows[1:].copy(), "tensors": craft.table(data, "tensor").copy()}
     for table in bodies.values():
-        table["name_offset"] -= length
+        table["name_offset"] -= length + 1
     return rebuilt(
-        strings=(0, names[:start] + names[start + length :]),
+        strings=(0, names[:start] + names[start + length + 1 :]),
         **{name: (len(table), table.tobytes()) for name, table in bodies.items()},
     )(data)
+
+
+def lengths_with_line_feeds(data):
+    data = bytearray(data)
+    for record in ("scheme", "document", "tensor"):
+        craft.table(data, record)["name_length"] += 1
+    return craft.reseal(data)
+
+
+def with_pool(change):
+    """Another string pool, the records as they are."""
+    return lambda data: rebuilt(strings=(0, change(craft.body(data, "strings"))))(data)
 
 
 def scales(*values):
@@ -220,8 +232,20 @@ STRUCTURE = [
     ("17 item past its value", metadata(entry(b"a.b", STRING, b"\xff\xff\xff\xffx", 1)), "AIB-E305"),
     ("17 bytes after the last item", metadata(entry(b"a.b", STRING, b"\0\0\0\0x", 1)), "AIB-E305"),
     ("17 names share bytes", put_tensor("norm", name_offset=0), "AIB-E212"),
-    ("17 pool with bytes nobody names",
-     lambda data: rebuilt(strings=(0, craft.body(data, "strings") + b"x"))(data), "AIB-E212"),
+    ("17 pool with bytes nobody names", with_pool(lambda pool: pool + b"x"), "AIB-E212"),
+    ("17 pool with a line nobody names", with_pool(lambda pool: pool + b"x\n"), "AIB-E212"),
+    ("17 pool with an empty line", with_pool(lambda pool: pool + b"\n"), "AIB-E212"),
+    ("17 pool without the last line feed", with_pool(lambda pool: pool[:-1]), "AIB-E212"),
+    ("17 NUL for a line feed", with_pool(lambda pool: pool.replace(b"first\n", b"first\0")), "AIB-E212"),
+    ("17 NUL for the last line feed", with_pool(lambda pool: pool[:-1] + b"\0"), "AIB-E212"),
+    ("17 NUL for every line feed", with_pool(lambda pool: pool.replace(b"\n", b"\0")), "AIB-E212"),
+    ("17 CR LF for every line feed", with_pool(lambda pool: pool.replace(b"\n", b"\r\n")), "AIB-E213"),
+    ("17 two names joined", with_pool(lambda pool: pool.replace(b"first\nquant", b"first.quant")), "AIB-E212"),
+    ("17 name split in two", with_pool(lambda pool: pool.replace(b"quant.twin", b"quant\ntwin")), "AIB-E214"),
+    ("17 name split in two, and two joined",
+     with_pool(lambda pool: pool.replace(b"quant.twin\n", b"quant\ntwin.")), "AIB-E214"),
+    ("17 length with the line feed", put_tensor("norm", name_length=5), "AIB-E214"),
+    ("17 every length with the line feed", lengths_with_line_feeds, "AIB-E213"),
     ("18 metadata text", metadata(entry(b"a.b", STRING, b"\xff")), "AIB-E206"),
     ("18 overlong form", metadata(entry(b"a.b", STRING, b"\xc0\x80")), "AIB-E206"),
     ("18 surrogate", metadata(entry(b"a.b", STRING, b"\xed\xa0\x80")), "AIB-E206"),
@@ -234,6 +258,8 @@ STRUCTURE = [
     ("19 escape in metadata", metadata(entry(b"a.b", STRING, b"\x1b[2J")), "AIB-E207"),
     ("19 delete in a metadata array", metadata(entry(b"a.b", STRING, b"\1\0\0\0\x7f", 1)), "AIB-E207"),
     ("19 NUL in a tensor name", renamed("tensor", 0, b"fir\0st"), "AIB-E214"),
+    ("19 line feed in a tensor name", renamed("tensor", 0, b"fir\nst"), "AIB-E214"),
+    ("19 line feed in a scheme name", renamed("scheme", 4, b"int8\n"), "AIB-E213"),
     ("19 newline in a document name", renamed("document", 0, b"config\n"), "AIB-E701"),
     ("19 newline after a key", metadata(entry(b"a.b\n", INT, eight(1))), "AIB-E302"),
     ("20 empty tensor name", renamed("tensor", 0, b""), "AIB-E211"),

@@ -49,6 +49,7 @@ PLANS = [
     ("name with a quote", tensors("a'"), {}, {}, "AIB-E214"),
     ("name not ASCII", tensors("caf\u00e9"), {}, {}, "AIB-E214"),
     ("name with NUL", tensors("a\0"), {}, {}, "AIB-E214"),
+    ("name with a line feed", tensors("a\nb"), {}, {}, "AIB-E214"),
     ("reserved name", tensors("__metadata__"), {}, {}, "AIB-E214"),
     ("name of 256 bytes", tensors("a" * 256), {}, {}, None),
     ("name of 65537 bytes", tensors("a" * 65537), {}, {}, None),
