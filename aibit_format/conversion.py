@@ -14,7 +14,8 @@ import numpy as np
 
 from . import digest, documents, draft, recipe, writer
 from ._version import __version__
-from .engine import EncodingError, encode, measure
+from .engine import encode
+from .measure import EncodingError, measure
 from .errors import AibitError, SchemeError, SourceError
 from .metadata import Value
 from .recipe import Plan, Planned, Recipe
@@ -84,7 +85,7 @@ def make_plan(
     if "config.json" not in opened.documents:
         raise SourceError(f"{opened.path}: no config.json")
     config = documents.parse_json("config.json", opened.documents["config.json"])
-    return recipe.plan(opened, skeleton(config, architecture), wanted)
+    return recipe.plan(opened, skeleton(config, architecture or getattr(opened, "architecture", None)), wanted)
 
 
 def convert(

@@ -75,6 +75,7 @@ ROLES = {
     "outlier_values": 12,
     "tiles": 13,
     "blocks": 14,
+    "tile_absmax": 15,
 }
 ROLE_NAMES = {code: name for name, code in ROLES.items()}
 _PRIVATE = 0x8000

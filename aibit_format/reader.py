@@ -141,7 +141,7 @@ class File:
 
         Raises:
             FormatError: AIB-E602 for damage (with tensor or document and offset), AIB-E603 for padding that is not
-                zero, AIB-E502 for values that no encoder writes.
+                zero, AIB-E502 for values that no encoder writes, AIB-E503 for planes that contradict each other.
         """
         for region in self._placed.regions:
             found = digest.leaves(self.storage.read_at(region.start, region.end - region.start), jobs=jobs)
@@ -153,7 +153,7 @@ class File:
         for name in self:
             info = self.info(name)
             if info.alias_of is None:
-                self.check_values(info, {plane.role: self._view(plane) for plane in info.planes})
+                self._check_contents(info, {plane.role: self._view(plane) for plane in info.planes})
         self._checked[:] = True
         for name in self.documents:
             self.check_document(name)
@@ -179,8 +179,13 @@ class File:
     def check_values(self, info: TensorInfo, planes: Mapping[str, np.ndarray]) -> None:
         """Raise FormatError AIB-E502 if planes hold what no encoder writes, such as a scale that is not finite."""
         for role, reason in info.scheme.bad_values(planes):
-            offset = next(plane.offset for plane in info.planes if plane.role == role)
-            raise FormatError(Problem("AIB-E502", reason, info.name, role, offset), self.path)
+            raise FormatError(_bad_plane("AIB-E502", info, role, reason), self.path)
+
+    def _check_contents(self, info: TensorInfo, planes: Mapping[str, np.ndarray]) -> None:
+        """``check_values``, and AIB-E503 if one plane contradicts another."""
+        self.check_values(info, planes)
+        for role, reason in info.scheme.contradictions(planes, info.shape):
+            raise FormatError(_bad_plane("AIB-E503", info, role, reason), self.path)
 
     def check_leaves(self, offset: int, length: int) -> None:
         """Check the leaves that cover these bytes, once each."""
@@ -238,6 +243,11 @@ class File:
             if start > previous and self.storage.read_at(previous, start - previous).any():
                 raise FormatError(Problem("AIB-E603", "padding is not zero", offset=previous), self.path)
             previous = max(previous, end)
+
+
+def _bad_plane(code: str, info: TensorInfo, role: str, reason: str) -> Problem:
+    offset = next(plane.offset for plane in info.planes if plane.role == role)
+    return Problem(code, reason, info.name, role, offset)
 
 
 def _read_info(storage: Storage) -> FileInfo:

@@ -203,6 +203,8 @@ def _tensor(source: Source, slot: Slot, found: SourceTensor, scheme: Scheme) -> 
     """A tensor that is one tensor of the source, taken over as it is where that is already in ``scheme``."""
     name = found.name
     scheme = _plain_if_integer(scheme, slot)
+    if scheme.fallback and not _holds(scheme, slot):
+        scheme = scheme.fallback
     if scheme == found.scheme:
         tensor = Tensor(slot.name, found.shape, found.dtype, scheme, transposed=found.transposed)
         return Planned(tensor, (name,), scheme, slot.dtype, found.nbytes, keep=lambda: source.planes(name))
@@ -226,6 +228,14 @@ def _fitted(scheme: Scheme, slot: Slot, source: Source, found: SourceTensor) -> 
 def _plain_if_integer(scheme: Scheme, slot: Slot) -> Scheme:
     """A rule on names does not turn integers into floats."""
     return make(slot.dtype) if isinstance(scheme, Plain) and not DTYPES[slot.dtype].is_float else scheme
+
+
+def _holds(scheme: Scheme, slot: Slot) -> bool:
+    try:
+        scheme.planes(slot.shape[::-1] if slot.role == "conv1d" else slot.shape, slot.dtype)
+    except SchemeError:
+        return False
+    return True
 
 
 def _target(slot: Slot, scheme: Scheme) -> Tensor:

@@ -8,7 +8,7 @@ import transformers as tf
 _TEXT = {
     "vocab_size": 160,
     "hidden_size": 64,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
@@ -17,7 +17,7 @@ _LLAMA = dict(**_TEXT, num_key_value_heads=2, max_position_embeddings=64)
 
 def _t5() -> tf.T5Config:
     return tf.T5Config(
-        vocab_size=160, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
+        vocab_size=160, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
         decoder_start_token_id=0,
     )  # fmt: skip
 
@@ -28,7 +28,7 @@ MODELS = {
     "llama-tied": (tf.LlamaForCausalLM, lambda: tf.LlamaConfig(**_LLAMA, tie_word_embeddings=True)),
     "gpt2": (tf.GPT2LMHeadModel, lambda: tf.GPT2Config(vocab_size=160, n_embd=64, n_layer=2, n_head=4, n_positions=64)),
     "opt": (tf.OPTForCausalLM, lambda: tf.OPTConfig(
-        vocab_size=160, hidden_size=64, ffn_dim=96, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=160, hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=64, word_embed_proj_dim=64)),
     "qwen2": (tf.Qwen2ForCausalLM, lambda: tf.Qwen2Config(**_LLAMA)),
     "bert": (tf.BertModel, lambda: tf.BertConfig(**_TEXT, max_position_embeddings=64)),
@@ -39,17 +39,27 @@ MODELS = {
 }  # fmt: skip
 
 
-def save(name: str, folder, dtype: torch.dtype = torch.float32, seed: int = 0, **arguments) -> None:
+def save(
+    name: str, folder, dtype: torch.dtype = torch.float32, seed: int = 0, intermediate_size: int = 128, **arguments
+) -> None:
     """Save a model with random weights, outlier columns among them, as ``save_pretrained`` writes it."""
-    family, config = MODELS[name]
+    family, make_config = MODELS[name]
     torch.manual_seed(seed)
-    model = family(config())
+    config = make_config()
+    if intermediate_size != 128:
+        config.intermediate_size = intermediate_size
+    model = family(config)
     with torch.no_grad():
         for _key, value in model.named_parameters():
             if value.ndim >= 2:
                 value.mul_(1 if name == "t5" else 3)  # T5's own initial weights are as large as float16 bears
                 value[..., 1] *= 8  # some columns stand out, so that LLM.int8 finds outliers
     model.to(dtype).save_pretrained(folder, **arguments)
+
+
+def load(name: str, folder):
+    """The saved model, not quantized."""
+    return MODELS[name][0].from_pretrained(folder).eval()
 
 
 def inputs(name: str) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aibit_format import bridge, engine, schemes
+from aibit_format import bridge, engine, measure, schemes
 from aibit_format.dtypes import to_float32
 from aibit_format.errors import SchemeError
 
@@ -51,7 +51,7 @@ def test_int8_of_any_shape_equals_the_scheme(shape):
 def test_figures_of_error_are_those_of_float64(rows, columns):
     x = np.random.default_rng(5).standard_normal((rows, columns)).astype(np.float16)
     planes = engine.encode(INT8, x, "f16")
-    error = engine.measure(INT8, planes, x, "f16")
+    error = measure.measure(INT8, planes, x, "f16")
     stride = 16 if rows >= 1024 else 1
     values = x.astype(np.float64)[::stride]
     difference = INT8.decode(planes, x.shape, "f16")[::stride] - values
@@ -67,7 +67,7 @@ def test_figures_do_not_depend_on_threads():
     found = set()
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
-        found.add(engine.measure(INT8, engine.encode(INT8, x, "f16"), x, "f16"))
+        found.add(measure.measure(INT8, engine.encode(INT8, x, "f16"), x, "f16"))
     torch.set_num_threads(before)
     assert len(found) == 1
 
@@ -84,7 +84,7 @@ def test_casts_equal_the_scheme_and_torch(source, target):
     expected, _ = bridge.to_numpy(x.to(torch.float32).to(bridge.torch_dtypes()[target]))
     assert np.array_equal(own["values"], expected)
     exact = np.array_equal(to_float32(own["values"], target), to_float32(array, source))
-    assert (engine.measure(scheme, fast, array, source) is None) == exact
+    assert (measure.measure(scheme, fast, array, source) is None) == exact
 
 
 def test_values_in_their_own_dtype_are_not_copied():

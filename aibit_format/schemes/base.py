@@ -57,7 +57,8 @@ class Scheme(ABC):
         if len(parameters) > count and any(parameters[count:]):
             raise cls.refuse(f"scheme {name!r} takes {count} parameters, found {parameters}")
         # A class that serves several names keeps its name in an instance, as the first field.
-        return cls(*([name] if "name" in cls.__dataclass_fields__ else []), *parameters[:count])
+        named = any(field.name == "name" for field in fields(cls))
+        return cls(*((name,) if named else ()), *parameters[:count])
 
     @staticmethod
     def refuse(message: str) -> SchemeError:
@@ -115,6 +116,15 @@ class Scheme(ABC):
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
         """(role, what is wrong) for planes whose contents no encoder writes, such as a negative scale."""
         return iter(())
+
+    def contradictions(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        """(role, what is wrong) where one plane says again what another says, and differs; read by full verification."""
+        return iter(())
+
+    @property
+    def fallback(self) -> Scheme | None:
+        """What takes a tensor of a shape that this scheme has no form for, unless it was asked for by name."""
+        return None
 
     def bits_per_weight(self, shape: tuple[int, ...], dtype: str) -> float:
         """Stored bits per element, scales included."""

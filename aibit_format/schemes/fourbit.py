@@ -28,7 +28,7 @@ from .packing import pack_nibbles, unpack_nibbles
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCK = 256  # scales that share a scale
-_LEAST = np.float32(1e-38)  # stands in for a zero scale in divisions, as in bitsandbytes
+LEAST = np.float32(1e-38)  # stands in for a zero scale in divisions, as in bitsandbytes
 _PIECE = 1 << 20  # elements encoded at a time; a multiple of every block size
 
 # nf4: quantiles of the normal distribution, scaled to [-1, 1], with an exact zero (QLoRA, appendix E).
@@ -55,6 +55,11 @@ class Codebook:
     values: np.ndarray  # f32 [16]
     order: np.ndarray  # u8 [16]
     bounds: np.ndarray  # f32 [15]
+
+    @property
+    def permuted(self) -> bool:
+        """Whether codes are not simply ranks."""
+        return bool((self.order != np.arange(16)).any())
 
     @property
     def zero(self) -> int:
@@ -137,24 +142,29 @@ class FourBit(Scheme):
         flat = array.reshape(-1)
         codes = np.empty(-(-flat.size // 2), np.uint8)
         absmax = np.empty(self.blocks(array.shape), np.float32)
-        book = CODEBOOKS[self.name]
         for start in range(0, flat.size, _PIECE):
-            values = to_float32(flat[start : start + _PIECE], dtype)
-            scaled, scales = self.scaled(values)
-            ranks = np.searchsorted(book.bounds, scaled)
-            packed = pack_nibbles(np.append(book.order[ranks], np.full(values.size % 2, book.zero, np.uint8)))
+            packed, scales = self.encode_flat(flat[start : start + _PIECE], dtype)
             codes[start // 2 : start // 2 + packed.size] = packed
             absmax[start // self.block_size : start // self.block_size + scales.size] = scales
         return {"codes": codes, **self.scales(absmax)}
 
-    def scaled(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 values, from the start of a block on, divided by their blocks' scales; and those scales."""
+    def encode_flat(self, flat: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+        """Packed codes and float32 scales of flat elements that begin where a block begins."""
+        book = CODEBOOKS[self.name]
+        scaled, scales = self._scaled(to_float32(flat, dtype))
+        codes = book.order[np.searchsorted(book.bounds, scaled)]
+        return pack_nibbles(np.append(codes, np.full(flat.size % 2, book.zero, np.uint8))), scales
+
+    def _scaled(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 values divided by their blocks' scales, and those scales."""
         whole = values.size - values.size % self.block_size
         blocks, rest = values[:whole].reshape(-1, self.block_size), values[whole:]
         absmax = np.abs(blocks).max(axis=1, initial=0)
-        scaled = np.clip(blocks * (np.float32(1) / np.maximum(absmax, _LEAST))[:, None], -1, 1).reshape(-1)
+        if not (np.isfinite(absmax).all() and np.isfinite(rest).all()):
+            raise SchemeError("a value is not finite")
+        scaled = np.clip(blocks * (np.float32(1) / np.maximum(absmax, LEAST))[:, None], -1, 1).reshape(-1)
         if rest.size:  # bitsandbytes divides here, where it multiplies by the inverse above
-            last = np.maximum(np.abs(rest).max(), _LEAST)
+            last = np.maximum(np.abs(rest).max(), LEAST)
             scaled, absmax = np.append(scaled, rest / last), np.append(absmax, last)
         return scaled, absmax
 

@@ -19,10 +19,11 @@ try:
     import torch
     from torch import nn
     from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
     from ..bridge import dtype_name, to_torch, torch_dtypes
-    from .modules import Linear8bitLt, builder_for
+    from .modules import Linear4bit, Linear8bitLt, builder_for
 except ImportError as error:
     raise MissingPackageError(f"loading a model needs {error.name}: pip install 'aibit-format[hf]'") from error
 
@@ -45,11 +46,12 @@ def load(
 def load_model(
     path: Path | File, device: Device = "cpu", *, verify: Level = "structure", device_map: Any = None
 ) -> PreTrainedModel:
-    """A transformers model in eval mode, its int8 weights in ``bnb.nn.Linear8bitLt``.
+    """A transformers model in eval mode: int8 weights in ``bnb.nn.Linear8bitLt``, nf4 and fp4 in ``Linear4bit``.
 
     On the CPU no weight is copied: parameters are read-only views of the mapping, shared with every process that
     maps the file, and must not be written to (``requires_grad`` is off). On another device each plane is copied
-    once. Tensors in a scheme without a Linear module are decoded to the model's dtype.
+    once. Linear weights and embeddings in other schemes stay in their planes too, decoded a piece at a time as they are
+    needed (``torch/quantized.py``); what else is quantized is decoded to the model's dtype here.
 
     Args:
         path: the file, or an open one.
@@ -92,7 +94,8 @@ def _one_device(device: Device, device_map: Any) -> torch.device:
 def _config(file: File) -> tuple[dict[str, Any], str]:
     """The parsed config and the name of the architecture, checked before transformers sees either."""
     if "config.json" not in file.documents or "model.architecture" not in file.metadata:
-        raise LoadError(f"{file.path}: holds tensors but no model (no config.json or no model.architecture)")
+        why = file.metadata.get("model.missing", "no config.json or no model.architecture")
+        raise LoadError(f"{file.path}: holds tensors but no model: {why}")
     return file.check_document("config.json"), file.metadata["model.architecture"]
 
 
@@ -112,17 +115,19 @@ class _Assembly:
             info = self.file.info(name)
             owner, _, leaf = name.rpartition(".")
             module = self.model.get_submodule(owner)
-            if info.alias_of is not None:
+            self._check_shape(info)
+            build = builder_for(module, leaf, info)
+            if build is not None:
+                built = build(module, info, self._planes(info), self.device)
+                bias = module._parameters.get("bias")
+                if bias is not None:  # still empty, or already placed
+                    built.bias = bias
+                # transformers wants it when it writes the model out again
+                built.source_cls = type(module)  # type: ignore[assignment]
+                self.model.set_submodule(owner, built)
+            elif info.alias_of is not None:
                 target_owner, _, target_leaf = info.alias_of.rpartition(".")
                 module.register_parameter(leaf, self.model.get_submodule(target_owner).get_parameter(target_leaf))
-                continue
-            self._check_shape(info)
-            build = builder_for(module, leaf, info.scheme)
-            if build is not None:
-                built = build(module, self._planes(info), self.device)
-                if module.bias is not None:  # still empty, or already placed
-                    built.bias = module.bias
-                self.model.set_submodule(owner, built)
             elif name in self.buffers:
                 module.register_buffer(leaf, self._values(info), persistent=True)
             else:
@@ -189,18 +194,42 @@ def _finish(file: File, model: PreTrainedModel) -> None:
         values = file.check_document("generation_config.json")
         known = set(GenerationConfig().to_dict()) | {"transformers_version", "_from_model_config"}
         model.generation_config = GenerationConfig.from_dict({k: v for k, v in values.items() if k in known})
-    if not any(isinstance(module, Linear8bitLt) for module in model.modules()):
+    _mark_quantized(model)
+
+
+# Layer of bitsandbytes -> argument of its configuration, quantizer of transformers, and flag on the model.
+_QUANTIZERS: dict[type[nn.Module], tuple[str, Any, str]] = {
+    Linear8bitLt: ("load_in_8bit", Bnb8BitHfQuantizer, "is_loaded_in_8bit"),
+    Linear4bit: ("load_in_4bit", Bnb4BitHfQuantizer, "is_loaded_in_4bit"),
+}
+
+
+def _mark_quantized(model: PreTrainedModel) -> None:
+    """Set what transformers and PEFT look for on a model with bitsandbytes layers.
+
+    transformers knows one quantizer a model: where both kinds of layer are there, it is that of the larger number.
+    """
+    counts = {kind: sum(isinstance(m, kind) for m in model.modules()) for kind in _QUANTIZERS}
+    kind = max(counts, key=lambda kind: counts[kind])
+    if not counts[kind]:
         return
+    argument, quantizer_class, _ = _QUANTIZERS[kind]
     kept = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    options: dict[str, Any] = {argument: True, "llm_int8_skip_modules": kept}
+    if kind is Linear4bit:
+        layer: Any = next(m for m in model.modules() if isinstance(m, Linear4bit))
+        options |= {
+            "bnb_4bit_quant_type": layer.weight.quant_type,
+            "bnb_4bit_use_double_quant": layer.weight.compress_statistics,
+            "bnb_4bit_compute_dtype": layer.compute_dtype,
+        }
+    config = BitsAndBytesConfig(**options)
     model.config.quantization_config = config  # type: ignore[attr-defined]
-    quantizer = Bnb8BitHfQuantizer(config, pre_quantized=True)
+    quantizer = quantizer_class(config, pre_quantized=True)
     quantizer.modules_to_not_convert = kept
     model.hf_quantizer = quantizer  # type: ignore[assignment]
-    for name, value in (
-        ("is_quantized", True),
-        ("quantization_method", config.quant_method),
-        ("is_loaded_in_8bit", True),
-    ):
+    flags = [flag for found, (_, _, flag) in _QUANTIZERS.items() if counts[found]]
+    for name, value in (("is_quantized", True), ("quantization_method", config.quant_method),
+                        *((flag, True) for flag in flags)):  # fmt: skip
         setattr(model, name, value)
     model.config._is_quantized = True

@@ -1,7 +1,8 @@
 """From stored tensors to the modules that compute with them: one function a scheme, one line in ``BUILDERS``.
 
-A tensor whose scheme has no builder, or whose module is no Linear (embeddings, fused experts), is decoded when it is
-loaded and takes the memory of the model's dtype.
+Linear weights (and GPT-2's Conv1D) in bitsandbytes' schemes become its modules, in any other quantized scheme
+``QuantizedLinear``; embeddings ``QuantizedEmbedding``. What else is quantized (fused experts, other modules) is decoded
+when it is loaded and takes the memory of the model's dtype.
 """
 
 from __future__ import annotations
@@ -11,39 +12,168 @@ from typing import Any
 
 import bitsandbytes
 import torch
+from bitsandbytes.functional import QuantState, create_dynamic_map, has_avx512bf16
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..bridge import torch_dtypes
+from ..manifest import TensorInfo
 from ..schemes import Scheme
+from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit
 from ..schemes.int8 import Int8
+from ..schemes.nf4_cpu import COLUMNS, NF4CPU, ROWS
+from ..schemes.plain import Plain
+from .quantized import QuantizedEmbedding, QuantizedLinear, decode_rows
 
 _bnb: Any = bitsandbytes.nn  # not typed
 Planes = dict[str, torch.Tensor]
-Builder = Callable[[nn.Module, Planes, torch.device], nn.Module]
+Builder = Callable[[nn.Module, TensorInfo, Planes, torch.device], nn.Module]
+
+Linear8bitLt: type[nn.Module] = _bnb.Linear8bitLt
+Linear4bit: type[nn.Module] = _bnb.Linear4bit
+
+# The version whose kernels read the tiles of nf4-cpu; for others they are left alone, and nf4 is read instead.
+TILES_VERSION = "0.50"
 
 
-def _int8_linear(module: nn.Module, planes: Planes, device: torch.device) -> nn.Module:
+def _int8_linear(module: nn.Module, info: TensorInfo, planes: Planes, device: torch.device) -> nn.Module:
     """``bnb.nn.Linear8bitLt`` in the place of ``module``, over the planes as they are.
 
     The parameter is built on its device before it is assigned: bitsandbytes leaves codes and scales behind when a
     finished layer moves. ``.to`` on int8 data sets ``CB`` and ``SCB`` and quantizes nothing.
     """
-    out_features, in_features = planes["codes"].shape
+    out_features, in_features = info.shape
     linear = _bnb.Linear8bitLt(
-        in_features, out_features, bias=module.bias is not None, has_fp16_weights=False, threshold=6.0, device="meta"
+        in_features, out_features, bias=_bias(module) is not None, has_fp16_weights=False, threshold=6.0, device="meta"
     )
     weight = _bnb.Int8Params(planes["codes"], requires_grad=False, has_fp16_weights=False, SCB=planes["row_absmax"])
     linear.weight = weight.to(device)
-    linear.source_cls = type(module)  # transformers wants it when it writes the model out again
     return linear
 
 
-Linear8bitLt: type[nn.Module] = _bnb.Linear8bitLt
-BUILDERS: dict[type[Scheme], Builder] = {Int8: _int8_linear}
+class MappedLinear4bit(_bnb.Linear4bit):
+    """``bnb.nn.Linear4bit`` over mapped planes. Two of its habits on a CPU are mended.
+
+    bitsandbytes 0.50 decodes wrongly where a block of the flat weight reaches over the end of a row of even length: such
+    weights are decoded here. And once it has rewritten a weight for AVX512-BF16, its ``state_dict`` is lossy: here it
+    gives the planes of the file.
+    """
+
+    canonical: tuple[torch.Tensor, Any]  # codes and QuantState as they were loaded
+    decode: Callable[[], torch.Tensor] | None = None  # of the whole weight, where bitsandbytes cannot
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in_features] -> [..., out_features], in the dtype of x."""
+        if self.decode is None or x.device.type != "cpu":
+            return super().forward(x)
+        weight = self.decode().to(self.compute_dtype or x.dtype)
+        bias = None if self.bias is None else self.bias.to(weight.dtype)
+        return nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        codes, state = self.canonical
+        nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
+        destination[prefix + "weight"] = codes
+        for key, value in state.as_dict(packed=True).items():
+            destination[f"{prefix}weight.{key}"] = value
 
 
-def builder_for(module: nn.Module, leaf: str, scheme: Scheme) -> Builder | None:
-    """What builds the module for a weight in ``scheme``; ``None`` if the weight is to be decoded instead."""
-    if leaf != "weight" or not (type(module) is nn.Linear or isinstance(module, Conv1D)):
+def _four_bit_linear(module: nn.Module, info: TensorInfo, planes: Planes, device: torch.device) -> nn.Module:
+    """``bnb.nn.Linear4bit`` in the place of ``module``, its ``Params4bit`` over the planes as they are.
+
+    On a CPU with AVX512-BF16 bitsandbytes rewrites the weight at the first forward, where its shape allows that; where
+    it does not, the layer is told to compute without.
+    """
+    scheme = info.scheme
+    tiled = isinstance(scheme, NF4CPU)
+    scheme = scheme.canonical if isinstance(scheme, NF4CPU) else scheme
+    if not isinstance(scheme, FourBit):
+        raise TypeError(f"{scheme.text} is not of four bits")
+    out_features, in_features = info.shape
+    compute_dtype = torch_dtypes()[info.dtype]
+    linear = MappedLinear4bit(
+        in_features, out_features, bias=_bias(module) is not None, compute_dtype=compute_dtype,
+        compress_statistics=bool(scheme.nested), quant_type=scheme.name, device="meta",
+    )  # fmt: skip
+    codes, state = planes["codes"].view(-1, 1), _quant_state(scheme, info, planes)
+    linear.canonical = codes, state
+    fits = not (out_features % ROWS or in_features % COLUMNS or in_features % scheme.block_size)
+    fast = device.type == "cpu" and fits and has_avx512bf16()
+    linear.support_avx512bf16_for_cpu = fast
+    if fast and tiled and bitsandbytes.__version__.startswith(TILES_VERSION):
+        codes, state = planes["tiles"], _tiled_state(scheme, info, planes)
+    elif fast:
+        # The rewriting changes the state it is given, so it gets one of its own.
+        state = _quant_state(scheme, info, planes)
+    if device.type == "cpu" and in_features % scheme.block_size and in_features % 2 == 0:
+        shape, everything = (out_features, in_features), slice(0, out_features)
+        linear.decode = lambda: decode_rows(scheme, planes, shape, info.dtype, everything)
+    linear.weight = _bnb.Params4bit(
+        codes, requires_grad=False, quant_state=state, blocksize=scheme.block_size,
+        compress_statistics=bool(scheme.nested), quant_type=scheme.name, bnb_quantized=True, module=linear,
+    )  # fmt: skip
+    linear.quant_state = state
+    return linear
+
+
+def _quant_state(scheme: FourBit, info: TensorInfo, planes: Planes) -> QuantState:
+    """What bitsandbytes keeps beside the codes."""
+    device = planes["codes"].device
+    state = QuantState(
+        absmax=planes["absmax"], shape=torch.Size(info.shape), blocksize=scheme.block_size, quant_type=scheme.name,
+        code=torch.from_numpy(CODEBOOKS[scheme.name].values.copy()).to(device), dtype=torch_dtypes()[info.dtype],
+    )  # fmt: skip
+    if scheme.nested:
+        state.nested = True
+        state.offset = planes["nested_offset"][0]
+        state.state2 = QuantState(
+            absmax=planes["nested_absmax"], blocksize=NESTED_BLOCK, code=create_dynamic_map().to(device),
+            dtype=torch.float32,
+        )  # fmt: skip
+    return state
+
+
+def _tiled_state(scheme: FourBit, info: TensorInfo, planes: Planes) -> QuantState:
+    """The state that bitsandbytes would have after rewriting the weight at its first forward."""
+    state = QuantState(
+        absmax=planes["tile_absmax"], shape=torch.Size(info.shape), blocksize=scheme.block_size,
+        quant_type=scheme.name, code=torch.from_numpy(CODEBOOKS[scheme.name].values.copy()), dtype=torch.bfloat16,
+    )  # fmt: skip
+    state.packing_format_for_cpu = True
+    state.original_dtype = torch_dtypes()[info.dtype]
+    state.original_nested = bool(scheme.nested)
+    state.original_qshape = (planes["codes"].numel(), 1)
+    return state
+
+
+def _any_linear(module: nn.Module, info: TensorInfo, planes: Planes, device: torch.device) -> nn.Module:
+    """``QuantizedLinear`` in the place of ``module``."""
+    rows, columns = info.shape
+    return QuantizedLinear(info.scheme, planes, (rows, columns), info.dtype, _bias(module))
+
+
+def _any_embedding(module: nn.Module, info: TensorInfo, planes: Planes, device: torch.device) -> nn.Module:
+    """``QuantizedEmbedding`` in the place of ``module``."""
+    rows, columns = info.shape
+    padding: Any = module.padding_idx
+    return QuantizedEmbedding(info.scheme, planes, (rows, columns), info.dtype, padding)
+
+
+def _bias(module: nn.Module) -> Any:
+    return module._parameters.get("bias")
+
+
+BUILDERS: dict[type[Scheme], Builder] = {
+    Int8: _int8_linear,
+    FourBit: _four_bit_linear,
+    NF4CPU: _four_bit_linear,
+}
+
+
+def builder_for(module: nn.Module, leaf: str, info: TensorInfo) -> Builder | None:
+    """What builds the module for a weight; ``None`` if the weight is to be decoded, or is not quantized."""
+    if leaf != "weight" or isinstance(info.scheme, Plain) or len(info.shape) != 2:
         return None
-    return BUILDERS.get(type(scheme))
+    if isinstance(module, Conv1D) == info.transposed and (type(module) is nn.Linear or isinstance(module, Conv1D)):
+        return BUILDERS.get(type(info.scheme), _any_linear)
+    return _any_embedding if type(module) is nn.Embedding and not info.transposed else None

@@ -1,0 +1,99 @@
+"""How far decoded values are from the source's."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .bridge import to_torch
+from .schemes import Scheme
+from .schemes.base import matrix
+from .schemes.int8 import Int8
+from .schemes.plain import Plain
+
+if TYPE_CHECKING:
+    import torch
+
+_MEASURED = 1 << 16  # elements measured at a time
+_DIGITS = 6  # significant digits of the figures
+_STRIDE = 16  # of the rows that the error is measured on...
+_MANY_ROWS = 1024  # ...in tensors of at least so many; all rows of others
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingError:
+    """How far decoded values are from the source's, on every sixteenth row of a tensor of 1024 rows or more.
+
+    relative_rms: sqrt(sum((decoded - x)^2) / sum(x^2)).
+    largest: max |decoded - x|.
+    signal_to_noise_db: 10 log10(sum(x^2) / sum((decoded - x)^2)).
+
+    The figures go into the file, so they must not depend on the order of additions, which is the machine's choice:
+    they are added in float64 and rounded to six digits.
+    """
+
+    relative_rms: float
+    largest: float
+    signal_to_noise_db: float
+
+    @classmethod
+    def of(cls, noise: float, signal: float, largest: float) -> EncodingError | None:
+        """From sums of squares; ``None`` for a tensor that was stored exactly."""
+        if noise == 0 or signal == 0:
+            return None
+        figures = math.sqrt(noise / signal), largest, 10 * math.log10(signal / noise)
+        return cls(*(float(f"{figure:.{_DIGITS - 1}e}") for figure in figures))
+
+
+def measure(scheme: Scheme, planes: Mapping[str, np.ndarray], array: np.ndarray, dtype: str) -> EncodingError | None:
+    """The error that encoding ``array`` to ``planes`` made; ``None`` if there is none."""
+    if scheme.name == dtype or not array.size or not importlib.util.find_spec("torch"):
+        return None
+    import torch
+
+    rows, columns = matrix(array.shape)
+    stride = _STRIDE if rows >= _MANY_ROWS else 1
+    source = to_torch(array, dtype).view(rows, columns)[::stride]
+    stored = _rows_of(scheme, planes, array.shape, dtype, stride)
+    step = min(max(1, _MEASURED // columns), len(source))
+    buffers = [torch.empty(step, columns, dtype=kind) for kind in (torch.float32, torch.float32, torch.float64)]
+    noise = signal = largest = 0.0
+    for start in range(0, len(source), step):
+        part = slice(start, min(start + step, len(source)))
+        x, difference, wide = (buffer[: part.stop - start] for buffer in buffers)
+        x.copy_(source[part])
+        stored(part, difference)
+        difference.sub_(x)
+        largest = max(largest, float(difference.amax()), -float(difference.amin()))
+        noise += _sum_of_squares(wide.copy_(difference))
+        signal += _sum_of_squares(wide.copy_(x))
+    return EncodingError.of(noise, signal, largest)
+
+
+def _sum_of_squares(values: torch.Tensor) -> float:
+    import torch
+
+    return float(torch.dot(values.view(-1), values.view(-1)))
+
+
+def _rows_of(
+    scheme: Scheme, planes: Mapping[str, np.ndarray], shape: tuple[int, ...], dtype: str, stride: int
+) -> Callable[[slice, torch.Tensor], object]:
+    """What decodes a stretch of every ``stride``-th row into a buffer: for the commonest schemes without numpy."""
+    import torch
+
+    rows, columns = matrix(shape)
+    if isinstance(scheme, Plain):
+        values = to_torch(planes["values"], scheme.name).view(rows, columns)[::stride]
+        return lambda part, out: out.copy_(values[part])
+    if isinstance(scheme, Int8):
+        scales = to_torch(planes["row_absmax"] * np.float32(1 / 127), "f32").view(rows, 1)[::stride]
+        codes = to_torch(planes["codes"], "i8").view(rows, columns)[::stride]
+        return lambda part, out: out.copy_(codes[part]).mul_(scales[part])
+    indices = np.arange(0, rows, stride)
+    return lambda part, out: out.copy_(torch.from_numpy(scheme.decode_rows(planes, shape, dtype, indices[part])))
