@@ -52,5 +52,7 @@ def to_numpy(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
     import torch
 
     name = dtype_name(tensor.dtype)
-    flat = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    flat = tensor.detach().contiguous()
+    flat = flat.as_strided((flat.numel(),), (1,))  # a lone element may have any stride, and counts as contiguous
+    flat = flat.view(torch.uint8).numpy()
     return flat.view(DTYPES[name].numpy).reshape(tuple(tensor.shape)), name

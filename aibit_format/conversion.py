@@ -15,13 +15,12 @@ import numpy as np
 from . import digest, documents, draft, recipe, writer
 from ._version import __version__
 from .engine import encode
-from .measure import EncodingError, measure
 from .errors import AibitError, SchemeError, SourceError
+from .measure import EncodingError, measure
 from .metadata import Value
 from .recipe import Plan, Planned, Recipe
-from .schemes import make
 from .skeleton import skeleton
-from .sources import Source, open_source
+from .sources import open_source
 from .storage import Path
 
 # Bytes of the source done and in all, and the tensor that is being worked on.
@@ -74,18 +73,24 @@ def make_plan(
     tensors: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     architecture: str | None = None,
     tokenizer: Any = None,
+    recipe_file: Path | None = None,
 ) -> Plan:
     """What ``convert`` would do with the same arguments; reads headers and ``config.json`` only."""
+    text = None
+    if recipe_file is not None:
+        text, its_scheme, rules = recipe.read_file(recipe_file)
+        pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
+        scheme, tensors = scheme or its_scheme, [*rules, *pairs]
     opened = open_source(source, tokenizer)
     if scheme is None:
         scheme = recipe.KEEP if any(t.scheme for t in opened.tensors.values()) else recipe.DEFAULT
-    wanted = Recipe.of(scheme, tensors)
+    wanted = Recipe.of(scheme, tensors, text)
     if opened.no_model:
         return recipe.plan_alone(opened, wanted)
     if "config.json" not in opened.documents:
         raise SourceError(f"{opened.path}: no config.json")
     config = documents.parse_json("config.json", opened.documents["config.json"])
-    return recipe.plan(opened, skeleton(config, architecture or getattr(opened, "architecture", None)), wanted)
+    return recipe.plan(opened, skeleton(config, architecture or opened.architecture), wanted)
 
 
 def convert(
@@ -98,12 +103,13 @@ def convert(
     on_progress: Progress | None = None,
     architecture: str | None = None,
     tokenizer: Any = None,
+    recipe_file: Path | None = None,
     jobs: int | None = None,
 ) -> Report:
     """Convert ``source`` to the ``.aibit`` file ``path``.
 
     Args:
-        source: a path (see ``aibit_format.sources`` for what can be there), an open ``Source``, or a transformers model.
+        source: a path (``aibit_format.sources`` says what can be there), an open ``Source``, or a transformers model.
         scheme: of the Linear weights; ``"keep"`` leaves quantized ones as the source has them. By default ``"keep"``
             for a source that is quantized and ``"int8"`` for one that is not.
         tensors: regular expression -> scheme for the names it is found in; the last that matches wins.
@@ -111,13 +117,16 @@ def convert(
         on_progress: called with bytes done, bytes in all, and the tensor's name.
         architecture: of transformers, when the config names none.
         tokenizer: of a model that is in memory.
+        recipe_file: TOML with ``scheme`` and a table ``[tensors]``, kept in the output as ``recipe.toml``; ``scheme``
+            takes the place of its own, and ``tensors`` come after its rules.
         jobs: threads; as many as there are cores by default. The bytes do not depend on it.
 
     Raises:
         SourceError, RecipeError, SchemeError, WriteError, LoadError: each names the file and the tensor. No file is
             left behind.
     """
-    return run(make_plan(source, scheme, tensors, architecture, tokenizer), path, overwrite, on_progress, jobs)
+    planned = make_plan(source, scheme, tensors, architecture, tokenizer, recipe_file)
+    return run(planned, path, overwrite, on_progress, jobs)
 
 
 def run(
@@ -176,11 +185,10 @@ def _write(out: writer.Writer, planned: Planned, path: str) -> EncodingError | N
         values, dtype = planned.read()
         if tensor.transposed != planned.source_transposed:
             values = np.ascontiguousarray(values.T)  # laid out once here: encoding and measuring would each do it again
-        rounded = values
-        if tensor.scheme.lossy and dtype != planned.slot_dtype:
-            # transformers rounds to the model's dtype before it quantizes; so do we, to get its codes.
-            rounded = encode(make(planned.slot_dtype), values, dtype)["values"]
-        planes = encode(tensor.scheme, rounded, planned.slot_dtype if tensor.scheme.lossy else dtype)
+        if tensor.scheme.lossy:
+            planes = encode(tensor.scheme, recipe.rounded(values, dtype, planned.slot_dtype), planned.slot_dtype)
+        else:
+            planes = encode(tensor.scheme, values, dtype)
         out.write(tensor.name, planes)
         return measure(tensor.scheme, planes, values, dtype)
     except SchemeError as error:
@@ -197,6 +205,10 @@ def _documents(plan: Plan) -> tuple[dict[str, bytes], list[str]]:
         except AibitError as error:
             raise SourceError(f"{plan.source.path}: {error}") from error
         dropped += keys
+    if plan.recipe.scheme is not None or plan.recipe.rules:
+        texts.pop(recipe.DOCUMENT, None)  # it would tell of an earlier conversion
+    if plan.recipe.text is not None:
+        texts[recipe.DOCUMENT] = plan.recipe.text.encode()
     return texts, dropped
 
 
@@ -211,21 +223,25 @@ def _metadata(
             "model.type": plan.skeleton.model_type,
             "model.dtype": plan.skeleton.dtype,
         }
-    values: dict[str, Any] = model | {
-        "model.parameters": plan.parameters,
-        "source.kind": plan.source.kind,
-        "source.files": [file.name for file in files],
-        "source.sizes": [file.size for file in files],
-        "source.xxh3_128": digests,
-        "tool.name": "aibit",
-        "tool.version": __version__,
-        "tool.libraries": [f"{name} {version(name).split('+')[0]}" for name in _LIBRARIES],
-        "quantization.recipe": plan.recipe.lines(),
-        "quantization.error.tensor": np.array(inexact, np.int64),
-        "quantization.error.relative_rms": figures[0],
-        "quantization.error.largest": figures[1],
-        "quantization.error.signal_to_noise_db": figures[2],
-    }
+    values: dict[str, Any] = (
+        model
+        | dict(plan.source.metadata)
+        | {
+            "model.parameters": plan.parameters,
+            "source.kind": plan.source.kind,
+            "source.files": [file.name for file in files],
+            "source.sizes": [file.size for file in files],
+            "source.xxh3_128": digests,
+            "tool.name": "aibit",
+            "tool.version": __version__,
+            "tool.libraries": [f"{name} {version(name).split('+')[0]}" for name in _LIBRARIES],
+            "quantization.recipe": plan.recipe.lines(),
+            "quantization.error.tensor": np.array(inexact, np.int64),
+            "quantization.error.relative_rms": figures[0],
+            "quantization.error.largest": figures[1],
+            "quantization.error.signal_to_noise_db": figures[2],
+        }
+    )
     if dropped:
         values["config.dropped_keys"] = dropped
     return values

@@ -141,7 +141,7 @@ class File:
 
         Raises:
             FormatError: AIB-E602 for damage (with tensor or document and offset), AIB-E603 for padding that is not
-                zero, AIB-E502 for values that no encoder writes, AIB-E503 for planes that contradict each other.
+                zero, AIB-E502 for values that no encoder writes, AIB-E503 for codes that none writes.
         """
         for region in self._placed.regions:
             found = digest.leaves(self.storage.read_at(region.start, region.end - region.start), jobs=jobs)
@@ -182,9 +182,9 @@ class File:
             raise FormatError(_bad_plane("AIB-E502", info, role, reason), self.path)
 
     def _check_contents(self, info: TensorInfo, planes: Mapping[str, np.ndarray]) -> None:
-        """``check_values``, and AIB-E503 if one plane contradicts another."""
+        """``check_values``, and AIB-E503 for codes that no encoder writes."""
         self.check_values(info, planes)
-        for role, reason in info.scheme.contradictions(planes, info.shape):
+        for role, reason in info.scheme.bad_codes(planes, info.shape):
             raise FormatError(_bad_plane("AIB-E503", info, role, reason), self.path)
 
     def check_leaves(self, offset: int, length: int) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +15,16 @@ import numpy as np
 
 from .draft import Tensor
 from .dtypes import DTYPES
+from .engine import encode
 from .errors import RecipeError, SchemeError, SourceError
 from .schemes import Scheme, make, parse
 from .schemes.plain import Plain
 from .skeleton import Binding, Skeleton, Slot
 from .sources import Source, SourceTensor, values
+from .storage import Path
 
 DEFAULT = "int8"
+DOCUMENT = "recipe.toml"  # the name under which a recipe file is kept
 KEEP = "keep"  # in the place of a scheme: as the source stores it, or the model's dtype if it is not quantized
 
 Values = tuple[np.ndarray, str]  # in the storage of a dtype, and that dtype
@@ -37,9 +41,12 @@ class Recipe:
 
     scheme: Scheme | None
     rules: tuple[tuple[str, Scheme | None], ...] = ()
+    text: str | None = None  # of the recipe file, which goes into the output
 
     @classmethod
-    def of(cls, scheme: str, tensors: Mapping[str, str] | Sequence[tuple[str, str]] = ()) -> Recipe:
+    def of(
+        cls, scheme: str, tensors: Mapping[str, str] | Sequence[tuple[str, str]] = (), text: str | None = None
+    ) -> Recipe:
         """From schemes as users write them.
 
         Raises:
@@ -47,7 +54,8 @@ class Recipe:
         """
         pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
         try:
-            return cls(_parse(scheme), tuple((re.compile(pattern).pattern, _parse(text)) for pattern, text in pairs))
+            rules = tuple((re.compile(pattern).pattern, _parse(option)) for pattern, option in pairs)
+            return cls(_parse(scheme), rules, text)
         except re.error as error:
             raise RecipeError(f"not a regular expression: {error.pattern!r}: {error}") from error
         except SchemeError as error:
@@ -70,20 +78,26 @@ class Recipe:
         return [f"{pattern}={scheme.text if scheme else KEEP}" for pattern, scheme in (("*", self.scheme), *self.rules)]
 
 
-def read_toml(text: str, name: str) -> tuple[str | None, list[tuple[str, str]]]:
-    """Default scheme and rules of a recipe file: ``scheme = "nf4"`` and a table ``[tensors]`` of regex = scheme.
+def read_file(path: Path) -> tuple[str, str | None, list[tuple[str, str]]]:
+    """Text, default scheme and rules of a recipe file: ``scheme = "nf4"`` and a table ``[tensors]`` of regex = scheme.
 
     Raises:
-        RecipeError: not TOML, or something else is in it.
+        RecipeError: it cannot be read, is not TOML, or something else is in it.
     """
+    name = os.fspath(path)
     try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise RecipeError(f"{name}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{name}: not TOML: {error}") from error
     scheme, tensors = values.pop("scheme", None), values.pop("tensors", {})
-    if values or not isinstance(tensors, dict) or not all(isinstance(v, str) for v in (scheme or "", *tensors.values())):
+    texts = [scheme or "", *tensors.values()] if isinstance(tensors, dict) else [tensors]
+    if values or not all(isinstance(text, str) for text in texts):
         raise RecipeError(f'{name}: a recipe is scheme = "..." and a table [tensors] of "regex" = "scheme"')
-    return scheme, list(tensors.items())
+    return text, scheme, list(tensors.items())
 
 
 def _parse(text: str) -> Scheme | None:
@@ -175,10 +189,16 @@ def plan(source: Source, skeleton: Skeleton, recipe: Recipe) -> Plan:
 def plan_alone(source: Source, recipe: Recipe) -> Plan:
     """Plan a source of which no model can be built: every tensor under its own name, in the source's order."""
     _check_rules(recipe, source.tensors, source.path)
-    slots = (Slot(t.name, t.shape, t.dtype, "other") for t in source.tensors.values())
-    tensors = [_tensor(source, slot, source.tensors[slot.name], recipe.scheme_alone(source.tensors[slot.name]))
-               for slot in slots]  # fmt: skip
-    return Plan(source, None, recipe, tuple(tensors), ())
+    tensors: dict[str, Planned] = {}
+    for name, found in source.tensors.items():
+        if found.alias_of is not None:
+            tensors[name] = _alias(tensors[found.alias_of], name)
+            continue
+        # As a Conv1D weight is: the stored tensor is the transpose of the one that has this name.
+        shape, role = (found.shape[::-1], "conv1d") if found.transposed else (found.shape, "other")
+        slot = Slot(name, shape, found.dtype, role)
+        tensors[name] = _tensor(source, slot, found, recipe.scheme_alone(found))
+    return Plan(source, None, recipe, tuple(tensors.values()), ())
 
 
 def _check_rules(recipe: Recipe, names: Mapping[str, object], where: str) -> None:
@@ -193,7 +213,7 @@ def _planned(source: Source, slot: Slot, binding: Binding, recipe: Recipe) -> Pl
         return _tensor(source, slot, first, recipe.scheme_for(slot, first.scheme))
     # Joined or split by transformers: values, whatever the parts are stored in.
     scheme = _plain_if_integer(recipe.scheme_for(slot, None), slot)
-    tensor = _target(slot, scheme)
+    tensor = _target(slot, _fitted(scheme, slot, binding.read))
     parts = [source.tensors[key] for key in binding.sources]
     nbytes = parts[0].nbytes if len(parts) == 1 else _bytes(slot.shape, first.dtype)
     return Planned(tensor, binding.sources, first.stored, slot.dtype, nbytes, binding.read)
@@ -208,21 +228,31 @@ def _tensor(source: Source, slot: Slot, found: SourceTensor, scheme: Scheme) -> 
     if scheme == found.scheme:
         tensor = Tensor(slot.name, found.shape, found.dtype, scheme, transposed=found.transposed)
         return Planned(tensor, (name,), scheme, slot.dtype, found.nbytes, keep=lambda: source.planes(name))
-    scheme = _fitted(scheme, slot, source, found)
+
+    def read() -> Values:
+        return values(source, name)
+
+    scheme = _fitted(scheme, slot, read, found.transposed)
     return Planned(
-        _target(slot, scheme), (name,), found.stored, slot.dtype, found.nbytes, lambda: values(source, name),
-        found.transposed,
+        _target(slot, scheme), (name,), found.stored, slot.dtype, found.nbytes, read, found.transposed
     )  # fmt: skip
 
 
-def _fitted(scheme: Scheme, slot: Slot, source: Source, found: SourceTensor) -> Scheme:
+def _fitted(scheme: Scheme, slot: Slot, read: Callable[[], Values], transposed: bool = False) -> Scheme:
     """``scheme`` with what follows from the values filled in; they are only read for a scheme that asks."""
     if type(scheme).fitted is Scheme.fitted:
         return scheme
-    array, dtype = values(source, found.name)
-    if found.transposed != (slot.role == "conv1d"):
-        array = array.T
-    return scheme.fitted(array, dtype)
+    try:
+        array, dtype = read()
+        array = rounded(array, dtype, slot.dtype)
+        return scheme.fitted(array.T if transposed != (slot.role == "conv1d") else array, slot.dtype)
+    except SchemeError as error:
+        raise SchemeError(f"tensor {slot.name!r}: {error}") from error
+
+
+def rounded(array: np.ndarray, dtype: str, to: str) -> np.ndarray:
+    """Values of ``dtype`` rounded to the dtype ``to``: transformers rounds to the model's before it quantizes."""
+    return array if dtype == to else encode(make(to), array, dtype)["values"]
 
 
 def _plain_if_integer(scheme: Scheme, slot: Slot) -> Scheme:

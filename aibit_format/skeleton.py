@@ -224,9 +224,7 @@ class _Group:
             converter.add_tensor(self._target, key, pattern, lambda key=key: self._tensor(key))
         with torch.no_grad():
             made = converter.convert(self._target, model=self._model, config=self._model.config)
-        return {
-            name: bridge.to_numpy(value[0] if isinstance(value, list) else value) for name, value in made.items()
-        }
+        return {name: bridge.to_numpy(value[0] if isinstance(value, list) else value) for name, value in made.items()}
 
     def _tensor(self, key: str) -> torch.Tensor:
         return bridge.to_torch(*values(self._source, key))

@@ -41,6 +41,8 @@ KNOWN_KEYS: dict[str, str] = {
     "tool.libraries": "strings",
     "config.dropped_keys": "strings",
     "quantization.recipe": "strings",
+    "quantization.compute_dtype": "string",
+    "quantization.outlier_threshold": "float",
     "quantization.error.tensor": "ints",
     "quantization.error.relative_rms": "floats",
     "quantization.error.largest": "floats",

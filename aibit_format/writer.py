@@ -100,7 +100,7 @@ class Writer:
                     f"{self.path}: tensor {name!r} plane {plane.role!r}: {array.dtype}{list(array.shape)}, "
                     f"planned {plane.dtype}{list(plane.shape)}"
                 )
-        for role, reason in info.scheme.bad_values(planes):
+        for role, reason in (*info.scheme.bad_values(planes), *info.scheme.bad_codes(planes, info.shape)):
             raise SchemeError(f"tensor {name!r} plane {role!r}: {reason}")
         self._missing.discard(name)
         try:

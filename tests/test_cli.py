@@ -76,7 +76,7 @@ def test_dry_run_writes_nothing_and_its_sizes_are_those_of_the_file(model, tmp_p
         (["convert", "{hf}", "-o", "x", "--tensor", "(=int8"], 2, "not a regular expression"),
         (["convert", "{hf}", "-o", "x", "--tensor", "nowhere=int8"], 2, "matches no tensor"),
         (["convert", "{hf}", "-o", "x", "--jobs", "0"], 2, "positive"),
-        (["convert", "{file}", "-o", "x"], 1, "not a source"),
+        (["convert", "{hf}/config.json", "-o", "x"], 1, "not a source"),
         (["convert", "nowhere", "-o", "x"], 1, "no such file"),
         (["convert", "{hf}", "-o", "{file}"], 1, "exists"),
         (["convert", "{hf}", "-o", "no/such/folder/x"], 1, "No such file or directory"),

@@ -129,7 +129,7 @@ def test_pickled_weights_are_not_opened(tmp_path):
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text("{}")
     (tmp_path / "hf" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    refused(tmp_path / "hf", "found pytorch_model.bin")
+    refused(tmp_path / "hf", "pytorch_model.bin: refused by torch.load")
 
 
 def edit_config(folder, **changes) -> None:
@@ -147,7 +147,7 @@ def edit_config(folder, **changes) -> None:
         ({"architectures": ["BertModel"]}, "is not one of transformers'"),
         ({"dtype": "load"}, "expected one of float32"),
         ({"hidden_size": "many"}, "refused by LlamaConfig"),
-        ({"intermediate_size": 128}, r"wants \["),
+        ({"intermediate_size": 160}, r"wants \["),
         ({"num_hidden_layers": 3}, "lacks: model.layers.2"),
     ],
 )
@@ -252,7 +252,7 @@ def test_a_file_without_a_model_says_so(fixtures):
 
 def test_every_registered_source_opens_what_it_matches(tmp_path):
     architectures.save("bert", tmp_path / "hf")
-    assert set(BUILTIN) == {"huggingface"}
+    assert "huggingface" in BUILTIN
     source = open_source(tmp_path / "hf")
     assert source.kind == "huggingface" and set(source.tensors) and source.files[0].size > 0
     for name, tensor in source.tensors.items():

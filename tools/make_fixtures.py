@@ -15,10 +15,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scheme_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -200,6 +202,12 @@ def extra_section() -> Fixture:
     )
 
 
+def of_scheme(name: str) -> Fixture:
+    """A tensor for each example of a scheme, called after what users write."""
+    tensors = {Tensor(e.scheme.text, e.shape, e.dtype, e.scheme): e.planes for e in scheme_examples.examples(name)}
+    return Fixture(f"The scheme {name}, with its parameters; a tensor's name is its scheme as users write it.", tensors)
+
+
 FIXTURES: dict[str, Callable[[], Fixture]] = {
     "hello": hello,
     "dtypes": dtypes,
@@ -213,6 +221,7 @@ FIXTURES: dict[str, Callable[[], Fixture]] = {
     "experts": experts,
     "transposed": transposed,
     "extra-section": extra_section,
+    **{f"scheme-{name.replace(':', '_')}": partial(of_scheme, name) for name in scheme_examples.names()},
 }
 
 

@@ -13,6 +13,7 @@ import argparse
 import re
 import sys
 import tomllib
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scheme_examples
+from scheme_examples import Example
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from aibit_format import documents, frontmatter, layout, reader, validate  # noqa: E402
 from aibit_format.dtypes import DTYPES, from_float32, to_float32  # noqa: E402
-from aibit_format.schemes import BUILTIN, Scheme, make  # noqa: E402
+from aibit_format.schemes import BUILTIN, PlaneSpec, Scheme, make  # noqa: E402
+from aibit_format.schemes.cluster import Cluster  # noqa: E402
+from aibit_format.schemes.fourbit import FP4, NF4, _nested_table, dynamic_map  # noqa: E402
+from aibit_format.schemes.ggml import GGML  # noqa: E402
 
 SPEC = ROOT / "spec"
 HELLO = ROOT / "fixtures" / "container" / "hello.aibit"
@@ -57,13 +63,15 @@ ROLE_TEXT = {
     "outlier_values": "their values",
     "tiles": "codes in the order of a kernel",
     "blocks": "blocks of a foreign format, scales and codes together",
+    "tile_absmax": "scales in the order of a kernel",
 }
 KEY_TEXT = {
     "model.architecture": "class that runs the model, such as `LlamaForCausalLM`",
     "model.type": "family, such as `llama`",
     "model.dtype": "dtype the model computes in, a name of section 10",
+    "model.missing": "why there is no model, in a file of tensors alone",
     "model.parameters": "elements of all tensors but aliases, in all",
-    "source.kind": "what it was converted from: `huggingface`",
+    "source.kind": "what it was converted from, such as `huggingface` or `gguf`",
     "source.files": "names of the files of weights that were read, relative to the source",
     "source.sizes": "size of each in bytes",
     "source.xxh3_128": "digest of each, 32 hex digits",
@@ -73,6 +81,9 @@ KEY_TEXT = {
     "config.dropped_keys": "`DOCUMENT:KEY.KEY...` for each key that was left out of a document",
     "quantization.recipe": "`PATTERN=SCHEME`: first the default, with pattern `*`, then exceptions;"
     " of their regular expressions the last that is found in a tensor's name wins",
+    "quantization.compute_dtype": "dtype that layers of 4-bit weights compute in; without it, the model's",
+    "quantization.outlier_threshold": "magnitude from which LLM.int8 takes a column of inputs out of 8 bits;"
+    " without it, 6",
     "quantization.error.tensor": "places in the tensor directory",
     "quantization.error.relative_rms": "for each, `sqrt(sum((d - x)^2) / sum(x^2))`",
     "quantization.error.largest": "for each, `max \\|d - x\\|`",
@@ -249,6 +260,81 @@ def _first_code(values: np.ndarray, planes: dict[str, np.ndarray], scheme: Schem
     )
 
 
+def example(name: str) -> str:
+    """The examples of a scheme: values, planes byte by byte, decoded values, and how the first byte is read."""
+    return "\n".join(_example(e, f"fixtures/container/scheme-{name.replace(':', '_')}.json")
+                     for e in scheme_examples.examples(name))  # fmt: skip
+
+
+def _example(e: Example, twin: str) -> str:
+    columns = e.shape[-1]
+    decoded = e.scheme.decode(e.planes, e.shape, e.dtype).reshape(-1, columns)
+    source = None if e.values is None else to_float32(e.values, e.dtype).reshape(-1, columns)
+    rows = [(i, *(_shortened(array[i]) for array in (source, decoded) if array is not None))
+            for i in range(min(len(decoded), _MOST_ROWS))]  # fmt: skip
+    head = ("row", "decoded") if source is None else ("row", "values", "decoded")
+    planes = "".join(_plane(spec, e.planes[spec.role], twin) for spec in e.scheme.planes(e.shape, e.dtype))
+    return (
+        f"`{e.scheme.text}`, a tensor of shape {list(e.shape)} and dtype {e.dtype}:\n\n{table(head, rows)}"
+        f"\nIts planes:\n\n{planes}\n{_first_byte(e, decoded)}\n"
+    )
+
+
+_MOST_ROWS, _MOST_VALUES, _MOST_BYTES, _LINE = 3, 20, 96, 24
+_CODE_BITS = dict.fromkeys(("int4-group", "nf4", "fp4", "nf4-cpu"), 4)
+
+
+def _shortened(row: np.ndarray) -> str:
+    more = len(row) - _MOST_VALUES
+    return _floats(row[:_MOST_VALUES]) + (f", and {more} more" if more > 0 else "")
+
+
+def _plane(spec: PlaneSpec, array: np.ndarray, twin: str) -> str:
+    data = array.tobytes()
+    head = f"    {spec.role:<14} {spec.dtype:<7} {list(spec.shape)}"
+    if len(data) <= _LINE // 2:
+        return f"{head:<38} {data.hex(' ')}".rstrip() + "\n"
+    lines = [f"        {data[i : i + _LINE].hex(' ')}\n" for i in range(0, min(len(data), _MOST_BYTES), _LINE)]
+    more = len(data) - _MOST_BYTES
+    return f"{head}\n{''.join(lines)}" + (f"        and {more} bytes more: {twin}\n" if more > 0 else "")
+
+
+def _first_byte(e: Example, decoded: np.ndarray) -> str:
+    """How reading begins."""
+    value = f"{float(decoded[0, 0]):.7g}"
+    if isinstance(e.scheme, GGML):
+        sizes = e.scheme.layout.fields
+        ends = np.cumsum(list(sizes.values())).tolist()
+        fields = [f"`{name}` {end - sizes[name]} to {end - 1}" for name, end in zip(sizes, ends, strict=True)]
+        return f"Bytes of the first block: {', '.join(fields)}. Its first value is {value}."
+    codes, first = e.planes["codes"], int(e.planes["codes"].reshape(-1)[:1].view(np.uint8)[0])
+    bits = e.scheme.bits if isinstance(e.scheme, Cluster) else _CODE_BITS.get(e.scheme.name, 8)
+    if bits < 8:
+        return (
+            f"Byte 0 of `codes` is 0x{first:02x}, in bits {first:08b}: the code of the first value is its first "
+            f"{bits} bits, {first >> (8 - bits)}, which stands for {value}."
+        )
+    return f"Byte 0 of `codes` is 0x{first:02x}, the code {int(codes.reshape(-1)[0])}, which stands for {value}."
+
+
+def four_bit_values() -> str:
+    """What the codes of nf4 and fp4 stand for, to the bit."""
+    books = [[(f"`0x{value.view(np.uint32):08X}`", f"{value:.8g}") for value in book] for book in (NF4, FP4)]
+    rows = [(code, *nf4, *fp4) for code, (nf4, fp4) in enumerate(zip(*books, strict=True))]
+    return table(("code", "nf4", "", "fp4", ""), rows)
+
+
+def nested_codebook() -> str:
+    """The 256 values that nested scales are made of, and a digest of the table of nearest ones."""
+    words = [f"{word:08X}" for word in dynamic_map().view(np.uint32).tolist()]
+    lines = [f"    {i:3d}  {' '.join(words[i : i + 8])}\n" for i in range(0, 256, 8)]
+    values, codes = (f"0x{zlib.crc32(array.tobytes()):08X}" for array in (dynamic_map(), _nested_table()))
+    return (
+        f"{''.join(lines)}\nCRC-32 of these 256 values, little-endian: {values}; of the table of 65,536 codes, a byte "
+        f"each: {codes}.\n"
+    )
+
+
 def _floats(row: np.ndarray) -> str:
     return ", ".join(f"{x:.7g}" for x in row.tolist())
 
@@ -339,7 +425,7 @@ def _metadata(data: bytes, start: int, end: int, count: int, info: Any) -> Itera
 
 def _strings(data: bytes, start: int, end: int, count: int, info: Any) -> Iterator[Piece]:
     for name in [*info.scheme_names, *info.document_names, *info.names]:
-        yield Piece(name.encode(), f'"{name}"')
+        yield Piece(name.encode() + b"\n", f'"{name}" and a line feed')
 
 
 def _leaves(data: bytes, start: int, end: int, count: int, info: Any) -> Iterator[Piece]:
@@ -420,7 +506,10 @@ GENERATED: dict[str, Callable[[], str]] = {
     "hello": hello,
     "example bf16": partial(example_plain, "bf16", [1.0, -2.5, 0.1, 3.140625, 1.00390625, 1.01171875]),
     "example f8_e4m3": partial(example_plain, "f8_e4m3", [1.0, -0.5, 0.3, 448.0, 0.001953125, 1.0625]),
+    **{f"example {name}": partial(example, name) for name in scheme_examples.names()},
     "example int8": example_int8,
+    "four-bit values": four_bit_values,
+    "nested codebook": nested_codebook,
 }
 
 

@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "show what a file holds: .aibit, .gguf or .safetensors"),
     "verify": ("verify", "check a file's structure and every checksum"),
     "run": ("run", "generate text"),
+    "export": ("export", "write a file in another format: huggingface, safetensors or gguf"),
     "extract": ("extract", "write a file's documents or tensors out"),
 }
 ALIASES = {"show": "inspect"}

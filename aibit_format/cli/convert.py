@@ -16,13 +16,21 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("source", metavar="SRC", help="a Hugging Face model directory")
+    parser.add_argument(
+        "source", metavar="SRC",
+        help="a Hugging Face directory (plain, bitsandbytes, GPTQ, AWQ), a .gguf file, or an .aibit file",
+    )  # fmt: skip
     parser.add_argument("-o", "--output", metavar="OUT", help="the file to write")
-    parser.add_argument("--scheme", default="int8", help="scheme of the Linear weights (default: int8)")
+    parser.add_argument(
+        "--scheme", metavar="SCHEME",
+        help="scheme of the Linear weights, with parameters after commas: nf4,block_size=128 (default: int8, or "
+        "'keep' for a source that is quantized already)",
+    )  # fmt: skip
     parser.add_argument(
         "--tensor", metavar="REGEX=SCHEME", action="append", default=[], type=_rule,
         help="another scheme for the tensors whose name REGEX is found in; the last match wins",
     )  # fmt: skip
+    parser.add_argument("--recipe", metavar="FILE", help="TOML with 'scheme' and '[tensors]'; kept in the output")
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, with sizes, and stop")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--architecture", metavar="CLASS", help="transformers class, when config.json names none")
@@ -47,16 +55,16 @@ def run(args: argparse.Namespace) -> int:
     """Plan, show or do it, and report."""
     if not args.output and not args.dry_run:
         args.parser.error("say where to write: -o OUT (or --dry-run to see the plan)")
-    from ..recipe import Recipe
+    from ..recipe import KEEP, Recipe
 
-    Recipe.of(args.scheme, args.tensor)  # a wrong scheme or pattern is found before anything heavy is imported
+    Recipe.of(args.scheme or KEEP, args.tensor)  # a wrong scheme or pattern is found before anything heavy is imported
     from .quiet import quiet_libraries
 
     quiet_libraries()
     from ..conversion import make_plan
     from ..conversion import run as convert
 
-    plan = make_plan(args.source, args.scheme, args.tensor, args.architecture)
+    plan = make_plan(args.source, args.scheme, args.tensor, args.architecture, recipe_file=args.recipe)
     if args.dry_run:
         _show_plan(plan, args.json)
         return 0
@@ -64,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         report = convert(plan, args.output, args.force, progress.update, args.jobs)
     for key in report.dropped_keys:
         print(f"aibit: left out: {key}", file=sys.stderr)
+    if plan.source.no_model:
+        print(f"aibit: tensors alone are stored, there is no model: {plan.source.no_model}", file=sys.stderr)
     if report.unused:
         print(f"aibit: the model has no place for: {', '.join(report.unused)}", file=sys.stderr)
     _show_report(report, args.json)

@@ -9,6 +9,8 @@ from typing import Any
 from ..reader import File
 from .output import emit, printable, size, table
 
+_SHOWN = 1000  # entries of a GGUF file's list of strings
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
@@ -37,7 +39,7 @@ def describe(path: str) -> dict[str, Any]:
         gguf = GGUFFile(path)
         rows = [_row(t.name, t.shape, t.type, t.nbytes) for t in gguf.tensors]
         return {"file": path, "format": f"GGUF {gguf.version}", "size": gguf.size,
-                "metadata": gguf.metadata, "documents": {}, "tensors": rows}  # fmt: skip
+                "metadata": _first_of_lists(gguf.metadata), "documents": {}, "tensors": rows}  # fmt: skip
     if kind == "safetensors":
         from ..sources.safetensors import SafetensorsFile
 
@@ -72,6 +74,11 @@ def _kind(path: str) -> str:
         return "gguf"
     looks_like_json = len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
     return "safetensors" if looks_like_json else "aibit"
+
+
+def _first_of_lists(metadata: dict[str, Any]) -> dict[str, Any]:
+    """A GGUF file's metadata without most of its vocabulary, which has hundreds of thousands of entries."""
+    return {key: value[:_SHOWN] if isinstance(value, list) else value for key, value in metadata.items()}
 
 
 def _row(name: str, shape: tuple[int, ...], kind: str, nbytes: int) -> dict[str, Any]:

@@ -15,10 +15,20 @@ from .base import PlaneSpec, Scheme, parameters_of
 
 __all__ = ["BUILTIN", "PlaneSpec", "Scheme", "make", "names", "parse"]
 
+_GGML = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+
 BUILTIN: dict[str, str] = {
     **dict.fromkeys(DTYPES, "aibit_format.schemes.plain:Plain"),
     "int8": "aibit_format.schemes.int8:Int8",
+    "int8-absmax": "aibit_format.schemes.int8_affine:Int8Absmax",
+    "int8-zp": "aibit_format.schemes.int8_affine:Int8ZeroPoint",
+    "int8-outlier": "aibit_format.schemes.int8_outlier:Int8Outlier",
+    "fp8-e4m3": "aibit_format.schemes.fp8:Fp8E4M3",
+    "cluster": "aibit_format.schemes.cluster:Cluster",
+    "int4-group": "aibit_format.schemes.int4_group:Int4Group",
     **dict.fromkeys(("nf4", "fp4"), "aibit_format.schemes.fourbit:FourBit"),
+    **dict.fromkeys((f"gguf:{kind}" for kind in _GGML), "aibit_format.schemes.ggml:GGML"),
+    "nf4-cpu": "aibit_format.schemes.nf4_cpu:NF4CPU",
 }
 
 

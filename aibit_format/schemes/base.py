@@ -117,8 +117,11 @@ class Scheme(ABC):
         """(role, what is wrong) for planes whose contents no encoder writes, such as a negative scale."""
         return iter(())
 
-    def contradictions(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
-        """(role, what is wrong) where one plane says again what another says, and differs; read by full verification."""
+    def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        """(role, what is wrong) for what only a look at every code tells; full verification and the writer look.
+
+        Such as spare bits that are not zero, or a plane that is another one's codes again, and differs.
+        """
         return iter(())
 
     @property

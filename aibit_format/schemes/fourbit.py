@@ -17,7 +17,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
 
 import numpy as np
 
@@ -92,7 +91,8 @@ def dynamic_map() -> np.ndarray:
         # torch.linspace: float32 steps, rounded once, counted from the start in the first half and from the end after.
         step = float((np.float32(1) - np.float32(0.1)) / np.float32(parts))
         i = np.arange(parts + 1)
-        edges = np.where(i < (parts + 1) // 2, float(np.float32(0.1)) + step * i, 1 - step * (parts - i)).astype(np.float32)
+        edges = np.where(i < (parts + 1) // 2, float(np.float32(0.1)) + step * i, 1 - step * (parts - i))
+        edges = edges.astype(np.float32)
         middles = np.float32(10.0 ** (power - 6)) * ((edges[:-1] + edges[1:]) / np.float32(2))
         values += [*middles.tolist(), *(-middles).tolist()]
     return np.sort(np.array(values, np.float32))
@@ -206,9 +206,10 @@ class FourBit(Scheme):
         count, columns = matrix(shape)
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(count)
-            return self._stretch(planes, start * columns, max(stop, start) * columns).reshape(-1, columns)
+            stop = max(start, stop)
+            return self._stretch(planes, start * columns, stop * columns).reshape(stop - start, columns)
         parts = [self._stretch(planes, row * columns, (row + 1) * columns) for row in rows.tolist()]
-        return np.concatenate(parts or [np.zeros(0, np.float32)]).reshape(-1, columns)
+        return np.concatenate(parts or [np.zeros(0, np.float32)]).reshape(len(parts), columns)
 
     def _stretch(self, planes: Planes, start: int, stop: int) -> np.ndarray:
         """The flat elements from ``start`` to ``stop``, which may begin and end inside a byte and a block."""

@@ -86,7 +86,7 @@ class NF4CPU(Scheme):
         if not np.isfinite(to_float32(planes["tile_absmax"], "bf16")).all():
             yield "tile_absmax", "a scale is not finite"
 
-    def contradictions(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+    def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         wanted = self.tiled({role: planes[role] for role in planes if not role.startswith("tile")}, shape)
         for role in ("tiles", "tile_absmax"):
             if not np.array_equal(planes[role], wanted[role]):

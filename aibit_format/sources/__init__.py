@@ -16,8 +16,16 @@ __all__ = ["BUILTIN", "Source", "SourceFile", "SourceTensor", "open_source", "va
 
 # Kind of source -> "module:class". The first whose ``matches`` says yes opens the path.
 BUILTIN: dict[str, str] = {
-    "huggingface": "aibit_format.sources.huggingface:HuggingFace",
+    "aibit": "aibit_format.sources.aibit:Aibit",
+    "gguf": "aibit_format.sources.gguf:GGUF",
+    "archive": "aibit_format.sources.archive:Archive",
+    "bitsandbytes": "aibit_format.sources.bitsandbytes:BitsAndBytes",
+    "gptq": "aibit_format.sources.gptq:GPTQ",
+    "awq": "aibit_format.sources.awq:AWQ",
+    "huggingface": "aibit_format.sources.huggingface:Unquantized",
 }
+
+_IN_MEMORY = "aibit_format.sources.pretrained:Pretrained"
 
 
 def open_source(source: Any, tokenizer: Any = None) -> Source:
@@ -31,13 +39,17 @@ def open_source(source: Any, tokenizer: Any = None) -> Source:
         SourceError: there is nothing, or nothing that a source here can read.
     """
     if not isinstance(source, (str, os.PathLike)):
-        return source
+        return source if hasattr(source, "planes") else _family(_IN_MEMORY)(source, tokenizer)
     name = os.fspath(source)
     if not os.path.exists(name):
         raise SourceError(f"{name}: no such file or directory")
     for target in BUILTIN.values():
-        module, attribute = target.split(":")
-        family = vars(import_module(module))[attribute]
+        family = _family(target)
         if family.matches(name):
             return family(name)
     raise SourceError(f"{name}: not a source; known: {', '.join(BUILTIN)} (a directory with config.json and weights)")
+
+
+def _family(target: str) -> Any:
+    module, attribute = target.split(":")
+    return vars(import_module(module))[attribute]

@@ -8,7 +8,9 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from ..metadata import Value
 from ..schemes import Scheme, make
+
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
@@ -16,6 +18,7 @@ class SourceTensor:
 
     ``scheme`` is how a quantized one is stored, ``None`` for values as they are. ``transposed`` says that ``shape``
     is that of the stored tensor, and the architecture wants its transpose (GPT-2's quantized Conv1D weights).
+    ``alias_of`` names an earlier tensor that this is another name of, where the source says so.
     """
 
     name: str
@@ -24,6 +27,7 @@ class SourceTensor:
     file: str
     scheme: Scheme | None = None
     transposed: bool = False
+    alias_of: str | None = None
 
     @property
     def stored(self) -> Scheme:
@@ -51,6 +55,8 @@ class Source(Protocol):
     kind: ClassVar[str]
     path: str
     no_model: str | None  # why no transformers model can be built of it; its tensors can be stored all the same
+    metadata: Mapping[str, Value]  # what the output's metadata say besides
+    architecture: str | None  # the model's class, where the source knows better than the config
 
     @property
     def tensors(self) -> Mapping[str, SourceTensor]:

@@ -1,133 +1,199 @@
-"""A GGUF file's header: its metadata, and each tensor's name, shape and type.
+"""A GGUF file as a source: its blocks as they are, under the names and with the config that transformers knows.
 
-See https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count is compared with the bytes that are left
-before anything is read or allocated by it.
+For the architectures of ``gguf_models`` the result is a model: names are mapped back, the rows that llama.cpp reorders
+for its rotary embeddings are put in order again (whole rows of blocks move, nothing is decoded), and config, tokenizer
+and chat template are made of the metadata. Of any other architecture, tensors are kept under GGUF's names.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ..dtypes import DTYPES, to_float32
 from ..errors import SourceError
+from ..metadata import Value
+from ..schemes import make
+from ..schemes.ggml import LAYOUTS
+from . import gguf_tokenizer
+from .base import SourceFile, SourceTensor
+from .gguf_file import GGUFFile, GGUFTensor
+from .gguf_models import FAMILIES, ROPE_FACTORS, Family, config_of, hugging_face_rows
 
-# Type number -> name, elements a block, bytes a block.
-TYPES: dict[int, tuple[str, int, int]] = {
-    0: ("f32", 1, 4), 1: ("f16", 1, 2), 2: ("q4_0", 32, 2 + 16), 3: ("q4_1", 32, 2 + 2 + 16),
-    6: ("q5_0", 32, 2 + 4 + 16), 7: ("q5_1", 32, 2 + 2 + 4 + 16), 8: ("q8_0", 32, 2 + 32), 9: ("q8_1", 32, 4 + 4 + 32),
-    10: ("q2_k", 256, 16 + 64 + 2 + 2), 11: ("q3_k", 256, 32 + 64 + 12 + 2), 12: ("q4_k", 256, 2 + 2 + 12 + 128),
-    13: ("q5_k", 256, 2 + 2 + 12 + 32 + 128), 14: ("q6_k", 256, 128 + 64 + 16 + 2), 15: ("q8_k", 256, 4 + 256 + 32),
-    16: ("iq2_xxs", 256, 2 + 64), 17: ("iq2_xs", 256, 2 + 64 + 8), 18: ("iq3_xxs", 256, 2 + 64 + 32),
-    19: ("iq1_s", 256, 2 + 32 + 16), 20: ("iq4_nl", 32, 2 + 16), 21: ("iq3_s", 256, 2 + 64 + 8 + 32 + 4),
-    22: ("iq2_s", 256, 2 + 64 + 16), 23: ("iq4_xs", 256, 2 + 2 + 4 + 128), 24: ("i8", 1, 1), 25: ("i16", 1, 2),
-    26: ("i32", 1, 4), 27: ("i64", 1, 8), 28: ("f64", 1, 8), 29: ("iq1_m", 256, 32 + 16 + 8), 30: ("bf16", 1, 2),
-    34: ("tq1_0", 256, 2 + 4 + 48), 35: ("tq2_0", 256, 2 + 64), 39: ("mxfp4", 32, 1 + 16),
-}  # fmt: skip
+__all__ = ["GGUF", "GGUFFile"]
 
-_STRING, _ARRAY, _BOOL = 8, 9, 7
-_SCALARS = {
-    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "u1", 10: "<u8", 11: "<i8", 12: "<f8",
-}  # fmt: skip
-_SHOWN = 1000  # items of an array of strings that are kept; vocabularies hold hundreds of thousands
+DOCUMENT = "gguf.json"  # the metadata, but for what other documents say
+_IN_TOKENIZER = frozenset(f"tokenizer.ggml.{key}" for key in ("tokens", "scores", "merges", "token_type"))
+_PIECE = 1 << 20  # elements looked at at a time
 
 
-@dataclass(frozen=True, slots=True)
-class GGUFTensor:
-    """A tensor of the directory. ``shape`` is in the order of numpy and torch, outermost first."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    offset: int
-    nbytes: int
-
-
-class GGUFFile:
-    """The header of a GGUF file, version 2 or 3.
+class GGUF:
+    """The file ``path``.
 
     Raises:
-        SourceError: it is damaged or cut off, or has a type this reader does not know.
+        SourceError: it is damaged, one part of several, or has tensors of a type that has no scheme here.
     """
+
+    kind: ClassVar[str] = "gguf"
+    architecture = None
+    metadata: Mapping[str, Value] = {}
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.size = os.path.getsize(path)
-        self._map = np.memmap(path, np.uint8, "r")
-        self._position = 4
-        self.version = self._number("<u4")
-        if self.version not in (2, 3):
-            raise SourceError(f"{path}: GGUF version {self.version}, this reader knows 2 and 3")
-        tensors, entries = self._number("<u8"), self._number("<u8")
-        self._fits(tensors, 24)
-        self._fits(entries, 13)
-        self.metadata = {self._string(): self._value(self._number("<u4")) for _ in range(entries)}
-        self.tensors = [self._tensor() for _ in range(tensors)]
-
-    def _tensor(self) -> GGUFTensor:
-        name, rank = self._string(), self._number("<u4")
-        self._fits(rank, 8)
-        shape = tuple(self._number("<u8") for _ in range(rank))[::-1]
-        number, offset = self._number("<u4"), self._number("<u8")
-        if number not in TYPES:
-            raise SourceError(f"{self.path}: tensor {name!r}: unknown type {number}")
-        kind, block, size = TYPES[number]
-        if shape and shape[-1] % block:
+        self._file = GGUFFile(path)
+        metadata = self._file.metadata
+        parts = metadata.get("split.count", 1)
+        if type(parts) is not int or parts > 1:
             raise SourceError(
-                f"{self.path}: tensor {name!r}: rows of {shape[-1]} are not whole blocks of {block} ({kind})"
+                f"{path}: part {metadata.get('split.no')} of {parts}: join the parts first (llama-gguf-split --merge)"
             )
-        return GGUFTensor(name, shape, kind, offset, math.prod(shape) // block * size)
-
-    def _value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self._string()
-        if kind == _ARRAY:
-            return self._array()
-        if kind not in _SCALARS:
-            raise SourceError(f"{self.path}: unknown metadata type {kind} at {self._position}")
-        value = self._number(_SCALARS[kind])
-        return bool(value) if kind == _BOOL else value
-
-    def _array(self) -> Any:
-        kind, count = self._number("<u4"), self._number("<u8")
-        if kind == _STRING:
-            self._fits(count, 8)
-            values = [self._string() if i < _SHOWN else self._skip() for i in range(count)]
-            return values[:_SHOWN] if count > _SHOWN else values
-        if kind not in _SCALARS:
-            raise SourceError(f"{self.path}: an array of type {kind} at {self._position}: nested or unknown")
-        dtype = np.dtype(_SCALARS[kind])
-        self._fits(count, dtype.itemsize)
-        return self._take(count * dtype.itemsize).view(dtype)
-
-    def _string(self) -> str:
-        length = self._number("<u8")
-        self._fits(length, 1)
+        for tensor in self._file.tensors:
+            if f"gguf:{tensor.type}" not in LAYOUTS and tensor.type not in DTYPES:
+                raise SourceError(f"{path}: tensor {tensor.name!r} is {tensor.type}, which has no scheme here")
+        self._family: Family | None = None
+        self._config: dict[str, Any] = {}
+        self.no_model: str | None = None
         try:
-            return self._take(length).tobytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{self.path}: text at {self._position - length} is not UTF-8") from error
+            self._family, self._config = self._model()
+        except SourceError as error:
+            self.no_model = f"GGUF: {error}"
+        self._heads = {t.name: self._heads_of(t) for t in self._file.tensors}
+        self._places = {self._name(t): t for t in self._file.tensors if not (self._family and t.name == ROPE_FACTORS)}
 
-    def _skip(self) -> None:
-        length = self._number("<u8")
-        self._fits(length, 1)
-        self._take(length)
+    @staticmethod
+    def matches(path: str) -> bool:
+        """Whether ``path`` is such a file."""
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as file:
+            return file.read(4) == b"GGUF"
 
-    def _number(self, dtype: str) -> Any:
-        size = np.dtype(dtype).itemsize
-        self._fits(1, size)
-        return self._take(size).view(dtype)[0].item()
+    @cached_property
+    def tensors(self) -> dict[str, SourceTensor]:
+        return {name: self._tensor(name, tensor) for name, tensor in self._places.items()}
 
-    def _fits(self, count: int, each: int) -> None:
-        left = self.size - self._position
-        if count > left // each:
-            raise SourceError(
-                f"{self.path}: {count} items at {self._position} do not fit the {left} bytes that are left"
-            )
+    @property
+    def files(self) -> list[SourceFile]:
+        return [SourceFile(os.path.basename(self.path), self.path, self._file.size)]
 
-    def _take(self, length: int) -> np.ndarray:
-        start, self._position = self._position, self._position + length
-        return self._map[start : self._position]
+    @cached_property
+    def documents(self) -> dict[str, bytes]:
+        kept = dict(self._file.metadata)
+        if self._family is None:
+            return {DOCUMENT: _json(kept)}
+        found = {"config.json": _json(self._config | {"dtype": DTYPE_NAMES[self._dtype]} | self._ends())}
+        found["generation_config.json"] = _json({"_from_model_config": True} | self._ends())
+        try:
+            context = self._config.get("max_position_embeddings") or self._config["n_positions"]
+            found |= gguf_tokenizer.documents_of(self._file.metadata, self._config["vocab_size"], context)
+            kept = {key: value for key, value in kept.items() if key not in _IN_TOKENIZER}
+        except SourceError as error:
+            kept["aibit.no_tokenizer"] = str(error)
+        return dict(sorted((found | {DOCUMENT: _json(kept)}).items()))
+
+    def planes(self, name: str) -> dict[str, np.ndarray]:
+        tensor, place = self.tensors[name], self._places[name]
+        (plane,) = tensor.stored.planes(tensor.shape, tensor.dtype)
+        values = self._file.read(place).view(DTYPES[plane.dtype].numpy).reshape(plane.shape)
+        heads = self._heads[place.name]
+        return {plane.role: values[hugging_face_rows(len(values), heads)] if heads else values}
+
+    def _model(self) -> tuple[Family, dict[str, Any]]:
+        architecture = self._file.metadata.get("general.architecture")
+        if not isinstance(architecture, str) or architecture not in FAMILIES:
+            raise SourceError(f"architecture {architecture!r} is unknown here; known: {', '.join(FAMILIES)}")
+        family = FAMILIES[architecture]
+        places = {tensor.name: tensor for tensor in self._file.tensors}
+        factors = None
+        if ROPE_FACTORS in places:
+            if places[ROPE_FACTORS].type != "f32":
+                raise SourceError(f"{ROPE_FACTORS} is {places[ROPE_FACTORS].type}, f32 is needed")
+            factors = self._file.read(places[ROPE_FACTORS]).view("<f4")
+        shapes = {tensor.name: tensor.shape for tensor in self._file.tensors}
+        return family, config_of(family, self._file.metadata, shapes, factors)
+
+    def _name(self, tensor: GGUFTensor) -> str:
+        return (self._family and self._family.hugging_face(tensor.name)) or tensor.name
+
+    def _heads_of(self, tensor: GGUFTensor) -> int:
+        """Heads whose rows are in llama.cpp's order; 0 if they are not."""
+        key = self._family.heads_key(tensor.name) if self._family else None
+        config_key = self._family.integers[key] if self._family and key else None
+        return self._config[config_key] if config_key else 0
+
+    def _tensor(self, name: str, place: GGUFTensor) -> SourceTensor:
+        scheme = f"gguf:{place.type}"
+        known = scheme in LAYOUTS
+        dtype = self._dtype if known else place.type
+        transposed = self._family is not None and self._family.is_conv1d(place.name)
+        file = os.path.basename(self.path)
+        return SourceTensor(name, place.shape, dtype, file, make(scheme) if known else None, transposed)
+
+    @cached_property
+    def _dtype(self) -> str:
+        """The smallest dtype that holds every tensor that is not quantized exactly.
+
+        bf16 is tried before f16: the norms of a model trained in bf16 nearly always fit f16 too, and its activations
+        may not. The norms of one trained in f16 do not fit bf16.
+        """
+        left = ["bf16", "f16"]
+        for tensor in self._file.tensors:
+            if tensor.name != ROPE_FACTORS and tensor.type in ("f16", "bf16", "f32", "f64") and tensor.nbytes:
+                left = _holding(left, self._file.read(tensor), tensor.type)
+        return left[0] if left else "f32"
+
+    def _ends(self) -> dict[str, Any]:
+        """Ids of the first token and of those that end a text."""
+        names = ("bos", "eos", "eot", "padding")
+        ids = {name: self._file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in names}
+        count = self._config["vocab_size"]
+        valid = {name: i for name, i in ids.items() if type(i) is int and 0 <= i < count}
+        ends = list(dict.fromkeys(valid[name] for name in ("eos", "eot") if name in valid))
+        return {
+            "bos_token_id": valid.get("bos"),
+            "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+            "pad_token_id": valid.get("padding"),
+        }
+
+
+DTYPE_NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}  # in config.json
+
+
+def _holding(dtypes: Iterable[str], data: np.ndarray, dtype: str) -> list[str]:
+    """Those of ``dtypes`` that hold every value of ``data``, u8 [bytes] that are values of ``dtype``."""
+    left = list(dtypes)
+    values = data.view(DTYPES[dtype].numpy)
+    for start in range(0, len(values), _PIECE):
+        if all(wanted == dtype for wanted in left):
+            return left
+        exact = values[start : start + _PIECE]
+        floats = to_float32(exact, dtype)
+        if dtype == "f64" and not np.array_equal(floats.astype(np.float64), exact):
+            return []
+        left = [wanted for wanted in left if wanted == dtype or _HOLDS[wanted](floats)]
+    return left
+
+
+def _fits_f16(floats: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return np.array_equal(floats.astype(np.float16).astype(np.float32), floats)
+
+
+_HOLDS = {"bf16": lambda floats: not (floats.view(np.uint32) & 0xFFFF).any(), "f16": _fits_f16}
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps({key: _plain(inner) for key, inner in value.items()}, indent=1) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has; numbers that it has not as text."""
+    if isinstance(value, np.ndarray):
+        return [_plain(item) for item in value.tolist()]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value

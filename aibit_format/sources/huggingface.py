@@ -1,26 +1,49 @@
-"""A Hugging Face directory: safetensors files with or without an index, config, tokenizer, template, licence."""
+"""A Hugging Face directory: files of weights with or without an index, config, tokenizer, template, licence."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import ClassVar
+from importlib import import_module
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..documents import WANTED
-from ..errors import SourceError
+from ..documents import WANTED, parse_json
+from ..errors import FormatError, SourceError
 from ..layout import MAX_DOCUMENT
+from ..metadata import Value
 from .base import SourceFile, SourceTensor
-from .safetensors import SafetensorsFile
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+# Files of weights, best first, and what opens one; the index of several is called like the file, with _INDEX.
+_WEIGHTS = {
+    "model.safetensors": "aibit_format.sources.safetensors:SafetensorsFile",
+    "pytorch_model.bin": "aibit_format.sources.pickled:PickledFile",
+    "pytorch_model.pt": "aibit_format.sources.pickled:PickledFile",
+    "model.pt": "aibit_format.sources.pickled:PickledFile",
+}
+_INDEX = ".index.json"
+
+# Methods of ``quantization_config`` that have a source of their own.
+METHODS = ("awq", "bitsandbytes", "gptq")
+
+
+class Shard(Protocol):
+    """An open file of weights."""
+
+    path: str
+    size: int
+    tensors: dict[str, SourceTensor]
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor's values."""
+        ...
 
 
 class HuggingFace:
-    """The directory ``path``.
+    """The directory ``path``, every tensor as it is stored: what is in all such directories, quantized or not.
 
     Raises:
         SourceError: no config, no weights, a shard or a tensor of the index missing, a tensor in two shards.
@@ -28,10 +51,14 @@ class HuggingFace:
 
     kind: ClassVar[str] = "huggingface"
     no_model = None
+    architecture = None
+    metadata: Mapping[str, Value] = {}
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._shards = {name: SafetensorsFile(os.path.join(path, name)) for name in self._shard_names()}
+        self.config = read_config(path)
+        self._single = next((name for name in _WEIGHTS if self._has(name) or self._has(name + _INDEX)), None)
+        self._shards: dict[str, Shard] = {name: self._open(name) for name in self._shard_names()}
         self.tensors: dict[str, SourceTensor] = {}
         for shard in self._shards.values():
             for name, tensor in shard.tensors.items():
@@ -51,41 +78,38 @@ class HuggingFace:
 
     @cached_property
     def documents(self) -> dict[str, bytes]:
-        found = {}
-        for folder, _, names in os.walk(self.path):
-            for name in names:
-                full = os.path.join(folder, name)
-                relative = os.path.relpath(full, self.path).replace(os.sep, "/")
-                if not WANTED.fullmatch(relative):
-                    continue
-                if os.path.getsize(full) > MAX_DOCUMENT:
-                    raise SourceError(f"{full}: {os.path.getsize(full)} bytes, a document holds {MAX_DOCUMENT}")
-                with open(full, "rb") as file:
-                    found[relative] = file.read()
-        return dict(sorted(found.items()))
+        return read_documents(self.path)
 
     def planes(self, name: str) -> dict[str, np.ndarray]:
         return {"values": self._shards[self.tensors[name].file].read(name)}
 
+    def _has(self, name: str) -> bool:
+        return os.path.isfile(os.path.join(self.path, name))
+
+    def _open(self, name: str) -> Shard:
+        module, attribute = _WEIGHTS[self._single or ""].split(":")
+        return vars(import_module(module))[attribute](os.path.join(self.path, name))
+
     def _shard_names(self) -> list[str]:
-        if _INDEX in os.listdir(self.path):
-            names = sorted(set(self._index.values()))
-            for name in names:
-                if os.path.basename(name) != name:
-                    raise SourceError(f"{self.path}/{_INDEX}: shard name {name!r} is a path")
-                if not os.path.isfile(os.path.join(self.path, name)):
-                    raise SourceError(f"{self.path}: shard {name!r} of {_INDEX} is missing")
-            return names
-        if os.path.isfile(os.path.join(self.path, _SINGLE)):
-            return [_SINGLE]
-        others = sorted(name for name in os.listdir(self.path) if name.endswith((".bin", ".pt", ".safetensors")))
-        raise SourceError(
-            f"{self.path}: neither {_SINGLE} nor {_INDEX}" + (f"; found {', '.join(others[:3])}" if others else "")
-        )
+        if self._single is None:
+            others = sorted(name for name in os.listdir(self.path) if name.endswith((".bin", ".pt", ".safetensors")))
+            raise SourceError(
+                f"{self.path}: no {' or '.join(_WEIGHTS)}, nor an index of one"
+                + (f"; found {', '.join(others[:3])}" if others else "")
+            )
+        if not self._has(self._single + _INDEX):
+            return [self._single]
+        names = sorted(set(self._index.values()))
+        for name in names:
+            if os.path.basename(name) != name:
+                raise SourceError(f"{self.path}/{self._single}{_INDEX}: shard name {name!r} is a path")
+            if not self._has(name):
+                raise SourceError(f"{self.path}: shard {name!r} of {self._single}{_INDEX} is missing")
+        return names
 
     @cached_property
     def _index(self) -> dict[str, str]:
-        path = os.path.join(self.path, _INDEX)
+        path = os.path.join(self.path, f"{self._single}{_INDEX}")
         try:
             with open(path, encoding="utf-8") as file:
                 weight_map = json.load(file)["weight_map"]
@@ -94,8 +118,82 @@ class HuggingFace:
             raise SourceError(f"{path}: not an index of shards: {error}") from error
 
     def _check_index(self) -> None:
-        if _INDEX not in os.listdir(self.path):
+        if not self._has(f"{self._single}{_INDEX}"):
             return
         for name, shard in self._index.items():
             if name not in self.tensors or self.tensors[name].file != shard:
-                raise SourceError(f"{self.path}: tensor {name!r} of {_INDEX} is not in {shard}")
+                raise SourceError(f"{self.path}: tensor {name!r} of {self._single}{_INDEX} is not in {shard}")
+
+
+class Unquantized(HuggingFace):
+    """A directory whose tensors are values.
+
+    Raises:
+        SourceError: its config says that they are something else.
+    """
+
+    def __init__(self, path: str) -> None:
+        method = quantization_method(read_config(path))
+        if method is not None:
+            raise SourceError(
+                f"{path}/config.json: quantized with quant_method {method!r}, which no source here reads; "
+                f"known: {', '.join(METHODS)}"
+            )
+        super().__init__(path)
+
+
+def read_config(folder: str) -> dict[str, Any]:
+    """The parsed ``config.json`` of a directory.
+
+    Raises:
+        SourceError: it is no JSON object, or too large for one.
+    """
+    path = os.path.join(folder, "config.json")
+    try:
+        config = parse_json("config.json", _read_document(path))
+    except FormatError as error:
+        raise SourceError(f"{path}: {error}") from error
+    if not isinstance(config, dict):
+        raise SourceError(f"{path}: a JSON {type(config).__name__}, not an object")
+    return config
+
+
+def quantization_method(config: Mapping[str, Any]) -> str | None:
+    """The method of a config's ``quantization_config``, or of a sub-model's; ``None`` if nothing is quantized."""
+    found = next((c["quantization_config"] for c in sub_configs(config) if c.get("quantization_config")), None)
+    if found is None:
+        return None
+    if not isinstance(found, Mapping):
+        return repr(found)
+    if found.get("load_in_8bit") or found.get("load_in_4bit"):  # written before methods had names
+        return "bitsandbytes"
+    return str(found.get("quant_method"))
+
+
+def sub_configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A config and those of the models inside it."""
+    yield config
+    yield from (inner for inner in config.values() if isinstance(inner, Mapping))
+
+
+def read_documents(folder: str) -> dict[str, bytes]:
+    """The documents of a directory by name relative to it, sorted.
+
+    Raises:
+        SourceError: one is larger than a document may be.
+    """
+    found = {}
+    for here, _, names in os.walk(folder):
+        for name in names:
+            full = os.path.join(here, name)
+            relative = os.path.relpath(full, folder).replace(os.sep, "/")
+            if WANTED.fullmatch(relative):
+                found[relative] = _read_document(full)
+    return dict(sorted(found.items()))
+
+
+def _read_document(path: str) -> bytes:
+    if os.path.getsize(path) > MAX_DOCUMENT:
+        raise SourceError(f"{path}: {os.path.getsize(path)} bytes, a document holds {MAX_DOCUMENT}")
+    with open(path, "rb") as file:
+        return file.read()

@@ -11,6 +11,7 @@ from ..architecture import build_config, empty_model
 from ..errors import LoadError, MissingPackageError
 from ..manifest import TensorInfo
 from ..reader import File, Level
+from ..schemes.base import FLOATS
 from ..schemes.plain import Plain
 from ..skeleton import float32_rule
 from ..storage import Path
@@ -23,7 +24,7 @@ try:
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
     from ..bridge import dtype_name, to_torch, torch_dtypes
-    from .modules import Linear4bit, Linear8bitLt, builder_for
+    from .modules import THRESHOLD, Linear4bit, Linear8bitLt, Target, builder_for
 except ImportError as error:
     raise MissingPackageError(f"loading a model needs {error.name}: pip install 'aibit-format[hf]'") from error
 
@@ -104,6 +105,11 @@ class _Assembly:
 
     def __init__(self, file: File, model: PreTrainedModel, device: torch.device) -> None:
         self.file, self.model, self.device = file, model, device
+        dtype = file.metadata.get("quantization.compute_dtype")
+        if dtype is not None and dtype not in FLOATS:
+            raise LoadError(f"{file.path}: quantization.compute_dtype {dtype!r}, expected one of {', '.join(FLOATS)}")
+        threshold = file.metadata.get("quantization.outlier_threshold", THRESHOLD)
+        self.target = Target(device, torch_dtypes()[dtype] if dtype else None, threshold)
         self.empty: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self.buffers = dict(model.named_buffers())
         self.in_float32 = float32_rule(model)
@@ -116,9 +122,9 @@ class _Assembly:
             owner, _, leaf = name.rpartition(".")
             module = self.model.get_submodule(owner)
             self._check_shape(info)
-            build = builder_for(module, leaf, info)
+            build = builder_for(module, leaf, info, self.target)
             if build is not None:
-                built = build(module, info, self._planes(info), self.device)
+                built = build(module, info, self._planes(info), self.target)
                 bias = module._parameters.get("bias")
                 if bias is not None:  # still empty, or already placed
                     built.bias = bias
@@ -216,8 +222,10 @@ def _mark_quantized(model: PreTrainedModel) -> None:
     argument, quantizer_class, _ = _QUANTIZERS[kind]
     kept = [name for name, module in model.named_modules() if type(module) is nn.Linear]
     options: dict[str, Any] = {argument: True, "llm_int8_skip_modules": kept}
-    if kind is Linear4bit:
-        layer: Any = next(m for m in model.modules() if isinstance(m, Linear4bit))
+    layer: Any = next(m for m in model.modules() if isinstance(m, kind))
+    if kind is Linear8bitLt:
+        options["llm_int8_threshold"] = layer.state.threshold
+    else:
         options |= {
             "bnb_4bit_quant_type": layer.weight.quant_type,
             "bnb_4bit_use_double_quant": layer.weight.compress_statistics,

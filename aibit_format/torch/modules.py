@@ -8,6 +8,7 @@ when it is loaded and takes the memory of the model's dtype.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import bitsandbytes
@@ -23,11 +24,26 @@ from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit
 from ..schemes.int8 import Int8
 from ..schemes.nf4_cpu import COLUMNS, NF4CPU, ROWS
 from ..schemes.plain import Plain
-from .quantized import QuantizedEmbedding, QuantizedLinear, decode_rows
+from .decode import DECODERS, decode_rows
+from .quantized import QuantizedEmbedding, QuantizedLinear
 
 _bnb: Any = bitsandbytes.nn  # not typed
 Planes = dict[str, torch.Tensor]
-Builder = Callable[[nn.Module, TensorInfo, Planes, torch.device], nn.Module]
+
+# Magnitude from which LLM.int8 takes a column of inputs out of 8 bits: bitsandbytes' and transformers' default.
+THRESHOLD = 6.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where modules are built, and what bitsandbytes' layers compute with where the file says it."""
+
+    device: torch.device
+    compute_dtype: torch.dtype | None = None  # of 4-bit layers; None: the logical dtype
+    threshold: float = THRESHOLD
+
+
+Builder = Callable[[nn.Module, TensorInfo, Planes, Target], nn.Module]
 
 Linear8bitLt: type[nn.Module] = _bnb.Linear8bitLt
 Linear4bit: type[nn.Module] = _bnb.Linear4bit
@@ -36,7 +52,7 @@ Linear4bit: type[nn.Module] = _bnb.Linear4bit
 TILES_VERSION = "0.50"
 
 
-def _int8_linear(module: nn.Module, info: TensorInfo, planes: Planes, device: torch.device) -> nn.Module:
+def _int8_linear(module: nn.Module, info: TensorInfo, planes: Planes, target: Target) -> nn.Module:
     """``bnb.nn.Linear8bitLt`` in the place of ``module``, over the planes as they are.
 
     The parameter is built on its device before it is assigned: bitsandbytes leaves codes and scales behind when a
@@ -44,19 +60,20 @@ def _int8_linear(module: nn.Module, info: TensorInfo, planes: Planes, device: to
     """
     out_features, in_features = info.shape
     linear = _bnb.Linear8bitLt(
-        in_features, out_features, bias=_bias(module) is not None, has_fp16_weights=False, threshold=6.0, device="meta"
-    )
+        in_features, out_features, bias=_bias(module) is not None, has_fp16_weights=False,
+        threshold=target.threshold, device="meta",
+    )  # fmt: skip
     weight = _bnb.Int8Params(planes["codes"], requires_grad=False, has_fp16_weights=False, SCB=planes["row_absmax"])
-    linear.weight = weight.to(device)
+    linear.weight = weight.to(target.device)
     return linear
 
 
 class MappedLinear4bit(_bnb.Linear4bit):
     """``bnb.nn.Linear4bit`` over mapped planes. Two of its habits on a CPU are mended.
 
-    bitsandbytes 0.50 decodes wrongly where a block of the flat weight reaches over the end of a row of even length: such
-    weights are decoded here. And once it has rewritten a weight for AVX512-BF16, its ``state_dict`` is lossy: here it
-    gives the planes of the file.
+    bitsandbytes 0.50 decodes wrongly where a block of the flat weight reaches over the end of a row of even length:
+    such weights are decoded here. And once it has rewritten a weight for AVX512-BF16, its ``state_dict`` is lossy:
+    here it gives the planes of the file.
     """
 
     canonical: tuple[torch.Tensor, Any]  # codes and QuantState as they were loaded
@@ -78,7 +95,7 @@ class MappedLinear4bit(_bnb.Linear4bit):
             destination[f"{prefix}weight.{key}"] = value
 
 
-def _four_bit_linear(module: nn.Module, info: TensorInfo, planes: Planes, device: torch.device) -> nn.Module:
+def _four_bit_linear(module: nn.Module, info: TensorInfo, planes: Planes, target: Target) -> nn.Module:
     """``bnb.nn.Linear4bit`` in the place of ``module``, its ``Params4bit`` over the planes as they are.
 
     On a CPU with AVX512-BF16 bitsandbytes rewrites the weight at the first forward, where its shape allows that; where
@@ -90,7 +107,7 @@ def _four_bit_linear(module: nn.Module, info: TensorInfo, planes: Planes, device
     if not isinstance(scheme, FourBit):
         raise TypeError(f"{scheme.text} is not of four bits")
     out_features, in_features = info.shape
-    compute_dtype = torch_dtypes()[info.dtype]
+    compute_dtype = target.compute_dtype or torch_dtypes()[info.dtype]
     linear = MappedLinear4bit(
         in_features, out_features, bias=_bias(module) is not None, compute_dtype=compute_dtype,
         compress_statistics=bool(scheme.nested), quant_type=scheme.name, device="meta",
@@ -98,14 +115,15 @@ def _four_bit_linear(module: nn.Module, info: TensorInfo, planes: Planes, device
     codes, state = planes["codes"].view(-1, 1), _quant_state(scheme, info, planes)
     linear.canonical = codes, state
     fits = not (out_features % ROWS or in_features % COLUMNS or in_features % scheme.block_size)
-    fast = device.type == "cpu" and fits and has_avx512bf16()
+    on_cpu = target.device.type == "cpu"
+    fast = on_cpu and fits and has_avx512bf16()
     linear.support_avx512bf16_for_cpu = fast
     if fast and tiled and bitsandbytes.__version__.startswith(TILES_VERSION):
         codes, state = planes["tiles"], _tiled_state(scheme, info, planes)
     elif fast:
         # The rewriting changes the state it is given, so it gets one of its own.
         state = _quant_state(scheme, info, planes)
-    if device.type == "cpu" and in_features % scheme.block_size and in_features % 2 == 0:
+    if on_cpu and in_features % scheme.block_size and in_features % 2 == 0:
         shape, everything = (out_features, in_features), slice(0, out_features)
         linear.decode = lambda: decode_rows(scheme, planes, shape, info.dtype, everything)
     linear.weight = _bnb.Params4bit(
@@ -135,7 +153,7 @@ def _quant_state(scheme: FourBit, info: TensorInfo, planes: Planes) -> QuantStat
 
 def _tiled_state(scheme: FourBit, info: TensorInfo, planes: Planes) -> QuantState:
     """The state that bitsandbytes would have after rewriting the weight at its first forward."""
-    state = QuantState(
+    state: Any = QuantState(
         absmax=planes["tile_absmax"], shape=torch.Size(info.shape), blocksize=scheme.block_size,
         quant_type=scheme.name, code=torch.from_numpy(CODEBOOKS[scheme.name].values.copy()), dtype=torch.bfloat16,
     )  # fmt: skip
@@ -146,13 +164,13 @@ def _tiled_state(scheme: FourBit, info: TensorInfo, planes: Planes) -> QuantStat
     return state
 
 
-def _any_linear(module: nn.Module, info: TensorInfo, planes: Planes, device: torch.device) -> nn.Module:
+def _any_linear(module: nn.Module, info: TensorInfo, planes: Planes, target: Target) -> nn.Module:
     """``QuantizedLinear`` in the place of ``module``."""
     rows, columns = info.shape
     return QuantizedLinear(info.scheme, planes, (rows, columns), info.dtype, _bias(module))
 
 
-def _any_embedding(module: nn.Module, info: TensorInfo, planes: Planes, device: torch.device) -> nn.Module:
+def _any_embedding(module: nn.Module, info: TensorInfo, planes: Planes, target: Target) -> nn.Module:
     """``QuantizedEmbedding`` in the place of ``module``."""
     rows, columns = info.shape
     padding: Any = module.padding_idx
@@ -170,10 +188,16 @@ BUILDERS: dict[type[Scheme], Builder] = {
 }
 
 
-def builder_for(module: nn.Module, leaf: str, info: TensorInfo) -> Builder | None:
-    """What builds the module for a weight; ``None`` if the weight is to be decoded, or is not quantized."""
+def builder_for(module: nn.Module, leaf: str, info: TensorInfo, target: Target) -> Builder | None:
+    """What builds the module for a weight; ``None`` if the weight is to be decoded, or is not quantized.
+
+    Off the CPU, what only numpy can decode is decoded once.
+    """
+    kind = type(info.scheme)
     if leaf != "weight" or isinstance(info.scheme, Plain) or len(info.shape) != 2:
         return None
+    if target.device.type != "cpu" and kind not in BUILDERS and kind not in DECODERS:
+        return None
     if isinstance(module, Conv1D) == info.transposed and (type(module) is nn.Linear or isinstance(module, Conv1D)):
-        return BUILDERS.get(type(info.scheme), _any_linear)
+        return BUILDERS.get(kind, _any_linear)
     return _any_embedding if type(module) is nn.Embedding and not info.transposed else None

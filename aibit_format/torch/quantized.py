@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import linear
@@ -16,19 +15,11 @@ from torch.nn.functional import linear
 from ..bridge import torch_dtypes
 from ..schemes import Scheme
 from ..schemes.base import ROW
-Int8Absmax = type("Int8Absmax", (), {})  # TEMP
+from ..schemes.int8_affine import Int8Absmax
+from .decode import decode_rows
 
 _PIECE = 1 << 21  # elements decoded at a time
 _FEW_ROWS = 16  # of the input: from more on, decoding once and multiplying is faster than the int8 product
-
-
-def decode_rows(
-    scheme: Scheme, planes: Mapping[str, torch.Tensor], shape: tuple[int, int], dtype: str, rows: slice | np.ndarray
-) -> torch.Tensor:
-    """float32 [rows, columns] on the planes' device: ``scheme.decode_rows`` of torch planes."""
-    device = next(iter(planes.values())).device
-    arrays = {role: _array(plane) for role, plane in planes.items()}
-    return torch.from_numpy(scheme.decode_rows(arrays, shape, dtype, rows)).to(device)
 
 
 class Quantized(nn.Module):
@@ -52,7 +43,7 @@ class Quantized(nn.Module):
         """The planes by role."""
         return {role: self.get_buffer(role) for role in self._roles}
 
-    def rows(self, rows: slice | np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    def rows(self, rows: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Values of these rows, [rows, columns] in ``dtype``, on the planes' device."""
         return decode_rows(self.scheme, self.planes(), self.shape, self.logical_dtype, rows).to(dtype)
 
@@ -120,22 +111,12 @@ class QuantizedEmbedding(Quantized):
         wanted, places = torch.unique(ids, return_inverse=True)
         if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < self.num_embeddings:
             raise IndexError(f"token ids {int(wanted[0])} to {int(wanted[-1])}: the table has {self.num_embeddings}")
-        values = self.rows(wanted.cpu().numpy(), torch_dtypes()[self.logical_dtype])
+        values = self.rows(wanted, torch_dtypes()[self.logical_dtype])
         return values[places]
 
 
-def _array(plane: torch.Tensor) -> np.ndarray:
-    """The numpy array over a plane, as schemes want it: types that numpy lacks as integers of their width."""
-    plane = plane.cpu()
-    if plane.dtype == torch.bfloat16:
-        return plane.view(torch.uint16).numpy()
-    if plane.element_size() == 1 and plane.dtype.is_floating_point:
-        return plane.view(torch.uint8).numpy()
-    return plane.numpy()
-
-
 def _int8_product(module: Quantized, x: torch.Tensor) -> torch.Tensor | None:
-    """Row-scaled int8 by torch's weight-only kernel, for a few bf16 rows on a CPU: it reads the codes once, as they are.
+    """Row-scaled int8 by torch's weight-only kernel, for a few bf16 rows on a CPU: codes are read as they are.
 
     The kernel wants scales of bf16: it gets ones, and the float32 scales are applied to what it returns.
     """

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from codec import codec
 from probe import Clock, Result, anonymous, pages, say
 
 _CUT = 1 << 20  # bytes that `verify` hashes at a time: a leaf of the format
@@ -35,6 +36,7 @@ def encode(shape: list[int], rounds: int) -> Result:
     from bitsandbytes.functional import int8_vectorwise_quant
 
     from aibit_format import engine
+    from aibit_format.measure import measure
     from aibit_format.schemes import make
 
     int8 = make("int8")
@@ -44,7 +46,7 @@ def encode(shape: list[int], rounds: int) -> Result:
     ways = {
         "aibit": lambda: engine.encode(int8, array, "f16"),
         "bitsandbytes": lambda: int8_vectorwise_quant(tensor),
-        "aibit, error measured": lambda: engine.measure(int8, engine.encode(int8, array, "f16"), array, "f16"),
+        "aibit, error measured": lambda: measure(int8, engine.encode(int8, array, "f16"), array, "f16"),
         "aibit, numpy alone": lambda: int8.encode(array, "f16"),
     }
     codes, absmax, _ = int8_vectorwise_quant(tensor)
@@ -170,6 +172,7 @@ def _forward(model: Any) -> None:
 
 
 JOBS: dict[str, Callable[..., Result]] = {
+    "codec": codec,
     "convert_aibit": convert_aibit,
     "convert_transformers": convert_transformers,
     "encode": encode,

@@ -44,6 +44,31 @@ def _rates(runs: list[probe.Result], against: str, command: str) -> list[Figure]
     return [base, *(Figure(label, "GB/s", values, base, command) for label, values in samples.items())]
 
 
+def schemes(bench: Bench) -> list[Figure]:
+    from aibit_format.dtypes import DTYPES
+    from aibit_format.schemes import BUILTIN
+
+    shape = models.SHAPES[bench.model]
+    figures: list[Figure] = []
+    for scheme in (name for name in BUILTIN if name not in DTYPES):
+        arguments = {"scheme": scheme, "shape": [shape.intermediate_size, shape.hidden_size], "rounds": 5}
+        runs = [probe.run("codec", **arguments) for _ in range(bench.runs)]
+        command = bench.shown(probe.command("codec", arguments))
+        samples = {
+            way: [run["bytes"] / seconds / 1e9 for run in runs for seconds in run["seconds"][way]]
+            for way in runs[0]["seconds"]
+        }
+        for what in ("encode", "decode"):
+            other = next((way for way in samples if way.startswith(f"{what}, ")), None)
+            base = Figure(f"{scheme} {other}", "GB/s", samples[other], None, command) if other else None
+            if what in samples:
+                figures.append(Figure(f"{scheme} {what}", "GB/s", samples[what], base, command))
+            figures += [base] if base else []
+        if runs[0]["same"] is not None:
+            bench.facts[f"{scheme}: the same bytes and values as the library's"] = all(run["same"] for run in runs)
+    return figures
+
+
 def convert(bench: Bench) -> list[Figure]:
     common = {"source": str(bench.source), "tiny": str(bench.tiny)}
     target = bench.work / "converted.aibit"
@@ -182,6 +207,7 @@ def start(bench: Bench) -> list[Figure]:
 
 ROWS: dict[str, Callable[[Bench], list[Figure]]] = {
     "encode": encode,
+    "schemes": schemes,
     "convert": convert,
     "load": load,
     "shared": shared,
@@ -191,6 +217,7 @@ ROWS: dict[str, Callable[[Bench], list[Figure]]] = {
 }
 ABOUT = {
     "encode": "int8 encoding of one float16 tensor, against bitsandbytes' own function",
+    "schemes": "every scheme on one float16 tensor: GB/s of its float16 bytes, encoding and decoding",
     "convert": "a float16 checkpoint to an int8 file, against quantizing it in memory",
     "load": "a model that can run, four ways, and its first forward",
     "shared": "memory of two processes that hold the same model",

@@ -1,0 +1,178 @@
+"""GGUF's tokenizer metadata for the documents of a model: the other way of ``sources.gguf_tokenizer``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import SourceError
+from ..reader import File
+from ..sources.gguf import DOCUMENT
+from ..sources.gguf_tokenizer import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    PRE,
+    SPACE,
+    SPECIAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    cuts_of,
+)
+
+Values = dict[str, Any]
+_HARMLESS = frozenset({"NFC"})  # normalizers of byte-level tokenizers that llama.cpp does without
+
+
+def metadata_of(file: File, config: Mapping[str, Any]) -> Values:
+    """Keys and values, all that begin with ``tokenizer.``; little but the word ``none`` for a file without a tokenizer.
+
+    Raises:
+        SourceError: llama.cpp has no such tokenizer.
+    """
+    if "tokenizer.json" not in file.documents:
+        ids = {f"tokenizer.ggml.{key}": config.get(f"{name}_token_id") for name, key in SPECIAL.items()}
+        return {"tokenizer.ggml.model": "none"} | {key: i for key, i in ids.items() if type(i) is int}
+    try:
+        values = _values(file, config)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise SourceError(f"tokenizer.json: not as the tokenizers library writes it: {error!r}") from error
+    return {f"tokenizer.{key}": value for key, value in values.items()}
+
+
+def _values(file: File, config: Mapping[str, Any]) -> Values:
+    tokenizer = file.check_document("tokenizer.json")
+    named = file.check_document("tokenizer_config.json") if "tokenizer_config.json" in file.documents else {}
+    model = tokenizer["model"]
+    if model.get("type") != "BPE":
+        raise SourceError(f"tokenizer.json: a tokenizer of type {model.get('type')}; GGUF is written for BPE")
+    tokens, kinds = _tokens(tokenizer, config["vocab_size"])
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    if model.get("byte_fallback"):
+        values = _sentencepiece(tokenizer, tokens, kinds, merges)
+    else:
+        before = file.check_document(DOCUMENT) if DOCUMENT in file.documents else {}
+        values = _byte_level(tokenizer, merges, before.get("tokenizer.ggml.pre"))
+    values |= {"ggml.tokens": tokens, "ggml.token_type": kinds}
+    ids = {token: i for i, token in enumerate(tokens)}
+    for name, key in SPECIAL.items():
+        text = named.get(f"{name}_token")
+        text = text.get("content") if isinstance(text, dict) else text
+        found = ids.get(text) if isinstance(text, str) else config.get(f"{name}_token_id")
+        if isinstance(found, int):
+            values[f"ggml.{key}"] = found
+    values |= _ends(file, values, len(tokens))
+    values |= _added_around(tokenizer.get("post_processor"), tokens, values)
+    return values | _chat_templates(file, named)
+
+
+def _tokens(tokenizer: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
+    """Text and kind of every id; those that no token has are filled up as llama.cpp's converter does."""
+    tokens = [f"[PAD{i}]" for i in range(rows)]
+    kinds = [UNUSED] * rows
+    vocabulary = tokenizer["model"]["vocab"]
+    for token, i in vocabulary.items():
+        _check_id(token, i, rows)
+        tokens[i], kinds[i] = token, NORMAL
+    for added in tokenizer.get("added_tokens") or []:
+        i, text = added["id"], added["content"]
+        _check_id(text, i, rows)
+        tokens[i], kinds[i] = text, CONTROL if added.get("special") else USER_DEFINED
+    return tokens, kinds
+
+
+def _check_id(token: str, i: Any, rows: int) -> None:
+    if type(i) is not int or not 0 <= i < rows:
+        raise SourceError(f"tokenizer.json: token {token!r} has id {i}, the embeddings {rows} rows")
+
+
+def _byte_level(tokenizer: Mapping[str, Any], merges: list[str], before: Any) -> Values:
+    """``before`` is the name that the pre-tokenizer had in a GGUF file before: several names mean the same."""
+    normalizer = tokenizer.get("normalizer")
+    steps = normalizer.get("normalizers", [normalizer]) if normalizer else []
+    if unknown := [step["type"] for step in steps if step["type"] not in _HARMLESS]:
+        raise SourceError(f"tokenizer.json: normalizer {unknown[0]}, llama.cpp has none for byte-level BPE")
+    cuts = cuts_of(tokenizer.get("pre_tokenizer"))
+    fitting = [pre for pre in PRE if pre.cuts == cuts]
+    if not fitting:
+        raise SourceError("tokenizer.json: the pre-tokenizer is none of those that GGUF has a name for")
+    ignore = bool(tokenizer["model"].get("ignore_merges"))
+    pre = next((pre for pre in fitting if pre.ignore_merges == ignore), fitting[0])
+    name = before if before in pre.names else pre.names[0]
+    return {"ggml.model": "gpt2", "ggml.pre": name, "ggml.merges": merges}
+
+
+def _sentencepiece(tokenizer: Mapping[str, Any], tokens: list[str], kinds: list[int], merges: list[str]) -> Values:
+    """SentencePiece merges by score: a token's is less, the later a merge makes it."""
+    unknown = tokenizer["model"].get("unk_token")
+    last = float(-len(merges) - 1)
+    ranks: dict[str, float] = {}
+    for rank, merge in enumerate(merges):
+        ranks.setdefault("".join(merge.split(" ", 1)), float(-rank))
+    scores = [ranks.get(token, last) for token in tokens]
+    for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
+        if token == unknown:
+            kinds[i] = UNKNOWN
+        elif kind == NORMAL and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            kinds[i] = BYTE
+        elif kind == USER_DEFINED:
+            tokens[i] = token.replace(SPACE, " ")
+    return {
+        "ggml.model": "llama", "ggml.pre": "default", "ggml.scores": scores,
+        "ggml.add_space_prefix": _prepends(tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")),
+    }  # fmt: skip
+
+
+def _prepends(normalizer: Mapping[str, Any] | None, pre_tokenizer: Mapping[str, Any] | None) -> bool:
+    """Whether a space is put before the text."""
+    steps = [*_steps(normalizer, "normalizers"), *_steps(pre_tokenizer, "pretokenizers")]
+    return any(
+        step["type"] == "Prepend"
+        or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never"
+            and step.get("add_prefix_space", True))
+        for step in steps
+    )  # fmt: skip
+
+
+def _steps(value: Mapping[str, Any] | None, inside: str) -> list[Mapping[str, Any]]:
+    return list(value.get(inside, [value])) if value else []
+
+
+def _ends(file: File, values: Values, count: int) -> Values:
+    """``eot_token_id``: the first token besides ``eos`` at which generation ends."""
+    ends: Any = None
+    if "generation_config.json" in file.documents:
+        ends = file.check_document("generation_config.json").get("eos_token_id")
+    listed = [i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int and 0 <= i < count]
+    others = [i for i in listed if i != values.get("ggml.eos_token_id")]
+    if not others:
+        return {}
+    if "ggml.eos_token_id" not in values:
+        return {"ggml.eos_token_id": others[0]}
+    return {"ggml.eot_token_id": others[0]}
+
+
+def _added_around(post_processor: Mapping[str, Any] | None, tokens: list[str], values: Values) -> Values:
+    """Whether ``bos`` comes before a text and ``eos`` after it."""
+    template: list[Any] = []
+    for step in _steps(post_processor, "processors"):
+        if step["type"] == "TemplateProcessing":
+            template = step["single"]
+    around = [part["SpecialToken"]["id"] if "SpecialToken" in part else None for part in template] or [None]
+    ends = {name: values.get(f"ggml.{SPECIAL[name]}") for name in ("bos", "eos")}
+    texts = {name: tokens[i] if isinstance(i, int) else "" for name, i in ends.items()}
+    return {"ggml.add_bos_token": around[0] == texts["bos"], "ggml.add_eos_token": around[-1] == texts["eos"]}
+
+
+def _chat_templates(file: File, named: Mapping[str, Any]) -> Values:
+    start, folder = "chat_template", "additional_chat_templates/"
+    values: Values = {}
+    if isinstance(named.get(start), str):
+        values[start] = named[start]
+    for name in file.documents:
+        if name == f"{start}.jinja":
+            values[start] = bytes(file.documents[name]).decode()
+        elif name.startswith(folder):
+            values[f"{start}.{name.removeprefix(folder).removesuffix('.jinja')}"] = bytes(file.documents[name]).decode()
+    return values

@@ -1,0 +1,255 @@
+"""Export to a directory that transformers and bitsandbytes load as it is, the quantized weights untouched.
+
+int8 weights become ``bitsandbytes.nn.Linear8bitLt``'s entries (codes, ``SCB``, ``weight_format``), nf4 and fp4 ones
+those of ``Linear4bit`` (codes, ``absmax``, ``quant_map``, nested ones, and the state as JSON in bytes): the very
+tensors that transformers' ``save_pretrained`` writes for such a model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..errors import WriteError
+from ..manifest import TensorInfo
+from ..reader import File
+from ..schemes import Scheme
+from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
+from ..schemes.int8 import Int8
+from ..schemes.nf4_cpu import NF4CPU
+from ..schemes.plain import Plain
+from ..skeleton import Skeleton, skeleton
+from .tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
+from .writing import SHARD_BYTES, Entry, Item, Progress, check_target, write_directory
+
+_ROW_MAJOR = np.zeros((), np.uint8)  # weight_format: the only layout that bitsandbytes still has
+
+
+def export(
+    file: File,
+    path: str,
+    *,
+    dtype: str | None = None,
+    max_shard_size: int = SHARD_BYTES,
+    dequantize: bool = False,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> list[str]:
+    """Write the model directory ``path``; returns the paths written.
+
+    Args:
+        file: a file that holds a model.
+        path: the directory.
+        dtype: what 4-bit layers compute in: ``"f32"``, ``"f16"`` or ``"bf16"``; the model's dtype by default.
+        max_shard_size: bytes of weights in one file.
+        dequantize: write the values of tensors that have no bitsandbytes layer. Without it they are an error.
+        overwrite: replace files in a directory that is not empty.
+        on_progress: called with bytes done, bytes in all, and the tensor's name.
+
+    Raises:
+        WriteError: the file holds no model, or a tensor that transformers has no layer of bitsandbytes for; the
+            directory is not empty, or cannot be written.
+        LoadError: transformers does not know the architecture.
+    """
+    if dtype is not None and dtype not in DTYPE_OPTIONS:
+        raise ValueError(f"dtype={dtype!r}: one of {', '.join(DTYPE_OPTIONS)}")
+    check_target(path, overwrite)
+    config = config_of(file)
+    if config is None or "model.architecture" not in file.metadata:
+        raise WriteError(f"{file.path}: holds tensors but no model; --to safetensors writes them")
+    model = skeleton(config, file.metadata["model.architecture"])
+    places = _places(model)
+    family = _family(file, places)
+    items, kept = [], []
+    for info in stored(file):
+        reason = _no_layer(info, places, family)
+        if reason is None:
+            items.append(_LAYERS[type(info.scheme)].item(file, info))
+            kept.append(info)
+        elif isinstance(info.scheme, Plain) or dequantize:
+            items.append(values_item(file, info))
+        else:
+            raise WriteError(
+                f"{file.path}: tensor {info.name!r} is stored as {info.scheme.text}, and {reason}: say dequantize=True "
+                "(--dequantize) to write its values, or --to safetensors to write those of every tensor"
+            )
+    if kept:
+        said = dtype or file.metadata.get("quantization.compute_dtype") or file.metadata.get("model.dtype")
+        compute = DTYPE_OPTIONS.get(str(said), "float32")
+        threshold = file.metadata.get("quantization.outlier_threshold")
+        said = _quantization(kept, _skipped(model, kept), compute, threshold)
+        config = {**config, "quantization_config": said}
+    return write_directory(
+        path, items, documents_of(file, config),
+        max_shard_size=max_shard_size, overwrite=overwrite, on_progress=on_progress,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A weight of the model that transformers can put into a bitsandbytes layer: its shape there."""
+
+    shape: tuple[int, ...]
+    transposed: bool  # Conv1D: what the model has is the transpose of what the layer stores
+
+
+def _places(model: Skeleton) -> dict[str, _Place]:
+    """Tied weights and those of modules kept in float32 are not among them, whatever a config asks for."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    tied = {*model.ties, *model.ties.values()}
+    never: list[str] = [*(model.model._keep_in_fp32_modules or ())]
+    found = {}
+    for name, conv1d in _linears(model).items():
+        weight = f"{name}.weight"
+        if weight not in tied and should_convert_module(name, never):
+            shape = model.slots[weight].shape
+            found[weight] = _Place(shape[::-1] if conv1d else shape, conv1d)
+    return found
+
+
+def _linears(model: Skeleton) -> dict[str, bool]:
+    """Names of the modules that transformers can replace by a bitsandbytes layer, and whether each is a Conv1D."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    modules = model.model.named_modules()
+    return {name: isinstance(m, Conv1D) for name, m in modules if type(m) is nn.Linear or isinstance(m, Conv1D)}
+
+
+def _family(file: File, places: Mapping[str, _Place]) -> str | None:
+    """The kind of layer that most of the weights go into; a model has one."""
+    sizes: Counter[str] = Counter()
+    for info in stored(file):
+        if info.name in places and type(info.scheme) in _LAYERS:
+            sizes[_LAYERS[type(info.scheme)].family] += prod(info.shape)
+    return max(sizes, key=lambda family: sizes[family], default=None)
+
+
+def _no_layer(info: TensorInfo, places: Mapping[str, _Place], family: str | None) -> str | None:
+    """Why the tensor cannot stay quantized in a bitsandbytes layer; ``None`` if it can."""
+    if type(info.scheme) not in _LAYERS:
+        return "bitsandbytes has no layer for that"
+    if info.name not in places:
+        return "transformers puts no layer of bitsandbytes there"
+    place = places[info.name]
+    if (info.shape, info.transposed) != (place.shape, place.transposed):
+        return f"its shape is {list(info.shape)} where the layer has {list(place.shape)}"
+    if _LAYERS[type(info.scheme)].family != family:
+        return f"most of the model goes into {family} layers, while transformers gives a model one kind"
+    return None
+
+
+def _eight_bit(file: File, info: TensorInfo) -> Item:
+    owner = info.name.removesuffix(".weight")
+    entries = (
+        Entry(info.name, "i8", info.shape),
+        Entry(f"{owner}.SCB", "f32", info.shape[:-1]),
+        Entry(f"{owner}.weight_format", "u8", ()),
+    )
+
+    def make() -> list[np.ndarray]:
+        planes = file.planes(info.name)
+        file.check_values(info, planes)
+        return [planes["codes"], planes["row_absmax"], _ROW_MAJOR]
+
+    return Item(info.name, entries, make)
+
+
+def _four_bit(file: File, info: TensorInfo) -> Item:
+    scheme = _four_bit_scheme(info.scheme)
+    planes = file.planes(info.name)
+    offset = float(planes["nested_offset"][0]) if scheme.nested else None
+    state = np.frombuffer(_state(info, scheme, offset), np.uint8)
+    layout = {  # entry -> dtype, plane or values
+        "": ("u8", planes["codes"][:, None]),
+        ".absmax": ("u8" if scheme.nested else "f32", planes["absmax"]),
+        ".quant_map": ("f32", CODEBOOKS[scheme.name].values),
+        f".quant_state.bitsandbytes__{scheme.name}": ("u8", state),
+    }
+    if scheme.nested:
+        layout[".nested_absmax"] = ("f32", planes["nested_absmax"])
+        layout[".nested_quant_map"] = ("f32", dynamic_map())
+    entries = tuple(Entry(info.name + part, dtype, array.shape) for part, (dtype, array) in layout.items())
+
+    def make() -> list[np.ndarray]:
+        file.check_values(info, planes)
+        return [array for _, array in layout.values()]
+
+    return Item(info.name, entries, make)
+
+
+def _state(info: TensorInfo, scheme: FourBit, offset: float | None) -> bytes:
+    """``QuantState.as_dict(packed=True)``'s JSON: its keys, in its order."""
+    state: dict[str, Any] = {
+        "quant_type": scheme.name,
+        "blocksize": scheme.block_size,
+        "dtype": DTYPE_OPTIONS[info.dtype],
+        "shape": list(info.shape),
+    }
+    if offset is not None:
+        state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": offset}
+    return json.dumps(state).encode()
+
+
+def _four_bit_scheme(scheme: Scheme) -> FourBit:
+    """nf4, fp4, or the nf4 planes that nf4-cpu holds beside its tiles."""
+    found = scheme.canonical if isinstance(scheme, NF4CPU) else scheme
+    if not isinstance(found, FourBit):
+        raise WriteError(f"{scheme.text} is not a 4-bit scheme of bitsandbytes")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A kind of bitsandbytes layer, and what makes a tensor's entries in it."""
+
+    family: str
+    item: Callable[[File, TensorInfo], Item]
+
+
+_LAYERS: dict[type[Scheme], _Layer] = {
+    Int8: _Layer("8-bit", _eight_bit),
+    FourBit: _Layer("4-bit", _four_bit),
+    NF4CPU: _Layer("4-bit", _four_bit),
+}
+
+
+def _skipped(model: Skeleton, kept: Sequence[TensorInfo]) -> list[str]:
+    """``llm_int8_skip_modules`` under which transformers makes layers of just the ``kept`` tensors' modules."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    layers = [info.name.removesuffix(".weight") for info in kept]
+    # A plain name also matches what it begins or ends; where that would be a layer, it is anchored.
+    return [
+        name if all(should_convert_module(layer, [name]) for layer in layers) else f"^{re.escape(name)}$"
+        for name in _linears(model)
+        if name not in set(layers)
+    ]
+
+
+def _quantization(
+    kept: Sequence[TensorInfo], skipped: list[str], compute: str, threshold: float | None
+) -> dict[str, Any]:
+    """``quantization_config`` as transformers writes it."""
+    from transformers import BitsAndBytesConfig
+
+    options: dict[str, Any] = {"load_in_8bit": True}
+    if threshold is not None:
+        options["llm_int8_threshold"] = threshold
+    if not isinstance(kept[0].scheme, Int8):
+        scheme = _four_bit_scheme(kept[0].scheme)
+        options = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": scheme.name,
+            "bnb_4bit_use_double_quant": bool(scheme.nested),
+            "bnb_4bit_compute_dtype": compute,
+        }
+    return BitsAndBytesConfig(**options, llm_int8_skip_modules=skipped).to_dict()

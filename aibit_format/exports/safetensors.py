@@ -1,0 +1,56 @@
+"""Export to safetensors without quantization: a model directory that transformers loads like any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..reader import File
+from .tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
+from .writing import SHARD_BYTES, Progress, write_directory
+
+
+def export(
+    file: File,
+    path: str,
+    *,
+    dtype: str | None = None,
+    max_shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> list[str]:
+    """Write every tensor's values and the documents into the directory ``path``; returns the paths written.
+
+    Args:
+        file: what to write. One without a config makes a directory of tensors and documents.
+        path: the directory.
+        dtype: of all floating-point tensors: ``"f32"``, ``"f16"`` or ``"bf16"``. By default each tensor has the
+            dtype it has to the model, to which decoded values are rounded.
+        max_shard_size: bytes of weights in one file.
+        overwrite: replace files in a directory that is not empty.
+        on_progress: called with bytes done, bytes in all, and the tensor's name.
+
+    Raises:
+        WriteError: the directory is not empty, or cannot be written.
+        SchemeError: a value is too large for the dtype.
+    """
+    if dtype is not None and dtype not in DTYPE_OPTIONS:
+        raise ValueError(f"dtype={dtype!r}: one of {', '.join(DTYPE_OPTIONS)}")
+    config = config_of(file)
+    if config is not None and dtype is not None:
+        config = _with_dtype(config, DTYPE_OPTIONS[dtype])
+    items = [values_item(file, info, dtype) for info in stored(file)]
+    return write_directory(
+        path, items, documents_of(file, config),
+        max_shard_size=max_shard_size, overwrite=overwrite, on_progress=on_progress,
+    )  # fmt: skip
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config of a model that computes in ``dtype``, in its parts too where they say so."""
+    inner = {
+        key: _with_dtype(value, dtype)
+        for key, value in config.items()
+        if isinstance(value, dict) and not {"dtype", "torch_dtype"}.isdisjoint(value)
+    }
+    rest = {key: value for key, value in config.items() if key != "torch_dtype"}
+    return {**rest, **inner, "dtype": dtype}

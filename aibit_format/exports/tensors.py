@@ -1,0 +1,107 @@
+"""What exports to model directories share: which tensors are written, their values, and the documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..dtypes import DTYPES, from_float32
+from ..errors import SchemeError, WriteError
+from ..manifest import TensorInfo
+from ..reader import File
+from ..schemes.base import matrix
+from ..schemes.plain import Plain
+from .writing import Entry, Item
+
+DTYPE_OPTIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}  # and their names in config.json
+_PIECE = 1 << 20  # elements decoded at a time
+
+
+def config_of(file: File) -> dict[str, Any] | None:
+    """The parsed ``config.json``, if there is one.
+
+    Raises:
+        FormatError: it is not JSON, or holds keys that fetch or run code.
+        WriteError: it is no JSON object.
+    """
+    config = file.check_document("config.json") if "config.json" in file.documents else None
+    if not isinstance(config, dict | None):
+        raise WriteError(f"{file.path}: document 'config.json' is no JSON object")
+    return config
+
+
+def stored(file: File) -> Iterator[TensorInfo]:
+    """Tensors to write, in file order. Ties stay away: transformers makes them again from the config.
+
+    Where the config says that nothing is tied, an alias is written like any other tensor.
+    """
+    untied = (config_of(file) or {}).get("tie_word_embeddings") is False
+    for name in file:
+        info = file.info(name)
+        if info.alias_of is None or untied:
+            yield info
+
+
+def values_item(file: File, info: TensorInfo, dtype: str | None = None) -> Item:
+    """The tensor's values, laid out as the architecture wants them.
+
+    ``dtype`` is that of the floats; without it every tensor has the dtype it has to the model, and values that are
+    not quantized are written as they are.
+    """
+    wanted = dtype if dtype and DTYPES[info.dtype].is_float else info.dtype
+    shape = info.shape[::-1] if info.transposed else info.shape
+    return Item(info.name, (Entry(info.name, wanted, shape),), lambda: [_values(file, info, wanted)])
+
+
+def _values(file: File, info: TensorInfo, dtype: str) -> np.ndarray:
+    planes = file.planes(info.name)
+    file.check_values(info, planes)
+    if isinstance(info.scheme, Plain) and info.scheme.name == dtype:
+        found = planes["values"]
+    else:
+        rows, columns = matrix(info.shape)
+        found = np.empty((rows, columns), DTYPES[dtype].numpy)
+        step = max(1, _PIECE // max(columns, 1))
+        for start in range(0, rows if columns else 0, step):
+            part = slice(start, min(start + step, rows))
+            try:
+                found[part] = from_float32(info.scheme.decode_rows(planes, info.shape, info.dtype, part), dtype)
+            except SchemeError as error:
+                raise SchemeError(f"{file.path}: tensor {info.name!r}: {error}") from error
+        found = found.reshape(info.shape)
+    return found.T if info.transposed else found
+
+
+def documents_of(file: File, config: dict[str, Any] | None) -> dict[str, bytes]:
+    """Every document as it is, ``config.json`` with the contents of ``config``, and a model card if there is none."""
+    texts = {}
+    for name in file.documents:
+        file.check_document(name)
+        texts[name] = bytes(file.documents[name])
+    if config is not None and config != config_of(file):
+        texts["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    texts.setdefault("README.md", _card(file))
+    return texts
+
+
+def _card(file: File) -> bytes:
+    """A short model card: what the weights are and where they came from."""
+    known = {
+        "Architecture": file.metadata.get("model.architecture"),
+        "Parameters": file.metadata.get("model.parameters"),
+        "Converted from": file.metadata.get("source.kind"),
+        "Files": file.metadata.get("source.files"),
+        "Quantized as": file.metadata.get("quantization.recipe"),
+        "Root digest of the .aibit file": file.root,
+    }
+    lines = [f"- {label}: {_code(value)}" for label, value in known.items() if value is not None]
+    return "\n".join(["# Model card", "", "Written from an `.aibit` file.", "", *lines, ""]).encode()
+
+
+def _code(value: Any) -> str:
+    """A value in Markdown, each of its parts as code; nothing in it can end the code or the line."""
+    parts = value if isinstance(value, (list, np.ndarray)) else [value]
+    return ", ".join(f"`{''.join(c for c in str(part) if c.isprintable() and c != '`')}`" for part in parts)

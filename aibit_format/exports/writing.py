@@ -1,0 +1,235 @@
+"""Writing a model directory: safetensors files tensor by tensor, documents beside them, all of it or nothing.
+
+The safetensors files are those that the reference implementation writes, byte for byte: entries by falling dtype and
+then by name, the header padded with spaces to eight bytes. See https://github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ..dtypes import DTYPES
+from ..errors import WriteError
+from ..sources.safetensors import DTYPE_NAMES
+
+Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the tensor that was written
+
+SHARD_BYTES = 5_000_000_000
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_THEIR_NAMES = {ours: theirs for theirs, ours in DTYPE_NAMES.items()}
+# The order of dtypes in the reference implementation, which writes the last ones first.
+_ORDER = (
+    "bool", "u8", "i8", "f8_e5m2", "f8_e4m3", "f8_e8m0", "i16", "u16", "f16", "bf16", "i32", "u32", "f32", "f64",
+    "i64", "u64",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a safetensors file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return math.prod(self.shape) * DTYPES[self.dtype].bits // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A tensor to be written: the entries it becomes, and what makes their arrays when it is their turn."""
+
+    name: str
+    entries: tuple[Entry, ...]
+    make: Callable[[], Sequence[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its entries."""
+        return sum(entry.nbytes for entry in self.entries)
+
+
+class SafetensorsFile:
+    """A safetensors file whose entries are known, and are written one by one in any order. Use it as a context."""
+
+    def __init__(self, path: str, entries: Iterable[Entry], metadata: Mapping[str, str]) -> None:
+        self._path = path
+        ordered = sorted(entries, key=lambda entry: (-_ORDER.index(entry.dtype), entry.name))
+        header: dict[str, Any] = {"__metadata__": dict(metadata)}
+        places, end = {}, 0
+        for entry in ordered:
+            places[entry.name], end = end, end + entry.nbytes
+            offsets = [places[entry.name], end]
+            header[entry.name] = {
+                "dtype": _THEIR_NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets,
+            }  # fmt: skip
+        if len(places) < len(ordered):
+            raise WriteError(f"{path}: {len(ordered)} tensors under {len(places)} names")
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self._entries = {entry.name: entry for entry in ordered}
+        self._places = {name: 8 + len(text) + place for name, place in places.items()}
+        self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by __exit__
+        os.truncate(self._file.fileno(), 8 + len(text) + end)
+        self._put(len(text).to_bytes(8, "little") + text, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        try:
+            if error is None and self._places:
+                raise WriteError(f"{self._path}: {len(self._places)} tensors were not written: {min(self._places)!r}")
+            if error is None:
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Write one entry, once."""
+        entry = self._entries[name]
+        if array.dtype != DTYPES[entry.dtype].numpy or array.shape != entry.shape:
+            raise WriteError(
+                f"{self._path}: tensor {name!r}: {array.dtype}{list(array.shape)}, "
+                f"planned {entry.dtype}{list(entry.shape)}"
+            )
+        place = self._places.pop(name)
+        if array.size:
+            self._put(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, place)
+
+    def _put(self, data: bytes | memoryview, place: int) -> None:
+        view = memoryview(data)
+        while len(view):
+            written = os.pwrite(self._file.fileno(), view, place)
+            view, place = view[written:], place + written
+
+
+def write_directory(
+    path: str,
+    items: Sequence[Item],
+    documents: Mapping[str, bytes],
+    *,
+    max_shard_size: int = SHARD_BYTES,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> list[str]:
+    """Write weights and documents into the directory ``path``, which appears when all of them are on the disk.
+
+    An empty directory may be there already, and with ``overwrite`` any: finished files are moved into it one by one,
+    and those that are not replaced stay, but for weights of an earlier export.
+
+    Raises:
+        WriteError: something is there, a document has the name of a file of weights, the disk failed.
+    """
+    path = path.rstrip(os.sep) or os.sep
+    check_target(path, overwrite)
+    shards = shards_of(items, max_shard_size)
+    files = {_shard_name(i, len(shards)): shard for i, shard in enumerate(shards)}
+    texts = dict(documents)
+    if clash := sorted({name.lower() for name in texts} & {_INDEX, *files}):
+        raise WriteError(f"{path}: document {clash[0]!r} has the name of a file of weights")
+    if len(shards) > 1:
+        texts[_INDEX] = _index(files)
+    partial = os.path.join(os.path.dirname(path), f".aibit-{secrets.token_hex(8)}.partial")
+    done, total = 0, sum(item.nbytes for item in items)
+    try:
+        os.mkdir(partial)
+        try:
+            for name, shard in files.items():
+                entries = [entry for item in shard for entry in item.entries]
+                with SafetensorsFile(os.path.join(partial, name), entries, {"format": "pt"}) as out:
+                    for item in shard:
+                        for entry, array in zip(item.entries, item.make(), strict=True):
+                            out.write(entry.name, array)
+                        done += item.nbytes
+                        if on_progress is not None:
+                            on_progress(done, total, item.name)
+            for name, text in texts.items():
+                _write_text(os.path.join(partial, *name.split("/")), text)
+            names = [*files, *texts]
+            _publish(partial, path, names)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise WriteError(f"{path}: {error.strerror or error}") from error
+    return [os.path.join(path, *name.split("/")) for name in sorted(names)]
+
+
+def check_target(path: str, overwrite: bool) -> None:
+    """Raise WriteError if ``path`` is no directory, or holds something and ``overwrite`` is off."""
+    if os.path.islink(path) or (os.path.lexists(path) and not os.path.isdir(path)):
+        raise WriteError(f"{path}: is not a directory")
+    if os.path.isdir(path) and os.listdir(path) and not overwrite:
+        raise WriteError(f"{path}: exists and is not empty; say overwrite=True (--force) to replace files in it")
+
+
+def shards_of(items: Sequence[Item], limit: int) -> list[list[Item]]:
+    """``items`` in order, cut so that no part is larger than ``limit`` bytes unless it is a single tensor."""
+    shards: list[list[Item]] = [[]]
+    size = 0
+    for item in items:
+        if shards[-1] and size + item.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(item)
+        size += item.nbytes
+    return shards
+
+
+def _shard_name(i: int, count: int) -> str:
+    return _SINGLE if count == 1 else f"model-{i + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _index(files: Mapping[str, Sequence[Item]]) -> bytes:
+    total = sum(item.nbytes for shard in files.values() for item in shard)
+    places = {entry.name: file for file, shard in files.items() for item in shard for entry in item.entries}
+    value = {"metadata": {"total_size": total}, "weight_map": places}
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _write_text(path: str, text: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "xb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _publish(partial: str, path: str, names: Sequence[str]) -> None:
+    """Give the finished directory its name, or move its files into the one that is there."""
+    _sync_folder(partial)
+    if not os.path.isdir(path):
+        os.rename(partial, path)  # fails if somebody has put something there meanwhile
+    else:
+        for name in names:
+            target = os.path.join(path, *name.split("/"))
+            if os.path.islink(os.path.dirname(target)):
+                raise WriteError(f"{os.path.dirname(target)}: is a link; nothing is written through it")
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.replace(os.path.join(partial, *name.split("/")), target)
+        for name in set(os.listdir(path)) - set(names):
+            # A loader would take these, or the index, for the model's.
+            if name in (_SINGLE, _INDEX) or (name.startswith("model-") and name.endswith(".safetensors")):
+                os.unlink(os.path.join(path, name))
+    _sync_folder(os.path.dirname(path) or ".")
+
+
+def _sync_folder(path: str) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,70 @@
+"""fp8-e4m3: 8-bit floating-point codes (OCP E4M3) with a float32 scale for every row, or for the tensor.
+
+The planes are ``codes`` f8_e4m3 in the tensor's shape and ``scale`` f32: the shape with 1 in the place of the last
+dimension, or [1] for ``group=tensor``. In float32, one rounding each operation::
+
+    scale = max|x| / 448        code = e4m3(x / scale), to nearest, ties to even        x ~ value(code) * scale
+
+That is torch's ``(x / scale).clamp(-448, 448).to(torch.float8_e4m3fn)``, bit for bit: 448 is E4M3's largest value, the
+quotient is beyond it by a rounding of float32 at most, and E4M3 rounds up to 464 down to it, so there is nothing to
+clip. A scale below 2^-126, and that of zeros, is stored as 0, and the codes are zeros with the signs of the source.
+See Micikevicius et al., FP8 Formats for Deep Learning, 2022.
+
+Error: at most ``max(|x| / 16, scale / 1024) * (1 + 2^-20)`` around the source, whatever its dtype; below 2^-117 in a
+group stored as zeros. Bits per weight: 8 + 32 / K, with K the length of a row; 8 for ``group=tensor``.
+A value that is not finite, or needs a scale above 2^119, is a SchemeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..dtypes import to_float32
+from .base import Planes
+from .int8_affine import Grouped, divisor, usable
+
+LARGEST = np.float32(448)
+_LEAST_NORMAL = np.uint32(0x3C80_0000)  # float32 bits of 2^-6, E4M3's smallest normal value
+_PIECE = 1 << 20  # codes looked through at a time
+
+
+@dataclass(frozen=True)
+class Fp8E4M3(Grouped):
+    """A sign, four bits of exponent and three of mantissa, times a scale."""
+
+    name: ClassVar[str] = "fp8-e4m3"
+    codes_dtype = "f8_e4m3"
+
+    def steps(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (usable(np.maximum(-low, high) / LARGEST),)
+
+    def quantized(self, values: np.ndarray, *steps: np.ndarray) -> np.ndarray:
+        values /= divisor(steps[0])
+        return _e4m3(values)
+
+    def dequantized(self, codes: np.ndarray, *steps: np.ndarray) -> np.ndarray:
+        values = to_float32(codes, self.codes_dtype)
+        values *= steps[0]
+        return values
+
+    def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        codes = planes["codes"].reshape(-1)
+        if any(((codes[i : i + _PIECE] & 0x7F) == 0x7F).any() for i in range(0, codes.size, _PIECE)):
+            yield "codes", "a code is NaN"
+
+
+def _e4m3(values: np.ndarray) -> np.ndarray:
+    """u32: codes of float32 values of magnitude below 464: ``dtypes.from_float32``, by integer arithmetic.
+
+    The upper bits of a float32 are E4M3's with a bias of 127 for 7, and rounding up may carry into the exponent as it
+    should; subnormal values are whole multiples of 2^-9.
+    """
+    bits = values.view(np.uint32)
+    magnitude = bits & np.uint32(0x7FFF_FFFF)
+    normal = ((magnitude + np.uint32(0x7_FFFF) + ((magnitude >> 20) & np.uint32(1))) >> 20) - np.uint32((127 - 7) << 3)
+    subnormal = np.rint(np.abs(values) * np.float32(512)).astype(np.uint32)
+    return np.where(magnitude < _LEAST_NORMAL, subnormal, normal) | ((bits >> 24) & np.uint32(0x80))

@@ -1,0 +1,143 @@
+"""int4-group: 4-bit codes with a scale, and a zero point, for each group of a row; what GPTQ and AWQ checkpoints hold.
+
+A row of K elements is cut into groups of ``group``, the last of which may be short; ``group=row`` makes the row one
+group. ``x = (code - zero) * scale`` with codes 0 to 15. With ``symmetric=1`` there is no plane of zero points: the
+zero is 8. With ``ordered=1`` (GPTQ's act-order, ``desc_act``) ``group_index`` says which group each column is in.
+The product is exact in float32; GPTQ's and AWQ's own kernels compute it in float16, which rounds it.
+
+The encoder rounds to nearest. It sees weights only: GPTQ and AWQ themselves need a model and data, their checkpoints
+come in as they are through ``aibit_format.sources``. The scale of a group is its range, which includes zero, over 15;
+with ``symmetric=1`` the range is twice the largest magnitude: Frantar et al., GPTQ, 2022, and the ``Quantizer`` of
+its code. Unlike there, a symmetric group without negative values has the same scale, and the codes are computed with
+the scale that is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..dtypes import to_float32
+from ..errors import SchemeError
+from .base import ROW, Planes, PlaneSpec, Rows, Scheme, check_weights, matrix
+from .packing import bad_tail, pack_nibbles, unpack_nibbles
+
+GROUP_SIZES = (ROW, 16, 32, 64, 128, 256, 512, 1024)
+SYMMETRIC_ZERO = 8
+LARGEST_ZERO = 16  # GPTQ's first format stores zero - 1 in four bits
+_LEVELS = np.float32(15)
+_LEAST = np.float32(2.0**-24)  # the smallest float16 above zero
+_PIECE = 1 << 18  # elements encoded at a time: their float32 copies stay in cache
+
+
+@dataclass(frozen=True)
+class Int4Group(Scheme):
+    """Unsigned 4-bit codes, two to a byte, with float16 scales."""
+
+    name: ClassVar[str] = "int4-group"
+    words = {"group": {"row": ROW}}
+
+    group: int = 128
+    symmetric: int = 0
+    ordered: int = 0
+
+    def __post_init__(self) -> None:
+        if self.group not in GROUP_SIZES:
+            sizes = ", ".join(map(str, GROUP_SIZES[1:]))
+            raise self.refuse(f"{self.name}: group {self.group}, one of row, {sizes}")
+        for key, value in (("symmetric", self.symmetric), ("ordered", self.ordered)):
+            if value not in (0, 1):
+                raise self.refuse(f"{self.name}: {key} {value}, 0 or 1")
+        if self.ordered and self.group == ROW:
+            raise self.refuse(f"{self.name}: columns of one group have no order: group row, ordered 1")
+
+    def groups(self, columns: int) -> int:
+        """Number of groups of a row, the short one at the end included."""
+        return -(-columns // (self.group or max(columns, 1)))
+
+    def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
+        check_weights(self.name, shape, dtype)
+        *rows, columns = shape
+        scales = (*rows, self.groups(columns))
+        specs = [PlaneSpec("codes", "u8", (*rows, -(-columns // 2))), PlaneSpec("scale", "f16", scales)]
+        if not self.symmetric:
+            specs.append(PlaneSpec("zero_point", "u8", scales))
+        if self.ordered:
+            specs.append(PlaneSpec("group_index", "i32", (columns,)))
+        return tuple(specs)
+
+    def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+        if self.ordered:
+            raise SchemeError(f"{self.name}: the order of columns comes with a checkpoint, none is made here")
+        rows = array.reshape(matrix(array.shape))
+        count, columns = rows.shape
+        codes = np.empty((count, -(-columns // 2)), np.uint8)
+        scale = np.empty((count, self.groups(columns)), np.float16)
+        zero = np.empty(scale.shape, np.uint8)
+        step = max(1, _PIECE // max(columns, 1))
+        for start in range(0, count, step):
+            piece = slice(start, start + step)
+            unpacked, scale[piece], zero[piece] = self._quantized(to_float32(rows[piece], dtype))
+            codes[piece] = pack_nibbles(unpacked)
+        flat = {"codes": codes, "scale": scale, "zero_point": zero}
+        return {spec.role: flat[spec.role].reshape(spec.shape) for spec in self.planes(array.shape, dtype)}
+
+    def _quantized(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Codes u8 [rows, K], scales f16 [rows, G] and zeros u8 [rows, G] of float32 rows [rows, K]."""
+        if not np.isfinite(values).all():
+            raise SchemeError("a value is not finite")
+        rows, columns = values.shape
+        groups, size = self.groups(columns), self.group or columns
+        if columns < groups * size:  # zeros are in the range of every group: they change nothing
+            values = np.concatenate([values, np.zeros((rows, groups * size - columns), np.float32)], axis=1)
+        blocks = values.reshape(rows, groups, size)
+        low, high = blocks.min(axis=2, initial=0), blocks.max(axis=2, initial=0)
+        if self.symmetric:
+            high = np.maximum(high, -low)
+            low = -high
+        with np.errstate(over="ignore"):
+            scale = ((high - low) / _LEVELS).astype(np.float16)
+        if not np.isfinite(scale).all():
+            raise SchemeError(f"values from {low.min():g} to {high.max():g}: a group's scale is beyond float16's 65504")
+        scale[(scale == 0) & (high > low)] = _LEAST
+        # A group of zeros has scale 0; dividing by 1 instead gives it the code of zero throughout.
+        divisor = np.where(scale == 0, np.float32(1), scale.astype(np.float32))
+        zero = np.full(scale.shape, SYMMETRIC_ZERO) if self.symmetric else np.clip(np.rint(-low / divisor), 0, _LEVELS)
+        codes = blocks / divisor[..., None]
+        np.rint(codes, out=codes)
+        codes += zero[..., None].astype(np.float32)
+        codes = np.clip(codes, 0, _LEVELS, out=codes).astype(np.uint8)
+        return codes.reshape(rows, groups * size)[:, :columns], scale, zero.astype(np.uint8)
+
+    def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
+        count, columns = matrix(shape)
+
+        def spread(role: str) -> np.ndarray:
+            """A plane of a number a group, for each column: [rows, K]."""
+            groups = planes[role].reshape(count, self.groups(columns))[rows].astype(np.float32)
+            if self.ordered:
+                return groups[:, planes["group_index"]]
+            return np.repeat(groups, self.group or columns, axis=1)[:, :columns]
+
+        packed = planes["codes"].reshape(count, -(-columns // 2))[rows]
+        values = unpack_nibbles(packed, columns).astype(np.float32)
+        values -= np.float32(SYMMETRIC_ZERO) if self.symmetric else spread("zero_point")
+        values *= spread("scale")
+        return values
+
+    def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
+        if not np.isfinite(planes["scale"]).all():
+            yield "scale", "a scale is not finite"  # a negative one is fine: AutoRound writes them
+        if not self.symmetric and (largest := planes["zero_point"].max(initial=0)) > LARGEST_ZERO:
+            yield "zero_point", f"a zero point is {largest}, more than {LARGEST_ZERO}"
+        if self.ordered and (index := planes["group_index"]).size:
+            groups = planes["scale"].shape[-1]
+            if index.min() < 0 or index.max() >= groups:
+                yield "group_index", f"groups {index.min()} to {index.max()} of {groups}"
+
+    def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        if bad_tail(planes["codes"], 4, shape[-1]):
+            yield "codes", "the last nibble of a row of odd length is not zero"

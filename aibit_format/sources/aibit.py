@@ -1,0 +1,66 @@
+"""An ``.aibit`` file: to be converted again, by another recipe."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from ..layout import SIGNATURE
+from ..reader import File
+from ..schemes.plain import Plain
+from .base import SourceFile, SourceTensor
+
+# How quantized weights are computed with, which stays true of those that are taken over.
+CARRIED = ("quantization.compute_dtype", "quantization.outlier_threshold")
+
+
+class Aibit:
+    """The file ``path``: what is quantized in it is handed on as it is. An alias has its target's planes.
+
+    Raises:
+        FormatError: the file is not valid; so does reading a plane whose bytes do not match their digests.
+    """
+
+    kind: ClassVar[str] = "aibit"
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._file = File(path, verify="touched")
+        metadata = self._file.metadata
+        self.architecture = str(metadata["model.architecture"]) if "model.architecture" in metadata else None
+        self.metadata = {key: metadata[key] for key in CARRIED if key in metadata}
+        why = str(metadata.get("model.missing", "the file holds tensors, but no model.architecture"))
+        self.no_model = None if self.architecture else why
+
+    @staticmethod
+    def matches(path: str) -> bool:
+        """Whether ``path`` is a file with the signature."""
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as file:
+            return file.read(len(SIGNATURE)) == SIGNATURE
+
+    @cached_property
+    def tensors(self) -> dict[str, SourceTensor]:
+        found, name = {}, os.path.basename(self.path)
+        for key in self._file:
+            info = self._file.info(key)
+            scheme = None if isinstance(info.scheme, Plain) else info.scheme
+            found[key] = SourceTensor(key, info.shape, info.dtype, name, scheme, info.transposed, info.alias_of)
+        return found
+
+    @property
+    def files(self) -> list[SourceFile]:
+        return [SourceFile(os.path.basename(self.path), self.path, self._file.storage.size)]
+
+    @cached_property
+    def documents(self) -> dict[str, bytes]:
+        return {name: bytes(text) for name, text in self._file.documents.items()}
+
+    def planes(self, name: str) -> dict[str, np.ndarray]:
+        planes = self._file.planes(name)
+        self._file.check_values(self._file.info(name), planes)
+        return planes

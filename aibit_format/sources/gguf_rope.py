@@ -1,0 +1,144 @@
+"""Rotary position embeddings: ``rope_parameters`` of transformers, and what GGUF has in their place.
+
+GGUF states theta, a scaling type (``linear``, ``yarn``) and its numbers. Llama 3's scaling is not stated: the file has
+a tensor ``rope_freqs.weight`` by whose values the frequencies are divided, and its parameters are found again here.
+The formula is that of ``transformers.modeling_rope_utils`` (``llama3``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import SourceError
+
+DEFAULT_THETA = 10000.0
+_CONTEXTS = (8192, *(1 << power for power in range(6, 21)))  # tried where too few values are left to compute it
+_TOLERANCE = 1e-5  # relative: the factors went through float32
+
+
+def frequency_factors(parameters: Mapping[str, Any], head_dim: int) -> np.ndarray:
+    """f32 [head_dim / 2]: what llama3's scaling divides each frequency by.
+
+    Wavelengths above ``old / low`` are divided by ``factor``, those below ``old / high`` by 1, and the inverses of
+    those between lie on a straight line over ``old / wavelength``.
+    """
+    factor, old = float(parameters["factor"]), float(parameters["original_max_position_embeddings"])
+    low, high = float(parameters["low_freq_factor"]), float(parameters["high_freq_factor"])
+    turns = old / _wavelengths(float(parameters["rope_theta"]), head_dim)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+
+
+def llama3_parameters(factors: np.ndarray, theta: float) -> dict[str, Any]:
+    """``rope_parameters`` whose frequency factors are ``factors``, f32 [head_dim / 2].
+
+    Only ``old / low`` and ``old / high`` follow from them, so ``low`` is 1, as in every model so far.
+
+    Raises:
+        SourceError: no such parameters give them.
+    """
+    found = factors.astype(np.float64)
+    factor = float(_shortest(found.max(initial=1)))
+    if not np.isfinite(found).all() or found.min(initial=1) < 1 or theta <= 1:
+        raise SourceError("rope_freqs.weight holds no frequency factors of llama3 scaling")
+    if factor == 1:
+        return {"rope_type": "default", "rope_theta": theta}
+    between = (found > 1 + _TOLERANCE) & (found < factor * (1 - _TOLERANCE))
+    guesses = [(1.0, 4.0, old) for old in _CONTEXTS]
+    if between.sum() >= 2:
+        smooth = (1 / found[between] - 1 / factor) / (1 - 1 / factor)
+        slope, offset = np.polyfit(1 / _wavelengths(theta, 2 * len(found))[between], smooth, 1)
+        guesses = [(1.0, float(f"{1 - 1 / offset:.5g}"), round(-slope / offset))]
+    for low, high, old in guesses:
+        parameters = {
+            "rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": low,
+            "high_freq_factor": high, "original_max_position_embeddings": old,
+        }  # fmt: skip
+        again = frequency_factors(parameters, 2 * len(found)) if high > low and old > 0 else np.zeros(1)
+        if np.allclose(again, found, rtol=10 * _TOLERANCE, atol=0):
+            return parameters
+    raise SourceError("rope_freqs.weight holds frequency factors that are not of llama3 scaling")
+
+
+def from_gguf(rope: Mapping[str, Any], factors: np.ndarray | None, context: int) -> dict[str, Any]:
+    """``rope_parameters`` of GGUF's keys that begin with ``rope.`` (the prefix taken off) and ``rope_freqs.weight``.
+
+    Raises:
+        SourceError: transformers has no such scaling.
+    """
+    theta = _shortest(rope.get("freq_base", DEFAULT_THETA))
+    kind, factor = rope.get("scaling.type", "none"), rope.get("scaling.factor") or rope.get("scale_linear") or 0.0
+    if kind == "none" and factor not in (0.0, 1.0):
+        kind = "linear"  # llama.cpp's default for a factor without a type
+    if kind != "none" and factor in (0.0, 1.0):
+        kind = "none"
+    if factors is not None:
+        if kind != "none":
+            raise SourceError(f"rope scaling {kind!r} together with rope_freqs.weight")
+        return llama3_parameters(factors, theta)
+    if kind == "none":
+        return {"rope_type": "default", "rope_theta": theta}
+    if kind not in ("linear", "yarn"):
+        raise SourceError(f"rope scaling {kind!r} is unknown here")
+    if any(rope.get(f"scaling.{key}", 1.0) != 1.0 for key in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor")):
+        raise SourceError("rope scaling with factors of its own for attention or extrapolation")
+    parameters = {"rope_type": kind, "rope_theta": theta, "factor": _shortest(factor)}
+    if kind == "yarn":
+        parameters["original_max_position_embeddings"] = rope.get("scaling.original_context_length", context)
+        for name in ("beta_fast", "beta_slow"):
+            if f"scaling.yarn_{name}" in rope:
+                parameters[name] = _shortest(rope[f"scaling.yarn_{name}"])
+    return parameters
+
+
+def parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``rope_parameters`` of a config of any age: older ones say ``rope_theta`` and ``rope_scaling``."""
+    found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    found["rope_type"] = found.get("rope_type") or found.pop("type", None) or "default"
+    found["rope_theta"] = found.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA
+    return found
+
+
+def to_gguf(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of GGUF's keys that begin with ``rope.``, for what ``parameters_of`` gives; llama3's factors aside.
+
+    Raises:
+        SourceError: llama.cpp has no such scaling.
+    """
+    kind, known = parameters["rope_type"], {"rope_type", "rope_theta"}
+    values: dict[str, Any] = {"freq_base": float(parameters["rope_theta"])}
+    if kind in ("linear", "yarn"):
+        known |= {"factor"}
+        values |= {"scaling.type": kind, "scaling.factor": float(parameters["factor"])}
+    if kind == "yarn":
+        known |= {"original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"}
+        values["scaling.original_context_length"] = int(parameters["original_max_position_embeddings"])
+        for name in ("beta_fast", "beta_slow"):
+            if parameters.get(name) is not None:
+                values[f"scaling.yarn_{name}"] = float(parameters[name])
+        # Both sides compute this one from the factor; another has no place in GGUF.
+        usual, stated = 0.1 * math.log(parameters["factor"]) + 1, parameters.get("attention_factor")
+        if stated is not None and not math.isclose(stated, usual, rel_tol=_TOLERANCE):
+            raise SourceError(f"rope attention_factor {stated}, llama.cpp computes {usual}")
+    if kind == "llama3":
+        known |= {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+    others = sorted(key for key, value in parameters.items() if key not in known and value is not None)
+    if kind not in ("default", "linear", "yarn", "llama3"):
+        raise SourceError(f"rope scaling {kind!r} has no counterpart in GGUF")
+    if others:
+        raise SourceError(f"rope scaling {kind!r} with {', '.join(others)} has no counterpart in GGUF")
+    return values
+
+
+def _wavelengths(theta: float, head_dim: int) -> np.ndarray:
+    """f64 [head_dim / 2]: positions after which each pair of dimensions has turned once."""
+    return 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+
+
+def _shortest(value: Any) -> float:
+    """The shortest decimal number that is this float32: 1e-05, and not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))

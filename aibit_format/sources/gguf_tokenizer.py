@@ -1,0 +1,302 @@
+"""The tokenizer of a GGUF file as the documents that transformers loads.
+
+GGUF has the vocabulary, the merges or scores, the kind of each token and the ids of the special ones as metadata.
+What is made of them tokenizes as llama.cpp does: ``gpt2`` becomes byte-level BPE with the expression that
+``tokenizer.ggml.pre`` stands for, ``llama`` (SentencePiece) BPE with byte fallback, its merges in the order of the
+scores. See https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ``llama-vocab.cpp`` of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import SourceError
+
+# Kinds of token (``tokenizer.ggml.token_type``).
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
+SPACE = "\u2581"  # what SentencePiece writes for a space
+_TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+
+_WORDS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_WORDS}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_WORDS}+{_LOWER}*%s"
+_LETTERS = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
+_LLAMA3 = rf"{_LETTERS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_QWEN2 = rf"{_LETTERS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_TEKKEN = rf"{_CASED % ('', '')}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+_GPT4O = (
+    rf"{_CASED % (_CONTRACTIONS + '?', _CONTRACTIONS + '?')}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+)
+
+
+@dataclass(frozen=True)
+class Pre:
+    """How text is cut into words before merging: llama.cpp's names for it, and the pre-tokenizers it amounts to.
+
+    ``cuts`` are the regular expressions, ``DIGITS`` and ``GPT2`` that text goes through in turn.
+    """
+
+    names: tuple[str, ...]
+    cuts: tuple[str, ...]
+    ignore_merges: bool = False  # a word that is in the vocabulary is one token, whatever the merges
+    adds_bos: bool = False  # where the file does not say
+
+
+GPT2, DIGITS = "ByteLevel", "Digits"  # the expression built into ``ByteLevel``; every digit by itself
+PRE = (
+    Pre(("gpt-2", "default", "phi-2", "mpt", "olmo", "jais", "gigachat", "mellum", "exaone4", "modern-bert"), (GPT2,)),
+    Pre(
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+        (_LLAMA3,), ignore_merges=True, adds_bos=True,
+    ),
+    Pre(("smaug-bpe", "dbrx"), (_LLAMA3,)),
+    Pre(("qwen2", "deepseek-r1-qwen", "stablelm2", "kormo", "megrez", "hunyuan"), (_QWEN2,)),
+    Pre(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), (DIGITS, GPT2)),
+    Pre(("tekken",), (_TEKKEN,), ignore_merges=True, adds_bos=True),
+    Pre(("gpt-4o", "llama4", "kanana2"), (_GPT4O,)),
+)  # fmt: skip
+
+
+class Vocabulary:
+    """The tokens of a GGUF file: texts, kinds and ids of the special ones, checked against each other.
+
+    Raises:
+        SourceError: there is no tokenizer, or its parts contradict each other.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], rows: int) -> None:
+        self._metadata = metadata
+        self.tokens: list[str] = self.get("tokens", list, [])
+        if not 0 < len(self.tokens) <= rows:
+            raise SourceError(f"tokenizer.ggml.tokens has {len(self.tokens)} tokens, the embeddings {rows} rows")
+        kinds = self.get("token_type", np.ndarray, np.full(len(self.tokens), NORMAL))
+        if len(kinds) != len(self.tokens):
+            raise SourceError(f"tokenizer.ggml.token_type has {len(kinds)} entries for {len(self.tokens)} tokens")
+        self.kinds: list[int] = kinds.tolist()
+        # A converter fills up the ids that no token has.
+        self.ids = {
+            token: i
+            for i, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True))
+            if not (kind == UNUSED and token == f"[PAD{i}]")
+        }
+        self.special = {name: self.id_of(key) for name, key in SPECIAL.items()}
+
+    def get(self, key: str, kind: type, otherwise: Any) -> Any:
+        """A value of ``tokenizer.ggml``."""
+        value = self._metadata.get(f"tokenizer.ggml.{key}", otherwise)
+        if value is not otherwise and not isinstance(value, kind):
+            raise SourceError(f"tokenizer.ggml.{key} is a {type(value).__name__}, a {kind.__name__} is needed")
+        return value
+
+    def id_of(self, key: str) -> int | None:
+        """The id of a special token, if there is one."""
+        value = self.get(key, int, None)
+        # Files say "none" with the largest number.
+        if value is None or value == 0xFFFF_FFFF:
+            return None
+        if not 0 <= value < len(self.tokens):
+            raise SourceError(f"tokenizer.ggml.{key} is {value}, there are {len(self.tokens)} tokens")
+        return value
+
+    def added(self) -> list[dict[str, Any]]:
+        """Tokens that are found in the text as they are, before anything else is done to it."""
+        kinds = {CONTROL: True, UNKNOWN: True, USER_DEFINED: False}
+        return [
+            {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+             "special": kinds[kind]}
+            for i, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True))
+            if kind in kinds and token and self.ids[token] == i
+        ]  # fmt: skip
+
+
+def documents_of(metadata: Mapping[str, Any], rows: int, context: int) -> dict[str, bytes]:
+    """``tokenizer.json``, ``tokenizer_config.json`` and the chat templates.
+
+    Args:
+        metadata: of the GGUF file.
+        rows: of the embeddings.
+        context: the longest input of the model.
+
+    Raises:
+        SourceError: the tokenizer is of a kind, or cuts text in a way, that is unknown here; or it is damaged.
+    """
+    vocabulary = Vocabulary(metadata, rows)
+    kind = vocabulary.get("model", str, "none")
+    if kind not in _KINDS:
+        raise SourceError(f"tokenizer.ggml.model {kind!r} is unknown here; known: {', '.join(_KINDS)}")
+    tokenizer, adds_bos = _KINDS[kind](vocabulary)
+    adds = {
+        "bos": vocabulary.get("add_bos_token", bool, adds_bos),
+        "eos": vocabulary.get("add_eos_token", bool, False),
+    }
+    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": vocabulary.added()} | tokenizer
+    tokenizer["post_processor"] = _template(vocabulary, adds)
+    return {
+        "tokenizer.json": _json(tokenizer),
+        "tokenizer_config.json": _json(_config(vocabulary, context)),
+        **_chat_templates(metadata),
+    }
+
+
+def _byte_level(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
+    name = vocabulary.get("pre", str, "default")
+    pre = next((pre for pre in PRE if name in pre.names), None)
+    if pre is None:
+        raise SourceError(f"tokenizer.ggml.pre {name!r} is unknown here")
+    return {
+        "normalizer": None,
+        "pre_tokenizer": _pre_tokenizer(pre),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": _bpe(vocabulary, _merges(vocabulary), ignore_merges=pre.ignore_merges),
+    }, pre.adds_bos
+
+
+def _sentencepiece(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
+    for name, usual in {"unk": 0, "bos": 1, "eos": 2}.items():  # where a file does not say
+        if vocabulary.special[name] is None and vocabulary.kinds[usual : usual + 1] in ([CONTROL], [UNKNOWN]):
+            vocabulary.special[name] = usual
+    merges = _merges(vocabulary) if vocabulary.get("merges", list, None) else _merges_of_scores(vocabulary)
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prefix = vocabulary.get("add_space_prefix", bool, True)
+    prepend = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+    ]  # fmt: skip
+    unknown = vocabulary.special["unk"]
+    token = None if unknown is None else vocabulary.tokens[unknown]
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [*prepend, spaces]},
+        "pre_tokenizer": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": decoders + ([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
+        },
+        "model": _bpe(vocabulary, merges, unk_token=token, fuse_unk=True, byte_fallback=True),
+    }, True
+
+
+_KINDS = {"gpt2": _byte_level, "llama": _sentencepiece}
+
+
+def _bpe(vocabulary: Vocabulary, merges: list[tuple[str, str]], **options: Any) -> dict[str, Any]:
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+    }  # fmt: skip
+    return model | options | {"vocab": vocabulary.ids, "merges": merges}
+
+
+def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """The merges a file lists: two tokens that the vocabulary has, as it has what they become."""
+    ids, merges = vocabulary.ids, []
+    for i, text in enumerate(vocabulary.get("merges", list, [])):
+        left, _, right = text.partition(" ")
+        if left not in ids or right not in ids or left + right not in ids:
+            raise SourceError(f"tokenizer.ggml.merges: entry {i}, {text[:60]!r}, is not two tokens that make a third")
+        merges.append((left, right))
+    return merges
+
+
+def _merges_of_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """The merges that scores stand for: every way to put a token together, the best token's first.
+
+    Of two ways with the same score the one with the longer left part comes first.
+    """
+    ids = vocabulary.ids
+    scores = vocabulary.get("scores", np.ndarray, np.zeros(len(vocabulary.tokens)))
+    if len(scores) != len(vocabulary.tokens):
+        raise SourceError(f"tokenizer.ggml.scores has {len(scores)} entries, there are {len(vocabulary.tokens)} tokens")
+    ranked: list[tuple[float, int, int, str, str]] = []
+    values = scores.tolist()
+    for token, i in ids.items():
+        for cut in range(len(token) - 1, 0, -1):
+            left, right = token[:cut], token[cut:]
+            if left in ids and right in ids:
+                ranked.append((-values[i], -cut, cut - len(token), left, right))
+    ranked.sort(key=lambda entry: entry[:3])
+    return [entry[3:] for entry in ranked]
+
+
+def _pre_tokenizer(pre: Pre) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = []
+    for cut in pre.cuts:
+        if cut == DIGITS:
+            steps.append({"type": "Digits", "individual_digits": True})
+        elif cut != GPT2:
+            steps.append({"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False})
+    # ``ByteLevel`` comes last in any case: it turns bytes into the characters of the vocabulary.
+    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": GPT2 in pre.cuts}
+    return {"type": "Sequence", "pretokenizers": [*steps, last]} if steps else last
+
+
+def _template(vocabulary: Vocabulary, adds: Mapping[str, bool]) -> dict[str, Any]:
+    """The special tokens that go round a text."""
+
+    def token(name: str) -> list[dict[str, Any]]:
+        i = vocabulary.special[name]
+        return [{"SpecialToken": {"id": vocabulary.tokens[i], "type_id": 0}}] if adds[name] and i is not None else []
+
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    used = {vocabulary.tokens[i]: i for name in adds if token(name) and (i := vocabulary.special[name]) is not None}
+    return {
+        "type": "TemplateProcessing",
+        "single": [*token("bos"), a, *token("eos")],
+        "pair": [*token("bos"), a, *token("eos"), *token("bos"), b, *token("eos")],
+        "special_tokens": {text: {"id": text, "ids": [i], "tokens": [text]} for text, i in used.items()},
+    }
+
+
+def _config(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
+    named = {f"{name}_token": vocabulary.tokens[i] for name, i in vocabulary.special.items() if i is not None}
+    others = [t["content"] for t in vocabulary.added() if t["special"] and t["content"] not in named.values()]
+    return {
+        "tokenizer_class": "TokenizersBackend",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context,
+        "extra_special_tokens": others,
+        **named,
+    }
+
+
+def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """``tokenizer.chat_template``, and those with a name of their own."""
+    documents, start = {}, "tokenizer.chat_template"
+    for key, text in metadata.items():
+        name = key.removeprefix(start + ".")
+        if key == start and isinstance(text, str):
+            documents["chat_template.jinja"] = text.encode()
+        elif key.startswith(start + ".") and isinstance(text, str) and _TEMPLATE_NAME.fullmatch(name):
+            documents[f"additional_chat_templates/{name}.jinja"] = text.encode()
+    return documents
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def cuts_of(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str, ...] | None:
+    """What ``Pre.cuts`` is for a ``pre_tokenizer`` of ``tokenizer.json``; None if it does something else besides."""
+    steps: Sequence[Mapping[str, Any]] = [pre_tokenizer] if pre_tokenizer else []
+    if pre_tokenizer and pre_tokenizer.get("type") == "Sequence":
+        steps = pre_tokenizer["pretokenizers"]
+    cuts: list[str] = []
+    for step in steps:
+        kind = step.get("type")
+        if kind == "ByteLevel" and not step.get("add_prefix_space"):
+            cuts += [GPT2] if step.get("use_regex", True) else []
+        elif kind == "Digits" and step.get("individual_digits"):
+            cuts.append(DIGITS)
+        elif kind == "Split" and step.get("behavior") == "Isolated" and "Regex" in step.get("pattern", {}):
+            cuts.append(step["pattern"]["Regex"])
+        else:
+            return None
+    return tuple(cuts) if steps and steps[-1].get("type") == "ByteLevel" else None

@@ -1,0 +1,220 @@
+"""What GPTQ's and AWQ's checkpoints share: 4-bit codes in 32-bit words, in place of the weights of Linear modules.
+
+A module ``X`` with a weight [N, K] has ``X.qweight`` (i32: its codes, eight to a word), ``X.qzeros`` (i32 [G, N / 8]:
+the zero points of its groups) and ``X.scales`` (f16 [G, N]); all other tensors are as in any Hugging Face directory.
+Here ``X.weight`` [N, K] stands in their place, its scheme ``int4-group``. What the config says and what the tensors
+are must agree.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..documents import parse_json
+from ..dtypes import to_float32
+from ..errors import FormatError, SourceError
+from ..metadata import Value
+from ..schemes import make
+from ..schemes.base import ROW
+from ..schemes.int4_group import GROUP_SIZES, SYMMETRIC_ZERO
+from .base import SourceFile, SourceTensor
+from .bitsandbytes import conv1d_rule, weight_dtype
+from .huggingface import HuggingFace, read_config, sub_configs
+
+BITS = 4
+CODES = 8  # in a word
+_BESIDE = "quantize_config.json"  # where AutoGPTQ says what others say in config.json
+# Parts of a module and their dtypes. Scales of other floats than float16 are taken if float16 holds them exactly.
+_PARTS = {"qweight": ("i32",), "qzeros": ("i32",), "scales": ("f16", "bf16", "f32"), "g_idx": ("i32",)}
+
+Parts = Mapping[str, SourceTensor]  # of one module, by the last word of their names
+
+
+def quantization(path: str) -> Mapping[str, Any]:
+    """What ``config.json`` of a directory, or ``quantize_config.json`` beside it, says of its quantization.
+
+    Raises:
+        SourceError: a file is not JSON, or not an object.
+    """
+    configs = sub_configs(read_config(path))
+    found = next((c["quantization_config"] for c in configs if c.get("quantization_config")), None)
+    beside = os.path.join(path, _BESIDE)
+    if found is None and os.path.isfile(beside):
+        try:
+            with open(beside, "rb") as file:
+                found = parse_json(_BESIDE, file.read())
+        except FormatError as error:
+            raise SourceError(f"{beside}: {error}") from error
+        if not isinstance(found, Mapping):
+            raise SourceError(f"{beside}: a JSON {type(found).__name__}, not an object")
+        found = {"quant_method": "gptq", **found}
+    return found if isinstance(found, Mapping) else {}
+
+
+def method(path: str) -> str | None:
+    """The ``quant_method`` of a directory; ``None`` for one that is not quantized, or no directory of this kind."""
+    return str(quantization(path).get("quant_method")) if HuggingFace.matches(path) else None
+
+
+def unpack(words: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
+    """u8 [8 W, R]: the codes in words i32 [R, W], of which nibble i, from the lowest, holds column ``order[i]``."""
+    columns = words.T.astype(np.uint32, order="C")
+    codes = np.empty((columns.shape[0], CODES, columns.shape[1]), np.uint8)
+    for nibble, column in enumerate(order):
+        codes[:, column] = (columns >> (BITS * nibble)) & 15
+    return codes.reshape(-1, columns.shape[1])
+
+
+class PackedInt4(ABC):
+    """A directory of either kind; a subclass says where the codes of a weight are in its words.
+
+    Raises:
+        SourceError: a kind of quantization that is not read here, a part of a module missing, parts whose dtypes or
+            shapes are not what the config says.
+    """
+
+    kind: ClassVar[str]
+    no_model = None
+    architecture = None
+    metadata: Mapping[str, Value] = {}
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._directory = HuggingFace(path)
+        self._dtype = weight_dtype(self._directory.config, path)
+        self._is_conv1d = conv1d_rule(self._directory.config)
+        self._said = quantization(path)
+        if self._said.get("bits") is True or self._said.get("bits") != BITS:
+            raise self._refused(f"bits {self._said.get('bits')!r}, only {BITS} is read here")
+        self.group = self._group()
+        self.symmetric = self._symmetric()
+        self._check_said()
+        self.tensors: dict[str, SourceTensor] = {}
+        self._modules: dict[str, dict[str, SourceTensor]] = {}
+        modules: dict[str, dict[str, SourceTensor]] = {}
+        for name, tensor in self._directory.tensors.items():
+            module, _, part = name.rpartition(".")
+            if part in _PARTS:
+                modules.setdefault(module, {})[part] = tensor
+            else:
+                self.tensors[name] = tensor
+        if not modules:
+            raise self._refused(f"none of {len(self.tensors)} tensors quantized: no name ends in .qweight")
+        for module, parts in modules.items():
+            name = f"{module}.weight"
+            if name in self.tensors:
+                raise self._error(self.tensors[name], f"is there beside {', '.join(sorted(parts))}")
+            self.tensors[name] = self._tensor(module, parts)
+            self._modules[name] = parts
+
+    @property
+    def files(self) -> list[SourceFile]:
+        return self._directory.files
+
+    @property
+    def documents(self) -> dict[str, bytes]:
+        return self._directory.documents
+
+    def planes(self, name: str) -> dict[str, np.ndarray]:
+        if name not in self._modules:
+            return self._directory.planes(name)
+        parts, scheme = self._modules[name], self.tensors[name].stored
+        words = self._values(parts["qweight"])
+        planes = {"codes": self._codes(words), "scale": self._scale(parts["scales"])}
+        zero = self._zeros(self._values(parts["qzeros"]))
+        if not self.symmetric:
+            planes["zero_point"] = zero
+        elif (zero != SYMMETRIC_ZERO).any():
+            what = f"has zero points {zero.min()} to {zero.max()}, a symmetric checkpoint {SYMMETRIC_ZERO}"
+            raise self._error(parts["qzeros"], what + self._hint(zero))
+        if scheme.parameters[2]:
+            planes["group_index"] = self._values(parts["g_idx"])
+        return planes
+
+    @abstractmethod
+    def _symmetric(self) -> bool:
+        """Whether every zero point is 8."""
+
+    @abstractmethod
+    def _check_said(self) -> None:
+        """Raise SourceError for what the config says and this source does not read."""
+
+    @abstractmethod
+    def _shape(self, qweight: tuple[int, ...]) -> tuple[int, int]:
+        """[N, K] of a weight whose ``qweight`` has this shape."""
+
+    @abstractmethod
+    def _codes(self, words: np.ndarray) -> np.ndarray:
+        """The plane of codes, u8 [N, K / 2], in ``qweight``."""
+
+    @abstractmethod
+    def _zeros(self, words: np.ndarray) -> np.ndarray:
+        """Zero points, u8 [N, G], in ``qzeros``."""
+
+    def _ordered(self, parts: Parts, groups: int, columns: int) -> bool:
+        """Whether the columns of a weight are not in the order of their groups."""
+        return False
+
+    def _hint(self, zero: np.ndarray) -> str:
+        """What zero points that are not those of a symmetric checkpoint may mean."""
+        return ""
+
+    def _tensor(self, module: str, parts: Parts) -> SourceTensor:
+        some = next(iter(parts.values()))
+        for part, dtypes in _PARTS.items():
+            found, rank = parts.get(part), 1 if part == "g_idx" else 2
+            if found is None:
+                if part != "g_idx":
+                    raise self._error(some, f"belongs to a quantized weight, but {module}.{part} is missing")
+            elif found.dtype not in dtypes or len(found.shape) != rank:
+                raise self._error(found, f"is {found.dtype}{list(found.shape)}, expected {dtypes[0]} of rank {rank}")
+        qweight = parts["qweight"]
+        rows, columns = shape = self._shape(qweight.shape)
+        if rows % CODES or columns % CODES or not rows * columns:
+            raise self._error(qweight, f"stands for a weight [{rows}, {columns}], not in multiples of {CODES}")
+        groups = -(-columns // (self.group or columns or 1))
+        wanted = {"qzeros": (groups, rows // CODES), "scales": (groups, rows), "g_idx": (columns,)}
+        for part, expected in wanted.items():
+            if part in parts and parts[part].shape != expected:
+                raise self._error(
+                    parts[part],
+                    f"has shape {list(parts[part].shape)}, {list(expected)} go with qweight {list(qweight.shape)}, "
+                    f"bits {BITS} and group_size {self.group or -1}",
+                )
+        ordered = self._ordered(parts, groups, columns)
+        name, scheme = f"{module}.weight", make("int4-group", 1, (self.group, int(self.symmetric), int(ordered)))
+        return SourceTensor(name, shape, self._dtype, qweight.file, scheme, transposed=self._is_conv1d(name))
+
+    def _values(self, tensor: SourceTensor) -> np.ndarray:
+        return self._directory.planes(tensor.name)["values"]
+
+    def _scale(self, tensor: SourceTensor) -> np.ndarray:
+        scales = to_float32(self._values(tensor), tensor.dtype).T
+        with np.errstate(over="ignore"):
+            stored = scales.astype(np.float16, order="C")
+        bad = np.argwhere(~(np.isfinite(stored) & (stored == scales)))
+        if len(bad):
+            row, group = bad[0].tolist()
+            where = f"for group {group}, row {row}"
+            raise self._error(tensor, f"has {scales[row, group]} {where}: no finite float16 number")
+        return stored
+
+    def _group(self) -> int:
+        size = self._said.get("group_size")
+        if isinstance(size, bool) or size not in (-1, *GROUP_SIZES[1:]):
+            sizes = ", ".join(map(str, (-1, *GROUP_SIZES[1:])))
+            raise self._refused(f"group_size {size!r}, expected one of {sizes}")
+        return ROW if size == -1 else int(size)
+
+    def _refused(self, what: str) -> SourceError:
+        """An error about what the config says."""
+        return SourceError(f"{self.path}: {self.kind} quantization with {what}")
+
+    def _error(self, tensor: SourceTensor, what: str) -> SourceError:
+        """An error about a tensor."""
+        return SourceError(f"{self.path}/{tensor.file}: tensor {tensor.name!r} {what}")

@@ -1,0 +1,204 @@
+"""One file of ``torch.save``: a flat state dict, its tensors as views of the file's bytes.
+
+torch's restricted unpickler reads the structure (``weights_only``: no code runs), with storages that have a size and a
+place in the file but no memory; the values are then mapped by numpy. See "Getting record offsets" in the documentation
+of ``torch.load``. Files from before torch 1.6 are no ZIP archives and give no places: those are read whole.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import bridge
+from ..dtypes import DTYPES
+from ..errors import MissingPackageError, SourceError
+from .base import SourceTensor
+
+if TYPE_CHECKING:
+    import torch
+
+ZIP_MAGIC = b"PK\x03\x04"
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a ZIP member: magic, lengths of its name and of its extra field
+
+
+class PickledFile:
+    """Tensors of one file.
+
+    Args:
+        path: where it is; for messages too.
+        data: its bytes, u8, where it is only a part of the file at ``path``, or has been unpacked.
+        label: what messages call it, ``path`` by default.
+
+    Raises:
+        SourceError: it is damaged, or holds anything but a state dict of plain tensors.
+    """
+
+    def __init__(self, path: str, data: np.ndarray | None = None, label: str | None = None) -> None:
+        self.path, self.label = path, label or path
+        self.size = os.path.getsize(path)
+        if data is None:
+            data = np.asarray(np.memmap(path, np.uint8, "r")) if self.size else np.zeros(0, np.uint8)
+        self._data = data
+        zipped = data[:4].tobytes() == ZIP_MAGIC
+        self._records = self._find_records() if zipped else {}
+        self.tensors: dict[str, SourceTensor] = {}
+        self._found: dict[str, torch.Tensor] = {}
+        for name, value in self._load(mapped=zipped).items():
+            self._add(name, value)
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor's values: a view of the file, or a copy where torch's strides or alignment are not numpy's."""
+        tensor, found = self.tensors[name], self._found[name]
+        if not self._records:
+            return bridge.to_numpy(found)[0]
+        dtype = DTYPES[tensor.dtype].numpy
+        start = _place(found) + found.storage_offset() * dtype.itemsize
+        strides = [stride * dtype.itemsize for stride in found.stride()]
+        if not found.numel():
+            return np.zeros(tensor.shape, dtype)
+        return np.require(np.ndarray(tensor.shape, dtype, self._data, start, strides), requirements=["C", "A"])
+
+    def _find_records(self) -> dict[int, int]:
+        """Where each member of torch's archive begins, and its bytes."""
+        try:
+            with zipfile.ZipFile(Bytes(self._data)) as archive:
+                members = archive.infolist()
+                order = next((archive.read(m) for m in members if m.filename.endswith("/byteorder")), b"little")
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, RuntimeError) as error:
+            raise SourceError(f"{self.label}: not a torch file, or truncated: {error}") from error
+        if order != b"little":
+            raise SourceError(f"{self.label}: byte order {order[:8]!r}, expected b'little'")
+        return {self._start_of(member): member.file_size for member in members}
+
+    def _start_of(self, member: zipfile.ZipInfo) -> int:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise SourceError(
+                f"{self.label}: member {member.filename!r} is compressed, {member.compress_size} bytes for "
+                f"{member.file_size}; torch.save stores them"
+            )
+        return member_start(self._data, member, self.label)
+
+    def _load(self, mapped: bool) -> Mapping[str, Any]:
+        try:
+            import torch
+            from torch._subclasses.fake_tensor import FakeTensorMode
+        except ImportError as error:
+            raise MissingPackageError("torch files need torch: pip install 'aibit-format[hf]'") from error
+        stream = io.BufferedReader(Bytes(self._data))
+        try:
+            if not mapped:
+                found = torch.load(stream, map_location="cpu", weights_only=True)
+            else:
+                with FakeTensorMode():
+                    found = torch.load(stream, map_location="cpu", weights_only=True)
+        except Exception as error:  # of many kinds: unpickling runs the whole of torch's own checks
+            raise SourceError(f"{self.label}: refused by torch.load(weights_only=True): {_reason(error)}") from error
+        if not isinstance(found, dict):
+            raise SourceError(f"{self.label}: holds a {type(found).__name__}, not a state dict")
+        return found
+
+    def _add(self, name: Any, value: Any) -> None:
+        import torch
+
+        where = f"{self.label}: tensor {name!r}"
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise SourceError(f"{where}: a {type(value).__name__}, not a tensor; only flat state dicts are read")
+        dtype = plain_dtype(value, where)
+        if value.numel():
+            size, storage = DTYPES[dtype].numpy.itemsize, value.untyped_storage()
+            end = (value.storage_offset() + _extent(value)) * size
+            if value.numel() * size > storage.nbytes() or end > storage.nbytes():
+                raise SourceError(f"{where}: {dtype}{list(value.shape)} in {storage.nbytes()} bytes of storage")
+            # torch takes the pickle's word for the size, and computes places by the rules of its own writer.
+            if self._records and (member := self._records.get(_place(value))) != storage.nbytes():
+                raise SourceError(
+                    f"{where}: {storage.nbytes()} bytes of storage at {_place(value)}, where the archive has "
+                    f"{'no member' if member is None else f'a member of {member}'}: not as torch.save wrote it"
+                )
+        self._found[name] = value
+        self.tensors[name] = SourceTensor(name, tuple(value.shape), dtype, os.path.basename(self.path))
+
+
+class Bytes(io.RawIOBase):
+    """A file to read over a u8 array, without a copy of it."""
+
+    def __init__(self, data: np.ndarray) -> None:
+        self._data, self._position = memoryview(data.data), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._data[self._position : self._position + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._data)}[whence]
+        if base + offset < 0:
+            raise ValueError(f"seek to {base + offset}")
+        self._position = base + offset
+        return self._position
+
+
+def member_start(data: np.ndarray, member: zipfile.ZipInfo, label: str) -> int:
+    """Where the bytes of a ZIP member begin in ``data``: after its local header, name and extra field.
+
+    Raises:
+        SourceError: there is no header, or the member does not end inside ``data``.
+    """
+    header = data[member.header_offset : member.header_offset + _LOCAL_HEADER.size].tobytes()
+    if len(header) == _LOCAL_HEADER.size:
+        magic, name, extra = _LOCAL_HEADER.unpack(header)
+        start = member.header_offset + _LOCAL_HEADER.size + name + extra
+        if magic == ZIP_MAGIC and start + member.compress_size <= len(data):
+            return start
+    raise SourceError(
+        f"{label}: member {member.filename!r} of {member.compress_size} bytes at {member.header_offset} "
+        f"is not inside the {len(data)} bytes of the archive"
+    )
+
+
+def plain_dtype(tensor: torch.Tensor, where: str) -> str:
+    """This package's name of the dtype of a dense, unquantized tensor in memory.
+
+    Raises:
+        SourceError: it is something else.
+    """
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        raise SourceError(f"{where}: layout {tensor.layout}, quantized {tensor.is_quantized}; only dense ones are read")
+    if tensor.device.type == "meta":
+        raise SourceError(f"{where}: is on the meta device and has no values")
+    try:
+        return bridge.dtype_name(tensor.dtype)
+    except KeyError as error:
+        raise SourceError(f"{where}: dtype {tensor.dtype}; known: {', '.join(DTYPES)}") from error
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return getattr(tensor.untyped_storage(), "_checkpoint_offset", -1)
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """Elements from a tensor's first to the end of its last, in its storage."""
+    return 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _reason(error: Exception) -> str:
+    """The line of torch's advice that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = next((line for line in lines if "nsupported" in line or "blocked" in line), lines[0] if lines else "")
+    return f"{type(error).__name__}: {told[:300]}"

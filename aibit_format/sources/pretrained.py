@@ -1,0 +1,122 @@
+"""A transformers model in memory, with floating-point weights or quantized by bitsandbytes."""
+
+from __future__ import annotations
+
+import tempfile
+from copy import deepcopy
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from .. import bridge
+from ..errors import MissingPackageError, SourceError
+from .base import SourceFile, SourceTensor
+from .bitsandbytes import Joined, computed_with
+from .huggingface import quantization_method, read_documents
+from .pickled import plain_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_METHODS = (None, "bitsandbytes")
+
+
+class Pretrained:
+    """The model, and the tokenizer that belongs to it. A tensor leaves its device when it is read, one at a time.
+
+    Raises:
+        SourceError: it is no transformers model; is quantized by something else; has weights on the meta device; or
+            bitsandbytes has repacked its 4-bit weights.
+    """
+
+    kind: ClassVar[str] = "pretrained"
+    no_model = None
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        try:
+            from transformers import PreTrainedModel
+        except ImportError as error:
+            raise MissingPackageError("a model in memory needs transformers: pip install 'aibit-format[hf]'") from error
+        if not isinstance(model, PreTrainedModel):
+            raise SourceError(f"a {type(model).__name__}: neither a path, a source, nor a transformers PreTrainedModel")
+        self.architecture = type(model).__name__
+        self.path = f"<{self.architecture} in memory>"
+        self._model, self._tokenizer = model, tokenizer
+        config = model.config.to_dict()
+        self.metadata = computed_with(config.get("quantization_config") or {})
+        method = quantization_method(config)
+        if method not in _METHODS:
+            raise SourceError(f"{self.path}: quantized with {method!r}; known in memory: bitsandbytes")
+        self._check_packing()
+        self._state = {name: self._plain(name, value) for name, value in model.state_dict().items()}
+        stored = {
+            name: SourceTensor(name, tuple(value.shape), bridge.dtype_name(value.dtype), self.path)
+            for name, value in self._state.items()
+        }
+        dtype = bridge.dtype_name(model.dtype)
+        self._joined = Joined(self.path, stored, self._read, dtype, self._conv1d().__contains__)
+
+    @property
+    def tensors(self) -> dict[str, SourceTensor]:
+        return self._joined.tensors
+
+    @property
+    def files(self) -> list[SourceFile]:
+        return []
+
+    @cached_property
+    def documents(self) -> dict[str, bytes]:
+        """What ``save_pretrained`` writes beside the weights."""
+        model = self._model
+        config = deepcopy(model.config)
+        config.architectures = [self.architecture]
+        config.dtype = str(model.dtype).removeprefix("torch.")
+        with tempfile.TemporaryDirectory(prefix="aibit-") as folder:
+            try:
+                config.save_pretrained(folder)
+                if model.can_generate() and model.generation_config is not None:
+                    model.generation_config.save_pretrained(folder)
+                if self._tokenizer is not None:
+                    self._tokenizer.save_pretrained(folder)
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                raise SourceError(f"{self.path}: transformers cannot save its documents: {error}") from error
+            return read_documents(folder)
+
+    def planes(self, name: str) -> dict[str, np.ndarray]:
+        return self._joined.planes(name)
+
+    def _read(self, name: str) -> np.ndarray:
+        return bridge.to_numpy(self._state[name].cpu())[0]
+
+    def _plain(self, name: str, value: Any) -> torch.Tensor:
+        """A tensor of the state dict as a plain one; bitsandbytes' own classes are those over finished codes."""
+        import torch
+
+        where = f"{self.path}: tensor {name!r}"
+        family = type(value)
+        if family not in (torch.Tensor, torch.nn.Parameter) and not family.__module__.startswith("bitsandbytes."):
+            raise SourceError(f"{where}: a {family.__name__}, which is no plain tensor")
+        value = value.detach().as_subclass(torch.Tensor)
+        plain_dtype(value, where)
+        return value
+
+    def _check_packing(self) -> None:
+        for name, module in self._model.named_modules():
+            state = getattr(getattr(module, "weight", None), "quant_state", None)
+            if getattr(state, "packing_format_for_cpu", False):
+                raise SourceError(
+                    f"{self.path}: tensor {name + '.weight'!r}: bitsandbytes repacked it in the first forward pass on "
+                    "the CPU and rounded its scales to bfloat16; convert the original, or this model before it runs"
+                )
+
+    def _conv1d(self) -> set[str]:
+        """Weights that bitsandbytes quantized in the place of a Conv1D."""
+        from transformers.pytorch_utils import Conv1D
+
+        return {
+            f"{name}.weight"
+            for name, module in self._model.named_modules()
+            if isinstance(family := getattr(module, "source_cls", None), type) and issubclass(family, Conv1D)
+        }
