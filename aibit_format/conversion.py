@@ -31,7 +31,7 @@ _LIBRARIES = ("numpy", "torch", "transformers")  # those whose version can chang
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """What became of one tensor. ``error`` is ``None`` where it was stored exactly."""
+    """What became of one tensor. ``error`` is ``None`` where it was stored exactly, or ``kept`` as the source has it."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,6 +40,7 @@ class TensorReport:
     quantized_bytes: int
     error: EncodingError | None
     alias_of: str | None = None
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +258,7 @@ def _report(planned: Planned, error: EncodingError | None) -> TensorReport:
         planned.stored_bytes,
         error,
         tensor.alias_of,
+        planned.keep is not None,
     )
 
 

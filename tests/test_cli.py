@@ -41,7 +41,7 @@ def test_convert_says_what_it_did(model, tmp_path, capsys):
     status, out, err = run("convert", model / "hf", "-o", tmp_path / "m.aibit", capsys=capsys)
     assert status == 0 and err == ""
     assert "model.layers.0.self_attn.q_proj.weight" in out and "rms error" in out
-    assert "14 tensors quantized" in out and "1 tied" in out and "memory saved" in out and "ratio" in out
+    assert "tensors: 14 quantized" in out and "1 tied" in out and "memory saved" in out and "ratio" in out
     assert (tmp_path / "m.aibit").read_bytes() == (model / "m.aibit").read_bytes()
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import struct
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 
 import gguf
 import numpy as np
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.tokenization_utils_base import generate_merges
 
 import aibit_format as aibit
 from aibit_format.cli.inspect import describe
@@ -458,6 +459,18 @@ def test_sentencepiece_special_tokens_templates_and_the_way_back(spm, tmp_path):
     again = aibit.load_tokenizer(tmp_path / "b.aibit")
     for text in [*TEXTS, "abcde fgh ab"]:
         assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_merges_of_equal_scores_come_in_the_order_of_transformers():
+    tokens = ["".join(letters) for length in range(1, 6) for letters in product("ab", repeat=length)]
+    scores = [-float(i % 3) for i in range(len(tokens))]
+    metadata = {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": np.array(scores, np.float32),
+    }  # fmt: skip
+    document = json.loads(gguf_tokenizer.documents_of(metadata, len(tokens), 64)["tokenizer.json"])
+    wanted = generate_merges({token: i for i, token in enumerate(tokens)}, dict(zip(tokens, scores, strict=True)))
+    assert [tuple(merge) for merge in document["model"]["merges"]] == wanted and len(wanted) == 196
 
 
 def test_no_space_before_the_text_where_the_file_says_so(tmp_path):

@@ -122,8 +122,10 @@ def _show_report(report: Report, as_json: bool) -> None:
         print(table(["tensor", "scheme", "stored", "rms error", "largest", "signal/noise"], rows, right=(2, 3, 4, 5)))
         print()
     aliases = sum(t.alias_of is not None for t in report.tensors)
-    exact = len(report.tensors) - len(lossy) - aliases
-    print(f"{len(lossy)} tensors quantized, {exact} stored exactly, {aliases} tied")
+    kept = sum(t.kept for t in report.tensors)
+    exact = len(report.tensors) - len(lossy) - kept - aliases
+    counts = {"quantized": len(lossy), "kept as they were quantized": kept, "stored exactly": exact, "tied": aliases}
+    print("tensors: " + ", ".join(f"{count} {what}" for what, count in counts.items() if count))
     print(_totals(report.original_bytes, report.quantized_bytes))
     print(f"{report.path}: {size(report.file_bytes)} in {report.seconds:.1f} s, root {report.root}")
 

@@ -161,6 +161,10 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
 
 
 def _sentencepiece(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
+    """BPE over characters, with a space before each piece of text between special tokens.
+
+    So does llama.cpp. transformers' own loader of GGUF puts one before the first piece only, and none before a space.
+    """
     for name, usual in {"unk": 0, "bos": 1, "eos": 2}.items():  # where a file does not say
         if vocabulary.special[name] is None and vocabulary.kinds[usual : usual + 1] in ([CONTROL], [UNKNOWN]):
             vocabulary.special[name] = usual
