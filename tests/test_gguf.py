@@ -71,7 +71,7 @@ def test_blocks_decode_as_in_gguf_py_in_any_rows(name):
     rows = wanted.reshape(21, 512)
     for some in (slice(5, 9), slice(4, 4), slice(0, 21, 4), np.array([20, 3, 3, 0])):
         assert scheme.decode_rows(planes, shape, "f16", some).tobytes() == rows[some].tobytes()
-    assert not list(scheme.bad_values(planes))
+    assert not list(scheme.bad_codes(planes, ()))
     assert parse(scheme.text) == scheme and scheme.planes((0, 512), "f32")[0].shape[0] == 0
     assert scheme.decode({"blocks": blocks[:0]}, (0, 7, 512), "f32").shape == (0, 7, 512)
 
@@ -126,7 +126,7 @@ def test_what_a_scheme_refuses(name):
             for scale in (np.inf, -np.inf, np.nan):
                 blocks = random_blocks(name, (2, 256))
                 blocks.reshape(-1, layout.size)[-1, start : start + 2] = np.array([scale], "<f2").view(np.uint8)
-                assert list(scheme.bad_values({"blocks": blocks})) == [("blocks", f"a scale ({field}) is not finite")]
+                assert list(scheme.bad_codes({"blocks": blocks}, ())) == [("blocks", f"a scale ({field}) is not finite")]
         start += size
 
 

@@ -407,7 +407,7 @@ def test_bad_fp8_is_found():
     for code in (0x7F, 0xFF):
         planes = good | {"codes": good["codes"].copy()}
         planes["codes"][3, 39] = code
-        assert list(scheme.bad_values(planes)) == [("codes", "a code is NaN")]
+        assert list(scheme.bad_codes(planes, (4, 40))) == [("codes", "a code is NaN")]
     planes = good | {"scale": -good["scale"]}
     assert [role for role, _ in scheme.bad_values(planes)] == ["scale"]
 

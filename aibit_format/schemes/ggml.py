@@ -264,7 +264,8 @@ class GGML(Scheme):
             values[start : start + step] = layout.decode(layout.split(piece)).reshape(len(piece), layout.block)
         return values.reshape(len(chosen), columns)
 
-    def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
+    def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        # Scales lie among the codes: to look at them is to read the whole tensor.
         blocks = planes["blocks"].reshape(-1, self.layout.size)
         starts = np.cumsum([0, *self.layout.fields.values()])
         for name, start in zip(self.layout.fields, starts.tolist(), strict=False):
