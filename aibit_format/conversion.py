@@ -31,7 +31,7 @@ _LIBRARIES = ("numpy", "torch", "transformers")  # those whose version can chang
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """What became of one tensor. ``error`` is ``None`` where it was stored exactly, or ``kept`` as the source has it."""
+    """What became of one tensor. ``error`` is ``None`` where it was stored exactly, or ``kept`` as it was quantized."""
 
     name: str
     shape: tuple[int, ...]

@@ -126,7 +126,8 @@ def test_what_a_scheme_refuses(name):
             for scale in (np.inf, -np.inf, np.nan):
                 blocks = random_blocks(name, (2, 256))
                 blocks.reshape(-1, layout.size)[-1, start : start + 2] = np.array([scale], "<f2").view(np.uint8)
-                assert list(scheme.bad_codes({"blocks": blocks}, ())) == [("blocks", f"a scale ({field}) is not finite")]
+                found = list(scheme.bad_codes({"blocks": blocks}, ()))
+                assert found == [("blocks", f"a scale ({field}) is not finite")]
         start += size
 
 

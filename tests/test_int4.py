@@ -216,7 +216,7 @@ def packed(said: dict, rows: int, columns: int) -> dict[str, np.ndarray]:
     """A module's tensors, of a weight [rows, columns]."""
     size = columns if said["group_size"] == -1 else said["group_size"]
     groups = -(-columns // size)
-    scales = RNG.normal(size=(groups, rows)).astype(np.float16)
+    scales = (RNG.normal(size=(groups, rows)) * 0.01).astype(np.float16)
     if said["quant_method"] == "awq":
         return {"qweight": words(columns, rows // 8), "qzeros": words(groups, rows // 8), "scales": scales}
     index = np.arange(columns, dtype=np.int32) // size

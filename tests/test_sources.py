@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 import aibit_format as aibit
 from aibit_format import documents
 from aibit_format.errors import AibitError, FormatError, LoadError, SourceError
-from aibit_format.sources import BUILTIN, open_source
 from aibit_format.sources.safetensors import SafetensorsFile
 
 
@@ -248,15 +247,3 @@ def test_a_file_without_a_model_says_so(fixtures):
         aibit.load_model(fixtures / "container" / "dtypes.aibit")
     with pytest.raises(LoadError, match="no tokenizer"):
         aibit.load_tokenizer(fixtures / "container" / "dtypes.aibit")
-
-
-def test_every_registered_source_opens_what_it_matches(tmp_path):
-    architectures.save("bert", tmp_path / "hf")
-    assert "huggingface" in BUILTIN
-    source = open_source(tmp_path / "hf")
-    assert source.kind == "huggingface" and set(source.tensors) and source.files[0].size > 0
-    for name, tensor in source.tensors.items():
-        planes = source.planes(name)
-        assert {p.role: p.shape for p in tensor.stored.planes(tensor.shape, tensor.dtype)} == {
-            role: plane.shape for role, plane in planes.items()
-        }
