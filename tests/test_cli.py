@@ -224,3 +224,38 @@ def test_verbose_shows_the_traceback(tmp_path):
     path.write_text("nothing of the kind, but long enough to be looked at")
     assert "Traceback" not in shell("inspect", path).stderr
     assert "Traceback" in shell("inspect", path, "-v").stderr
+
+
+def test_the_prompt_may_follow_options(fixtures, tmp_path, capsys):
+    aibit.convert(fixtures / "models" / "tiny-llama", tmp_path / "m.aibit")
+    first = run("run", tmp_path / "m.aibit", "a b", "-n", "3", "--json", capsys=capsys)
+    second = run("run", tmp_path / "m.aibit", "-n", "3", "--json", "a b", capsys=capsys)
+    assert first[0] == second[0] == 0 and json.loads(first[1])["text"] == json.loads(second[1])["text"]
+    for extra in (["a", "b"], ["--wrong"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["run", str(tmp_path / "m.aibit"), "-n", "3", *extra, "c"])
+        assert caught.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", ["int8", "nf4", "int8-absmax", "gguf:q8_0"])
+def test_a_lean_start_gives_the_same_text(scheme, fixtures, tmp_path):
+    """Whole processes: with stand-ins for what running a model does not use, and with the real modules."""
+    aibit.convert(fixtures / "models" / "tiny-llama", tmp_path / "m.aibit", scheme=scheme)
+    command = [sys.executable, "-c", _RUN, str(tmp_path / "m.aibit")]
+    texts, modules = [], []
+    for setting in ({}, {"AIBIT_FULL_IMPORTS": "1"}):
+        done = subprocess.run(command, env={**os.environ, **setting}, capture_output=True, text=True, check=True)
+        text, count = done.stdout.rsplit("\n", 2)[0], int(done.stdout.rsplit("\n", 2)[1])
+        texts.append(text)
+        modules.append(count)
+    assert texts[0] == texts[1] and texts[0].startswith("If the")
+    assert modules[0] < 0.75 * modules[1]
+
+
+_RUN = """
+import sys
+from aibit_format.cli import main
+assert main(["run", sys.argv[1], "If the", "-n", "12"]) == 0
+print("\\n" + str(len(sys.modules)))
+"""

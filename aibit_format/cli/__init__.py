@@ -32,7 +32,7 @@ OK, FAILED, USAGE, INVALID, INTERRUPTED = 0, 1, 2, 3, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(arguments).parse_args(arguments)
+    args = _parse(arguments)
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -55,6 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+def entry() -> None:
+    """The command: ``main``, and then the end of the process without taking libraries down, which takes seconds."""
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def status_of(error: AibitError) -> int:
     """The exit status for an error. A file that cannot even be opened (AIB-E8xx) is no statement on its format."""
     if isinstance(error, FormatError) and not error.code.startswith("AIB-E8"):
@@ -68,6 +76,18 @@ def _lines(error: AibitError) -> list[str]:
         head = f"{error.path}: " if error.path else ""
         return [f"{head}{problem}" for problem in error.problems[:20]]
     return [f"{error} [{error.code}]"]
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The arguments; an optional one by place may also come after options, where argparse would not look for it."""
+    parser = _parser(arguments)
+    args, rest = parser.parse_known_args(arguments)
+    late = vars(args).get("late")
+    if late and len(rest) == 1 and vars(args)[late] is None and not rest[0].startswith("-"):
+        setattr(args, late, rest[0])
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -90,4 +110,4 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -8,6 +8,8 @@ import time
 from typing import Any
 
 from ..errors import LoadError, MissingPackageError
+from ..prefetch import prefetch
+from . import lean
 from .output import emit
 
 
@@ -15,6 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to continue (default: standard input)")
+    parser.set_defaults(late="prompt")
     parser.add_argument("--chat", action="store_true", help="use the file's chat template; without PROMPT, converse")
     parser.add_argument("--system", metavar="TEXT", help="a system message for --chat")
     parser.add_argument("-n", "--max-new-tokens", type=int, default=128, metavar="N", help="at most N tokens (128)")
@@ -31,12 +34,8 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     started = time.perf_counter()
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingPackageError("running a model needs torch: pip install 'aibit-format[hf]'") from error
-    from ..torch.model import load
-
+    prefetch(args.file)
+    torch, load = _import()
     model, tokenizer = load(args.file, args.device, verify=args.verify)
     if not model.can_generate():
         raise LoadError(f"{args.file}: {type(model).__name__} does not generate text")
@@ -58,6 +57,25 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _import() -> tuple[Any, Any]:
+    """torch and ``load``, without what they import and never use; with it, where that fails."""
+    try:
+        undo = lean.start()
+        import torch
+    except ImportError as error:
+        raise MissingPackageError("running a model needs torch: pip install 'aibit-format[hf]'") from error
+    try:
+        from ..torch.model import load
+    except MissingPackageError:
+        raise
+    except Exception:  # another version of a library, which does something at import that no stand-in can
+        if undo is None:
+            raise
+        undo()
+        from ..torch.model import load
+    return torch, load
 
 
 class _Session:

@@ -1,0 +1,97 @@
+"""Starting without what running a model on one device never uses.
+
+Half of the time of importing transformers goes into compilers, distributed tensors and statistics that generation does
+not touch. After ``start`` these modules are stand-ins: whatever is asked of them is a class that nothing is an instance
+of. This is for the command line, whose process runs one model and ends; a program that imports this package gets the
+real ones. ``AIBIT_FULL_IMPORTS=1`` in the environment turns it off.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+# Packages that are not imported, with all that is in them.
+UNUSED = (
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.distributed.algorithms",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "transformers.generation.continuous_batching",
+    "pandas",
+    "scipy",
+    "sklearn",
+)
+
+
+def _as_it_is(function: Any = None, *_: Any, **__: Any) -> Any:
+    """A decorator that leaves what it decorates as it is, with and without arguments."""
+    return function if callable(function) else _as_it_is
+
+
+# What is called of them all the same: without a compiler, functions stay as they are.
+_CALLED: dict[str, dict[str, Any]] = {"torch._dynamo": {"disable": _as_it_is, "allow_in_graph": _as_it_is}}
+
+
+class _StandIn(ModuleType):
+    """A module in which every name is a class that takes any arguments."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        found = _CALLED.get(self.__name__, {}).get(name) or type(name, (), {"__init__": _take_anything})
+        setattr(self, name, found)
+        return found
+
+
+def _take_anything(self: Any, *_: Any, **__: Any) -> None:
+    pass
+
+
+class _Finder(MetaPathFinder, Loader):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        unused = any(fullname == name or fullname.startswith(f"{name}.") for name in UNUSED)
+        return ModuleSpec(fullname, self, is_package=True) if unused else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _StandIn(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+def start() -> Callable[[], None] | None:
+    """Import without ``UNUSED`` from now on; returns what takes that back, or ``None`` if it is too late for it."""
+    if "torch" in sys.modules or os.environ.get("AIBIT_FULL_IMPORTS"):
+        return None
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
+    import torch
+
+    compiled, torch.compile = torch.compile, _as_it_is  # bitsandbytes decorates its kernels with it
+
+    def undo() -> None:
+        sys.meta_path.remove(finder)
+        torch.compile = compiled
+        for name in [name for name, module in sys.modules.items() if _depends(name, module)]:
+            del sys.modules[name]
+
+    return undo
+
+
+def _depends(name: str, module: ModuleType | None) -> bool:
+    return isinstance(module, _StandIn) or name.partition(".")[0] in ("transformers", "bitsandbytes", "accelerate")

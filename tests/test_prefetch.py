@@ -1,0 +1,33 @@
+"""Reading ahead: what is in memory is left alone, and the rest is brought there."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from aibit_format.prefetch import PIECE, prefetch, read_ahead
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs a system that drops pages when asked")
+def test_only_what_is_not_in_memory_is_read(tmp_path):
+    path, size = tmp_path / "file", 2 * PIECE + 1000
+    path.write_bytes(os.urandom(size))
+    assert read_ahead(path) in (0, size)  # 0 where the system can say that it is in memory
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    first, second = read_ahead(path), read_ahead(path)
+    assert second <= first <= size
+    if sys.platform == "linux" and first:
+        assert first >= PIECE and second == 0  # the last pages may have stayed
+
+
+def test_a_file_that_cannot_be_read_is_no_error(tmp_path):
+    assert read_ahead(tmp_path / "nothing") == 0
+    assert read_ahead(tmp_path) == 0
+    thread = prefetch(tmp_path / "nothing")
+    thread.join(10)
+    assert not thread.is_alive() and thread.daemon
