@@ -6,6 +6,7 @@ Everything above reads through ``read_at``, so that the verdict on a file does n
 from __future__ import annotations
 
 import os
+import re
 import stat
 from typing import Protocol
 
@@ -16,11 +17,20 @@ from .errors import FormatError, Problem
 Path = str | os.PathLike[str]
 
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://")
+
+
+def is_url(source: str) -> bool:
+    """Whether ``source`` names a file by a URL."""
+    return _URL.match(source) is not None
+
+
 class Storage(Protocol):
     """A file's bytes."""
 
     path: str | None
     size: int
+    stretch: int  # bytes, whole leaves, to read at a time of a long region; 0: as many as are wanted, they are views
 
     def read_at(self, offset: int, length: int) -> np.ndarray:
         """u8 [length], read-only; a view where the storage can give one."""
@@ -39,6 +49,7 @@ class Mapped:
     """A file in one read-only ``numpy.memmap``: views cost nothing and keep the mapping alive."""
 
     path: str | None
+    stretch = 0
 
     def __init__(self, path: Path) -> None:
         name = os.fspath(path)
@@ -80,6 +91,7 @@ class InMemory:
     """A bytes-like object that holds a whole file."""
 
     path: str | None = None
+    stretch = 0
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self.map = np.frombuffer(data, np.uint8)

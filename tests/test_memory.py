@@ -1,15 +1,25 @@
-"""Where a loaded model's memory is: in the file's pages, shared, and nowhere else."""
+"""Where a loaded model's memory is: in the file's pages, shared, and nowhere else. And what a conversion takes."""
 
 from __future__ import annotations
 
 import json
+import os
+import select
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import ROOT
 
 import aibit_format as aibit
+from aibit_format.exports import export
+
+sys.path.insert(0, str(ROOT / "tools" / "bench"))
+import foreign
+import models as made
 
 CHILD = textwrap.dedent(
     """
@@ -94,3 +104,82 @@ def test_loading_takes_no_memory_and_two_processes_share_the_pages(models):
         assert figures["Rss"] > 0.9 * weights  # the forward touched them all...
         assert figures["Shared_Clean"] > 0.99 * figures["Rss"]  # ...and both processes have the same ones
         assert figures["Private_Dirty"] == 0
+
+
+CONVERTER = textwrap.dedent(
+    """
+    import gc, json, sys
+    import aibit_format as aibit
+
+    for line in sys.stdin:
+        aibit.convert(*json.loads(line), jobs=1, overwrite=True)
+        gc.collect()
+        print("done", flush=True)
+    """
+)
+# What is freed goes back to the system at once: what is seen is what is held, not what the allocator keeps.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+LAYERS = 4, 8
+SHAPES = [made.Shape(1024, 512, 1536, layers, 8, 8) for layers in LAYERS]  # 29 and 57 MB of float16
+LARGEST = 4 * 512 * 1536  # bytes of the largest tensor as float32: 3 MB
+# Label -> what makes the source in a folder, of a float16 checkpoint there and its shape; and the scheme.
+PAIRS = {
+    "huggingface to nf4": (lambda folder, _: folder / "float16", "nf4"),
+    "bitsandbytes 8 bit": (lambda folder, _: exported(folder), None),
+    "gguf q8_0 to int8": (lambda folder, shape: foreign.gguf_q8_0(shape, folder / "q8_0.gguf"), "int8"),
+    "aibit int8 to nf4": (lambda folder, _: folder / "int8.aibit", "nf4"),
+    "pytorch_model.bin to int8": (lambda folder, _: foreign.pytorch_bin(folder / "float16", folder / "bin"), "int8"),
+    "gptq": (lambda folder, shape: foreign.four_bit_words("gptq", shape, folder / "gptq"), None),
+}
+
+
+def exported(folder: Path) -> Path:
+    with aibit.open(folder / "int8.aibit") as file:
+        export(file, "huggingface", folder / "bitsandbytes")
+    return folder / "bitsandbytes"
+
+
+def anonymous(pid: int) -> int:
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+
+
+@pytest.fixture(scope="module")
+def gains(tmp_path_factory):
+    """Pair -> anonymous memory that a conversion takes at its highest, for each number of layers."""
+    folders = [tmp_path_factory.mktemp(f"layers-{layers}") for layers in LAYERS]
+    for folder, shape in zip(folders, SHAPES, strict=True):
+        (folder / "float16").mkdir()
+        weights = made.normal(np.random.default_rng(0))
+        made.write_safetensors(folder / "float16" / "model.safetensors", made.float16(shape), weights)
+        made.write_config(folder / "float16", shape)
+        aibit.convert(folder / "float16", folder / "int8.aibit")
+    found = {}
+    command, pipe = [sys.executable, "-c", CONVERTER], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=os.environ | ALLOCATOR) as child:
+
+        def convert(source: Path, scheme: str | None) -> int:
+            target = source.parent / "out.aibit"
+            before = peak = anonymous(child.pid)
+            child.stdin.write(json.dumps([str(source), str(target), scheme]).encode() + b"\n")
+            child.stdin.flush()
+            while not select.select([child.stdout], [], [], 0.001)[0]:  # from outside: a thread would wait for the GIL
+                peak = max(peak, anonymous(child.pid))
+            assert child.stdout.readline() == b"done\n"
+            target.unlink()
+            return peak - before
+
+        for label, (make, scheme) in PAIRS.items():
+            small, large = (make(folder, shape) for folder, shape in zip(folders, SHAPES, strict=True))
+            convert(small, scheme)  # imports, and what is allocated once
+            found[label] = convert(small, scheme), convert(large, scheme)
+        child.stdin.close()
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_conversion_holds_a_tensor_at_a_time(pair, gains):
+    small, large = gains[pair]
+    assert small < 3 * LARGEST
+    assert large - small < LARGEST  # more layers are 7 MB of nf4 planes, 14 of int8

@@ -31,6 +31,17 @@ class Figure:
         return found
 
 
+def of_runs(
+    found: dict[str, list[dict[str, Any]]], key: str, unit: str, what: str, divisor: float, commands: dict[str, str]
+) -> list[Figure]:
+    """One figure a way; the ratio is to the first way, in the same round."""
+    figures: list[Figure] = []
+    for label, runs in found.items():
+        samples = [run[key] / divisor for run in runs]
+        figures.append(Figure(label + what, unit, samples, figures[0] if figures else None, commands[label]))
+    return figures
+
+
 def summary(samples: list[float]) -> dict[str, Any]:
     return {"median": statistics.median(samples), "min": min(samples), "max": max(samples), "samples": samples}
 

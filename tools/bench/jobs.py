@@ -55,14 +55,14 @@ def encode(shape: list[int], rounds: int) -> Result:
     return {"bytes": array.nbytes, "seconds": alternate(ways, rounds), "same": same}
 
 
-def convert_aibit(source: str, tiny: str, target: str, jobs: int | None = None) -> Result:
-    """A checkpoint to an ``.aibit`` file: from the first look at the source to the renamed, synced file."""
+def convert_aibit(source: str, tiny: str, target: str, scheme: str | None = None, jobs: int | None = None) -> Result:
+    """A source to an ``.aibit`` file: from the first look at the source to the renamed, synced file."""
     from aibit_format.conversion import convert
 
-    convert(tiny, target + ".warm", overwrite=True)  # transformers imports the model's class when it is asked for it
+    convert(tiny, target + ".warm", scheme, overwrite=True)  # imports the model's class, and what the source needs
     Path(target + ".warm").unlink()
     with Clock(watch=True) as clock:
-        convert(source, target, jobs=jobs)
+        convert(source, target, scheme, jobs=jobs)
     return clock.figures()
 
 
@@ -75,10 +75,10 @@ def convert_transformers(source: str, tiny: str) -> Result:
     return clock.figures()
 
 
-def save_transformers(source: str, target: str) -> Result:
-    """Make the directory that transformers itself saves of a model in 8 bits."""
+def save_transformers(source: str, target: str, bits: int) -> Result:
+    """Make the directory that transformers itself saves of a model in 8 or 4 bits."""
     with Clock() as clock:
-        _loader("quantize")(source).save_pretrained(target)
+        _loader("quantize" if bits == 8 else "quantize to nf4")(source).save_pretrained(target)
     return clock.figures()
 
 
@@ -151,15 +151,15 @@ def _loader(way: str) -> Callable[[str], Any]:
         with contextlib.redirect_stdout(sys.stderr):
             return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options).eval()
 
+    def quantized(path: str, **options: Any) -> Any:
+        config = BitsAndBytesConfig(**options)
+        return pretrained(path, dtype=torch.float16, device_map={"": "cpu"}, quantization_config=config)
+
     return {
         "aibit": load_model,
         "saved": lambda path: pretrained(path, device_map={"": "cpu"}),
-        "quantize": lambda path: pretrained(
-            path,
-            dtype=torch.float16,
-            device_map={"": "cpu"},
-            quantization_config=BitsAndBytesConfig(load_in_8bit=True),
-        ),
+        "quantize": lambda path: quantized(path, load_in_8bit=True),
+        "quantize to nf4": lambda path: quantized(path, load_in_4bit=True, bnb_4bit_quant_type="nf4"),
         "fp16": lambda path: pretrained(path, dtype=torch.float16),
     }[way]
 

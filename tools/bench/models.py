@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,6 +58,19 @@ class Shape:
         return sum(2 * int(np.prod(shape)) for _, shape in self.tensors())
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a safetensors file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return {"F16": 2, "I32": 4}[self.dtype] * int(np.prod(self.shape))
+
+
 SHAPES = {
     "1.1b": Shape(32000, 2048, 5632, 22, 32, 4),
     "160m": Shape(32000, 768, 2048, 12, 12, 4),
@@ -79,7 +92,13 @@ def checkpoint(name: str, work: Path) -> Path:
         return folder
     need(work, shape.bytes)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_weights(folder / "model.safetensors", shape)
+    write_safetensors(folder / "model.safetensors", float16(shape), normal(np.random.default_rng(0)))
+    write_config(folder, shape)
+    return folder
+
+
+def write_config(folder: Path, shape: Shape, **more: object) -> None:
+    """The config of a model, written when its weights are there: a folder that has one is whole."""
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -91,30 +110,45 @@ def checkpoint(name: str, work: Path) -> Path:
         "bos_token_id": 1,
         "eos_token_id": 2,
         **asdict(shape),
+        **more,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
-    return folder
 
 
-def _write_weights(path: Path, shape: Shape) -> None:
-    """A safetensors file, one band of rows in memory at a time."""
+def write_safetensors(path: Path, entries: Iterable[Entry], bands: Callable[[Entry], Iterable[np.ndarray]]) -> None:
+    """A safetensors file, one of the ``bands`` of an entry in memory at a time."""
+    entries = list(entries)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, size in shape.tensors():
-        start, end = end, end + 2 * int(np.prod(size))
-        header[name] = {"dtype": "F16", "shape": size, "data_offsets": [start, end]}
+    for entry in entries:
+        start, end = end, end + entry.bytes
+        header[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    random = np.random.default_rng(0)
     with path.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
-        for _, size in shape.tensors():
-            if len(size) == 1:
-                out.write(np.ones(size, np.float16).tobytes())  # the gain of a norm
-                continue
-            for start in range(0, size[0], _ROWS):
-                band = random.standard_normal((min(_ROWS, size[0] - start), size[1]), np.float32)
-                out.write((band * np.float32(_DEVIATION)).astype(np.float16).tobytes())
+        for entry in entries:
+            for band in bands(entry):
+                out.write(band.tobytes())
+
+
+def float16(shape: Shape) -> list[Entry]:
+    """The tensors of a model that is not quantized."""
+    return [Entry(name, "F16", size) for name, size in shape.tensors()]
+
+
+def normal(random: np.random.Generator) -> Callable[[Entry], Iterator[np.ndarray]]:
+    """Bands of rows of random float16 weights; norms are ones."""
+
+    def bands(entry: Entry) -> Iterator[np.ndarray]:
+        if len(entry.shape) == 1:
+            yield np.ones(entry.shape, np.float16)  # the gain of a norm
+            return
+        for start in range(0, entry.shape[0], _ROWS):
+            band = random.standard_normal((min(_ROWS, entry.shape[0] - start), entry.shape[1]), np.float32)
+            yield (band * np.float32(_DEVIATION)).astype(np.float16)
+
+    return bands
 
 
 def many_tensors(count: int, work: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import sys
 from collections.abc import Iterable
@@ -48,6 +49,14 @@ class Bench:
     def tiny_saved(self) -> Path:
         return self._saved("tiny", self.tiny)
 
+    @cached_property
+    def saved_4bit(self) -> Path:
+        return self._saved(self.model, self.source, 4)
+
+    @cached_property
+    def tiny_saved_4bit(self) -> Path:
+        return self._saved("tiny", self.tiny, 4)
+
     def _converted(self, source: Path, name: str) -> Path:
         path = self.work / f"{name}-{source.name}.aibit"
         models.remove(path)
@@ -55,12 +64,23 @@ class Bench:
         probe.run("convert_aibit", source=str(source), tiny=str(self.tiny), target=str(path))
         return path
 
-    def _saved(self, model: str, source: Path) -> Path:
-        path = self.work / f"{model}-int8-transformers"
+    def _saved(self, model: str, source: Path, bits: int = 8) -> Path:
+        path = self.work / f"{model}-{'int8' if bits == 8 else 'nf4'}-transformers"
         if not (path / "config.json").is_file():
             models.need(self.work, models.size_of(source))
-            probe.run("save_transformers", source=str(source), target=str(path))
+            probe.run("save_transformers", source=str(source), target=str(path), bits=bits)
         return path
+
+    def same_with_jobs(self, **arguments: Any) -> bool:
+        """Whether a conversion by one thread and one by two give the same bytes."""
+        targets = [self.work / f"converted-{jobs}.aibit" for jobs in (1, 2)]
+        for jobs, target in enumerate(targets, 1):
+            models.remove(target)
+            probe.run("convert_aibit", **arguments | {"target": str(target), "jobs": jobs})
+        same = filecmp.cmp(*targets, shallow=False)
+        for target in targets:
+            models.remove(target)
+        return same
 
     def shown(self, command: Iterable[object]) -> str:
         """A command line without the paths of this machine."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import subprocess
 import sys
 import time
@@ -12,8 +11,9 @@ from typing import Any
 
 import models
 import probe
-from figures import Figure
+from figures import Figure, of_runs
 from pairing import Bench
+from source_rows import sources
 
 _MIB = 1 << 20
 _ROUNDS = 10  # inside one process, where a job alternates by itself
@@ -78,18 +78,13 @@ def convert(bench: Bench) -> list[Figure]:
         "transformers load_in_8bit": ("convert_transformers", common),
     }
     found = bench.paired(ways)
-    others = [bench.work / f"converted-{jobs}.aibit" for jobs in (1, 2)]
-    for jobs, other in enumerate(others, 1):
-        models.remove(other)
-        probe.run("convert_aibit", **common, target=str(other), jobs=jobs)
-    bench.facts["same bytes with 1 and 2 jobs"] = filecmp.cmp(*others, shallow=False)
-    for path in (target, *others):
-        models.remove(path)
+    bench.facts["same bytes with 1 and 2 jobs"] = bench.same_with_jobs(**common)
+    models.remove(target)
     shown = {label: bench.shown(probe.command(*way)) for label, way in ways.items()}
     return [
-        *_figures(found, "seconds", "s", "", 1, shown),
-        *_figures(found, "before", "MiB", ", anonymous after imports", _MIB, shown),
-        *_figures(found, "peak", "MiB", ", anonymous at its highest", _MIB, shown),
+        *of_runs(found, "seconds", "s", "", 1, shown),
+        *of_runs(found, "before", "MiB", ", anonymous after imports", _MIB, shown),
+        *of_runs(found, "peak", "MiB", ", anonymous at its highest", _MIB, shown),
     ]
 
 
@@ -110,23 +105,12 @@ def load(bench: Bench) -> list[Figure]:
             run["grown_forward"] = run["after_forward"] - run["before"]
     shown = {label: bench.shown(probe.command(*way)) for label, way in ways.items()}
     return [
-        *_figures(found, "seconds", "s", "", 1, shown),
-        *_figures(found, "forward", "s", ", first forward", 1, shown),
-        *_figures(found, "before", "MiB", ", anonymous after imports", _MIB, shown),
-        *_figures(found, "grown", "MiB", ", anonymous gained by the load", _MIB, shown),
-        *_figures(found, "grown_forward", "MiB", ", gained by load and forward", _MIB, shown),
+        *of_runs(found, "seconds", "s", "", 1, shown),
+        *of_runs(found, "forward", "s", ", first forward", 1, shown),
+        *of_runs(found, "before", "MiB", ", anonymous after imports", _MIB, shown),
+        *of_runs(found, "grown", "MiB", ", anonymous gained by the load", _MIB, shown),
+        *of_runs(found, "grown_forward", "MiB", ", gained by load and forward", _MIB, shown),
     ]
-
-
-def _figures(
-    found: dict[str, list[probe.Result]], key: str, unit: str, what: str, divisor: int, commands: dict[str, str]
-) -> list[Figure]:
-    """One figure a way; the ratio is to the first way, in the same round."""
-    figures: list[Figure] = []
-    for label, runs in found.items():
-        samples = [run[key] / divisor for run in runs]
-        figures.append(Figure(label + what, unit, samples, figures[0] if figures else None, commands[label]))
-    return figures
 
 
 def shared(bench: Bench) -> list[Figure]:
@@ -209,6 +193,7 @@ ROWS: dict[str, Callable[[Bench], list[Figure]]] = {
     "encode": encode,
     "schemes": schemes,
     "convert": convert,
+    "sources": sources,
     "load": load,
     "shared": shared,
     "open": open_file,
@@ -219,6 +204,7 @@ ABOUT = {
     "encode": "int8 encoding of one float16 tensor, against bitsandbytes' own function",
     "schemes": "every scheme on one float16 tensor: GB/s of its float16 bytes, encoding and decoding",
     "convert": "a float16 checkpoint to an int8 file, against quantizing it in memory",
+    "sources": "every kind of source to an .aibit file",
     "load": "a model that can run, four ways, and its first forward",
     "shared": "memory of two processes that hold the same model",
     "open": "opening and checking files of many tensors",

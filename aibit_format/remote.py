@@ -1,0 +1,115 @@
+"""A file somewhere else, read by ranges: over HTTP, or through fsspec where that is installed.
+
+Opening takes one read, or two where the front matter is longer than the first: whatever is asked for later, a tensor or
+a layer, is a read of its own and brings nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import numpy as np
+
+from .errors import FormatError, MissingPackageError, Problem
+
+FIRST = 1 << 18  # bytes of the first read: header and front matter of a model of some two thousand tensors
+_TIMEOUT = 30  # seconds without an answer
+
+Fetch = Callable[[int, int], bytes]  # from a start, so many bytes or fewer at the end
+
+
+class Ranged:
+    """The file at a URL. ``reads`` counts the ranges that were asked for.
+
+    Bytes come as copies of their own; a whole file is verified in stretches.
+
+    Raises:
+        FormatError: AIB-E803: it cannot be read, or not by ranges.
+        MissingPackageError: a URL other than http and https, without fsspec.
+    """
+
+    stretch = 64 << 20
+
+    def __init__(self, url: str) -> None:
+        self.path: str | None = url
+        self.reads = 0
+        opened = _over_http if urlsplit(url).scheme in ("http", "https") else _through_fsspec
+        self._fetch, self.size, self._first = opened(url)
+        self.reads += 1
+        self._last = 0, b""  # a document is checked, and then read: once is enough
+
+    def read_at(self, offset: int, length: int) -> np.ndarray:
+        for start, data in ((0, self._first), self._last):
+            if start <= offset and offset + length <= start + len(data):
+                return np.frombuffer(data, np.uint8)[offset - start : offset - start + length]
+        known = self._first[offset:]  # what the first read brought is not fetched again
+        data = known + self._fetch(offset + len(known), length - len(known))
+        self.reads += 1
+        if len(data) != length:
+            raise FormatError(Problem("AIB-E803", "bytes of a range", None, None, offset, length, len(data)), self.path)
+        self._last = offset, data
+        return np.frombuffer(data, np.uint8)
+
+    def close(self) -> None:
+        return None
+
+    def check_unchanged(self) -> None:
+        return None  # each answer is checked as it comes
+
+
+def _over_http(url: str) -> tuple[Fetch, int, bytes]:
+    """What reads ranges of ``url``, its size, and its first bytes."""
+    tag: list[str | None] = []
+
+    def ask(start: int, length: int) -> tuple[bytes, int]:
+        request = Request(url, headers={"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"})
+        try:
+            with urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - the scheme is http or https
+                found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+                if answer.status != 206 or not found or int(found[1]) != start:
+                    raise _unreadable(url, f"the server does not give ranges (status {answer.status})")
+                version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+                if tag and tag[0] != version:
+                    raise FormatError(
+                        Problem("AIB-E802", "file changed after it was opened", expected=tag[0], found=version), url
+                    )
+                tag[:] = [version]
+                return answer.read(), int(found[2])
+        except HTTPError as error:
+            raise _unreadable(url, f"{error.code} {error.reason}") from error
+        except (URLError, OSError) as error:
+            raise _unreadable(url, str(getattr(error, "reason", error))) from error
+
+    first, size = ask(0, FIRST)
+    return lambda start, length: ask(start, length)[0], size, first
+
+
+def _through_fsspec(url: str) -> tuple[Fetch, int, bytes]:
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise MissingPackageError(f"{url}: needs fsspec: pip install 'aibit-format[remote]'") from error
+    try:
+        system, path = url_to_fs(url)
+        size = int(system.size(path))
+        fetch: Any = system.cat_file
+        first = fetch(path, 0, min(FIRST, size))
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(url, str(error) or type(error).__name__) from error
+
+    def read(start: int, length: int) -> bytes:
+        try:
+            return fetch(path, start, start + length)
+        except OSError as error:
+            raise _unreadable(url, str(error)) from error
+
+    return read, size, first
+
+
+def _unreadable(url: str, what: str) -> FormatError:
+    return FormatError(Problem("AIB-E803", f"cannot be read: {what}"), url)
