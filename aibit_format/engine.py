@@ -25,8 +25,8 @@ from .schemes.plain import Plain
 if TYPE_CHECKING:
     import torch
 
-_PIECE = 1 << 18  # elements encoded at a time
-_COMPARED = 1 << 16  # where each is compared with 15 bounds: as many passes over what is in cache
+_PIECE = 1 << 19  # elements encoded at a time
+_COMPARED = 1 << 19  # where each is compared with 15 bounds: as many passes over what is in cache
 
 
 def encode(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
