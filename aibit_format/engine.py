@@ -94,12 +94,13 @@ def _four_bit(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.nda
         np.greater(scaled, book.bounds[0], out=count.view(bool))
         for bound in book.bounds[1:]:
             np.add(count, np.greater(scaled, bound, out=above).view(np.uint8), out=count)
-        if book.permuted:
-            np.take(book.order, count, out=count)
         # Two codes side by side are one 16-bit number, the first in its low byte.
         pairs, byte = np.right_shift(count.view("<u2"), 8, out=high[: size // 2]), low[: size // 2]
         np.bitwise_or(np.left_shift(count.view("<u2"), 4, out=byte), pairs, out=byte)
-        np.copyto(codes[start // 2 :][: size // 2], byte, casting="unsafe")
+        target = codes[start // 2 :][: size // 2]
+        np.copyto(target, byte, casting="unsafe")
+        if book.permuted:
+            np.take(book.pairs, target, out=target)
     if whole < array.size:
         end = scheme.encode_flat(array.reshape(-1)[whole:], dtype)
         codes[whole // 2 :], absmax[-1:] = end

@@ -67,9 +67,10 @@ def _over_http(url: str) -> tuple[Fetch, int, bytes]:
     tag: list[str | None] = []
 
     def ask(start: int, length: int) -> tuple[bytes, int]:
-        request = Request(url, headers={"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"})
+        wanted = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        request = Request(url, headers=wanted)  # noqa: S310 - http or https, see Ranged
         try:
-            with urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - the scheme is http or https
+            with urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310
                 found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
                 if answer.status != 206 or not found or int(found[1]) != start:
                     raise _unreadable(url, f"the server does not give ranges (status {answer.status})")

@@ -165,3 +165,26 @@ def test_outlier_rows_are_counted_on_the_values_that_are_encoded(tmp_path):
     file = aibit.open(tmp_path / "m.aibit", verify="full")
     found = [file.info(name).scheme.parameters[1] for name in file if file.info(name).scheme.name == "int8-outlier"]
     assert len(found) > 8 and sum(count > 0 for count in found) > 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "f16", "f32"])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_weight_only_int8_is_closer_to_the_true_product_than_llm_int8(rows, dtype, tmp_path):
+    architectures.save("llama-untied", tmp_path / "hf", dtype)
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit")
+    file = aibit.open(tmp_path / "m.aibit")
+    fast, exact = aibit.load_model(file, weight_only=True), aibit.load_model(file)
+    name = "model.layers.1.mlp.down_proj"
+    layer, other = fast.get_submodule(name), exact.get_submodule(name)
+    assert isinstance(layer, QuantizedLinear) and type(other).__name__ == "Linear8bitLt"
+    x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(2)).to(dtype)
+    true = x.double() @ torch.from_numpy(file.dequantize(f"{name}.weight")).double().T
+
+    def rms(found):
+        return (found.double() - true).square().mean().sqrt()
+
+    with torch.no_grad():
+        assert rms(layer(x)) < 0.6 * rms(other(x))
+    logits = architectures.output(fast, "llama-untied").float()
+    assert (logits - architectures.output(exact, "llama-untied").float()).abs().max() < 0.1 * logits.abs().max()
+    assert not any(type(m).__name__ == "Linear8bitLt" for m in fast.modules())

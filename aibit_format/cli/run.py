@@ -25,6 +25,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this mass")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--weight-only", action="store_true",
+        help="int8 weights with inputs as they are: faster on a CPU, and not what bitsandbytes gives to the last bit",
+    )  # fmt: skip
     parser.add_argument("--verify", choices=["structure", "touched", "full"], default="structure")
 
 
@@ -36,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     prefetch(args.file)
     torch, load = _import()
-    model, tokenizer = load(args.file, args.device, verify=args.verify)
+    model, tokenizer = load(args.file, args.device, verify=args.verify, weight_only=args.weight_only)
     if not model.can_generate():
         raise LoadError(f"{args.file}: {type(model).__name__} does not generate text")
     if args.chat and not tokenizer.chat_template:

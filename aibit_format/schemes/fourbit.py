@@ -61,6 +61,11 @@ class Codebook:
         return bool((self.order != np.arange(16)).any())
 
     @property
+    def pairs(self) -> np.ndarray:
+        """u8 [256]: the byte of two codes, from the byte of their ranks."""
+        return (self.order[:, None] << 4 | self.order).reshape(-1)
+
+    @property
     def zero(self) -> int:
         """The code of 0.0 that fills up the last byte of an odd number of elements."""
         return int(self.order[np.searchsorted(self.bounds, np.float32(0))])

@@ -41,6 +41,7 @@ class Target:
     device: torch.device
     compute_dtype: torch.dtype | None = None  # of 4-bit layers; None: the logical dtype
     threshold: float = THRESHOLD
+    weight_only: bool = False  # int8 rows without bitsandbytes: inputs are not quantized
 
 
 Builder = Callable[[nn.Module, TensorInfo, Planes, Target], nn.Module]
@@ -198,6 +199,8 @@ def builder_for(module: nn.Module, leaf: str, info: TensorInfo, target: Target) 
         return None
     if target.device.type != "cpu" and kind not in BUILDERS and kind not in DECODERS:
         return None
+    if target.weight_only and kind is Int8 and type(module) is nn.Linear:
+        return _any_linear
     if isinstance(module, Conv1D) == info.transposed and (type(module) is nn.Linear or isinstance(module, Conv1D)):
         return BUILDERS.get(kind, _any_linear)
     return _any_embedding if type(module) is nn.Embedding and not info.transposed else None

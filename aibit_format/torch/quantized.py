@@ -7,7 +7,9 @@ dtype. On a CPU the planes are the mapped pages.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import linear
@@ -15,6 +17,7 @@ from torch.nn.functional import linear
 from ..bridge import torch_dtypes
 from ..schemes import Scheme
 from ..schemes.base import ROW
+from ..schemes.int8 import Int8
 from ..schemes.int8_affine import Int8Absmax
 from .decode import decode_rows
 
@@ -115,18 +118,41 @@ class QuantizedEmbedding(Quantized):
         return values[places]
 
 
-def _int8_product(module: Quantized, x: torch.Tensor) -> torch.Tensor | None:
-    """Row-scaled int8 by torch's weight-only kernel, for a few bf16 rows on a CPU: codes are read as they are.
+def _row_product(module: Quantized, x: torch.Tensor) -> torch.Tensor | None:
+    """x times codes, and then the scale of each row: for int8 with a scale a row, on a CPU, without gradients.
 
-    The kernel wants scales of bf16: it gets ones, and the float32 scales are applied to what it returns.
+    Codes are whole numbers below 256, so bf16 holds them exactly: inputs are rounded to bf16, products are added in
+    float32, rounded to bf16, scaled in float32. Few rows of x go to torch's weight-only kernel, which reads codes as
+    they are; for many, pieces of the codes are widened and multiplied as bf16 matrices.
     """
-    if module.scheme.parameters[0] != ROW or x.device.type != "cpu" or x.dtype != torch.bfloat16 or len(x) > _FEW_ROWS:
+    scale = _SCALES[type(module.scheme)](module)
+    if scale is None or x.device.type != "cpu" or x.requires_grad:
         return None
-    codes, scale = module.get_buffer("codes"), module.get_buffer("scale").view(-1)
-    if codes.shape[1] % 64 or codes.shape[0] % 16:
-        return None
-    product = torch.ops.aten._weight_int8pack_mm(x.contiguous(), codes, torch.ones(len(codes), dtype=x.dtype))
-    return (product.float() * scale).to(x.dtype)
+    if x.dtype != torch.bfloat16 and not isinstance(module.scheme, Int8):
+        return None  # int8 only comes here when it is asked for: others keep the precision of their inputs
+    codes, narrow = module.get_buffer("codes"), x.to(torch.bfloat16)
+    if len(x) <= _FEW_ROWS and codes.shape[1] % 64 == 0 and codes.shape[0] % 16 == 0:
+        product = torch.ops.aten._weight_int8pack_mm(narrow.contiguous(), codes, _ones(len(codes)))
+    else:
+        product = narrow.new_empty(len(x), len(codes))
+        step = max(1, _PIECE // max(codes.shape[1], 1))
+        for start in range(0, len(codes), step):
+            piece = codes[start : start + step].to(torch.bfloat16)
+            product[:, start : start + step] = torch.mm(narrow, piece.T)
+    return product.float().mul_(scale).to(x.dtype)
 
 
-PRODUCTS: dict[type[Scheme], Callable[[Quantized, torch.Tensor], torch.Tensor | None]] = {Int8Absmax: _int8_product}
+@cache
+def _ones(count: int) -> torch.Tensor:
+    """The scales that torch's kernel wants; it takes them in bf16, which would round the true ones."""
+    return torch.ones(count, dtype=torch.bfloat16)
+
+
+# f32 [rows]: what each row of codes is to be multiplied by; None if rows do not have one number each.
+_SCALES: dict[type[Scheme], Callable[[Quantized], torch.Tensor | None]] = {
+    Int8: lambda module: module.get_buffer("row_absmax") * float(np.float32(1 / 127)),
+    Int8Absmax: lambda module: module.get_buffer("scale").view(-1) if module.scheme.parameters[0] == ROW else None,
+}
+PRODUCTS: dict[type[Scheme], Callable[[Quantized, torch.Tensor], torch.Tensor | None]] = dict.fromkeys(
+    _SCALES, _row_product
+)

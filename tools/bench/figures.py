@@ -16,16 +16,18 @@ class Figure:
     samples: list[float]
     against: Figure | None = None
     command: str = ""
+    group: str = ""  # what is measured, where a row measures several things of each way: one picture of `charts`
 
     @property
     def ratios(self) -> list[float]:
-        """Round by round."""
+        """Round by round; what was not in every round was in the first ones."""
         if self.against is None:
             return []
-        return [a / b if b else float("nan") for a, b in zip(self.samples, self.against.samples, strict=True)]
+        return [a / b if b else float("nan") for a, b in zip(self.samples, self.against.samples, strict=False)]
 
     def as_json(self) -> dict[str, Any]:
-        found = {"label": self.label, "unit": self.unit, "command": self.command, **summary(self.samples)}
+        named = {"label": self.label, "unit": self.unit, "group": self.group, "command": self.command}
+        found = {**named, **summary(self.samples)}
         if self.against is not None:
             found["ratio"] = {"against": self.against.label, **summary(self.ratios)}
         return found
@@ -38,7 +40,8 @@ def of_runs(
     figures: list[Figure] = []
     for label, runs in found.items():
         samples = [run[key] / divisor for run in runs]
-        figures.append(Figure(label + what, unit, samples, figures[0] if figures else None, commands[label]))
+        against = figures[0] if figures else None
+        figures.append(Figure(label + what, unit, samples, against, commands[label], what.removeprefix(", ")))
     return figures
 
 

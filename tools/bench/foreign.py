@@ -15,6 +15,7 @@ from pathlib import Path
 
 import models
 import numpy as np
+from loaders import STATE_DICT
 from models import Entry, Shape
 
 _SCALE = np.float16(0.01)
@@ -48,6 +49,16 @@ def archive(saved: Path, path: Path) -> Path:
         weights.unlink()
         partial.rename(path)
     return path
+
+
+def state_dict(saved: Path, folder: Path) -> Path:
+    """What was in that archive, as files: the state dict and the config."""
+    if not (folder / "config.json").is_file():
+        models.need(folder.parent, models.size_of(saved))
+        folder.mkdir(exist_ok=True)
+        _save(saved / "model.safetensors", folder / STATE_DICT)
+        (folder / "config.json").write_bytes((saved / "config.json").read_bytes())
+    return folder
 
 
 def _save(weights: Path, path: Path) -> None:
@@ -121,6 +132,7 @@ def gguf_q8_0(shape: Shape, path: Path) -> Path:
     writer.add_head_count_kv(shape.num_key_value_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.vocab_size)
+    writer.add_tokenizer_model("none")  # llama.cpp opens no file that does not say
     tensors = [(f"{names.get_name(name.removesuffix('.weight'))}.weight", size) for name, size in shape.tensors()]
     for name, size in tensors:
         if len(size) == 1:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from codec import codec
+from cold import cold, stream
+from generation import generate
+from loaders import loader, use
 from probe import Clock, Result, anonymous, pages, say
 
 _CUT = 1 << 20  # bytes that `verify` hashes at a time: a leaf of the format
-_TOKENS = 8  # in the first forward
 
 
 def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -68,7 +68,7 @@ def convert_aibit(source: str, tiny: str, target: str, scheme: str | None = None
 
 def convert_transformers(source: str, tiny: str) -> Result:
     """The same checkpoint quantized in memory by transformers and bitsandbytes; nothing is written."""
-    load = _loader("quantize")
+    load = loader("quantize")
     load(tiny)
     with Clock(watch=True) as clock:
         load(source)
@@ -78,25 +78,34 @@ def convert_transformers(source: str, tiny: str) -> Result:
 def save_transformers(source: str, target: str, bits: int) -> Result:
     """Make the directory that transformers itself saves of a model in 8 or 4 bits."""
     with Clock() as clock:
-        _loader("quantize" if bits == 8 else "quantize to nf4")(source).save_pretrained(target)
+        loader("quantize" if bits == 8 else "quantize to nf4")(source).save_pretrained(target)
     return clock.figures()
 
 
-def load(way: str, path: str, tiny: str) -> Result:
+def load(way: str, path: str, tiny: str, watch: bool = False) -> Result:
     """A model that can run, and its first forward; memory is what the process has gained."""
-    run = _loader(way)
-    _forward(run(tiny))
-    with Clock() as clock:
+    run = loader(way)
+    use(run(tiny))
+    with Clock(watch) as clock:
         model = run(path)
-    with Clock() as first:
-        _forward(model)
-    return {**clock.figures(), "forward": first.seconds, "after_forward": first.after}
+    with Clock(watch) as first:
+        use(model)
+    highest = max(clock.highest, first.highest, key=sum)
+    return {
+        **clock.figures(),
+        "forward": first.seconds,
+        "both": clock.seconds + first.seconds,
+        "after_forward": first.after,
+        "highest": sum(highest),
+        "highest_anonymous": highest[0],
+        "highest_file": highest[1],
+    }
 
 
 def hold(way: str, path: str, mapped: str) -> Result:
     """Load, run once, and stay until told to look: others hold the same file then."""
-    model = _loader(way)(path)
-    _forward(model)
+    model = loader(way)(path)
+    use(model)
     say({"ready": True})
     sys.stdin.readline()
     found = {"process": pages(), "mapping": pages(mapped), "anonymous": anonymous()}
@@ -132,53 +141,17 @@ def verify(path: str, rounds: int) -> Result:
     return {"bytes": len(data), "seconds": alternate(ways, rounds)}
 
 
-def _loader(way: str) -> Callable[[str], Any]:
-    """A function from a path to a model, with everything imported that any of the ways imports.
-
-    All ways import the same, so that memory before the load is the same too.
-    """
-    import bitsandbytes  # noqa: F401
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-    from transformers.models.llama import modeling_llama  # noqa: F401
-    from transformers.utils import logging
-
-    from aibit_format.torch.model import load_model
-
-    logging.disable_progress_bar()
-
-    def pretrained(path: str, **options: Any) -> Any:
-        with contextlib.redirect_stdout(sys.stderr):
-            return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options).eval()
-
-    def quantized(path: str, **options: Any) -> Any:
-        config = BitsAndBytesConfig(**options)
-        return pretrained(path, dtype=torch.float16, device_map={"": "cpu"}, quantization_config=config)
-
-    return {
-        "aibit": load_model,
-        "saved": lambda path: pretrained(path, device_map={"": "cpu"}),
-        "quantize": lambda path: quantized(path, load_in_8bit=True),
-        "quantize to nf4": lambda path: quantized(path, load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-        "fp16": lambda path: pretrained(path, dtype=torch.float16),
-    }[way]
-
-
-def _forward(model: Any) -> None:
-    import torch
-
-    with torch.inference_mode():
-        model(torch.arange(1, _TOKENS + 1)[None])
-
-
 JOBS: dict[str, Callable[..., Result]] = {
     "codec": codec,
+    "cold": cold,
     "convert_aibit": convert_aibit,
     "convert_transformers": convert_transformers,
     "encode": encode,
+    "generate": generate,
     "hold": hold,
     "load": load,
     "open": open_file,
     "save_transformers": save_transformers,
+    "stream": stream,
     "verify": verify,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import filecmp
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ class Bench:
     runs: int
     work: Path
     facts: dict[str, Any] = field(default_factory=dict)  # of the row that runs: what is not a sample
+    _made: dict[str, Path] = field(default_factory=dict)
 
     @cached_property
     def source(self) -> Path:
@@ -57,11 +58,25 @@ class Bench:
     def tiny_saved_4bit(self) -> Path:
         return self._saved("tiny", self.tiny, 4)
 
-    def _converted(self, source: Path, name: str) -> Path:
+    def converted(self, scheme: str) -> Path:
+        """The model in another scheme than int8, made anew by each run."""
+        return self._once(self.source, scheme)
+
+    def tiny_converted(self, scheme: str) -> Path:
+        """What a process warms up with that loads ``converted``."""
+        return self._once(self.tiny, scheme)
+
+    def _once(self, source: Path, scheme: str) -> Path:
+        key = f"{scheme} {source}"
+        if key not in self._made:
+            self._made[key] = self._converted(source, scheme, scheme)
+        return self._made[key]
+
+    def _converted(self, source: Path, name: str, scheme: str | None = None) -> Path:
         path = self.work / f"{name}-{source.name}.aibit"
         models.remove(path)
         models.need(self.work, models.size_of(source))
-        probe.run("convert_aibit", source=str(source), tiny=str(self.tiny), target=str(path))
+        probe.run("convert_aibit", source=str(source), tiny=str(self.tiny), target=str(path), scheme=scheme)
         return path
 
     def _saved(self, model: str, source: Path, bits: int = 8) -> Path:
@@ -89,13 +104,28 @@ class Bench:
             text = text.replace(found, shown)
         return text
 
-    def paired(self, ways: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, list[probe.Result]]:
-        """Each way (label -> job and arguments) in fresh processes, A B A B, from a warm page cache."""
+    def paired(
+        self,
+        ways: dict[str, tuple[str, dict[str, Any]]],
+        *,
+        runs: int | None = None,
+        once: Collection[str] = (),
+        warm: bool = True,
+    ) -> dict[str, list[probe.Result]]:
+        """Each way (label -> job and arguments) in fresh processes, A B A B, from a warm page cache.
+
+        Args:
+            runs: rounds, if not as many as the run was asked for.
+            once: ways that take too long for more than the first round.
+            warm: whether files are read into the page cache first.
+        """
         found: dict[str, list[probe.Result]] = {label: [] for label in ways}
-        for _ in range(self.runs):
+        for i in range(self.runs if runs is None else runs):
             for label, (job, arguments) in ways.items():
+                if i and label in once:
+                    continue
                 for key in ("source", "path"):
-                    if key in arguments:
+                    if warm and key in arguments:
                         models.read_through(Path(arguments[key]))
                 if "target" in arguments:
                     models.remove(Path(arguments["target"]))

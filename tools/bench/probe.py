@@ -33,6 +33,11 @@ def anonymous() -> int:
     return _status("RssAnon")
 
 
+def resident() -> tuple[int, int]:
+    """Bytes of anonymous memory and of mapped files that are in memory, from one look."""
+    return _status("RssAnon"), _status("RssFile")
+
+
 def _status(field: str) -> int:
     with open("/proc/self/status", encoding="ascii") as file:
         for line in file:
@@ -59,6 +64,8 @@ def pages(path: str | None = None) -> dict[str, int]:
 class Clock:
     """Seconds of the block, and anonymous memory before it, after it and at its highest.
 
+    ``highest`` is anonymous memory and that of mapped files, when the two together were at their highest.
+
     Args:
         watch: look for the highest value in a thread; off for times in which that thread would show.
     """
@@ -69,7 +76,8 @@ class Clock:
 
     def __enter__(self) -> Self:
         gc.collect()
-        self.before = self.peak = anonymous()
+        self.highest = resident()
+        self.before = self.peak = self.highest[0]
         self._watcher = threading.Thread(target=self._look, daemon=True)
         if self._watch:
             self._watcher.start()
@@ -81,12 +89,21 @@ class Clock:
         self._over.set()
         if self._watch:
             self._watcher.join()
-        self.after = anonymous()
-        self.peak = max(self.peak, self.after)
+        self.after = self._note()
 
     def _look(self) -> None:
         while not self._over.wait(_INTERVAL):
-            self.peak = max(self.peak, anonymous())
+            self._note()
+
+    def _note(self) -> int:
+        found = resident()
+        self.peak = max(self.peak, found[0])
+        self.highest = max(self.highest, found, key=sum)
+        return found[0]
+
+    def so_far(self) -> float:
+        """Seconds since the block was entered."""
+        return time.perf_counter() - self._start
 
     def figures(self) -> Result:
         return {"seconds": self.seconds, "before": self.before, "after": self.after, "peak": self.peak}

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import generation
+import load_rows
 import models
 import probe
 from figures import Figure, of_runs
@@ -16,6 +18,7 @@ from pairing import Bench
 from source_rows import sources
 
 _MIB = 1 << 20
+_COUNTS = (1_000, 5_000, 20_000, 50_000)  # tensors of the files that `open` opens
 _ROUNDS = 10  # inside one process, where a job alternates by itself
 
 
@@ -88,31 +91,6 @@ def convert(bench: Bench) -> list[Figure]:
     ]
 
 
-def load(bench: Bench) -> list[Figure]:
-    ways: dict[str, tuple[str, dict[str, Any]]] = {
-        label: ("load", {"way": way, "path": str(path), "tiny": str(tiny)})
-        for label, way, path, tiny in (
-            ("aibit", "aibit", bench.file, bench.tiny_file),
-            ("transformers, saved in 8 bits", "saved", bench.saved, bench.tiny_saved),
-            ("transformers, quantizing", "quantize", bench.source, bench.tiny),
-            ("transformers, fp16", "fp16", bench.source, bench.tiny),
-        )
-    }
-    found = bench.paired(ways)
-    for runs in found.values():
-        for run in runs:
-            run["grown"] = run["after"] - run["before"]
-            run["grown_forward"] = run["after_forward"] - run["before"]
-    shown = {label: bench.shown(probe.command(*way)) for label, way in ways.items()}
-    return [
-        *of_runs(found, "seconds", "s", "", 1, shown),
-        *of_runs(found, "forward", "s", ", first forward", 1, shown),
-        *of_runs(found, "before", "MiB", ", anonymous after imports", _MIB, shown),
-        *of_runs(found, "grown", "MiB", ", anonymous gained by the load", _MIB, shown),
-        *of_runs(found, "grown_forward", "MiB", ", gained by load and forward", _MIB, shown),
-    ]
-
-
 def shared(bench: Bench) -> list[Figure]:
     figures: list[Figure] = []
     for label, way, path, weights in (
@@ -147,7 +125,7 @@ def _two_at_once(arguments: dict[str, Any]) -> list[probe.Result]:
 
 
 def open_file(bench: Bench) -> list[Figure]:
-    paths = [models.many_tensors(count, bench.work) for count in (5_000, 50_000)]
+    paths = [models.many_tensors(count, bench.work) for count in _COUNTS]
     ways: dict[str, tuple[str, dict[str, Any]]] = {
         path.name: ("open", {"path": str(path), "rounds": 20}) for path in paths
     }
@@ -194,20 +172,22 @@ ROWS: dict[str, Callable[[Bench], list[Figure]]] = {
     "schemes": schemes,
     "convert": convert,
     "sources": sources,
-    "load": load,
+    **load_rows.ROWS,
     "shared": shared,
     "open": open_file,
     "start": start,
     "verify": verify,
+    **generation.ROWS,
 }
 ABOUT = {
     "encode": "int8 encoding of one float16 tensor, against bitsandbytes' own function",
     "schemes": "every scheme on one float16 tensor: GB/s of its float16 bytes, encoding and decoding",
     "convert": "a float16 checkpoint to an int8 file, against quantizing it in memory",
     "sources": "every kind of source to an .aibit file",
-    "load": "a model that can run, four ways, and its first forward",
+    **load_rows.ABOUT,
     "shared": "memory of two processes that hold the same model",
     "open": "opening and checking files of many tensors",
     "start": "whole processes: imports, and aibit inspect",
     "verify": "checking every byte of a file, against hashing its pages alone",
+    **generation.ABOUT,
 }

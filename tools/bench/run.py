@@ -25,7 +25,10 @@ from rows import ABOUT, ROWS
 
 sys.path.insert(0, str(probe.ROOT))  # rows ask the package for files
 
-_LIBRARIES = ("numpy", "torch", "transformers", "bitsandbytes", "safetensors", "accelerate", "xxhash", "construct")
+_LIBRARIES = (
+    "numpy", "torch", "transformers", "bitsandbytes", "safetensors", "fastsafetensors", "accelerate", "gguf", "xxhash",
+    "construct",
+)  # fmt: skip
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,153 @@
+"""What people wait for: the first token of a whole process, and then each further one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import foreign
+import models
+import probe
+from figures import Figure, of_runs
+from loaders import loader
+from pairing import Bench
+
+_PROMPT = 128  # tokens before the first that is generated
+_TOKENS = 16  # generated, each timed
+_TOKENIZER = probe.ROOT / "fixtures" / "models" / "tiny-llama"  # its ids are below every vocabulary here
+_TEXT = "If the file is open, "
+
+# What somebody would write who has a directory and transformers.
+_TRANSFORMERS = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], device_map="cpu")
+batch = tokenizer(sys.argv[2], return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**batch, max_new_tokens=1, do_sample=False)[0]))
+"""
+
+
+def generate(way: str, path: str, tiny: str, batch: int) -> probe.Result:
+    """Seconds of a prompt of 128 tokens and of each token after it, greedily, with a cache."""
+    import torch
+
+    run = loader(way)
+    _steps(run(tiny), batch, 2)
+    model = run(path)
+    with torch.inference_mode():
+        model(torch.ones(1, 8, dtype=torch.long))  # the first touch of mapped pages is the row `load`'s
+    first, others = _steps(model, batch, _TOKENS)
+    return {"first": first, "token": statistics.median(others)}
+
+
+def _steps(model: Any, batch: int, tokens: int) -> tuple[float, list[float]]:
+    import torch
+
+    ids = torch.arange(1, _PROMPT + 1).expand(batch, -1)
+    seconds, cache = [], None
+    with torch.inference_mode():
+        for _ in range(tokens + 1):
+            start = time.perf_counter()
+            result = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            ids, cache = result.logits[:, -1:].argmax(-1), result.past_key_values
+            seconds.append(time.perf_counter() - start)
+    return seconds[0], seconds[1:]
+
+
+def decode(bench: Bench) -> list[Figure]:
+    """The row ``decode``."""
+    figures: list[Figure] = []
+    for batch in (1, 8):
+        ways: dict[str, tuple[str, dict[str, Any]]] = {
+            label: ("generate", {"way": way, "path": str(p), "tiny": str(tiny), "batch": batch})
+            for label, way, p, tiny in (
+                ("transformers, saved in 8 bits", "saved", bench.saved, bench.tiny_saved),
+                ("aibit int8", "aibit", bench.file, bench.tiny_file),
+                ("aibit int8, weight only", "weight only", bench.file, bench.tiny_file),
+                ("aibit int8-absmax", "aibit", bench.converted("int8-absmax"), bench.tiny_file),
+                ("aibit nf4", "aibit", bench.converted("nf4"), bench.tiny_file),
+                ("aibit nf4-cpu", "aibit", bench.converted("nf4-cpu"), bench.tiny_file),
+                ("transformers, bf16", "bf16", bench.source, bench.tiny),
+            )
+        }
+        found = bench.paired(ways)
+        shown = {label: bench.shown(probe.command(*way)) for label, way in ways.items()}
+        if batch == 1 and (llama := _llama_bench(bench)):
+            label, shown[label] = "llama.cpp, q8_0", llama[1]
+            found[label] = llama[0]
+        figures += of_runs(found, "first", "s", f", batch {batch}, {_PROMPT} tokens", 1, shown)
+        figures += of_runs(found, "token", "ms", f", batch {batch}, each token", 1e-3, shown)
+    return figures
+
+
+def _llama_bench(bench: Bench) -> tuple[list[probe.Result], str] | None:
+    """The same two figures by llama.cpp's own benchmark, with as many threads; None where it is not installed.
+
+    It times a prompt and then tokens without one before them: 128 fewer to attend to.
+    """
+    program = shutil.which("llama-bench")
+    if program is None:
+        bench.facts["llama.cpp"] = "no llama-bench on PATH, not measured"
+        return None
+    path = foreign.gguf_q8_0(models.SHAPES[bench.model], bench.work / f"{bench.model}-q8_0.gguf")
+    threads, sizes = len(os.sched_getaffinity(0)), ["-p", str(_PROMPT), "-n", str(_TOKENS)]
+    command = [program, "-m", str(path), *sizes, "-t", str(threads), "-r", str(bench.runs), "-o", "json"]
+    models.read_through(path)
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        bench.facts["llama.cpp"] = f"llama-bench ended with {ended.returncode}: {ended.stderr.strip()[-200:]}"
+        return None
+    tests = json.loads(ended.stdout)
+    rates = {kind: next(test["samples_ts"] for test in tests if test[kind]) for kind in ("n_prompt", "n_gen")}
+    runs = [
+        {"first": _PROMPT / prompt, "token": 1 / each}
+        for prompt, each in zip(rates["n_prompt"], rates["n_gen"], strict=True)
+    ]
+    bench.facts["llama.cpp"] = f"build {tests[0].get('build_commit')}, {threads} threads"
+    return runs, bench.shown(["llama-bench", *command[1:]])
+
+
+def first_token(bench: Bench) -> list[Figure]:
+    """The row ``first``: whole processes, from start to end, that print one token."""
+    source, saved = bench.source, bench.saved
+    for folder in (source, saved):
+        _give_tokenizer(folder)
+    file = bench.converted("int8")  # with the tokenizer, which the file of other rows may lack
+    aibit = [sys.executable, "-m", "aibit_format", "run", str(file), _TEXT, "-n", "1"]
+    ways = {
+        "transformers, its saved 8-bit directory": [sys.executable, "-c", _TRANSFORMERS, str(saved), _TEXT],
+        "aibit run, int8": aibit,
+        "aibit run --weight-only, int8": [*aibit, "--weight-only"],
+        "transformers, float16 directory": [sys.executable, "-c", _TRANSFORMERS, str(source), _TEXT],
+    }
+    seconds: dict[str, list[float]] = {label: [] for label in ways}
+    for i in range(2 * bench.runs + 1):
+        for label, command in ways.items():
+            begin = time.perf_counter()
+            subprocess.run(command, check=True, env=probe.environment(), capture_output=True)
+            if i:  # the first round fills the page cache
+                seconds[label].append(time.perf_counter() - begin)
+    shown = {label: bench.shown(command) for label, command in ways.items()}
+    base, *others = (Figure(label, "s", samples, None, shown[label]) for label, samples in seconds.items())
+    return [base, *(Figure(f.label, "s", f.samples, base, f.command) for f in others)]
+
+
+def _give_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            shutil.copy(_TOKENIZER / name, folder / name)
+
+
+ROWS = {"decode": decode, "first": first_token}
+ABOUT = {
+    "decode": "tokens, one after the other, and a prompt of 128: batch 1 and 8",
+    "first": "whole processes to the first token",
+}
