@@ -9,10 +9,12 @@ The layers, lowest first; each imports only from those before it:
     manifest, frontmatter      a file's tables as values; making them from bytes
     validate                   every rule about them
     draft                      planning a file: all of it but its digests
+    storage, remote, prefetch  one mapping, ranges of a URL; reading ahead
     reader, writer             views of a mapping; stream, sync, rename
-    sources/                   one file a foreign format
-    skeleton, engine           what a model's modules say of its tensors; encoding at speed
+    sources/                   one file a foreign format in
+    skeleton, engine, measure  what a model's modules say of its tensors; encoding at speed; the error made
     recipe, conversion         which tensor gets which scheme; doing it
+    exports/                   one file a foreign format out
     torch/                     tensors, bitsandbytes modules, models
     cli/                       one file a verb
 

@@ -126,7 +126,14 @@ class File:
 
         bf16 and fp8 elements come as unsigned integers of their width, as numpy has no such types.
         """
-        return {plane.role: self._view(plane) for plane in self.info(name).planes}
+        return {plane.role: self.view(plane) for plane in self.info(name).planes}
+
+    def view(self, plane: Plane) -> np.ndarray:
+        """What lies where ``plane`` says, read-only: one of ``info(name).planes``, or a stretch of one's rows."""
+        if self.level == "touched":
+            self.check_leaves(plane.offset, plane.length)
+        data = self.storage.read_at(plane.offset, plane.length)
+        return data.view(DTYPES[plane.dtype].numpy).reshape(plane.shape)
 
     def dequantize(self, name: str) -> np.ndarray:
         """float32 values of the tensor, in its logical shape."""
@@ -157,7 +164,7 @@ class File:
         for name in self:
             info = self.info(name)
             if info.alias_of is None:
-                self._check_contents(info, {plane.role: self._view(plane) for plane in info.planes})
+                self._check_contents(info, {plane.role: self.view(plane) for plane in info.planes})
         self._checked[:] = True
         for name in self.documents:
             self.check_document(name)
@@ -216,12 +223,6 @@ class File:
             return documents.check(name, self.documents[name])
         except FormatError as error:
             raise (error if error.path or not self.path else error.at(self.path)) from None
-
-    def _view(self, plane: Plane) -> np.ndarray:
-        if self.level == "touched":
-            self.check_leaves(plane.offset, plane.length)
-        data = self.storage.read_at(plane.offset, plane.length)
-        return data.view(DTYPES[plane.dtype].numpy).reshape(plane.shape)
 
     def _damage(self, region: Region, i: int, found: int) -> Problem:
         """What lies in damaged leaf ``i`` of the region."""

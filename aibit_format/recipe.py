@@ -61,17 +61,21 @@ class Recipe:
         except SchemeError as error:
             raise RecipeError(str(error)) from error
 
-    def scheme_for(self, slot: Slot, origin: Scheme | None) -> Scheme:
-        """The scheme of one tensor of a model, which the source stores in ``origin`` if it is quantized there."""
+    def scheme_for(self, slot: Slot, origin: Scheme | None, names: Sequence[str]) -> Scheme:
+        """The scheme of one tensor of a model, which the source stores in ``origin`` if it is quantized there.
+
+        ``names`` are all that it goes by: a tied tensor has several, and a rule may find any of them.
+        """
         chosen = self.scheme if slot.role in ("linear", "conv1d") else None
-        return self._rule(slot.name, chosen) or origin or make(slot.dtype)
+        return self._rule(names, chosen) or origin or make(slot.dtype)
 
     def scheme_alone(self, tensor: SourceTensor) -> Scheme:
         """The scheme of a tensor of no model: as it is stored, but for rules."""
-        return self._rule(tensor.name, None) or tensor.stored
+        return self._rule([tensor.name], None) or tensor.stored
 
-    def _rule(self, name: str, otherwise: Scheme | None) -> Scheme | None:
-        return next((scheme for pattern, scheme in reversed(self.rules) if re.search(pattern, name)), otherwise)
+    def _rule(self, names: Sequence[str], otherwise: Scheme | None) -> Scheme | None:
+        found = (s for pattern, s in reversed(self.rules) if any(re.search(pattern, name) for name in names))
+        return next(found, otherwise)
 
     def lines(self) -> list[str]:
         """The recipe as the file keeps it: ``PATTERN=SCHEME``, the default first."""
@@ -171,6 +175,9 @@ def plan(source: Source, skeleton: Skeleton, recipe: Recipe) -> Plan:
     bindings, unused = skeleton.bind(source)
     _check_rules(recipe, skeleton.slots, skeleton.architecture)
     owners: dict[str, str] = {}
+    names: dict[str, list[str]] = {}
+    for name in skeleton.slots:
+        names.setdefault(skeleton.ties.get(name, name), []).append(name)
     tensors: dict[str, Planned] = {}
     for name, slot in skeleton.slots.items():
         root = skeleton.ties.get(name, name)
@@ -182,7 +189,7 @@ def plan(source: Source, skeleton: Skeleton, recipe: Recipe) -> Plan:
         if binding is None:
             continue  # a buffer that the constructor computes
         owners[root] = name
-        tensors[name] = _planned(source, slot, binding, recipe)
+        tensors[name] = _planned(source, slot, binding, recipe, names[root])
     return Plan(source, skeleton, recipe, tuple(tensors.values()), tuple(unused))
 
 
@@ -207,12 +214,12 @@ def _check_rules(recipe: Recipe, names: Mapping[str, object], where: str) -> Non
             raise RecipeError(f"--tensor {pattern!r} matches no tensor of {where}")
 
 
-def _planned(source: Source, slot: Slot, binding: Binding, recipe: Recipe) -> Planned:
+def _planned(source: Source, slot: Slot, binding: Binding, recipe: Recipe, names: Sequence[str]) -> Planned:
     first = source.tensors[binding.sources[0]]
     if binding.read is None:
-        return _tensor(source, slot, first, recipe.scheme_for(slot, first.scheme))
+        return _tensor(source, slot, first, recipe.scheme_for(slot, first.scheme, names))
     # Joined or split by transformers: values, whatever the parts are stored in.
-    scheme = _plain_if_integer(recipe.scheme_for(slot, None), slot)
+    scheme = _plain_if_integer(recipe.scheme_for(slot, None, names), slot)
     tensor = _target(slot, _fitted(scheme, slot, binding.read))
     parts = [source.tensors[key] for key in binding.sources]
     nbytes = parts[0].nbytes if len(parts) == 1 else _bytes(slot.shape, first.dtype)

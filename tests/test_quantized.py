@@ -70,6 +70,14 @@ def test_quantized_embeddings_decode_only_what_is_looked_up(scheme, tmp_path):
             table(torch.tensor([wrong]))
 
 
+def test_a_rule_finds_a_tied_tensor_by_any_of_its_names(tmp_path):
+    architectures.save("llama-tied", tmp_path / "hf", torch.float32)
+    for pattern in ("lm_head", "embed_tokens"):
+        aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", tensors={pattern: "int8-zp"}, overwrite=True)
+        file = aibit.open(tmp_path / "m.aibit")
+        assert file.info("model.embed_tokens.weight").scheme.name == file.info("lm_head.weight").scheme.name == "int8-zp"
+
+
 def test_mixed_schemes_in_one_model(tmp_path):
     architectures.save("llama-untied", tmp_path / "hf", torch.float32)
     recipe = tmp_path / "mixed.toml"

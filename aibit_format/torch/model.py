@@ -31,6 +31,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from .parallel import Shards
+
 Device = str | int | torch.device
 
 
@@ -41,12 +43,14 @@ def load(
     verify: Level = "structure",
     device_map: Any = None,
     weight_only: bool = False,
+    tp: Any = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and the tokenizer of an ``.aibit`` file; see ``load_model`` and ``load_tokenizer``."""
     from .tokenizer import load_tokenizer
 
     file = path if isinstance(path, File) else File(path, verify)
-    return load_model(file, device, device_map=device_map, weight_only=weight_only), load_tokenizer(file)
+    model = load_model(file, device, device_map=device_map, weight_only=weight_only, tp=tp)
+    return model, load_tokenizer(file)
 
 
 def load_model(
@@ -56,6 +60,7 @@ def load_model(
     verify: Level = "structure",
     device_map: Any = None,
     weight_only: bool = False,
+    tp: Any = None,
 ) -> PreTrainedModel:
     """A transformers model in eval mode: int8 weights in ``bnb.nn.Linear8bitLt``, nf4 and fp4 in ``Linear4bit``.
 
@@ -71,19 +76,37 @@ def load_model(
         device_map: accepted when it comes down to one device: ``{"": device}``, or ``"auto"``.
         weight_only: multiply int8 weights with inputs as they are, where bitsandbytes quantizes these too. On a CPU
             that is faster and closer to the true product, and so not equal to what bitsandbytes gives.
+        tp: several processes hold the model together, each with its rows of the weights that transformers'
+            tensor-parallel plan names, on its ``device``; all call it with the same inputs and get the same outputs.
+            ``"auto"``: all processes of torch.distributed; their number; a process group; or a device mesh, of one
+            dimension or with one named ``"tp"``. See ``torch/parallel.py``.
 
     Raises:
         FormatError: the file is not valid.
         LoadError: no model can be built from it: unknown architecture, shapes that contradict the config, tensors
-            missing or too many, several devices.
+            missing or too many, several devices; with ``tp``, torch.distributed is not initialized, or the model
+            has no plan or cannot be cut as it says.
     """
     target = _one_device(device, device_map)
     file = path if isinstance(path, File) else File(path, verify)
     config, architecture = _config(file)
     model = empty_model(build_config(config), architecture)
-    _Assembly(file, model, target, weight_only).run()
+    shards = _shards(file, model, tp)
+    _Assembly(file, model, target, weight_only, shards).run()
     _finish(file, model)
+    if shards is not None:
+        shards.connect()
     return model
+
+
+def _shards(file: File, model: PreTrainedModel, tp: Any) -> Shards | None:
+    """What this process has of the model; ``None``: all of it."""
+    if tp is None:
+        return None
+    from .parallel import Shards, ranks_of  # torch.distributed's tensors are slow to import
+
+    ranks = ranks_of(tp)
+    return Shards(file, model, ranks) if ranks.count > 1 else None
 
 
 def _one_device(device: Device, device_map: Any) -> torch.device:
@@ -115,8 +138,10 @@ def _config(file: File) -> tuple[dict[str, Any], str]:
 class _Assembly:
     """Puts a file's tensors into an empty model."""
 
-    def __init__(self, file: File, model: PreTrainedModel, device: torch.device, weight_only: bool) -> None:
-        self.file, self.model, self.device = file, model, device
+    def __init__(
+        self, file: File, model: PreTrainedModel, device: torch.device, weight_only: bool, shards: Shards | None
+    ) -> None:
+        self.file, self.model, self.device, self.shards = file, model, device, shards
         dtype = file.metadata.get("quantization.compute_dtype")
         if dtype is not None and dtype not in FLOATS:
             raise LoadError(f"{file.path}: quantization.compute_dtype {dtype!r}, expected one of {', '.join(FLOATS)}")
@@ -136,7 +161,7 @@ class _Assembly:
             self._check_shape(info)
             build = builder_for(module, leaf, info, self.target)
             if build is not None:
-                built = build(module, info, self._planes(info), self.target)
+                built = build(module, *self._planes(info), self.target)
                 bias = module._parameters.get("bias")
                 if bias is not None:  # still empty, or already placed
                     built.bias = bias
@@ -184,22 +209,30 @@ class _Assembly:
         """What the empty model has under this name: a parameter on the meta device, or a buffer."""
         return self.empty[name] if name in self.empty else self.buffers[name]
 
-    def _planes(self, info: TensorInfo) -> dict[str, torch.Tensor]:
-        """The planes on the device: on the CPU the mapped pages, elsewhere one copy."""
+    def _read(self, info: TensorInfo) -> tuple[TensorInfo, dict[str, np.ndarray]]:
+        """The tensor and its planes, checked; with several processes, what this one has of them."""
+        if self.shards is not None:
+            return self.shards.read(info)
         planes = self.file.planes(info.name)
         # bitsandbytes checks nothing: a scale that lies would reach its kernels.
         self.file.check_values(info, planes)
-        dtypes = {plane.role: plane.dtype for plane in info.planes}
-        return {role: to_torch(array, dtypes[role]).to(self.device) for role, array in planes.items()}
+        return info, planes
+
+    def _planes(self, info: TensorInfo) -> tuple[TensorInfo, dict[str, torch.Tensor]]:
+        """The tensor and its planes on the device: on the CPU the mapped pages, elsewhere one copy."""
+        info, planes = self._read(info)
+        dtypes = {spec.role: spec.dtype for spec in info.scheme.planes(info.shape, info.dtype)}
+        return info, {role: to_torch(array, dtypes[role]).to(self.device) for role, array in planes.items()}
 
     def _values(self, info: TensorInfo) -> torch.Tensor:
         """The values in the dtype the model computes in."""
         place = self._place(info.name)
         wanted = "f32" if place.is_floating_point() and self.in_float32(info.name) else dtype_name(place.dtype)
         if isinstance(info.scheme, Plain):
-            values = self._planes(info)["values"]
+            values = self._planes(info)[1]["values"]
         else:
-            decoded = self.file.dequantize(info.name)
+            info, planes = self._read(info)
+            decoded = info.scheme.decode(planes, info.shape, info.dtype)
             values = torch.from_numpy(np.ascontiguousarray(decoded.T if info.transposed else decoded)).to(self.device)
         return values.to(torch_dtypes()[wanted])
 
