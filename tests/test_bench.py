@@ -112,8 +112,8 @@ def test_every_row_is_listed_and_an_unknown_one_refused():
 
 
 def test_dropped_pages_are_gone_or_nobody_can_tell(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).write_bytes(bytes(1 << 20))
+    for name, size in (("a", 1 << 20), ("b", 1 << 20), ("one page", 9), ("empty", 0)):
+        (tmp_path / name).write_bytes(bytes(size))
     left = cold.drop(tmp_path)
     assert left is None or 0 <= left <= 1
     assert (tmp_path / "a").read_bytes() == bytes(1 << 20)

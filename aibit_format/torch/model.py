@@ -103,7 +103,7 @@ def _shards(file: File, model: PreTrainedModel, tp: Any) -> Shards | None:
     """What this process has of the model; ``None``: all of it."""
     if tp is None:
         return None
-    from .parallel import Shards, ranks_of  # torch.distributed's tensors are slow to import
+    from .parallel import Shards, ranks_of  # transformers' side of it is slow to import, where nothing else has
 
     ranks = ranks_of(tp)
     return Shards(file, model, ranks) if ranks.count > 1 else None

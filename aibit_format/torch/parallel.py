@@ -4,7 +4,8 @@ The plan cuts some weights by rows (outputs) and some by columns (inputs). Here 
 one stretch of a file's bytes, in every scheme, and on a CPU still views of the mapping. What the plan cuts by columns
 takes its input gathered from the ranks, and its output is gathered in turn, where otherwise one sum over the ranks
 would do. So no sum is split: each output is computed by one rank as one process would compute it, LLM.int8's scales of
-the inputs among the rest.
+the inputs among the rest. Outputs are equal, but where a library takes another kernel for fewer rows: bitsandbytes
+does for nf4 on a CPU with AVX512-BF16, if a rank's rows are no multiple of 32.
 
 Norms, routers, fused experts and what the plan does not name are whole on every rank; so are embeddings, heads and
 what would be cut by columns where their rows do not divide. For inference: no gradient goes from rank to rank.
@@ -12,9 +13,8 @@ what would be cut by columns where their rows do not divide. For inference: no g
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,23 +24,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.tensor_parallel import replace_layer_number_by_wildcard as generic
 
-from ..dtypes import DTYPES
 from ..errors import LoadError
-from ..manifest import Plane, TensorInfo
+from ..manifest import TensorInfo
 from ..reader import File
-from ..schemes import Scheme
-from ..schemes.cluster import Cluster
-from ..schemes.fourbit import NESTED_BLOCK, FourBit
-from ..schemes.fp8 import Fp8E4M3
-from ..schemes.ggml import GGML
-from ..schemes.int4_group import Int4Group
-from ..schemes.int8 import Int8
-from ..schemes.int8_affine import Int8Absmax, Int8ZeroPoint
-from ..schemes.int8_outlier import Int8Outlier
-from ..schemes.nf4_cpu import ROWS, NF4CPU
-from ..schemes.plain import Plain
-
-Arrays = dict[str, np.ndarray]
+from .rows import obstacle, read_rows
 
 
 @dataclass(frozen=True)
@@ -80,12 +67,22 @@ class Ranks:
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """[..., part] on each rank -> [..., all parts], in the order of the ranks, on all."""
-        if x.requires_grad:
-            raise LoadError("tp: a model on several ranks is for inference, no gradient passes between them")
+        _refuse_gradients(x)
         mine = x.contiguous()
         parts = [torch.empty_like(mine) for _ in range(self.count)]
         dist.all_gather(parts, mine, group=self.group)
         return torch.cat(parts, -1)
+
+    def add(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of what the ranks have, on all of them, in the place of ``x``."""
+        _refuse_gradients(x)
+        dist.all_reduce(x, group=self.group)
+        return x
+
+
+def _refuse_gradients(x: torch.Tensor) -> None:
+    if x.requires_grad:
+        raise LoadError("tp: a model on several ranks is for inference, no gradient passes between them")
 
 
 def ranks_of(tp: Any) -> Ranks:
@@ -99,17 +96,21 @@ def ranks_of(tp: Any) -> Ranks:
             f"tp={tp!r}: torch.distributed is not initialized: start the processes with torchrun and call "
             "torch.distributed.init_process_group() before loading"
         )
-    world = tp == "auto" or type(tp) is int
-    mesh = hasattr(tp, "get_group")
-    if not world and not mesh and not isinstance(tp, dist.ProcessGroup):
-        raise LoadError(f"tp={tp!r}: 'auto', the number of processes, a process group or a device mesh")
+    group = None
     try:
-        group = None if world else tp.get_group(*(["tp"] if tp.ndim > 1 else [])) if mesh else tp
+        if isinstance(tp, dist.ProcessGroup):
+            group = tp
+        elif hasattr(tp, "get_group"):
+            group = tp.get_group("tp") if tp.ndim > 1 else tp.get_group()
+        elif tp != "auto" and type(tp) is not int:
+            raise LoadError(f"tp={tp!r}: 'auto', the number of processes, a process group or a device mesh")
         rank, count = dist.get_rank(group), dist.get_world_size(group)
     except (KeyError, RuntimeError, ValueError) as error:
         raise LoadError(f"tp={tp!r}: {error}") from error
-    if rank < 0 or (type(tp) is int and tp != count):
-        raise LoadError(f"tp={tp!r}: there are {count} processes" if rank >= 0 else f"tp={tp!r}: not a process of it")
+    if type(tp) is int and tp != count:  # what torch gives to who is not in a new group is an int as well
+        raise LoadError(f"tp={tp!r}: there are {count} processes")
+    if rank < 0:
+        raise LoadError(f"tp={tp!r}: this process is none of the group's")
     return Ranks(group, rank, count)
 
 
@@ -142,8 +143,8 @@ class Shards:
             # Tied tensors are one: both are cut, or both whole, as heads and embeddings may be.
             tied = {name, file.info(name).alias_of or name}
             if len(tied & self.rows.keys()) < len(tied):
-                for lone in tied:
-                    self.rows.pop(lone, None)
+                owners = {lone.rpartition(".")[0] for lone in tied}
+                self.rows = {key: rows for key, rows in self.rows.items() if key.rpartition(".")[0] not in owners}
 
     def _wanted(self) -> Iterator[tuple[list[str], bool]]:
         """Tensors that are to be cut together, and whether they must be: because what follows expects parts."""
@@ -175,27 +176,21 @@ class Shards:
         info, count = self.file.info(name), self.ranks.count
         owner, _, leaf = name.rpartition(".")[0].rpartition(".")
         width = getattr(self.model.get_submodule(owner), "head_dim", 1) if needed and leaf in HEADS else 1
-        if type(info.scheme) not in CUTS or (len(info.shape) != 2 and not isinstance(info.scheme, Plain)):
-            return f"scheme {info.scheme.text} is not cut"
-        if not info.shape[0] or info.shape[0] % (count * width):
-            what = f"{info.shape[0] // width} heads" if width > 1 else f"{info.shape[0]} rows"
-            return f"{what} do not divide among {count} processes"
-        if isinstance(info.scheme, FourBit) and math.prod(info.shape) // count % info.scheme.block_size:
-            return f"a part for {count} processes is not of whole blocks of {info.scheme.block_size}"
-        return ""
+        if info.shape and info.shape[0] % (count * width) and info.shape[0] % width == 0 and width > 1:
+            return f"{info.shape[0] // width} heads do not divide among {count} processes"
+        return obstacle(info, count)
 
     def _error(self, name: str, why: str) -> LoadError:
         return LoadError(f"{self.file.path}: tp: {name}: {why}")
 
-    def read(self, info: TensorInfo) -> tuple[TensorInfo, Arrays]:
+    def read(self, info: TensorInfo) -> tuple[TensorInfo, dict[str, np.ndarray]]:
         """The tensor as this rank has it, its shape and scheme those of its rows, and the planes of these, checked."""
         rows = self.rows.get(info.name)
         if rows is None:
             planes = self.file.planes(info.name)
             self.file.check_values(info, planes)
             return info, planes
-        scheme, planes = CUTS[type(info.scheme)](self.file, info, rows)
-        return replace(info, shape=(rows.stop - rows.start, *info.shape[1:]), scheme=scheme), planes
+        return read_rows(self.file, info, rows)
 
     def connect(self) -> None:
         """Make the modules, with their weights placed, send each other what they need."""
@@ -206,7 +201,7 @@ class Shards:
             elif style in EMBEDDING and rows is not None:
                 self._connect_embedding(module, rows)
         # transformers sizes static caches by it: a rank has its part of the heads.
-        self.model._tp_size = self.ranks.count
+        self.model._tp_size = self.ranks.count  # type: ignore[assignment]
         self.model.save_pretrained = _no_saving  # type: ignore[method-assign]
 
     def _connect_linear(self, module: Any, style: Style, rows: slice | None) -> None:
@@ -221,7 +216,7 @@ class Shards:
 
     def _connect_embedding(self, module: Any, rows: slice) -> None:
         """Look up the ids whose rows are here, and add up what the ranks found: one has it, the others zeros."""
-        look_up, group, mine = module.forward, self.ranks.group, rows.stop - rows.start
+        look_up, add, mine = module.forward, self.ranks.add, rows.stop - rows.start
         total = mine * self.ranks.count
         module.num_embeddings, module.padding_idx = mine, None
 
@@ -229,11 +224,7 @@ class Shards:
             # Ids that are in no rank's rows stay as wrong as they are, and are refused below.
             elsewhere = (ids >= 0) & (ids < total) & ((ids < rows.start) | (ids >= rows.stop))
             values = look_up((ids - rows.start).masked_fill(elsewhere, 0))
-            if values.requires_grad:
-                raise LoadError("tp: a model on several ranks is for inference, no gradient passes between them")
-            values = values.masked_fill(elsewhere[..., None], 0)
-            dist.all_reduce(values, group=group)
-            return values
+            return add(values.masked_fill(elsewhere[..., None], 0))
 
         module.forward = forward
 
@@ -241,76 +232,3 @@ class Shards:
 def _no_saving(*_: Any, **__: Any) -> None:
     """What a cut model has in the place of ``save_pretrained``."""
     raise LoadError("tp: this process has a part of the model, which cannot be saved; the file has all of it")
-
-
-def _part(file: File, plane: Plane, rows: slice) -> np.ndarray:
-    """Rows of a plane, along its first dimension: nothing else of it is read."""
-    width = math.prod(plane.shape[1:]) * DTYPES[plane.dtype].bits // 8
-    shape = (rows.stop - rows.start, *plane.shape[1:])
-    return file.view(replace(plane, shape=shape, offset=plane.offset + rows.start * width, length=shape[0] * width))
-
-
-def _rows(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:
-    """Of schemes whose planes have a row for each row of the tensor, or are the same for all of its rows."""
-    specs = info.scheme.planes((rows.stop - rows.start, *info.shape[1:]), info.dtype)
-    wanted = {spec.role: spec.shape for spec in specs}
-    planes = {
-        plane.role: file.view(plane) if plane.shape == wanted[plane.role] else _part(file, plane, rows)
-        for plane in info.planes
-    }
-    file.check_values(info, planes)
-    return info.scheme, planes
-
-
-def _blocks(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:
-    """Of flat blocks. Nested scales that do not begin where a group of them begins become plain ones, the same."""
-    scheme: Any = info.scheme
-    planes = {plane.role: plane for plane in info.planes}
-    first, last = rows.start * info.shape[1], rows.stop * info.shape[1]
-    start, stop = first // scheme.block_size, last // scheme.block_size
-    group = start // NESTED_BLOCK if scheme.nested else 0
-    before = start - group * NESTED_BLOCK if scheme.nested else 0
-    found = {"codes": _part(file, planes["codes"], slice(first // 2, last // 2)),
-             "absmax": _part(file, planes["absmax"], slice(start - before, stop))}  # fmt: skip
-    if scheme.nested:
-        found["nested_absmax"] = _part(file, planes["nested_absmax"], slice(group, -(-stop // NESTED_BLOCK)))
-        found["nested_offset"] = file.view(planes["nested_offset"])
-    file.check_values(info, found)
-    if not before:
-        return scheme, found
-    return replace(scheme, nested=0), {"codes": found["codes"], "absmax": scheme.absmax(found, slice(before, None))}
-
-
-def _tiles(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:
-    """The canonical planes, and the tiles where the rows are whole ones."""
-    scheme: Any = info.scheme
-    canonical, found = _blocks(file, replace(info, scheme=scheme.canonical), rows)
-    if (rows.stop - rows.start) % ROWS or canonical != scheme.canonical:
-        return canonical, found
-    planes = {plane.role: plane for plane in info.planes}
-    found["tiles"] = _part(file, planes["tiles"], rows)
-    found["tile_absmax"] = file.view(planes["tile_absmax"])[:, rows]  # transposed in the file
-    file.check_values(info, found)
-    return scheme, found
-
-
-def _outliers(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:
-    """int8 rows, and those of the float16 ones that are among them."""
-    scheme: Any = info.scheme
-    planes = {plane.role: plane for plane in info.planes}
-    index = file.view(planes["outlier_index"])
-    first, last = (int(place) for place in np.searchsorted(index, (rows.start, rows.stop)))
-    found = {role: _part(file, planes[role], rows) for role in ("codes", "row_absmax")}
-    found["outlier_index"] = index[first:last] - np.uint32(rows.start)
-    found["outlier_values"] = _part(file, planes["outlier_values"], slice(first, last))
-    file.check_values(info, found)
-    return replace(scheme, outliers=last - first), found
-
-
-# How a rank's rows are read, and in which scheme they then are.
-CUTS: dict[type[Scheme], Callable[[File, TensorInfo, slice], tuple[Scheme, Arrays]]] = {
-    **dict.fromkeys((Plain, Int8, Int8Absmax, Int8ZeroPoint, Fp8E4M3, Int4Group, GGML, Cluster), _rows),
-    FourBit: _blocks,
-    NF4CPU: _tiles,
-    Int8Outlier: _outliers,
-}

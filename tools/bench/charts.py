@@ -18,6 +18,10 @@ from figures import number
 
 Results = dict[str, Any]
 _OURS, _THEIRS = "#2f6fab", "#b5b5b5"
+_OTHERS = (  # in the names of what a row compares with
+    "bitsandbytes", "transformers", "safetensors", "torch.load", "gguf-py", "llama.cpp", "xxh3", "direct reads",
+    "python,", "numpy",
+)  # fmt: skip
 _LINES = ("#2f6fab", "#c8553d", "#588157", "#8e6c8a", "#e09f3e", "#4a4e69", "#83c5be", "#9c6644", "#6c757d")
 _MARKS = "osD^v<>Ph"
 
@@ -67,36 +71,50 @@ def spread(figures: list[dict[str, Any]]) -> tuple[list[float], list[list[float]
     ]
 
 
+def is_ours(row: str, name: str) -> bool:
+    """Whether a bar is the package's work, and not what it is compared with."""
+    return row == "sources" or "aibit" in name or not any(other in name for other in _OTHERS)
+
+
 def bars(plt: Any, row: str, result: Results, path: Path) -> None:
-    """One row of one file: a panel for each thing that was measured."""
+    """One row of one file: a panel for each thing that was measured, in columns where there are many."""
     found = panels(result["rows"][row]["figures"])
-    heights = [0.32 * len(figures) + 0.75 for figures in found.values()]
+    columns = 1 if len(found) < 4 else 2 if len(found) < 7 else 3
+    lines = -(-len(found) // columns)
+    lengths = [len(figures) for figures in found.values()]
+    heights = [0.3 * max(lengths[i * columns : (i + 1) * columns]) + 0.7 for i in range(lines)]
+    size = (9 if columns == 1 else 6.2 * columns), sum(heights) + 0.7
     picture, axes = plt.subplots(
-        len(found), 1, figsize=(9, sum(heights) + 0.8), height_ratios=heights, squeeze=False, layout="constrained"
+        lines, columns, figsize=size, height_ratios=heights, squeeze=False, layout="constrained"
     )
-    for axis, ((group, unit), figures) in zip(axes[:, 0], found.items(), strict=True):
+    for axis in axes.flat[len(found) :]:
+        axis.set_axis_off()
+    for axis, ((group, unit), figures) in zip(axes.flat, found.items(), strict=False):
         medians, whiskers = spread(figures)
         names = [name_of(figure) for figure in figures]
         places = range(len(names))
-        colors = [_OURS if "aibit" in name or name.startswith(".aibit") else _THEIRS for name in names]
+        colors = [_OURS if is_ours(row, name) else _THEIRS for name in names]
         axis.barh(places, medians, xerr=whiskers, color=colors, height=0.7, error_kw={"capsize": 3, "elinewidth": 1})
         axis.set_yticks(places, names, fontsize=9)
-        axis.invert_yaxis()
-        most = max((figure["max"] for figure in figures), default=0) or 1
+        axis.set_ylim(len(names) - 0.4, -0.6)  # the first on top
+        most = max(figure["max"] for figure in figures) or 1
         for place, figure in zip(places, figures, strict=True):
-            axis.text(figure["max"] + most * 0.012, place, number(figure["median"]), va="center", fontsize=8)
-        axis.set_xlim(0, most * 1.1)  # room for the number behind the longest whisker
+            axis.text(figure["max"] + most * 0.015, place, number(figure["median"]), va="center", fontsize=8)
+        axis.set_xlim(0, most * (1.05 + 0.08 * columns))  # room for the number behind the longest whisker
         axis.set_title(f"{group}, {unit}" if group else unit, fontsize=10, loc="left")
         axis.tick_params(axis="x", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     about, runs = result["rows"][row]["about"], result["runs"]
-    picture.suptitle(f"{row}: {about}\nmodel {result['model']}, {runs} runs; least to most as whiskers", fontsize=10)
+    times = "1 run" if runs == 1 else f"{runs} runs"
+    picture.suptitle(f"{row}: {about}\nmodel {result['model']}, {times}; whiskers from least to most", fontsize=10)
     picture.savefig(path, dpi=110)
     plt.close(picture)
 
 
 def curve(plt: Any, lines: dict[str, list[tuple[int, dict[str, Any]]]], title: str, x: str, y: str, path: Path) -> None:
     """Medians with whiskers over a size, both axes logarithmic: what grows as the size does is a straight line."""
+    from matplotlib import ticker
+
     picture, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
     for i, (label, points) in enumerate(lines.items()):
         medians, whiskers = spread([figure for _, figure in points])
@@ -108,15 +126,22 @@ def curve(plt: Any, lines: dict[str, list[tuple[int, dict[str, Any]]]], title: s
             color=_LINES[i % len(_LINES)],
             marker=_MARKS[i % len(_MARKS)],
             markersize=5,
+            linestyle="--" if i >= len(_LINES) else "-",
             linewidth=2.2 if label.startswith("aibit") else 1.2,
             capsize=3,
         )
+        if len(lines) == 1:
+            for (size, figure), median in zip(points, medians, strict=True):
+                place = {"xytext": (6, -12), "textcoords": "offset points"}
+                axis.annotate(number(figure["median"]), (size, median), fontsize=9, **place)
     axis.set_xscale("log")
     axis.set_yscale("log")
     sizes = sorted({size for points in lines.values() for size, _ in points})
     axis.set_xticks(sizes, [short(size) for size in sizes])
     axis.set_xticks([], minor=True)
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(ticker.NullFormatter())
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.set_title(title, fontsize=11)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 from pathlib import Path
@@ -27,12 +28,15 @@ def _drop(path: Path) -> float | None:
         # Asking for a page that is not there may start reading ahead of it: told that access is random, the system
         # reads that page alone, and it is dropped again.
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
-        size = os.fstat(file).st_size
-        spots = [_resident(file, size * i // _SPOTS) for i in range(_SPOTS)] if size else [False]
+        pages = -(-os.fstat(file).st_size // mmap.PAGESIZE)
+        count = min(_SPOTS, pages)  # no page twice, for the first look may have brought it in
+        spots = [_resident(file, mmap.PAGESIZE * (pages * i // count)) for i in range(count)]
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(file)
-    return None if None in spots else sum(map(bool, spots)) / len(spots)
+    if None in spots:
+        return None
+    return sum(map(bool, spots)) / len(spots) if spots else 0.0
 
 
 def _resident(file: int, at: int) -> bool | None:
@@ -52,6 +56,7 @@ def cold(way: str, path: str, tiny: str) -> Result:
     ahead = way == "aibit, prefetch"
     run = loader("aibit" if ahead else way)
     use(run(tiny))
+    gc.collect()  # pages that somebody maps stay
     left = drop(Path(path))
     with Clock() as clock:
         if ahead:

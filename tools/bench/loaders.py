@@ -12,6 +12,7 @@ from typing import Any
 STATE_DICT = "weights.pt"
 _TOKENS = 8  # in the first forward
 _PAGE = 4096
+_open: list[Any] = []  # files whose tensors' memory goes when they are closed
 
 
 def installed(way: str) -> bool:
@@ -28,7 +29,7 @@ def loader(way: str) -> Callable[[str], Any]:
     import torch
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
-    from transformers.models.llama import modeling_llama  # noqa: F401
+    from transformers.models.llama import modeling_llama
     from transformers.utils import logging
 
     from aibit_format.bridge import to_torch
@@ -37,9 +38,9 @@ def loader(way: str) -> Callable[[str], Any]:
 
     logging.disable_progress_bar()
 
-    def pretrained(path: str | None, **options: Any) -> Any:
+    def pretrained(path: str | None, kind: Any = AutoModelForCausalLM, **options: Any) -> Any:
         with contextlib.redirect_stdout(sys.stderr):
-            return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options).eval()
+            return kind.from_pretrained(path, local_files_only=True, **options).eval()
 
     def quantized(path: str, **options: Any) -> Any:
         config = BitsAndBytesConfig(**options)
@@ -48,7 +49,8 @@ def loader(way: str) -> Callable[[str], Any]:
     def state_dict(path: str) -> Any:
         """As the proof of concept loaded: the state dict into memory, from there into an 8-bit model."""
         state = torch.load(Path(path) / STATE_DICT, map_location="cpu", weights_only=True)
-        return pretrained(None, config=AutoConfig.from_pretrained(path), state_dict=state, device_map={"": "cpu"})
+        kind = modeling_llama.LlamaForCausalLM  # without a path, transformers cannot look for it
+        return pretrained(None, kind, config=AutoConfig.from_pretrained(path), state_dict=state, device_map={"": "cpu"})
 
     def planes(path: str) -> list[torch.Tensor]:
         file = File(path)
@@ -83,9 +85,9 @@ def _fast(path: str) -> list[Any]:
 
     found = []
     for file in sorted(Path(path).glob("*.safetensors")):
-        with fastsafe_open([str(file)], device="cpu", nogds=True) as opened:
-            # Its memory goes when it is closed: what is kept must be a copy.
-            found += [opened.get_tensor(name).clone() for name in opened.keys()]  # noqa: SIM118 - no mapping
+        opened = fastsafe_open([str(file)], device="cpu", nogds=True)
+        _open.append(opened)
+        found += [opened.get_tensor(name) for name in opened.keys()]  # noqa: SIM118 - no mapping
     return found
 
 
