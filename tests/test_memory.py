@@ -181,5 +181,5 @@ def gains(tmp_path_factory):
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_conversion_holds_a_tensor_at_a_time(pair, gains):
     small, large = gains[pair]
-    assert small < 3 * LARGEST
+    assert small < 4 * LARGEST  # decoded, rounded, encoded, and the pieces these steps work on
     assert large - small < LARGEST  # more layers are 7 MB of nf4 planes, 14 of int8
