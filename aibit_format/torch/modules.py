@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import bitsandbytes
+import numpy as np
 import torch
-from bitsandbytes.functional import QuantState, create_dynamic_map, has_avx512bf16
+from bitsandbytes.functional import QuantState, has_avx512bf16
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..bridge import torch_dtypes
 from ..manifest import TensorInfo
 from ..schemes import Scheme
-from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit
+from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
 from ..schemes.int8 import Int8
 from ..schemes.nf4_cpu import COLUMNS, NF4CPU, ROWS
 from ..schemes.plain import Plain
@@ -140,23 +141,28 @@ def _quant_state(scheme: FourBit, info: TensorInfo, planes: Planes) -> QuantStat
     device = planes["codes"].device
     state = QuantState(
         absmax=planes["absmax"], shape=torch.Size(info.shape), blocksize=scheme.block_size, quant_type=scheme.name,
-        code=torch.from_numpy(CODEBOOKS[scheme.name].values.copy()).to(device), dtype=torch_dtypes()[info.dtype],
+        code=_book(CODEBOOKS[scheme.name].values).to(device), dtype=torch_dtypes()[info.dtype],
     )  # fmt: skip
     if scheme.nested:
         state.nested = True
         state.offset = planes["nested_offset"][0]
         state.state2 = QuantState(
-            absmax=planes["nested_absmax"], blocksize=NESTED_BLOCK, code=create_dynamic_map().to(device),
+            absmax=planes["nested_absmax"], blocksize=NESTED_BLOCK, code=_book(dynamic_map()).to(device),
             dtype=torch.float32,
         )  # fmt: skip
     return state
+
+
+def _book(values: np.ndarray) -> torch.Tensor:
+    """A codebook of a layer's own: bitsandbytes may write to it, the scheme's is everybody's."""
+    return torch.from_numpy(values.copy())
 
 
 def _tiled_state(scheme: FourBit, info: TensorInfo, planes: Planes) -> QuantState:
     """The state that bitsandbytes would have after rewriting the weight at its first forward."""
     state: Any = QuantState(
         absmax=planes["tile_absmax"], shape=torch.Size(info.shape), blocksize=scheme.block_size,
-        quant_type=scheme.name, code=torch.from_numpy(CODEBOOKS[scheme.name].values.copy()), dtype=torch.bfloat16,
+        quant_type=scheme.name, code=_book(CODEBOOKS[scheme.name].values), dtype=torch.bfloat16,
     )  # fmt: skip
     state.packing_format_for_cpu = True
     state.original_dtype = torch_dtypes()[info.dtype]
