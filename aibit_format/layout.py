@@ -6,7 +6,7 @@ byte tables of ``spec/aibit-1.md`` (``fields_of``). Nothing else in the package 
     offset 0    header         128 bytes
     128         front matter   section table, then the sections, each 64-byte aligned
     ...         documents      each 64-byte aligned
-    ...         data           planes: small ones pooled first, then bulk ones, page aligned
+    ...         data           planes: scales and small ones pooled, then bulk ones, page aligned
 
 All integers are little-endian.
 """
@@ -28,7 +28,7 @@ c: Any = construct  # its fields have no types a checker could follow
 SIGNATURE = b"\x89aibit\r\n\x1a\n"
 VERSION = (1, 0)
 
-ALIGNMENT = 64  # of sections, documents and small planes: one cache line
+ALIGNMENT = 64  # of sections, documents and pooled planes: one cache line
 ALIGNMENTS = (64, 4096, 2 << 20)  # allowed for bulk planes
 DEFAULT_ALIGNMENT = 4096
 LARGE_DATA = 64 << 20  # a data region of this many bytes or more...
@@ -78,7 +78,11 @@ ROLES = {
     "tile_absmax": 15,
 }
 ROLE_NAMES = {code: name for name, code in ROLES.items()}
+# Roles of weights themselves. Planes of other roles, what the weights are scaled and ordered by, are pooled whatever
+# their size, so that the codes of one tensor end where the next one's begin. Private roles are taken for weights.
+WEIGHT_ROLES = ("values", "codes", "tiles", "blocks")
 _PRIVATE = 0x8000
+_POOLED = np.array([code for name, code in ROLES.items() if name not in WEIGHT_ROLES], np.uint16)
 
 
 def role_code(name: str) -> int:
@@ -93,6 +97,11 @@ def role_code(name: str) -> int:
     if code < _PRIVATE:
         raise KeyError(name)
     return code
+
+
+def pooled(roles: np.ndarray, lengths: np.ndarray, alignment: int) -> np.ndarray:
+    """bool [planes]: which lie in the pool before the bulk planes, by u16 roles and u64 lengths in bytes."""
+    return (lengths < alignment) | np.isin(roles, _POOLED)
 
 
 def role_name(code: int) -> str:

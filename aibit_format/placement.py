@@ -1,8 +1,8 @@
 """Where every byte lies: a pure function of the sizes.
 
 The writer places with it and the validator compares with it, so a file's offsets are not a matter of choice:
-documents follow the front matter, then the data region: planes smaller than the alignment pooled at 64 bytes,
-then the others, each at the file's alignment, both in the order of the plane table.
+documents follow the front matter, then the data region: scales, and planes smaller than the alignment, pooled at 64
+bytes, then the others, each at the file's alignment, both in the order of the plane table.
 """
 
 from __future__ import annotations
@@ -65,25 +65,28 @@ class Placement:
         return self.regions[offset >= self.documents_end]
 
 
-def place(front_matter_length: int, documents: np.ndarray, planes: np.ndarray, alignment: int) -> Placement:
+def place(
+    front_matter_length: int, documents: np.ndarray, planes: np.ndarray, roles: np.ndarray, alignment: int
+) -> Placement:
     """Place documents and planes of these lengths.
 
     Args:
         front_matter_length: bytes after the header, a multiple of 64.
         documents, planes: u64 lengths in table order. Their sum must be below 2^63: check before calling.
+        roles: u16, of the planes.
         alignment: of bulk planes, one of ``layout.ALIGNMENTS``.
     """
     start = layout.HEADER.sizeof() + front_matter_length
     document_offsets, documents_end = _pack(documents, start, layout.ALIGNMENT)
     documents_end = align(documents_end, layout.ALIGNMENT)
 
-    small = planes < alignment
-    pool, pool_length = _pack(planes[small], 0, layout.ALIGNMENT)
-    bulk, length = _pack(planes[~small], align(pool_length, alignment), alignment)
+    pooled = layout.pooled(roles, planes, alignment)
+    pool, pool_length = _pack(planes[pooled], 0, layout.ALIGNMENT)
+    bulk, length = _pack(planes[~pooled], align(pool_length, alignment), alignment)
     if not len(bulk):
         alignment, length = layout.ALIGNMENT, pool_length
     offsets = np.empty(len(planes), np.uint64)
-    offsets[small], offsets[~small] = pool, bulk
+    offsets[pooled], offsets[~pooled] = pool, bulk
 
     data_start = documents_end
     if length:

@@ -305,7 +305,10 @@ def _plane_places(info: FileInfo, placed: Placement, size: int) -> Iterator[Prob
 
 def locate(info: FileInfo) -> Placement:
     """Where the sizes that ``info`` states put everything."""
-    return place(info.front_matter_length, info.document_table["length"], info.plane_table["length"], info.alignment)
+    planes = info.plane_table
+    return place(
+        info.front_matter_length, info.document_table["length"], planes["length"], planes["role"], info.alignment
+    )
 
 
 def _metadata(info: FileInfo) -> Iterator[Problem]:

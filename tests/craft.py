@@ -21,6 +21,7 @@ from aibit_format.writer import Tensor, write
 
 HEAD = layout.HEADER.sizeof()
 KINDS = {name: kind for kind, name in layout.SECTIONS.items()}
+PLACED = (("document", "length"), ("plane", "length"), ("plane", "role"))  # what placement depends on
 TABLES = {"scheme": "schemes", "document": "documents", "tensor": "tensors", "plane": "planes"}
 EVIL = (0, 1, 0xFF, 0xFFFF, 1 << 31, (1 << 32) - 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 
@@ -164,7 +165,7 @@ def leaf_table(data):
     documents, planes = table(data, "document"), table(data, "plane")
     alignment = int(table(data, "header")["alignment"][0])
     _, documents_end, data_start, _, end = place(
-        front_end(data), documents["length"].tolist(), planes["length"].tolist(), alignment
+        front_end(data), documents["length"].tolist(), planes["length"].tolist(), planes["role"].tolist(), alignment
     )
     return leaves_of(data[front_end(data) : documents_end]) + leaves_of(data[data_start:end])
 
@@ -174,7 +175,7 @@ def leaves_of(region):
     return b"".join(xxhash.xxh3_64_intdigest(piece).to_bytes(8, "little") for piece in pieces)
 
 
-def place(start, documents, planes, alignment):
+def place(start, documents, planes, roles, alignment):
     """Placement as the spec's text has it: document offsets, their end, data start, plane offsets, end of file."""
     document_offsets, position = [], start
     for length in documents:
@@ -182,8 +183,9 @@ def place(start, documents, planes, alignment):
         position = align(position + length, 64)
     documents_end = position
     offsets, position, end = [0] * len(planes), 0, 0
-    small = [i for i, length in enumerate(planes) if length < alignment]
-    bulk = [i for i, length in enumerate(planes) if length >= alignment]
+    weights = (1, 2, 13, 14)
+    bulk = [i for i, n in enumerate(planes) if n >= alignment and (roles[i] in weights or roles[i] >= 0x8000)]
+    small = [i for i in range(len(planes)) if i not in bulk]
     for indices, step in ((small, 64), (bulk, alignment)):
         for i in indices:
             offsets[i] = position = align(position, step)
@@ -296,7 +298,7 @@ def _rebuild(data, sections, bodies):
         for record, name in TABLES.items()
     }
     document_offsets, documents_end, data_start, offsets, end = place(
-        start, tables["document"]["length"].tolist(), tables["plane"]["length"].tolist(), alignment
+        start, *(tables[t][field].tolist() for t, field in PLACED), alignment
     )
     tables["document"]["offset"], tables["plane"]["offset"] = document_offsets, offsets
     out = bytearray(end)

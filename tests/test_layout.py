@@ -175,7 +175,7 @@ def test_a_file_by_hand_is_read():
         assert info.header(info.front_matter()) + info.front_matter() == data[:1216]
 
 
-def placed_as_the_text_says(front_matter_length, documents, planes, alignment):
+def placed_as_the_text_says(front_matter_length, documents, planes, roles, alignment):
     """The pseudo-code of the specification, line by line."""
 
     def align(x, a):
@@ -193,8 +193,10 @@ def placed_as_the_text_says(front_matter_length, documents, planes, alignment):
     documents_start = 128 + front_matter_length
     document_offsets, end = pack(documents, documents_start, 64)
     documents_end = align(end, 64)
-    small = [i for i, length in enumerate(planes) if length < alignment]
-    bulk = [i for i, length in enumerate(planes) if length >= alignment]
+    weights = (1, 2, 13, 14)
+    is_bulk = [length >= alignment and (r in weights or r >= 0x8000) for length, r in zip(planes, roles, strict=True)]
+    small = [i for i, bulk in enumerate(is_bulk) if not bulk]
+    bulk = [i for i, bulk in enumerate(is_bulk) if bulk]
     small_offsets, pool_length = pack([planes[i] for i in small], 0, 64)
     bulk_offsets, bulk_end = pack([planes[i] for i in bulk], align(pool_length, alignment), alignment)
     data_length, step = (bulk_end, alignment) if bulk else (pool_length, 64)
@@ -216,17 +218,21 @@ def test_placement_is_the_one_of_the_text(alignment):
     cases = [(), *((a,) for a in LENGTHS), *product(LENGTHS, repeat=2), *product((0, 3, 64, 5000), repeat=4)]
     cases += [(2097151,) * 32, (2097151,) * 33, (4032,) * 16645, (4095,) * 16384]  # around 64 MiB, all of them small
     for planes, documents in product(cases, ((), (0,), (5, 0, 200))):
-        found = place(960, np.array(documents, np.uint64), np.array(planes, np.uint64), alignment)
-        expected = placed_as_the_text_says(960, documents, planes, alignment)
-        assert (
-            found.document_offsets.tolist(), found.documents_end, found.data_start, found.data_end,
-            found.plane_offsets.tolist(),
-        ) == expected, (planes, documents)  # fmt: skip
+        for roles in ([2] * len(planes), [(3, 1, 14, 15, 0x8000)[i % 5] for i in range(len(planes))]):
+            found = place(
+                960, np.array(documents, np.uint64), np.array(planes, np.uint64), np.array(roles, np.uint16), alignment
+            )
+            expected = placed_as_the_text_says(960, documents, planes, roles, alignment)
+            assert (
+                found.document_offsets.tolist(), found.documents_end, found.data_start, found.data_end,
+                found.plane_offsets.tolist(),
+            ) == expected, (planes, roles, documents)  # fmt: skip
 
 
 def test_regions_and_their_leaves():
     leaf = 1048576
-    placed = place(960, np.array([leaf], np.uint64), np.array([5, leaf, leaf], np.uint64), 64)
+    lengths = np.array([5, leaf, leaf], np.uint64)
+    placed = place(960, np.array([leaf], np.uint64), lengths, np.array([3, 2, 2], np.uint16), 64)
     documents, data = placed.regions
     assert (documents.start, documents.end, documents.first, documents.leaves) == (1088, 1088 + leaf, 0, 1)
     assert (data.start, data.end, data.first, data.leaves) == (1088 + leaf, 1088 + 64 + 3 * leaf, 1, 3)
@@ -241,5 +247,5 @@ def test_regions_and_their_leaves():
 
 
 def test_regions_without_bytes_have_no_leaves():
-    placed = place(960, np.array([0], np.uint64), np.array([0], np.uint64), 2097152)
+    placed = place(960, np.array([0], np.uint64), np.array([0], np.uint64), np.array([2], np.uint16), 2097152)
     assert [(r.start, r.end, r.leaves) for r in placed.regions] == [(1088, 1088, 0)] * 2

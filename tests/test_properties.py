@@ -134,14 +134,17 @@ def test_planes_and_documents_tile_the_file(model):
     *_, alignment = model
     data = write(*model)
     front = craft.front_end(data)
-    lengths = craft.table(data, "document")["length"].tolist(), craft.table(data, "plane")["length"].tolist()
-    document_offsets, _, data_start, offsets, end = craft.place(front, *lengths, alignment)
+    columns = [craft.table(data, record)[field].tolist() for record, field in craft.PLACED]
+    document_offsets, _, data_start, offsets, end = craft.place(front, *columns, alignment)
     assert craft.table(data, "document")["offset"].tolist() == document_offsets
     assert craft.table(data, "plane")["offset"].tolist() == offsets
     assert len(data) == end
     # Not by the formula: nothing overlaps, nothing but padding is between, and every plane is aligned.
-    pieces = [(offset, length, 64) for offset, length in zip(document_offsets, lengths[0], strict=True)]
-    pieces += [(o, n, alignment if n >= alignment else 64) for o, n in zip(offsets, lengths[1], strict=True)]
+    pieces = [(offset, length, 64) for offset, length in zip(document_offsets, columns[0], strict=True)]
+    pieces += [
+        (o, n, alignment if n >= alignment and role in (1, 2, 13, 14) else 64)
+        for o, n, role in zip(offsets, *columns[1:], strict=True)
+    ]
     position = front
     for offset, length, step in sorted(pieces):
         assert offset >= position

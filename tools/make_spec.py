@@ -166,7 +166,7 @@ def limits() -> str:
         ("rank", layout.MAX_RANK),
         ("a name, a metadata key", f"1 to {layout.MAX_NAME} bytes"),
         ("`alignment`", alignments),
-        ("alignment of sections, documents, small planes", layout.ALIGNMENT),
+        ("alignment of sections, documents, pooled planes", layout.ALIGNMENT),
         ("a leaf", f"{leaf} bytes"),
         ("data region that starts at 2 MiB", f"{layout.LARGE_DATA} bytes (64 MiB) or more"),
     ]
