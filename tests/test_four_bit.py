@@ -113,14 +113,17 @@ def four_bit(family, folder, dtype, name, nested=False):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scheme", ["nf4", "fp4", "nf4,nested=1", "nf4-cpu", "nf4-cpu,nested=1"])
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
-def test_output_equals_load_in_4bit(name, scheme, dtype, tmp_path):
+def test_output_equals_load_in_4bit(name, scheme, dtype, tmp_path, monkeypatch):
     family, _ = architectures.MODELS[name]
     architectures.save(name, tmp_path / "hf", dtype)
     aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme=scheme)
     with aibit.open(tmp_path / "m.aibit", verify="full") as file:
         model = aibit.load_model(file)
         assert parameters_inside(model, file) == []
-    reference = four_bit(family, tmp_path / "hf", dtype, scheme[:3], "nested" in scheme)
+    with monkeypatch.context() as patch:
+        # torch adds the scales up in float32, in an order that depends on threads and processor.
+        patch.setattr(torch.Tensor, "mean", lambda scales: scales.double().sum().div(scales.numel()).float())
+        reference = four_bit(family, tmp_path / "hf", dtype, scheme[:3], "nested" in scheme)
     assert model.is_loaded_in_4bit and not model.training
     layers = {n for n, m in model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
     assert layers == {n for n, m in reference.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
@@ -164,6 +167,7 @@ def test_rows_that_blocks_reach_over_are_decoded_rightly(width, nested, tmp_path
     assert torch.allclose(layer(x), plain.model.layers[0].mlp.down_proj(x), atol=1e-5)
 
 
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="goes wrong with AVX512 only")
 def test_wrong_rows_are_bitsandbytes_own():
     """The reason for ``MappedLinear4bit.decode``; when this fails, it can go."""
     x = torch.randn(64, 96)
