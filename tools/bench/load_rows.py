@@ -53,6 +53,7 @@ def _four_bit(bench: Bench) -> list[_Way]:
         _Way("aibit nf4", "aibit", bench.converted("nf4"), bench.tiny_converted("nf4")),
         _Way("aibit nf4-cpu", "aibit", bench.converted("nf4-cpu"), bench.tiny_converted("nf4-cpu")),
         _Way("transformers, saved in nf4", "saved", bench.saved_4bit, bench.tiny_saved_4bit),
+        _Way("transformers, quantizing to nf4", "quantize to nf4", bench.source, bench.tiny),
     ]
 
 
