@@ -290,7 +290,7 @@ def test_a_key_that_did_not_sign_is_refused(signed, keys, path):
     assert code_of(signed, keys) is code_of(signed, keys / "only-a") is None
     signing.sign_detached(path, keys / "a.pem")
     assert code_of(path, keys / "b.pub") == "AIB-E606"
-    with pytest.raises(FormatError, match="expected one by ed25519:.*found ed25519:"):
+    with pytest.raises(FormatError, match=r"expected one by ed25519:.*found ed25519:"):
         File(signed, signed_by=keys / "b.pub")
 
 

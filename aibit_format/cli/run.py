@@ -43,9 +43,8 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     prefetch(args.file)
     torch, load = _import()
-    model, tokenizer = load(
-        args.file, args.device, verify=args.verify, signed_by=args.key, weight_only=args.weight_only
-    )
+    options = {"verify": args.verify, "signed_by": args.key, "weight_only": args.weight_only}
+    model, tokenizer = load(args.file, args.device, **options)
     if not model.can_generate():
         raise LoadError(f"{args.file}: {type(model).__name__} does not generate text")
     if args.chat and not tokenizer.chat_template:
