@@ -3,7 +3,7 @@
 The layers, lowest first; each imports only from those before it:
 
     errors, dtypes, layout     codes and messages; element types; the bytes
-    digest, names              checksums; which names a file may hold
+    digest, names, signatures  checksums; which names a file may hold; what is signed, and checking it
     schemes/                   one file a scheme: values to planes and back, in numpy
     metadata, placement        typed values; where every byte lies
     manifest, frontmatter      a file's tables as values; making them from bytes
@@ -11,6 +11,7 @@ The layers, lowest first; each imports only from those before it:
     draft                      planning a file: all of it but its digests
     storage, remote, prefetch  one mapping, ranges of a URL; reading ahead
     reader, writer             views of a mapping; stream, sync, rename
+    signing                    keys; a signed copy, or a signature beside a file
     sources/                   one file a foreign format in
     skeleton, engine, measure  what a model's modules say of its tensors; encoding at speed; the error made
     recipe, conversion         which tensor gets which scheme; doing it

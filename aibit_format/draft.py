@@ -87,10 +87,10 @@ def plan(
         tensor_table=tensor_table, plane_table=plane_table, strings=names.bytes(),
         leaves=np.zeros(0, np.uint64), file_size=0, alignment=alignment,
     )  # fmt: skip
-    return _placed(info)
+    return placed(info)
 
 
-def _placed(info: FileInfo) -> FileInfo:
+def placed(info: FileInfo) -> FileInfo:
     """``info`` with offsets, file size and an empty leaf table of the right length, found valid."""
     # The leaf table lengthens the front matter, which moves the regions but does not change their lengths.
     total = sum(info.plane_table["length"].tolist())
@@ -98,9 +98,10 @@ def _placed(info: FileInfo) -> FileInfo:
         most = layout.MAX_FRONT_MATTER // 8 * layout.LEAF
         raise FormatError(Problem("AIB-E109", "leaf table of the data", expected=f"at most {most} bytes", found=total))
     info = replace(info, leaves=np.zeros(validate.locate(info).leaves, np.uint64))
-    placed = validate.locate(info)
-    info.document_table["offset"], info.plane_table["offset"] = placed.document_offsets, placed.plane_offsets
-    info = replace(info, file_size=placed.data_end)
+    places = validate.locate(info)
+    documents, planes = info.document_table.copy(), info.plane_table.copy()
+    documents["offset"], planes["offset"] = places.document_offsets, places.plane_offsets
+    info = replace(info, document_table=documents, plane_table=planes, file_size=places.data_end)
     as_read(info)
     return info
 

@@ -103,3 +103,9 @@ class MissingPackageError(AibitError):
     """An optional package is needed for this and is not installed."""
 
     code = "AIB-E905"
+
+
+class SigningError(AibitError):
+    """A key cannot be used: there is none, it is of another kind, or its password is wrong."""
+
+    code = "AIB-E906"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import digest, layout
+from . import digest, layout, signatures
 from .errors import FormatError, Problem
 from .layout import align, dtype_of
 from .manifest import HEADER_SIZE, ROOT_OFFSET, ExtraSection, FileInfo
@@ -89,7 +89,7 @@ def read_front_matter(head: bytes, header: Header, front_matter: bytes) -> FileI
     """The tables of a file, from its first 128 bytes and the ``front_matter_length`` bytes after them.
 
     Raises:
-        FormatError: codes AIB-E111, AIB-E2xx and AIB-E3xx.
+        FormatError: codes AIB-E111, AIB-E2xx, AIB-E3xx and AIB-E604.
     """
     found = digest.root(head[:ROOT_OFFSET], front_matter)
     if found != header.root:
@@ -100,6 +100,8 @@ def read_front_matter(head: bytes, header: Header, front_matter: bytes) -> FileI
     for kind, flags, count, body in _sections(header, front_matter):
         name = layout.SECTIONS.get(kind)
         if name is None:
+            if kind == layout.SIGNATURES:
+                signatures.read_section(body, count)
             extra.append(ExtraSection(kind, flags, count, bytes(body)))
             continue
         if name in _RECORDS and count * _RECORDS[name].itemsize != len(body):

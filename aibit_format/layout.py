@@ -54,6 +54,16 @@ KNOWN_INCOMPATIBLE = 0
 # Section kinds, in file order. Kinds from 0x8000 up are private and never critical for others.
 SECTIONS = {1: "metadata", 2: "schemes", 3: "documents", 4: "tensors", 5: "planes", 6: "strings", 7: "leaves"}
 SECTION_CRITICAL = 1
+# A section that may be there, and never critical: those who do not check signatures pass it by.
+SIGNATURES = 8
+SECTION_NAMES = {**SECTIONS, SIGNATURES: "signatures"}
+
+SIGNATURE_ROOM = 8  # records of the section, used or not: adding a signature changes nothing that others have signed
+ED25519 = 1  # the only algorithm
+SHA256_PIECE = 1 << 20  # bytes under one SHA-256 of the content digest
+CONTENT_DOMAIN = b"aibit content".ljust(16, b"\0")  # what is hashed and signed begins with its purpose, so that no
+SIGNED_DOMAIN = b"aibit signature".ljust(16, b"\0")  # digest or signature of one kind can be taken for another's
+DETACHED_MAGIC = b"\x89aibsig1\r\n\x1a\n"
 
 TENSOR_ALIAS = 1
 TENSOR_TRANSPOSED = 2
@@ -182,6 +192,24 @@ PLANE = c.Struct(
     "length" / c.Int64ul * "bytes",
 )
 
+SIGNATURE_RECORD = c.Struct(
+    "algorithm" / c.Int16ul * "1: Ed25519 (RFC 8032); 0 in a record that is not used",
+    "reserved" / c.Bytes(6) * "zero",
+    "key" / c.Bytes(32) * "the public key, raw: it says whose the signature claims to be, and makes nobody trusted",
+    "signature" / c.Bytes(64) * "of the signed message",
+)
+
+SIGNED_MESSAGE = c.Struct(
+    "domain" / c.Bytes(16) * "`aibit signature` in ASCII, and a zero",
+    "key" / c.Bytes(32) * "the public key of the record",
+    "content" / c.Bytes(32) * "the content digest of the file",
+)
+
+DETACHED = c.Struct(
+    "magic" / c.Bytes(12) * "89 61 69 62 73 69 67 31 0D 0A 1A 0A",
+    "count" / c.Int32ul * "records that follow, 1 to 8",
+)
+
 RECORDS: dict[str, construct.Struct] = {
     "header": HEADER,
     "section": SECTION,
@@ -190,6 +218,9 @@ RECORDS: dict[str, construct.Struct] = {
     "document": DOCUMENT,
     "tensor": TENSOR,
     "plane": PLANE,
+    "signature": SIGNATURE_RECORD,
+    "signed message": SIGNED_MESSAGE,
+    "detached signatures": DETACHED,
 }
 
 

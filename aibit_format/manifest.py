@@ -15,6 +15,7 @@ from . import digest, layout, metadata
 from .dtypes import BY_CODE
 from .layout import align, dtype_of
 from .schemes import Scheme, make
+from .signatures import Signature, read_section
 
 _HEADER = dtype_of(layout.HEADER)
 _SECTION = dtype_of(layout.SECTION)
@@ -104,10 +105,30 @@ class FileInfo:
     @property
     def front_matter_length(self) -> int:
         """Bytes of section table and sections, padding included; a function of the sizes alone."""
+        lengths = [len(e.data) for e in self.extra]
+        return self._known_length + sum(align(length, layout.ALIGNMENT) for length in lengths)
+
+    @property
+    def _known_length(self) -> int:
+        """Bytes of the section table and of the sections that must be there; those of other kinds follow."""
         table = (len(layout.SECTIONS) + len(self.extra)) * _SECTION.itemsize
         tables = (self.scheme_table, self.document_table, self.tensor_table, self.plane_table, self.leaves)
         lengths = [table, len(self.metadata_bytes), len(self.strings), *(t.nbytes for t in tables)]
-        return sum(align(length, layout.ALIGNMENT) for length in lengths + [len(e.data) for e in self.extra])
+        return sum(align(length, layout.ALIGNMENT) for length in lengths)
+
+    @property
+    def signatures(self) -> list[Signature]:
+        """The signatures in the file, none of them checked."""
+        return [found for e in self.extra if e.kind == layout.SIGNATURES for found in read_section(e.data, e.count)]
+
+    @property
+    def unsigned(self) -> list[tuple[int, int]]:
+        """Stretches (start, end) of the file that no signature covers: the root, and the signatures themselves."""
+        found = [(ROOT_OFFSET, HEADER_SIZE)]
+        if self.extra and self.extra[0].kind == layout.SIGNATURES:  # the least kind there can be
+            start = HEADER_SIZE + self._known_length
+            found.append((start, start + len(self.extra[0].data)))
+        return found
 
     @cached_property
     def names(self) -> list[str]:

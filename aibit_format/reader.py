@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -9,12 +10,13 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from . import digest, documents, frontmatter, layout, validate
+from . import digest, documents, frontmatter, layout, signatures, validate
 from .dtypes import DTYPES
 from .errors import FormatError, Problem
 from .manifest import FileInfo, Plane, TensorInfo
 from .metadata import Value
 from .placement import Region
+from .signatures import Keys, Signature
 from .storage import InMemory, Mapped, Path, Storage, is_url
 
 Level = Literal["structure", "touched", "full"]
@@ -32,6 +34,7 @@ class Verified:
     leaves: int
     bytes: int
     root: str
+    signed_by: str | None = None  # the key whose signature over all bytes was found right
 
 
 class Documents(Mapping[str, memoryview]):
@@ -60,12 +63,21 @@ class File:
         verify: ``"structure"`` checks header, front matter and every table; ``"touched"`` also checks the digests
             of a plane when it is first read; ``"full"`` checks every byte before this returns. Documents are
             checked against their digests when read, at every level.
+        signed_by: public keys (PEM files, folders of ``*.pub``) of which one must have signed the file, in it or in
+            ``FILE.sig``; by default those that the environment demands with ``AIBIT_SIGNED_BY``, if it does. Every
+            byte is read to check that.
 
     Raises:
         FormatError: the file breaks a rule of the specification; ``.code`` says which.
+        SigningError: keys are demanded, and cannot be read.
     """
 
-    def __init__(self, source: Path | bytes | bytearray | memoryview, verify: Level = "structure") -> None:
+    def __init__(
+        self,
+        source: Path | bytes | bytearray | memoryview,
+        verify: Level = "structure",
+        signed_by: Keys | None = None,
+    ) -> None:
         if verify not in LEVELS:
             raise ValueError(f"verify={verify!r}: one of {', '.join(LEVELS)}")
         self.storage: Storage = _storage(source)
@@ -74,6 +86,9 @@ class File:
         self.info_of_file = _read_info(self.storage)
         self._placed = validate.locate(self.info_of_file)
         self._checked = np.zeros(len(self.info_of_file.leaves), bool)
+        self.signed_by: str | None = None
+        if (keys := signatures.demanded(signed_by)) is not None:
+            self._check_signature(keys, None)
         if verify == "full":
             self.verify()
 
@@ -178,7 +193,7 @@ class File:
         front = layout.HEADER.sizeof() + info.front_matter_length
         return Verified(
             reached, len(info.tensor_table), len(info.plane_table), len(info.document_table),
-            len(info.leaves) if full else 0, info.file_size if full else front, self.root,
+            len(info.leaves) if full else 0, info.file_size if full else front, self.root, self.signed_by,
         )  # fmt: skip
 
     @property
@@ -186,6 +201,41 @@ class File:
         """The root digest in hex: it stands for the whole file."""
         end = layout.HEADER.sizeof()
         return self.storage.read_at(end - 16, 16).tobytes().hex()
+
+    @property
+    def signatures(self) -> list[Signature]:
+        """The signatures in the file, none of them checked."""
+        return self.info_of_file.signatures
+
+    def content_digest(self, jobs: int | None = None) -> bytes:
+        """What signatures are over: 32 bytes, by SHA-256 over the file."""
+        storage = self.storage
+        return signatures.content_digest(storage.read_at, storage.size, self.info_of_file.unsigned, jobs)
+
+    def check_signature(self, keys: Keys, detached: Path | None = None) -> str:
+        """Check that one of the public ``keys`` has signed the file; returns the key.
+
+        Args:
+            keys: PEM files, or folders of ``*.pub``.
+            detached: a file of signatures to look at instead of the file's own and ``FILE.sig``.
+
+        Raises:
+            FormatError: AIB-E606: there is no signature by one of them; AIB-E605: what there is does not verify;
+                AIB-E604: the file of signatures is damaged.
+            SigningError: a key cannot be read.
+        """
+        return self._check_signature(signatures.public_keys(keys), detached)
+
+    def _check_signature(self, keys: Mapping[bytes, str], detached: Path | None) -> str:
+        try:
+            found = self.signatures if detached is None else _detached(detached)
+            beside = f"{self.path}{signatures.SUFFIX}" if self.path else ""
+            if detached is None and not any(s.key in keys for s in found) and os.path.lexists(beside):
+                found = _detached(beside)
+            self.signed_by = signatures.check(found, keys, self.content_digest).key_id
+        except FormatError as error:
+            raise (error if error.path or not self.path else error.at(self.path)) from None
+        return self.signed_by
 
     def check_values(self, info: TensorInfo, planes: Mapping[str, np.ndarray]) -> None:
         """Raise FormatError AIB-E502 if planes hold what no encoder writes, such as a scale that is not finite."""
@@ -253,6 +303,17 @@ class File:
             previous = max(previous, end)
 
 
+def _detached(path: Path) -> list[Signature]:
+    """The signatures in the file ``path``."""
+    file = Mapped(path)
+    try:
+        return signatures.read_detached(file.read_at(0, min(file.size, signatures.MAX_DETACHED + 1)).tobytes())
+    except FormatError as error:
+        raise error.at(os.fspath(path)) from None
+    finally:
+        file.close()
+
+
 def _storage(source: Path | bytes | bytearray | memoryview) -> Storage:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return InMemory(source)
@@ -282,6 +343,8 @@ def _read_info(storage: Storage) -> FileInfo:
     return info
 
 
-def open(source: Path | bytes | bytearray | memoryview, verify: Level = "structure") -> File:
+def open(
+    source: Path | bytes | bytearray | memoryview, verify: Level = "structure", signed_by: Keys | None = None
+) -> File:
     """Open an ``.aibit`` file; see ``File``."""
-    return File(source, verify)
+    return File(source, verify, signed_by)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
@@ -25,9 +25,12 @@ from .manifest import FileInfo
 from .metadata import Value
 from .metadata import encode as encode_metadata
 from .placement import Placement, Region
+from .signatures import Read
 from .storage import Path
 
 __all__ = ["Tensor", "Writer", "plan", "write"]
+
+Sign = Callable[[FileInfo, Read], FileInfo]
 
 _SYNC_EVERY = 128 << 20  # bytes after which the disk is set to work, so that it has little left to do at the end
 _PIECE = 16 << 20  # bytes of one write: large, so that the page cache fills with large folios
@@ -110,8 +113,10 @@ class Writer:
         except OSError as error:
             raise WriteError(f"{self.path}: {error.strerror}") from error
 
-    def commit(self, metadata: Mapping[str, Value] | None = None) -> FileInfo:
+    def commit(self, metadata: Mapping[str, Value] | None = None, sign: Sign | None = None) -> FileInfo:
         """Finish the file and give it its name. ``metadata`` may replace the planned values, not their sizes.
+
+        ``sign`` gets the file as it will be, and what reads its bytes, to put signatures in their place.
 
         Raises:
             WriteError: something planned was not written, or the disk failed.
@@ -128,6 +133,9 @@ class Writer:
             if info.front_matter_length != self.info.front_matter_length:
                 raise WriteError(f"{self.path}: metadata grew from what was planned")
             _write_all(self._file, as_read(info), 0)
+            if sign is not None:
+                info = sign(info, lambda offset, length: os.pread(self._file, length, offset))
+                _write_all(self._file, as_read(info), 0)
             os.fsync(self._file)
             self._rename()
             self._close()  # what is published is not written to again

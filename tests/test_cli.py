@@ -165,7 +165,7 @@ def test_verify_says_what_it_checked_and_what_not(model, tmp_path, capsys):
     first, second = json.loads(out)
     assert status == 3 and not first["valid"] and first["problems"][0]["code"] == "AIB-E602" and second["valid"]
     status, out, _ = run("verify", tmp_path / "d.aibit", "--level", "structure", capsys=capsys)
-    assert status == 0 and "not checked: the bytes of documents and planes" in out
+    assert status == 0 and "not checked: the checksums, padding and values of documents and planes" in out
 
 
 def test_extract_gives_documents_and_tensors_back(model, tmp_path, capsys):

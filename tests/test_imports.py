@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ["torch", "transformers", "bitsandbytes", "accelerate", "safetensors", "tokenizers", "tqdm"]
+HEAVY = ["torch", "transformers", "bitsandbytes", "accelerate", "safetensors", "tokenizers", "tqdm", "cryptography"]
 
 
 def imported_by(code: str) -> set[str]:

@@ -21,17 +21,20 @@ from typing import Any
 
 import numpy as np
 import scheme_examples
+from cryptography.hazmat.primitives import serialization
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from aibit_format import digest, layout, reader, validate, writer  # noqa: E402
+from aibit_format import digest, draft, layout, reader, signatures, validate, writer  # noqa: E402
 from aibit_format.dtypes import BY_CODE, DTYPES, from_float32  # noqa: E402
 from aibit_format.manifest import ExtraSection, FileInfo  # noqa: E402
 from aibit_format.schemes import make  # noqa: E402
 from aibit_format.writer import Tensor  # noqa: E402
 
 FOLDER = ROOT / "fixtures" / "container"
+KEY = ROOT / "fixtures" / "keys" / "test-only.pem"  # anybody's: it signs nothing but fixtures
+PUBLIC = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
 Planes = Mapping[str, np.ndarray]
 
 
@@ -45,6 +48,7 @@ class Fixture:
     documents: Mapping[str, bytes] = field(default_factory=dict)
     alignment: int = 64  # the least, so that the files stay small
     extra: tuple[ExtraSection, ...] = ()
+    signed: bool = False  # by the test key
 
 
 def ramp(*shape: int) -> np.ndarray:
@@ -202,6 +206,15 @@ def extra_section() -> Fixture:
     )
 
 
+def signed() -> Fixture:
+    return Fixture(
+        "A signature in the file, by fixtures/keys/test-only.pem; the others of the eight records are not used.",
+        dict([stored("bias", ramp(2), "f32")]),
+        documents={"config.json": b"{}\n"},
+        signed=True,
+    )
+
+
 def of_scheme(name: str) -> Fixture:
     """A tensor for each example of a scheme, called after what users write."""
     tensors = {Tensor(e.scheme.text, e.shape, e.dtype, e.scheme): e.planes for e in scheme_examples.examples(name)}
@@ -221,6 +234,7 @@ FIXTURES: dict[str, Callable[[], Fixture]] = {
     "experts": experts,
     "transposed": transposed,
     "extra-section": extra_section,
+    "signed": signed,
     **{f"scheme-{name.replace(':', '_')}": partial(of_scheme, name) for name in scheme_examples.names()},
 }
 
@@ -240,20 +254,31 @@ def build(fixture: Fixture) -> bytes:
     front_matter = info.front_matter()
     header = info.header(front_matter)
     data[: len(header) + len(front_matter)] = header + front_matter
+    if fixture.signed:
+        info = sign(info, lambda offset, length: data[offset : offset + length])
+        front_matter = info.front_matter()
+        data[: len(header) + len(front_matter)] = info.header(front_matter) + front_matter
     return bytes(data)
+
+
+def sign(info: FileInfo, read: signatures.Read) -> FileInfo:
+    """The file with the signature of the test key where ``plan`` kept its place."""
+    key = serialization.load_pem_private_key(KEY.read_bytes(), None)
+    content = signatures.content_digest(read, info.file_size, info.unsigned)
+    made = signatures.Signature(PUBLIC, key.sign(signatures.message(PUBLIC, content)))
+    section = replace(info.extra[0], data=signatures.section([made]))
+    return replace(info, extra=(section, *info.extra[1:]))
 
 
 def plan(fixture: Fixture) -> FileInfo:
     """The file without its digests."""
     lengths = {name: len(data) for name, data in fixture.documents.items()}
     info = writer.plan(fixture.tensors, fixture.metadata, lengths, fixture.alignment)
-    if not fixture.extra:
-        return info
-    # Sections of other kinds move all that follows the front matter.
-    info = replace(info, extra=fixture.extra)
-    placed = validate.locate(info)
-    info.document_table["offset"], info.plane_table["offset"] = placed.document_offsets, placed.plane_offsets
-    return replace(info, file_size=placed.data_end)
+    extra = fixture.extra
+    if fixture.signed:
+        body = signatures.section([signatures.Signature(PUBLIC, bytes(64))])
+        extra = (ExtraSection(layout.SIGNATURES, 0, layout.SIGNATURE_ROOM, body), *extra)
+    return draft.placed(replace(info, extra=extra)) if extra else info
 
 
 def describe(name: str, about: str, data: bytes) -> dict[str, Any]:
@@ -290,10 +315,13 @@ def _sections(data: bytes, info: FileInfo) -> Iterator[dict[str, Any]]:
     count = len(layout.SECTIONS) + len(info.extra)
     table = np.frombuffer(data, layout.dtype_of(layout.SECTION), count, layout.HEADER.sizeof())
     for row in table:
-        entry = {"name": layout.SECTIONS.get(int(row["kind"]), "unknown"), **_fields(row)}
+        entry = {"name": layout.SECTION_NAMES.get(int(row["kind"]), "unknown"), **_fields(row)}
         body = data[entry["offset"] : entry["offset"] + entry["length"]]
         if entry["name"] == "strings":
             entry["text"] = body.decode("ascii")
+        if entry["name"] == "signatures":
+            rows = np.frombuffer(body, layout.dtype_of(layout.SIGNATURE_RECORD))
+            entry["records"] = [_fields(row) for row in rows if row["algorithm"]]
         if entry["name"] == "unknown":
             entry["data"] = body.hex()
         yield entry

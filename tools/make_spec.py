@@ -168,6 +168,7 @@ def limits() -> str:
         ("`alignment`", alignments),
         ("alignment of sections, documents, pooled planes", layout.ALIGNMENT),
         ("a leaf", f"{leaf} bytes"),
+        ("signatures in a file, or in a file of detached ones", f"1 to {layout.SIGNATURE_ROOM}"),
         ("data region that starts at 2 MiB", f"{layout.LARGE_DATA} bytes (64 MiB) or more"),
     ]
     return table(("what", "limit"), rows)
@@ -361,7 +362,7 @@ def pieces(data: bytes) -> Iterator[Piece]:
     position = layout.HEADER.sizeof()
     for i in range(header.section_count):
         kind = int.from_bytes(data[position : position + 2], "little")
-        yield Piece(b"", f"Section table, entry {i}: {layout.SECTIONS.get(kind, 'unknown')}")
+        yield Piece(b"", f"Section table, entry {i}: {layout.SECTION_NAMES.get(kind, 'unknown')}")
         yield from _record(layout.SECTION, data, position)
         position += size
     rows = np.frombuffer(data, layout.dtype_of(layout.SECTION), header.section_count, layout.HEADER.sizeof())
@@ -371,7 +372,7 @@ def pieces(data: bytes) -> Iterator[Piece]:
         position = end
         if start == end:
             continue
-        name = layout.SECTIONS.get(int(row["kind"]), "unknown")
+        name = layout.SECTION_NAMES.get(int(row["kind"]), "unknown")
         yield Piece(b"", f"Section {name}")
         yield from _SECTION_PIECES.get(name, _raw)(data, start, end, int(row["count"]), info)
     for start, length, label in _bodies(info):
@@ -447,6 +448,7 @@ _SECTION_PIECES: dict[str, Callable[..., Iterator[Piece]]] = {
     "planes": partial(_records_of, layout.PLANE, "Plane"),
     "strings": _strings,
     "leaves": _leaves,
+    "signatures": partial(_records_of, layout.SIGNATURE_RECORD, "Signature"),
 }
 
 

@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "convert": ("convert", "write an .aibit file from a model directory"),
     "inspect": ("inspect", "show what a file holds: .aibit, .gguf or .safetensors"),
     "verify": ("verify", "check a file's structure and every checksum"),
+    "sign": ("sign", "sign a file, or make a key to sign with"),
     "run": ("run", "generate text"),
     "export": ("export", "write a file in another format: huggingface, safetensors or gguf"),
     "extract": ("extract", "write a file's documents or tensors out"),

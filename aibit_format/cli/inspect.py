@@ -60,6 +60,7 @@ def describe(path: str) -> dict[str, Any]:
             rows.append(row | ({"alias_of": t.alias_of} if t.alias_of else {}))
         return {
             "file": path, "format": f"aibit 1.{info.minor}", "size": info.file_size, "root": f.root,
+            "signatures": [signature.key_id for signature in f.signatures],
             "alignment": info.alignment, "metadata": dict(f.metadata),
             "documents": {d.name: d.length for d in info.documents.values()}, "tensors": rows,
         }  # fmt: skip
@@ -89,6 +90,8 @@ def _show(found: dict[str, Any]) -> None:
     print(f"{found['file']}: {found['format']}, {size(found['size'])} ({found['size']} bytes)")
     if "root" in found:
         print(f"root {found['root']}, alignment {found['alignment']}")
+    for key in found.get("signatures", ()):
+        print(f"signature said to be by {key} (not checked: aibit verify --key)")
     if found["metadata"]:
         print("\nmetadata")
         for key, value in found["metadata"].items():

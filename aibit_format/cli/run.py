@@ -30,6 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="int8 weights with inputs as they are: faster on a CPU, and not what bitsandbytes gives to the last bit",
     )  # fmt: skip
     parser.add_argument("--verify", choices=["structure", "touched", "full"], default="structure")
+    parser.add_argument(
+        "--key", metavar="PUB", action="append", help="run it only if it is signed by this public key (or one of them)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     prefetch(args.file)
     torch, load = _import()
-    model, tokenizer = load(args.file, args.device, verify=args.verify, weight_only=args.weight_only)
+    options = {"verify": args.verify, "signed_by": args.key, "weight_only": args.weight_only}
+    model, tokenizer = load(args.file, args.device, **options)
     if not model.can_generate():
         raise LoadError(f"{args.file}: {type(model).__name__} does not generate text")
     if args.chat and not tokenizer.chat_template:

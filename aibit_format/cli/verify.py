@@ -10,7 +10,7 @@ from ..reader import File
 from . import status_of
 from .output import emit, size
 
-_NOT_CHECKED = "where the file came from: checksums find damage, not forgery"
+_NO_SIGNATURE = "where the file came from: checksums find damage, not forgery"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,15 +20,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--level", choices=["structure", "full"], default="full",
         help="structure: header, front matter and every table; full: every byte as well (default)",
     )  # fmt: skip
+    parser.add_argument(
+        "--key", metavar="PUB", action="append",
+        help="demand a signature by this Ed25519 public key, a PEM file or a folder of *.pub (or by one of several)",
+    )  # fmt: skip
+    parser.add_argument("--signature", metavar="SIG", help="where it is, if neither in FILE nor in FILE.sig")
+    parser.set_defaults(parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check each file; 3 if one is not valid, 1 if one cannot be read."""
+    if args.signature and (not args.key or len(args.files) > 1):
+        args.parser.error("--signature is of one FILE, and says nothing without --key")
     results, status = [], 0
     for path in args.files:
         try:
             with File(path, args.level) as file:
-                results.append({"file": path, "valid": True, **asdict(file.verified())})
+                if args.key:
+                    file.check_signature(args.key, args.signature)
+                claimed = [signature.key_id for signature in file.signatures]
+                results.append({"file": path, "valid": True, **asdict(file.verified()), "signatures": claimed})
         except FormatError as error:
             status = max(status, status_of(error))
             problems = [{"code": p.code, "message": str(p)} for p in error.problems]
@@ -50,7 +61,13 @@ def _text(result: dict) -> str:
     )
     if result["level"] == "full":
         checked = f"{tables}, {result['leaves']} leaf digests over all {size(result['bytes'])}, padding, scales"
-        missing = _NOT_CHECKED
+        missing = []
     else:
-        checked, missing = tables, f"the bytes of documents and planes; {_NOT_CHECKED}"
-    return f"{path}: valid\n  checked: {checked}\n  not checked: {missing}\n  root {result['root']}"
+        checked, missing = tables, ["the checksums, padding and values of documents and planes"]
+    if result["signed_by"]:
+        checked += f", the signature by {result['signed_by']} over all bytes"
+    else:
+        missing.append(_NO_SIGNATURE)
+        missing += [f"what claims to be a signature by {key}" for key in result["signatures"]]
+    lines = [f"{path}: valid", f"  checked: {checked}", f"  root {result['root']}"]
+    return "\n".join(lines[:2] + [f"  not checked: {'; '.join(missing)}"] * bool(missing) + lines[2:])

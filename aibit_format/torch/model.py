@@ -13,6 +13,7 @@ from ..manifest import TensorInfo
 from ..reader import File, Level
 from ..schemes.base import FLOATS
 from ..schemes.plain import Plain
+from ..signatures import Keys
 from ..skeleton import float32_rule
 from ..storage import Path
 
@@ -41,6 +42,7 @@ def load(
     device: Device = "cpu",
     *,
     verify: Level = "structure",
+    signed_by: Keys | None = None,
     device_map: Any = None,
     weight_only: bool = False,
     tp: Any = None,
@@ -48,7 +50,7 @@ def load(
     """The model and the tokenizer of an ``.aibit`` file; see ``load_model`` and ``load_tokenizer``."""
     from .tokenizer import load_tokenizer
 
-    file = path if isinstance(path, File) else File(path, verify)
+    file = path if isinstance(path, File) else File(path, verify, signed_by)
     model = load_model(file, device, device_map=device_map, weight_only=weight_only, tp=tp)
     return model, load_tokenizer(file)
 
@@ -58,6 +60,7 @@ def load_model(
     device: Device = "cpu",
     *,
     verify: Level = "structure",
+    signed_by: Keys | None = None,
     device_map: Any = None,
     weight_only: bool = False,
     tp: Any = None,
@@ -73,6 +76,7 @@ def load_model(
         path: the file, or an open one.
         device: one device.
         verify: how far to check the file first; see ``File``.
+        signed_by: public keys of which one must have signed it; see ``File``.
         device_map: accepted when it comes down to one device: ``{"": device}``, or ``"auto"``.
         weight_only: multiply int8 weights with inputs as they are, where bitsandbytes quantizes these too. On a CPU
             that is faster and closer to the true product, and so not equal to what bitsandbytes gives.
@@ -88,7 +92,7 @@ def load_model(
             has no plan or cannot be cut as it says.
     """
     target = _one_device(device, device_map)
-    file = path if isinstance(path, File) else File(path, verify)
+    file = path if isinstance(path, File) else File(path, verify, signed_by)
     config, architecture = _config(file)
     model = empty_model(build_config(config), architecture)
     shards = _shards(file, model, tp)

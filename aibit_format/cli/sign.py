@@ -1,0 +1,49 @@
+"""``aibit sign FILE --key PRIVATE -o OUT``, or ``--detached``; ``aibit sign --new-key NAME``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from getpass import getpass
+
+from .. import signatures, signing
+from .output import emit
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("file", metavar="FILE", nargs="?")
+    parser.set_defaults(late="file", parser=parser)
+    parser.add_argument("--key", metavar="PEM", action="append", help="an Ed25519 private key; may be repeated")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the signed copy; with --detached, instead of FILE.sig")
+    parser.add_argument("--detached", action="store_true", help="leave FILE as it is, and write FILE.sig")
+    parser.add_argument("--force", action="store_true", help="replace OUT or FILE.sig if it exists")
+    parser.add_argument("--new-key", metavar="NAME", help="make NAME.pem, to keep secret, and NAME.pub, to give away")
+    parser.add_argument("--password", action="store_true", help="ask for the password of the private key")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make a key, or sign."""
+    if bool(args.new_key) == bool(args.file):
+        args.parser.error("say which FILE to sign, or --new-key NAME")
+    if args.file and not args.key:
+        args.parser.error("say what to sign with: --key PEM")
+    if args.file and not args.detached and not args.output:
+        args.parser.error("say where the signed copy goes: -o OUT (or --detached, for a signature beside FILE)")
+    password = getpass("password of the private key: ").encode() if args.password else None
+    if args.new_key:
+        made = {"key": signing.new_key(args.new_key, password)}
+        made |= {"private": args.new_key + signing.PRIVATE, "public": args.new_key + signing.PUBLIC}
+        if not args.json:
+            print(f"{made['key']}\n  {made['private']}: keep it secret\n  {made['public']}: who has it can verify")
+    else:
+        sign = signing.sign_detached if args.detached else signing.sign
+        output = args.output or args.file + signatures.SUFFIX
+        found = sign(args.file, args.key, output, overwrite=args.force, password=password)
+        made = {"file": args.file, "output": output, "size": os.path.getsize(output)}
+        made["signatures"] = [signature.key_id for signature in found]
+        if not args.json:
+            print(f"{output}: signed by {', '.join(made['signatures'])}")
+    if args.json:
+        emit(made)
+    return 0

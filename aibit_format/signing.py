@@ -1,0 +1,181 @@
+"""Signing: keys, a signed copy of a file, and signatures beside one. ``signatures`` says what they are over.
+
+Only files that verify in full are signed. A signed copy is written anew, as the signatures move what follows them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from . import draft, layout, signatures
+from .errors import FormatError, Problem, SigningError, WriteError
+from .manifest import ExtraSection, FileInfo
+from .reader import File
+from .signatures import Keys, Read, Signature
+from .storage import Path
+from .writer import Writer
+
+PRIVATE, PUBLIC = ".pem", ".pub"
+
+
+def new_key(name: Path, password: bytes | None = None) -> str:
+    """Make ``name.pem``, a private key that its owner alone can read, and ``name.pub``; returns the key.
+
+    Args:
+        name: of the files, without their ending.
+        password: encrypts the private key.
+
+    Raises:
+        WriteError: a file of one of these names exists, or cannot be written.
+    """
+    serialization, ed25519 = signatures.primitives()
+    key = ed25519.Ed25519PrivateKey.generate()
+    encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, encryption)
+    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    name = os.fspath(name)
+    if os.path.lexists(name + PUBLIC):
+        raise WriteError(f"{name}{PUBLIC}: exists, and keys are not replaced")
+    _write_new(name + PRIVATE, private, 0o600)
+    _write_new(name + PUBLIC, public, 0o666)
+    return signatures.key_id(key.public_key().public_bytes_raw())
+
+
+def sign(
+    path: Path, keys: Keys, output: Path, *, overwrite: bool = False, password: bytes | None = None
+) -> list[Signature]:
+    """Write a copy of ``path`` that is signed inside, with one private key or several; returns its signatures.
+
+    Those that the file has already stay. A signature of a file without any is not one of its signed copy, and none of
+    either is one of the other: their bytes differ.
+
+    Args:
+        path: the file; it is verified in full first.
+        keys: PEM files of Ed25519 private keys.
+        output: where the copy goes.
+        overwrite: replace what is there.
+        password: of the keys that are encrypted.
+
+    Raises:
+        FormatError: the file is not valid, or a signature that it has is not (AIB-E605).
+        SigningError: a key cannot be used, or there are more signatures than a file has room for.
+        WriteError: the copy cannot be written.
+    """
+    signers = _signers(keys, password)
+    with File(path, verify="full") as file:
+        info = file.info_of_file
+        kept = [signature for signature in info.signatures if signature.key not in signers]
+        if kept:
+            _all_verify(kept, file)
+        # What the place of a signature holds until there is one is not looked at by any.
+        planned = _with(info, [*kept, *(Signature(key, bytes(64)) for key in signers)])
+
+        def put(info: FileInfo, read: Read) -> FileInfo:
+            if not np.array_equal(info.leaves, file.info_of_file.leaves):
+                raise FormatError(Problem("AIB-E802", "file changed while it was copied"), file.path)
+            content = signatures.content_digest(read, info.file_size, info.unsigned)
+            return _with(info, [*kept, *_made(signers, content)], moves=False)
+
+        with Writer(output, planned, overwrite=overwrite) as writer:
+            for name in file.documents:
+                writer.write_document(name, bytes(file.documents[name]))
+            for name in file:
+                if file.info(name).alias_of is None:
+                    writer.write(name, file.planes(name))
+            return writer.commit(sign=put).signatures
+
+
+def sign_detached(
+    path: Path, keys: Keys, output: Path | None = None, *, overwrite: bool = False, password: bytes | None = None
+) -> list[Signature]:
+    """Sign ``path`` as it is, into ``output`` (``path.sig`` by default); see ``sign``."""
+    signers = _signers(keys, password)
+    with File(path, verify="full") as file:
+        made = _made(signers, file.content_digest())
+    output = f"{os.fspath(path)}{signatures.SUFFIX}" if output is None else os.fspath(output)
+    data = signatures.detached(made)
+    if not overwrite:
+        _write_new(output, data, 0o666)
+        return made
+    partial = f"{output}.{secrets.token_hex(8)}.partial"
+    _write_new(partial, data, 0o666)
+    try:
+        os.replace(partial, output)
+    except OSError as error:
+        os.unlink(partial)
+        raise WriteError(f"{output}: {error.strerror}") from error
+    return made
+
+
+Signers = dict[bytes, Callable[[bytes], bytes]]  # raw public key: what signs a message with its private half
+
+
+def _signers(keys: Keys, password: bytes | None) -> Signers:
+    found: Signers = {}
+    for path in [keys] if isinstance(keys, (str, os.PathLike)) else keys:
+        key = _private_key(os.fspath(path), password)
+        found[key.public_key().public_bytes_raw()] = key.sign
+    if not found:
+        raise SigningError("no key to sign with")
+    return found
+
+
+def _private_key(path: str, password: bytes | None) -> Any:
+    serialization, ed25519 = signatures.primitives()
+    data = signatures.read_key(path)
+    encrypted = b"ENCRYPTED" in data  # a password for a key without one is an error, and may be meant for another
+    if encrypted and not password:
+        raise SigningError(f"{path}: the key is encrypted, and there is no password")
+    try:
+        key = serialization.load_pem_private_key(data, password if encrypted else None)
+    except Exception as error:  # of several kinds, one for each way in which it is no key
+        what = "wrong password, or a damaged key" if encrypted else "no private key in PEM"
+        raise SigningError(f"{path}: {what}") from error
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise SigningError(f"{path}: a private key of another kind, {type(key).__name__}; Ed25519 is wanted")
+    return key
+
+
+def _made(signers: Signers, content: bytes) -> list[Signature]:
+    return [Signature(key, sign(signatures.message(key, content))) for key, sign in sorted(signers.items())]
+
+
+def _with(info: FileInfo, found: Iterable[Signature], *, moves: bool = True) -> FileInfo:
+    """The same file with these signatures in it; the section, where it is new, moves what follows."""
+    section = ExtraSection(layout.SIGNATURES, 0, layout.SIGNATURE_ROOM, signatures.section(found))
+    others = [extra for extra in info.extra if extra.kind != layout.SIGNATURES]
+    info = replace(info, extra=(section, *others))
+    return draft.placed(info) if moves else info
+
+
+def _all_verify(found: list[Signature], file: File) -> None:
+    content = file.content_digest()
+    for signature in found:
+        if not signatures.verifies(signature, content):
+            what = f"the signature by {signature.key_id} that is there does not verify"
+            raise FormatError(Problem("AIB-E605", what), file.path)
+
+
+def _write_new(path: str, data: bytes, mode: int) -> None:
+    """Write a small file that is not there yet."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode)
+    except FileExistsError:
+        raise WriteError(f"{path}: exists") from None
+    except OSError as error:
+        raise WriteError(f"{path}: {error.strerror}") from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        os.unlink(path)
+        raise WriteError(f"{path}: {error.strerror}") from error
