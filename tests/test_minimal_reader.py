@@ -87,6 +87,17 @@ def test_it_is_small_and_needs_python_alone(tmp_path):
         assert bool(result.stdout) != bool(result.stderr)
 
 
+def test_every_leaf_is_looked_at(tmp_path):
+    good, places = vectors.of_several_leaves()
+    path = tmp_path / "m.aibit"
+    path.write_bytes(good)
+    assert code_of(path) is None
+    for code, offsets in places.items():
+        for offset in offsets:
+            path.write_bytes(good[:offset] + bytes([good[offset] ^ 1]) + good[offset + 1 :])
+            assert code_of(path) == code, offset
+
+
 def test_usage_is_an_error_of_its_own():
     err = io.StringIO()
     with redirect_stderr(err):

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import craft
+
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 GOOD = sorted((FIXTURES / "container").glob("*.aibit"))
 INDEX = FIXTURES / "bad" / "index.json"
@@ -12,6 +14,15 @@ def twin(path):
     """What the file says, but for what only the twin does."""
     content = json.loads(path.with_suffix(".json").read_text("utf-8"))
     return {key: value for key, value in content.items() if key not in ("file", "about")}
+
+
+def of_several_leaves():
+    """A file whose data and documents have more than one leaf each, and places in it, by the code that damage gets."""
+    document = bytes(range(256)) * 4100
+    data = craft.good([("weight", "f32", "f32", (300_000,), None)], {}, {"blob.bin": document})
+    row, plane = craft.table(data, "document")[0], craft.table(data, "plane")[0]
+    ends = [int(row["offset"] + row["length"]), int(plane["offset"] + plane["length"])]
+    return data, {"AIB-E602": [int(row["offset"]), ends[0] - 1, int(plane["offset"]), ends[1] - 1]}
 
 
 def bad(folder):
