@@ -59,7 +59,7 @@ def parse_json(name: str, data: bytes | memoryview) -> Any:
         return value
 
     def integer(text: str) -> int:
-        if len(text) > MAX_DIGITS:
+        if len(text.lstrip("-")) > MAX_DIGITS:
             raise ValueError(f"a number of {len(text)} digits")
         return int(text)
 

@@ -131,7 +131,7 @@ def dtypes() -> str:
 
 def forbidden_keys() -> str:
     keys = ", ".join(f"`{key}`" for key in sorted(documents.FORBIDDEN_KEYS))
-    return f"{keys}; in `config.json` also `quantization_config`.\n"
+    return f"{keys}; in `config.json`, though not in one of that name in a folder, also `quantization_config`.\n"
 
 
 def known_keys() -> str:

@@ -1,0 +1,113 @@
+/* The schemes of .aibit files: which planes a tensor has. Section 7 of spec/aibit-1.md, and spec/schemes/. A part of
+   aibit.h. */
+
+#ifndef AIBIT_SCHEMES_H
+#define AIBIT_SCHEMES_H
+
+enum { AIBIT_UNKNOWN, AIBIT_PLAIN, AIBIT_INT8, AIBIT_AFFINE, AIBIT_OUTLIER, AIBIT_CLUSTER, AIBIT_INT4, AIBIT_FOURBIT,
+       AIBIT_GGML };
+
+/* a and b: plain: its dtype; affine: dtype of codes, and 1 for groups | 2 for zero points; four bits: 1 for tiles;
+   ggml: elements of a block / 32, and its bytes. */
+typedef struct { const char *name; uint8_t family, a, b; } aibit_kind;
+
+static inline aibit_kind aibit_kind_of(const aibit_scheme *s) {
+    static const aibit_kind kinds[] = {
+        {"int8", AIBIT_INT8, 0, 0}, {"int8-absmax", AIBIT_AFFINE, 3, 1}, {"int8-zp", AIBIT_AFFINE, 2, 3},
+        {"fp8-e4m3", AIBIT_AFFINE, 14, 0}, {"int8-outlier", AIBIT_OUTLIER, 0, 0}, {"cluster", AIBIT_CLUSTER, 0, 0},
+        {"int4-group", AIBIT_INT4, 0, 0}, {"nf4", AIBIT_FOURBIT, 0, 0}, {"fp4", AIBIT_FOURBIT, 0, 0},
+        {"nf4-cpu", AIBIT_FOURBIT, 1, 0}, {"gguf:q4_0", AIBIT_GGML, 1, 18}, {"gguf:q4_1", AIBIT_GGML, 1, 20},
+        {"gguf:q5_0", AIBIT_GGML, 1, 22}, {"gguf:q5_1", AIBIT_GGML, 1, 24}, {"gguf:q8_0", AIBIT_GGML, 1, 34},
+        {"gguf:q2_k", AIBIT_GGML, 8, 84}, {"gguf:q3_k", AIBIT_GGML, 8, 110}, {"gguf:q4_k", AIBIT_GGML, 8, 144},
+        {"gguf:q5_k", AIBIT_GGML, 8, 176}, {"gguf:q6_k", AIBIT_GGML, 8, 210}};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (aibit_is(s->name, s->name_length, kinds[i].name)) return kinds[i];
+    for (uint8_t dtype = 1; dtype <= 16; dtype++)
+        if (aibit_is(s->name, s->name_length, aibit_dtype_name(dtype))) return (aibit_kind){"", AIBIT_PLAIN, dtype, 0};
+    return (aibit_kind){"", AIBIT_UNKNOWN, 0, 0};
+}
+
+static inline bool aibit_parameters_fit(aibit_kind kind, const uint32_t p[6]) {
+    uint32_t a = p[0];
+    unsigned used = 0;
+    bool fit = true, power = a && !(a & (a - 1));
+    switch (kind.family) {
+        case AIBIT_AFFINE:
+            used = 1, fit = !a || a == UINT32_MAX || ((kind.b & 1) && a >= 16 && a <= 65536 && a % 16 == 0);
+            break;
+        case AIBIT_OUTLIER: used = 2, fit = a >= 1 && a <= 65535; break;
+        case AIBIT_CLUSTER: used = 1, fit = a >= 2 && a <= 8; break;
+        case AIBIT_INT4: used = 3, fit = (!a || (power && a >= 16 && a <= 1024)) && p[1] <= 1 && p[2] <= (a > 0); break;
+        case AIBIT_FOURBIT: used = 2, fit = power && a >= 32 && a <= 4096 && p[1] <= 1; break;
+    }
+    for (unsigned i = used; i < 6; i++) fit = fit && p[i] == 0;
+    return fit;
+}
+
+static inline aibit_plane aibit_new_plane(uint16_t role, unsigned dtype, uint64_t elements) {
+    return (aibit_plane){.role = role, .dtype = (uint8_t)dtype, .length = elements * aibit_dtype_size(dtype)};
+}
+
+/* The planes of a tensor, their offsets aside; returns how many, or 0 if the scheme cannot hold it. The product of the
+   dimensions that are not zero is below 2^60, so that nothing here wraps. */
+static inline unsigned aibit_planes_of(aibit_kind kind, const uint32_t p[6], const aibit_tensor *t,
+                                       aibit_plane out[6]) {
+    enum { BOOL = 1, U8, I8, U16, I16, U32, I32, U64, I64, F16, BF16, F32 };
+    enum { VALUES = 1, CODES, ROW_ABSMAX, ABSMAX, NESTED_ABSMAX, NESTED_OFFSET, SCALE, ZERO_POINT, CODEBOOK,
+           GROUP_INDEX, OUTLIER_INDEX, OUTLIER_VALUES, TILES, BLOCKS, TILE_ABSMAX };
+    unsigned n = 0;
+    uint64_t k = t->rank ? t->shape[t->rank - 1] : 1, rows = 1, a = p[0], scales;
+    for (int i = 0; i + 1 < t->rank; i++) rows *= t->shape[i];
+    if (kind.family == AIBIT_PLAIN) {
+        if (t->dtype != kind.a) return 0;
+        out[n++] = aibit_new_plane(VALUES, t->dtype, rows * k);
+        return n;
+    }
+    bool two = kind.family == AIBIT_INT8 || kind.family == AIBIT_OUTLIER || kind.family == AIBIT_INT4;
+    if (t->dtype < F16 || t->dtype > F32 || t->rank < 1 + two) return 0;
+    switch (kind.family) {
+        case AIBIT_OUTLIER:
+            if (p[1] > rows || rows > UINT64_C(1) << 32) return 0; /* fall through */
+        case AIBIT_INT8:
+            out[n++] = aibit_new_plane(CODES, I8, rows * k);
+            out[n++] = aibit_new_plane(ROW_ABSMAX, F32, rows);
+            if (kind.family == AIBIT_INT8) break;
+            out[n++] = aibit_new_plane(OUTLIER_INDEX, U32, (uint64_t)p[1]);
+            out[n++] = aibit_new_plane(OUTLIER_VALUES, F16, p[1] * k);
+            break;
+        case AIBIT_AFFINE:
+            scales = a == UINT32_MAX ? 1 : a ? rows * aibit_up(k, a) : rows;
+            out[n++] = aibit_new_plane(CODES, kind.a, rows * k);
+            out[n++] = aibit_new_plane(SCALE, F32, scales);
+            if (kind.b & 2) out[n++] = aibit_new_plane(ZERO_POINT, U8, scales);
+            break;
+        case AIBIT_CLUSTER:
+            out[n++] = aibit_new_plane(CODES, U8, rows * aibit_up(k * a, 8));
+            out[n++] = aibit_new_plane(CODEBOOK, F32, UINT64_C(1) << a);
+            break;
+        case AIBIT_INT4:
+            scales = rows * (a ? aibit_up(k, a) : k > 0);
+            out[n++] = aibit_new_plane(CODES, U8, rows * aibit_up(k, 2));
+            out[n++] = aibit_new_plane(SCALE, F16, scales);
+            if (!p[1]) out[n++] = aibit_new_plane(ZERO_POINT, U8, scales);
+            if (p[2]) out[n++] = aibit_new_plane(GROUP_INDEX, I32, k);
+            break;
+        case AIBIT_FOURBIT:
+            if (kind.a && (t->rank != 2 || rows % 32 || k % 64 || k % a)) return 0;
+            scales = aibit_up(rows * k, a);
+            out[n++] = aibit_new_plane(CODES, U8, aibit_up(rows * k, 2));
+            out[n++] = aibit_new_plane(ABSMAX, p[1] ? U8 : F32, scales);
+            if (p[1]) out[n++] = aibit_new_plane(NESTED_ABSMAX, F32, aibit_up(scales, 256));
+            if (p[1]) out[n++] = aibit_new_plane(NESTED_OFFSET, F32, UINT64_C(1));
+            if (kind.a) out[n++] = aibit_new_plane(TILES, U8, rows * (k / 2));
+            if (kind.a) out[n++] = aibit_new_plane(TILE_ABSMAX, BF16, k / a * rows);
+            break;
+        case AIBIT_GGML:
+            if (k % (32 * kind.a)) return 0;
+            out[n++] = aibit_new_plane(BLOCKS, U8, rows * (k / (32 * kind.a)) * kind.b);
+            break;
+    }
+    return n;
+}
+
+#endif

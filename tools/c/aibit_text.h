@@ -1,0 +1,195 @@
+/* Names and metadata of .aibit files: sections 5, 6, 11 and 20 of spec/aibit-1.md. A part of aibit.h. */
+
+#ifndef AIBIT_TEXT_H
+#define AIBIT_TEXT_H
+
+/* --- names (section 6) ---------------------------------------------------------------------------------------- */
+
+/* Parts of a-z 0-9 _ joined by one of `joints`, beginning with a letter. */
+static inline bool aibit_is_parts(const uint8_t *p, uint64_t n, const char *joints, unsigned least) {
+    unsigned found = 0;
+    bool after_joint = true; /* none comes first */
+    for (uint64_t i = 0; i < n; i++) {
+        bool joint = p[i] && strchr(joints, p[i]), letter = p[i] >= 'a' && p[i] <= 'z';
+        bool word = letter || (i > 0 && (p[i] == '_' || (p[i] >= '0' && p[i] <= '9')));
+        if (joint ? after_joint || i + 1 == n : !word) return false;
+        after_joint = joint;
+        found += joint;
+    }
+    return n > 0 && found >= least;
+}
+
+static inline bool aibit_is_tensor_name(const uint8_t *p, uint64_t n) {
+    for (uint64_t i = 0; i < n; i++)
+        if (p[i] < 0x21 || p[i] > 0x7E || p[i] == '"' || p[i] == '\'' || p[i] == '\\') return false;
+    return n < 2 || p[0] != '_' || p[1] != '_';
+}
+
+static inline uint8_t aibit_lower(uint8_t c) { return c >= 'A' && c <= 'Z' ? (uint8_t)(c + 32) : c; }
+
+static inline bool aibit_is_component(const uint8_t *p, uint64_t n) { /* of a document's name */
+    uint64_t stem = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        uint8_t c = aibit_lower(p[i]);
+        bool word = (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_';
+        if (!word && (i == 0 || (c != '.' && c != '+' && c != '-'))) return false;
+        if (stem == i && c != '.') stem++;
+    }
+    char s[5] = {0};
+    for (uint64_t i = 0; i < stem && stem <= 4; i++) s[i] = (char)aibit_lower(p[i]);
+    bool device = !strcmp(s, "con") || !strcmp(s, "prn") || !strcmp(s, "aux") || !strcmp(s, "nul");
+    bool port = (!strncmp(s, "com", 3) || !strncmp(s, "lpt", 3)) && s[3] >= '0' && s[3] <= '9';
+    return n > 0 && p[n - 1] != '.' && !device && !port;
+}
+
+static inline bool aibit_is_document_name(const uint8_t *p, uint64_t n) {
+    uint64_t start = 0;
+    for (uint64_t i = 0; i <= n; i++) {
+        if (i < n && p[i] != '/') continue;
+        if (!aibit_is_component(p + start, i - start)) return false;
+        start = i + 1;
+    }
+    return true;
+}
+
+/* --- metadata (sections 5 and 20) --------------------------------------------------------------------------------- */
+
+enum { AIBIT_INT = 1, AIBIT_FLOAT, AIBIT_BOOL, AIBIT_STRING, AIBIT_BYTES };
+
+static inline const char *aibit_check_text(const uint8_t *p, uint64_t n) {
+    for (uint64_t i = 0; i < n;) {
+        unsigned c = p[i];
+        uint64_t more = c < 0x80 ? 0 : c < 0xC2 ? n : c < 0xE0 ? 1 : c < 0xF0 ? 2 : c < 0xF5 ? 3 : n;
+        AIBIT_NEED(more < n - i, "E206: not UTF-8");
+        for (uint64_t k = 1; k <= more; k++) { /* no overlong forms, no surrogates, nothing beyond U+10FFFF */
+            unsigned low = k > 1 ? 0x80 : c == 0xE0 ? 0xA0 : c == 0xF0 ? 0x90 : 0x80;
+            unsigned high = k > 1 ? 0xBF : c == 0xED ? 0x9F : c == 0xF4 ? 0x8F : 0xBF;
+            AIBIT_NEED(p[i + k] >= low && p[i + k] <= high, "E206: not UTF-8");
+        }
+        i += more + 1;
+    }
+    for (uint64_t i = 0; i < n; i++)
+        AIBIT_NEED((p[i] >= 0x20 && p[i] != 0x7F) || p[i] == '\t' || p[i] == '\n', "E207: a control character");
+    return NULL;
+}
+
+/* One entry; its key and value point into the file. */
+typedef struct {
+    const char *key;
+    uint16_t key_length;
+    uint8_t type, is_array;
+    uint32_t count;
+    uint64_t length;
+    const uint8_t *value;
+} aibit_entry;
+
+static inline const char *aibit_check_value(const aibit_entry *e, uint64_t *strings) {
+    static const uint8_t sizes[] = {0, 8, 8, 1, 0, 0};
+    const uint8_t *p = e->value, *end = p + e->length;
+    uint64_t size = sizes[e->type], items = e->count;
+    AIBIT_NEED(e->is_array <= 1 && (e->is_array || items == 1), "E305: is_array or count of a metadata value");
+    AIBIT_NEED(items > 0 || e->type == AIBIT_INT || e->length > 0, "E308: an empty array of another type than int");
+    AIBIT_NEED(!size || e->length == items * size, "E305: length of a metadata value");
+    for (uint64_t i = 0; size && i < items; i++, p += size) {
+        AIBIT_NEED(e->type != AIBIT_FLOAT || (aibit_u64(p) >> 52 & 0x7FF) != 0x7FF, "E307: a float that is not finite");
+        AIBIT_NEED(e->type != AIBIT_BOOL || *p <= 1, "E306: a bool that is neither 0 nor 1");
+    }
+    if (size) return NULL;
+    *strings += items;
+    AIBIT_NEED(*strings <= 1 << 20, "E305: too many strings");
+    for (uint64_t i = 0; i < items; i++) {
+        uint64_t n = (uint64_t)(end - p);
+        if (e->is_array) {
+            AIBIT_NEED(n >= 4, "E305: an item is cut off");
+            n = aibit_u32(p), p += 4;
+            AIBIT_NEED(n <= (uint64_t)(end - p), "E305: an item ends beyond its value");
+        }
+        if (e->type == AIBIT_STRING) AIBIT_TRY(aibit_check_text(p, n));
+        p += n;
+    }
+    AIBIT_NEED(p == end, "E305: bytes after the last item");
+    return NULL;
+}
+
+/* The entry at `position` of the section, which moves behind it. */
+static inline const char *aibit_next_entry(const aibit_file *f, uint64_t *position, aibit_entry *e) {
+    const uint8_t *p = f->metadata.at + *position;
+    uint64_t left = f->metadata.length - *position;
+    AIBIT_NEED(left >= 16 && aibit_u16(p) <= left - 16, "E301: a metadata entry is cut off");
+    *e = (aibit_entry){(const char *)p + 16, aibit_u16(p), p[2], p[3], aibit_u32(p + 4), aibit_u64(p + 8), NULL};
+    e->value = p + 16 + e->key_length;
+    left -= 16 + (uint64_t)e->key_length;
+    AIBIT_TRY(aibit_check_text(p + 16, e->key_length));
+    AIBIT_NEED(e->key_length <= 255 && aibit_is_parts(p + 16, e->key_length, ".", 1), "E302: a metadata key");
+    AIBIT_NEED(e->type >= 1 && e->type <= 5, "E304: type of a metadata value");
+    AIBIT_NEED(e->length <= left, "E301: a metadata value ends beyond the section");
+    *position = f->metadata.length - left + e->length;
+    return NULL;
+}
+
+/* Keys that have a meaning: those of one group are arrays of one length, all there or none. */
+static const struct { const char *key; uint8_t type, is_array, group; } aibit_keys[] = {
+    {"model.architecture", AIBIT_STRING, 0, 0}, {"model.type", AIBIT_STRING, 0, 0},
+    {"model.dtype", AIBIT_STRING, 0, 0}, {"model.missing", AIBIT_STRING, 0, 0},
+    {"model.parameters", AIBIT_INT, 0, 0}, {"source.kind", AIBIT_STRING, 0, 0},
+    {"tool.name", AIBIT_STRING, 0, 0}, {"tool.version", AIBIT_STRING, 0, 0},
+    {"tool.libraries", AIBIT_STRING, 1, 0}, {"config.dropped_keys", AIBIT_STRING, 1, 0},
+    {"quantization.recipe", AIBIT_STRING, 1, 0}, {"quantization.compute_dtype", AIBIT_STRING, 0, 0},
+    {"quantization.outlier_threshold", AIBIT_FLOAT, 0, 0},
+    {"source.files", AIBIT_STRING, 1, 1}, {"source.sizes", AIBIT_INT, 1, 1}, {"source.xxh3_128", AIBIT_STRING, 1, 1},
+    {"quantization.error.tensor", AIBIT_INT, 1, 2}, {"quantization.error.relative_rms", AIBIT_FLOAT, 1, 2},
+    {"quantization.error.largest", AIBIT_FLOAT, 1, 2}, {"quantization.error.signal_to_noise_db", AIBIT_FLOAT, 1, 2}};
+
+/* What section 20 says of a key, with what it must agree with. */
+static inline const char *aibit_check_known(const aibit_file *f, const aibit_entry *e, int64_t lengths[][2]) {
+    for (size_t i = 0; i < sizeof aibit_keys / sizeof *aibit_keys; i++) {
+        if (!aibit_is(e->key, e->key_length, aibit_keys[i].key)) continue;
+        bool empty = e->is_array && e->count == 0 && aibit_keys[i].is_array;
+        bool right = e->type == aibit_keys[i].type && e->is_array == aibit_keys[i].is_array;
+        AIBIT_NEED(empty || right, "E309: type of a known metadata key");
+        int64_t *group = lengths[aibit_keys[i].group];
+        bool parallel = !aibit_keys[i].group || !group[0] || group[1] == e->count;
+        AIBIT_NEED(parallel, "E310: parallel arrays of different lengths");
+        group[0]++, group[1] = e->count;
+    }
+    if (aibit_is(e->key, e->key_length, "model.architecture")) {
+        bool config = false;
+        for (uint32_t i = 0; i < f->documents.count; i++) {
+            aibit_document d = aibit_document_at(f, i);
+            config = config || aibit_is(d.name, d.name_length, "config.json");
+        }
+        AIBIT_NEED(config, "E310: model.architecture, and no config.json");
+    }
+    if (aibit_is(e->key, e->key_length, "model.parameters")) {
+        uint64_t sum = 0;
+        for (uint32_t i = 0; i < f->tensors.count; i++) {
+            aibit_tensor t = aibit_tensor_at(f, i);
+            if (!(t.flags & AIBIT_ALIAS)) sum += aibit_elements(&t);
+        }
+        AIBIT_NEED(aibit_u64(e->value) == sum, "E310: model.parameters is not their number");
+    }
+    if (aibit_is(e->key, e->key_length, "quantization.error.tensor"))
+        for (uint32_t i = 0; i < e->count; i++)
+            AIBIT_NEED(aibit_u64(e->value + 8 * (size_t)i) < f->tensors.count, "E310: quantization.error of no tensor");
+    return NULL;
+}
+
+/* Tables are checked before metadata, which speak of them. */
+static inline const char *aibit_check_metadata(const aibit_file *f) {
+    uint64_t position = 0, strings = 0, count = 0;
+    int64_t lengths[3][2] = {{0}}; /* of each group: keys that were there, and the length of their arrays */
+    aibit_entry e, before = {0};
+    for (; position < f->metadata.length; before = e, count++) {
+        AIBIT_TRY(aibit_next_entry(f, &position, &e));
+        const uint8_t *last = (const uint8_t *)before.key, *key = (const uint8_t *)e.key;
+        bool rises = count == 0 || aibit_compare(last, before.key_length, key, e.key_length) < 0;
+        AIBIT_NEED(rises, "E303: metadata keys are not strictly increasing");
+        AIBIT_TRY(aibit_check_value(&e, &strings));
+        AIBIT_TRY(aibit_check_known(f, &e, lengths));
+    }
+    AIBIT_NEED(count == f->metadata.count, "E203: number of metadata entries");
+    AIBIT_NEED(lengths[1][0] % 3 == 0 && lengths[2][0] % 4 == 0, "E310: some of several parallel arrays are missing");
+    return NULL;
+}
+
+#endif
