@@ -34,7 +34,7 @@ def read_ahead(path: Path) -> int:
     try:
         size = os.fstat(file).st_size
         for start in range(0, size, PIECE):
-            if not _is_resident(file, start, min(PIECE, size - start)):
+            if not is_resident(file, start, min(PIECE, size - start)):
                 total += os.preadv(file, [buffer], start)
     except OSError:
         pass
@@ -43,7 +43,7 @@ def read_ahead(path: Path) -> int:
     return total
 
 
-def _is_resident(file: int, start: int, length: int) -> bool:
+def is_resident(file: int, start: int, length: int) -> bool:
     """Whether the first and the last byte of a piece are in memory: pieces come and go as a whole, nearly always."""
     if not hasattr(os, "RWF_NOWAIT"):
         return False

@@ -111,6 +111,11 @@ class File:
         return self.info_of_file.metadata
 
     @property
+    def data(self) -> Region:
+        """Where the planes lie in the file, and which leaves cover them."""
+        return self._placed.regions[1]
+
+    @property
     def documents(self) -> Documents:
         """Documents by name: ``config.json``, ``tokenizer.json``, ..."""
         return Documents(self)
@@ -175,6 +180,16 @@ class File:
             bad = np.flatnonzero(found != wanted)
             if len(bad):
                 raise FormatError([self._damage(region, int(i), int(found[i])) for i in bad[:10]], self.path)
+        return self._verify_contents()
+
+    def verify_rest(self) -> Verified:
+        """``verify``, but for the digests of leaves that have been checked since the file was opened."""
+        for region in self._placed.regions:
+            self.check_leaves(region.start, region.end - region.start)
+        return self._verify_contents()
+
+    def _verify_contents(self) -> Verified:
+        """What ``verify`` looks at besides digests."""
         self._check_padding()
         for name in self:
             info = self.info(name)
@@ -259,9 +274,19 @@ class File:
         start, end = region.leaf(todo[0])[0], region.leaf(todo[-1])[1]
         found = digest.leaves(self.storage.read_at(start, end - start), [i - todo[0] for i in todo])
         for i, value in zip(todo, found, strict=True):
-            if value != self.info_of_file.leaves[region.first + i]:
-                raise FormatError(self._damage(region, i, int(value)), self.path)
-            self._checked[region.first + i] = True
+            self._check_leaf(region, i, int(value))
+
+    def check_brought(self, offset: int, data: np.ndarray) -> None:
+        """Check whole leaves of the data region that were read elsewhere: ``data`` u8 [n], what is at ``offset``."""
+        first = (offset - self.data.start) // layout.LEAF
+        for i in range(digest.leaf_count(len(data))):
+            value = digest.leaf(data[i * layout.LEAF : (i + 1) * layout.LEAF].data)
+            self._check_leaf(self.data, first + i, value)
+
+    def _check_leaf(self, region: Region, i: int, value: int) -> None:
+        if value != self.info_of_file.leaves[region.first + i]:
+            raise FormatError(self._damage(region, i, value), self.path)
+        self._checked[region.first + i] = True
 
     def check_document(self, name: str) -> Any:
         """Check a document's digests and contents; the value of a JSON one.

@@ -76,6 +76,10 @@ class Mapped:
         self.check_unchanged()
         return self.map[offset : offset + length]
 
+    def fileno(self) -> int:
+        """The descriptor of the file that is mapped, whatever its name now stands for."""
+        return self._file.fileno()
+
     def close(self) -> None:
         self._file.close()
 

@@ -25,14 +25,14 @@ def pytest_collection_modifyitems(config, items):
     skips = {}
     if not config.getoption("--slow"):
         skips["slow"] = pytest.mark.skip(reason="takes minutes; run with --slow")
-    if any("gpu" in item.keywords for item in items):
+    if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
         if not torch.cuda.is_available():
             skips["gpu"] = pytest.mark.skip(reason="needs a CUDA device; this machine has none")
     for item in items:
         for marker, skip in skips.items():
-            if marker in item.keywords:
+            if item.get_closest_marker(marker):  # keywords would do for names of folders, too
                 item.add_marker(skip)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..architecture import build_config, empty_model
 from ..errors import LoadError, MissingPackageError
-from ..manifest import TensorInfo
+from ..manifest import Plane, TensorInfo
 from ..reader import File, Level
 from ..schemes.base import FLOATS
 from ..schemes.plain import Plain
@@ -25,7 +25,8 @@ try:
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
     from ..bridge import dtype_name, to_torch, torch_dtypes
-    from .modules import THRESHOLD, Linear4bit, Linear8bitLt, Target, builder_for
+    from .arena import LINKS, Arena
+    from .modules import THRESHOLD, Linear4bit, Linear8bitLt, Target, builder_for, planes_for
 except ImportError as error:
     raise MissingPackageError(f"loading a model needs {error.name}: pip install 'aibit-format[hf]'") from error
 
@@ -50,8 +51,7 @@ def load(
     """The model and the tokenizer of an ``.aibit`` file; see ``load_model`` and ``load_tokenizer``."""
     from .tokenizer import load_tokenizer
 
-    file = path if isinstance(path, File) else File(path, verify, signed_by)
-    model = load_model(file, device, device_map=device_map, weight_only=weight_only, tp=tp)
+    file, model = _load(path, _one_device(device, device_map), verify, signed_by, weight_only, tp)
     return model, load_tokenizer(file)
 
 
@@ -68,14 +68,15 @@ def load_model(
     """A transformers model in eval mode: int8 weights in ``bnb.nn.Linear8bitLt``, nf4 and fp4 in ``Linear4bit``.
 
     On the CPU no weight is copied: parameters are read-only views of the mapping, shared with every process that
-    maps the file, and must not be written to (``requires_grad`` is off). On another device each plane is copied
-    once. Linear weights and embeddings in other schemes stay in their planes too, decoded a piece at a time as they are
+    maps the file, and must not be written to (``requires_grad`` is off). On a GPU parameters are views of one
+    allocation, filled in one pass (``torch/arena.py``); with ``tp``, and on other devices, each plane is copied once.
+    Linear weights and embeddings in other schemes stay in their planes too, decoded a piece at a time as they are
     needed (``torch/quantized.py``); what else is quantized is decoded to the model's dtype here.
 
     Args:
         path: the file, or an open one.
         device: one device.
-        verify: how far to check the file first; see ``File``.
+        verify: how far to check the file first; see ``File``. On a GPU digests are checked while the bytes pass.
         signed_by: public keys of which one must have signed it; see ``File``.
         device_map: accepted when it comes down to one device: ``{"": device}``, or ``"auto"``.
         weight_only: multiply int8 weights with inputs as they are, where bitsandbytes quantizes these too. On a CPU
@@ -91,16 +92,26 @@ def load_model(
             missing or too many, several devices; with ``tp``, torch.distributed is not initialized, or the model
             has no plan or cannot be cut as it says.
     """
-    target = _one_device(device, device_map)
-    file = path if isinstance(path, File) else File(path, verify, signed_by)
+    return _load(path, _one_device(device, device_map), verify, signed_by, weight_only, tp)[1]
+
+
+def _load(
+    path: Path | File, device: torch.device, verify: Level, signed_by: Keys | None, weight_only: bool, tp: Any
+) -> tuple[File, PreTrainedModel]:
+    # Where all bytes pass through our hands on their way, they are checked there, and not read for that before.
+    passing = verify == "full" and device.type in LINKS and tp is None and not isinstance(path, File)
+    file = path if isinstance(path, File) else File(path, "touched" if passing else verify, signed_by)
     config, architecture = _config(file)
     model = empty_model(build_config(config), architecture)
     shards = _shards(file, model, tp)
-    _Assembly(file, model, target, weight_only, shards).run()
+    assembly = _Assembly(file, model, device, weight_only, shards)
+    if passing:
+        file.verify_rest()
+    assembly.run()
     _finish(file, model)
     if shards is not None:
         shards.connect()
-    return model
+    return file, model
 
 
 def _shards(file: File, model: PreTrainedModel, tp: Any) -> Shards | None:
@@ -128,6 +139,8 @@ def _one_device(device: Device, device_map: Any) -> torch.device:
         raise LoadError(f"device={str(device)!r}: this torch ({torch.__version__}) sees no CUDA device")
     if target.type == "meta":
         raise LoadError("device='meta': nothing would be loaded")
+    if target.type == "cuda" and target.index is None:
+        return torch.device("cuda", torch.cuda.current_device())  # threads have a current device of their own
     return target
 
 
@@ -154,15 +167,27 @@ class _Assembly:
         self.empty: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self.buffers = dict(model.named_buffers())
         self.in_float32 = float32_rule(model)
+        self._check_names()
+        for name in file:
+            self._check_shape(file.info(name))
+        self.arena = Arena(file, self._wanted(), device) if device.type in LINKS and shards is None else None
+
+    def _wanted(self) -> Iterator[Plane]:
+        """The planes that the model holds as they are; what is decoded or cast on the way is not among them."""
+        for name in self.file:
+            info = self.file.info(name)
+            owner, _, leaf = name.rpartition(".")
+            if builder_for(self.model.get_submodule(owner), leaf, info, self.target) is not None:
+                yield from planes_for(info, self.target)
+            elif isinstance(info.scheme, Plain) and info.dtype == self._dtype(name):
+                yield from info.planes
 
     def run(self) -> None:
         """Place every tensor, then make sure that nothing is left empty."""
-        self._check_names()
         for name in self.file:
             info = self.file.info(name)
             owner, _, leaf = name.rpartition(".")
             module = self.model.get_submodule(owner)
-            self._check_shape(info)
             build = builder_for(module, leaf, info, self.target)
             if build is not None:
                 built = build(module, *self._planes(info), self.target)
@@ -223,22 +248,29 @@ class _Assembly:
         return info, planes
 
     def _planes(self, info: TensorInfo) -> tuple[TensorInfo, dict[str, torch.Tensor]]:
-        """The tensor and its planes on the device: on the CPU the mapped pages, elsewhere one copy."""
+        """The tensor and its planes on the device: on the CPU the mapped pages, elsewhere a view or one copy."""
+        wanted = planes_for(info, self.target)
         info, planes = self._read(info)
+        if self.arena is not None and all(plane in self.arena for plane in wanted):
+            return info, {plane.role: self.arena.view(plane) for plane in wanted}
         dtypes = {spec.role: spec.dtype for spec in info.scheme.planes(info.shape, info.dtype)}
-        return info, {role: to_torch(array, dtypes[role]).to(self.device) for role, array in planes.items()}
+        roles = [plane.role for plane in wanted if plane.role in planes]  # a rank's rows may be in a simpler scheme
+        return info, {role: to_torch(planes[role], dtypes[role]).to(self.device) for role in roles}
 
     def _values(self, info: TensorInfo) -> torch.Tensor:
         """The values in the dtype the model computes in."""
-        place = self._place(info.name)
-        wanted = "f32" if place.is_floating_point() and self.in_float32(info.name) else dtype_name(place.dtype)
         if isinstance(info.scheme, Plain):
             values = self._planes(info)[1]["values"]
         else:
             info, planes = self._read(info)
             decoded = info.scheme.decode(planes, info.shape, info.dtype)
             values = torch.from_numpy(np.ascontiguousarray(decoded.T if info.transposed else decoded)).to(self.device)
-        return values.to(torch_dtypes()[wanted])
+        return values.to(torch_dtypes()[self._dtype(info.name)])
+
+    def _dtype(self, name: str) -> str:
+        """The dtype in which the model has a parameter or buffer that is not quantized."""
+        place = self._place(name)
+        return "f32" if place.is_floating_point() and self.in_float32(name) else dtype_name(place.dtype)
 
 
 def _finish(file: File, model: PreTrainedModel) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..bridge import torch_dtypes
-from ..manifest import TensorInfo
+from ..manifest import Plane, TensorInfo
 from ..schemes import Scheme
 from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
 from ..schemes.int8 import Int8
@@ -210,3 +210,11 @@ def builder_for(module: nn.Module, leaf: str, info: TensorInfo, target: Target) 
     if isinstance(module, Conv1D) == info.transposed and (type(module) is nn.Linear or isinstance(module, Conv1D)):
         return BUILDERS.get(kind, _any_linear)
     return _any_embedding if type(module) is nn.Embedding and not info.transposed else None
+
+
+def planes_for(info: TensorInfo, target: Target) -> tuple[Plane, ...]:
+    """The planes of a tensor that can be of use on the device: the tiles of nf4-cpu are a CPU's alone."""
+    if target.device.type == "cpu" or not isinstance(info.scheme, NF4CPU):
+        return info.planes
+    kept = {spec.role for spec in info.scheme.canonical.planes(info.shape, info.dtype)}
+    return tuple(plane for plane in info.planes if plane.role in kept)
