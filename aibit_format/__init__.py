@@ -10,7 +10,8 @@ The layers, lowest first; each imports only from those before it:
     validate                   every rule about them
     draft                      planning a file: all of it but its digests
     storage, remote, prefetch  one mapping, ranges of a URL; reading ahead
-    reader, writer             views of a mapping; stream, sync, rename
+    partial                    files that get their name when they are whole
+    reader, writer             views of a mapping; stream, sync, name
     signing                    keys; a signed copy, or a signature beside a file
     sources/                   one file a foreign format in
     skeleton, engine, measure  what a model's modules say of its tensors; encoding at speed; the error made

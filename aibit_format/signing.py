@@ -6,7 +6,6 @@ Only files that verify in full are signed. A signed copy is written anew, as the
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from . import draft, layout, signatures
 from .errors import FormatError, Problem, SigningError, WriteError
 from .manifest import ExtraSection, FileInfo
+from .partial import PartialFile
 from .reader import File
 from .signatures import Keys, Read, Signature
 from .storage import Path
@@ -100,16 +100,11 @@ def sign_detached(
     with File(path, verify="full") as file:
         made = _made(signers, file.content_digest())
     output = f"{os.fspath(path)}{signatures.SUFFIX}" if output is None else os.fspath(output)
-    data = signatures.detached(made)
-    if not overwrite:
-        _write_new(output, data, 0o666)
-        return made
-    partial = f"{output}.{secrets.token_hex(8)}.partial"
-    _write_new(partial, data, 0o666)
     try:
-        os.replace(partial, output)
+        with PartialFile(output, overwrite) as out:
+            os.write(out.file, signatures.detached(made))
+            out.publish()
     except OSError as error:
-        os.unlink(partial)
         raise WriteError(f"{output}: {error.strerror}") from error
     return made
 
@@ -164,7 +159,7 @@ def _all_verify(found: list[Signature], file: File) -> None:
 
 
 def _write_new(path: str, data: bytes, mode: int) -> None:
-    """Write a small file that is not there yet."""
+    """Write a key that is not there yet, never readable by more than ``mode`` says."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode)
     except FileExistsError:

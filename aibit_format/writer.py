@@ -1,14 +1,12 @@
-"""Writing: stream, sync, rename, after ``draft`` has planned and checked.
+"""Writing: stream, sync, name, after ``draft`` has planned and checked.
 
-Planes go straight to their offsets under a temporary name; digests are taken from the bytes while they are still at
-hand; the file gets its own name when it is whole and on disk, and not before.
+Planes go straight to their offsets in a file without a name; digests are taken from the bytes while they are still at
+hand; the file gets its name when it is whole and on disk, and not before (``partial``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +22,7 @@ from .errors import SchemeError, WriteError
 from .manifest import FileInfo
 from .metadata import Value
 from .metadata import encode as encode_metadata
+from .partial import PartialFile
 from .placement import Placement, Region
 from .signatures import Read
 from .storage import Path
@@ -49,10 +48,7 @@ class Writer:
 
     def __init__(self, path: Path, info: FileInfo, *, overwrite: bool = False) -> None:
         self.path, self.info, self.overwrite = os.fspath(path), info, overwrite
-        if not overwrite and os.path.lexists(self.path):
-            raise WriteError(f"{self.path}: exists; say overwrite=True (--force) to replace it")
         self._placed: Placement = validate.locate(info)
-        self._partial = os.path.join(os.path.dirname(self.path), f".aibit-{secrets.token_hex(8)}.partial")
         self._leaves = np.zeros(len(info.leaves), np.uint64)
         self._hashed = np.zeros(len(info.leaves), bool)
         stored = (info.tensor_table["flags"] & layout.TENSOR_ALIAS) == 0
@@ -62,15 +58,15 @@ class Writer:
         self._syncing: Future[None] | None = None
         self._disk = ThreadPoolExecutor(1)
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-            self._file = os.open(self._partial, flags, 0o666)
+            self._partial = PartialFile(self.path, overwrite)
+            self._file = self._partial.file
             try:
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(self._file, 0, info.file_size)  # a full disk is found out now
                 else:
                     os.truncate(self._file, info.file_size)
             except OSError:
-                self._discard()
+                self._partial.discard()
                 raise
         except OSError as error:
             raise WriteError(f"{self.path}: cannot write {info.file_size} bytes: {error.strerror}") from error
@@ -80,7 +76,8 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self._disk.shutdown(cancel_futures=True)
-        self._discard()
+        self._file = -1
+        self._partial.discard()
 
     def write_document(self, name: str, data: bytes) -> None:
         """Write one document; its length must be the planned one, and its contents what a reader accepts."""
@@ -136,9 +133,8 @@ class Writer:
             if sign is not None:
                 info = sign(info, lambda offset, length: os.pread(self._file, length, offset))
                 _write_all(self._file, as_read(info), 0)
-            os.fsync(self._file)
-            self._rename()
-            self._close()  # what is published is not written to again
+            self._partial.publish()
+            self._file = -1  # what is published is not written to again
         except OSError as error:
             raise WriteError(f"{self.path}: {error.strerror}") from error
         return info
@@ -175,37 +171,6 @@ class Writer:
                 if not self._hashed[region.first + i]:
                     start, end = region.leaf(i)
                     self._leaves[region.first + i] = digest.leaf(os.pread(self._file, end - start, start))
-
-    def _rename(self) -> None:
-        if self.overwrite:
-            os.replace(self._partial, self.path)
-        else:
-            # A link fails if the name has been taken meanwhile; a rename would replace it.
-            try:
-                os.link(self._partial, self.path)
-                os.unlink(self._partial)
-            except FileExistsError:
-                raise WriteError(f"{self.path}: appeared while it was being written") from None
-            except PermissionError:  # a file system without links
-                if os.path.lexists(self.path):
-                    raise WriteError(f"{self.path}: appeared while it was being written") from None
-                os.rename(self._partial, self.path)
-        folder = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def _close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def _discard(self) -> None:
-        """Close, and remove the temporary file if it still has its temporary name."""
-        self._close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._partial)
 
 
 def _sync(file: int) -> None:

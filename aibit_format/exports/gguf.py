@@ -7,7 +7,6 @@ for small tensors are those of llama.cpp's own ``convert_hf_to_gguf.py``; the fi
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,6 +17,7 @@ import numpy as np
 from ..dtypes import DTYPES, from_float32
 from ..errors import MissingPackageError, SchemeError, SourceError, WriteError
 from ..manifest import TensorInfo
+from ..partial import PartialFile
 from ..reader import File
 from ..schemes import Scheme, make
 from ..schemes.ggml import GGML
@@ -99,8 +99,12 @@ def export(
         raise WriteError(f"{file.path}: {error}") from error
     text = _modelfile(os.path.basename(path), values).encode()
     try:
-        _publish(path, overwrite, lambda partial: _write(library, partial, family.gguf, values, items, on_progress))
-        _publish(modelfile, overwrite, lambda partial: _write_bytes(partial, text))
+        with PartialFile(path, overwrite) as model, PartialFile(modelfile, overwrite) as side:
+            _write(library, model.name, family.gguf, values, items, on_progress)
+            with open(side.name, "wb") as out:
+                out.write(text)
+            model.publish()
+            side.publish()
     except OSError as error:
         raise WriteError(f"{path}: {error.strerror or error}") from error
     return [path, modelfile]
@@ -256,27 +260,3 @@ def _modelfile(name: str, values: dict[str, Any]) -> str:
     ends = [tokens[i] for i in ids if isinstance(i, int) and tokens]
     quotable = (end for end in ends if end.isprintable() and '"' not in end)
     return "".join([f"FROM ./{name}\n", *(f'PARAMETER stop "{end}"\n' for end in quotable)])
-
-
-def _write_bytes(path: str, data: bytes) -> None:
-    with open(path, "xb") as out:
-        out.write(data)
-
-
-def _publish(path: str, overwrite: bool, write: Callable[[str], None]) -> None:
-    """Have a file written under another name in the same directory, and give it its own when it is on disk."""
-    partial = os.path.join(os.path.dirname(path), f".aibit-{secrets.token_hex(8)}.partial")
-    try:
-        write(partial)
-        descriptor = os.open(partial, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if overwrite:
-            os.replace(partial, path)
-        else:
-            os.link(partial, path)  # fails if somebody has put something there meanwhile
-    finally:
-        if os.path.lexists(partial):
-            os.unlink(partial)

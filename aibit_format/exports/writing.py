@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,6 +18,7 @@ import numpy as np
 
 from ..dtypes import DTYPES
 from ..errors import WriteError
+from ..partial import PartialFolder, sync_folder
 from ..sources.safetensors import DTYPE_NAMES
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the tensor that was written
@@ -143,14 +142,12 @@ def write_directory(
         raise WriteError(f"{path}: document {clash[0]!r} has the name of a file of weights")
     if len(shards) > 1:
         texts[_INDEX] = _index(files)
-    partial = os.path.join(os.path.dirname(path), f".aibit-{secrets.token_hex(8)}.partial")
     done, total = 0, sum(item.nbytes for item in items)
     try:
-        os.mkdir(partial)
-        try:
+        with PartialFolder(path) as partial:
             for name, shard in files.items():
                 entries = [entry for item in shard for entry in item.entries]
-                with SafetensorsFile(os.path.join(partial, name), entries, {"format": "pt"}) as out:
+                with SafetensorsFile(os.path.join(partial.name, name), entries, {"format": "pt"}) as out:
                     for item in shard:
                         for entry, array in zip(item.entries, item.make(), strict=True):
                             out.write(entry.name, array)
@@ -158,11 +155,9 @@ def write_directory(
                         if on_progress is not None:
                             on_progress(done, total, item.name)
             for name, text in texts.items():
-                _write_text(os.path.join(partial, *name.split("/")), text)
+                _write_text(os.path.join(partial.name, *name.split("/")), text)
             names = [*files, *texts]
-            _publish(partial, path, names)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            _publish(partial.name, path, names)
     except OSError as error:
         raise WriteError(f"{path}: {error.strerror or error}") from error
     return [os.path.join(path, *name.split("/")) for name in sorted(names)]
@@ -210,7 +205,7 @@ def _write_text(path: str, text: bytes) -> None:
 
 def _publish(partial: str, path: str, names: Sequence[str]) -> None:
     """Give the finished directory its name, or move its files into the one that is there."""
-    _sync_folder(partial)
+    sync_folder(partial)
     if not os.path.isdir(path):
         os.rename(partial, path)  # fails if somebody has put something there meanwhile
     else:
@@ -224,12 +219,4 @@ def _publish(partial: str, path: str, names: Sequence[str]) -> None:
             # A loader would take these, or the index, for the model's.
             if name in (_SINGLE, _INDEX) or (name.startswith("model-") and name.endswith(".safetensors")):
                 os.unlink(os.path.join(path, name))
-    _sync_folder(os.path.dirname(path) or ".")
-
-
-def _sync_folder(path: str) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(os.path.dirname(path) or ".")

@@ -1,0 +1,241 @@
+"""Files that get their name when they are whole and on the disk, and not before.
+
+Where the system can do it (Linux, on nearly every local file system) a file is written without any name, and linked to
+one at the end: of a process that is killed nothing is left. Elsewhere, and where an older file is to be replaced in one
+step, it lies beside its target under a hidden name, under a lock that ends with the process that holds it, however that
+ends; so does a directory. Whoever writes into the same directory next removes those that nobody holds. On a file system
+without locks nothing is removed, as nobody can tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import stat
+from types import TracebackType
+from typing import Self
+
+from .errors import WriteError
+
+_NAMES = re.compile(r"\.aibit-[0-9a-f]{16}\.partial")
+
+
+class PartialFile:
+    """A file that will be ``path``. Use it as a context: leaving it without ``publish`` leaves nothing.
+
+    ``file`` is a descriptor to read and write by; ``name`` is a path to the same file, for code that opens it itself.
+
+    Raises:
+        WriteError: ``path`` exists, and ``overwrite`` is off.
+        OSError: no file can be made there.
+    """
+
+    def __init__(self, path: str, overwrite: bool = False) -> None:
+        self.path, self._overwrite = path, overwrite
+        if not overwrite and os.path.lexists(path):
+            raise WriteError(f"{path}: exists; say overwrite=True (--force) to replace it")
+        self._target = os.path.basename(path)
+        self._folder = _open_folder(os.path.dirname(path))
+        self._hidden: str | None = None  # its name meanwhile
+        self.file = -1
+        try:
+            sweep(self._folder)
+            self._open()
+        except OSError:
+            self.discard()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.discard()
+
+    @property
+    def name(self) -> str:
+        if self._hidden is None:
+            return f"/proc/self/fd/{self.file}"
+        return os.path.join(os.path.dirname(self.path), self._hidden)
+
+    def publish(self) -> None:
+        """Bring the file to the disk, give it its name, and let go of it.
+
+        Raises:
+            WriteError: somebody else has taken the name meanwhile, and ``overwrite`` is off.
+            OSError: the disk failed.
+        """
+        os.fsync(self.file)
+        if self._overwrite:
+            if self._hidden is None:  # only a rename replaces
+                hidden = _hidden_name()
+                self._link(hidden)
+                self._hidden = hidden
+            os.replace(self._hidden, self._target, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self._hidden = None
+        else:
+            try:  # a link fails if the name has been taken meanwhile; a rename would replace it
+                self._link(self._target)
+            except FileExistsError:
+                raise self._appeared() from None
+            except PermissionError:
+                if self._hidden is None:
+                    raise
+                self._rename()  # a file system without links
+        os.fsync(self._folder)
+        self.discard()  # the hidden name, and the descriptor: what is published is not written to again
+
+    def discard(self) -> None:
+        """Close the file, and remove it if it is not published."""
+        if self._hidden is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._hidden, dir_fd=self._folder)
+            self._hidden = None
+        for descriptor in (self.file, self._folder):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.file = self._folder = -1
+
+    def _open(self) -> None:
+        nameless = _nameless(self._folder)
+        if nameless is not None:
+            self.file = nameless
+            _lock(self.file)
+            return
+        while True:
+            self._hidden = _hidden_name()
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self.file = os.open(self._hidden, flags, 0o666, dir_fd=self._folder)
+            if _lock(self.file) and _is(self._hidden, self._folder, self.file):
+                return
+            os.close(self.file)  # swept up between the two lines
+            self.file = -1
+
+    def _link(self, name: str) -> None:
+        """Another name for the file, in its directory."""
+        old = self.name if self._hidden is None else self._hidden
+        os.link(old, name, src_dir_fd=self._folder, dst_dir_fd=self._folder, follow_symlinks=self._hidden is None)
+
+    def _rename(self) -> None:
+        if self._hidden is None or os.path.lexists(self.path):
+            raise self._appeared()
+        os.rename(self._hidden, self._target, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        self._hidden = None
+
+    def _appeared(self) -> WriteError:
+        return WriteError(f"{self.path}: appeared while it was being written")
+
+
+class PartialFolder:
+    """A directory that will be, or whose files will be in, the directory ``path``. Leaving it leaves nothing of it.
+
+    ``name`` is its path; whoever renames it has published it.
+
+    Raises:
+        OSError: none can be made there.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._parent = _open_folder(os.path.dirname(path))
+        self._file = -1
+        try:
+            sweep(self._parent)
+            while True:
+                hidden = _hidden_name()
+                os.mkdir(hidden, dir_fd=self._parent)
+                self._file = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._parent)
+                if _lock(self._file) and _is(hidden, self._parent, self._file):
+                    break
+                os.close(self._file)
+                self._file = -1
+        except OSError:
+            self._close()
+            raise
+        self.name = os.path.join(os.path.dirname(path), hidden)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        shutil.rmtree(os.path.basename(self.name), ignore_errors=True, dir_fd=self._parent)
+        self._close()
+
+    def _close(self) -> None:
+        for descriptor in (self._file, self._parent):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._parent = -1
+
+
+def sweep(folder: int) -> None:
+    """Remove what was left in a directory, an open one, by processes that are gone."""
+    for name in os.listdir(folder):
+        if not _NAMES.fullmatch(name):
+            continue
+        with contextlib.suppress(OSError):  # not ours, or already gone
+            descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while somebody writes it
+                if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                    shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
+                else:
+                    os.unlink(name, dir_fd=folder)
+            finally:
+                os.close(descriptor)
+
+
+def sync_folder(path: str) -> None:
+    """Bring the names in a directory to the disk."""
+    folder = _open_folder(path)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _nameless(folder: int) -> int | None:
+    """A new file in the directory that has no name; ``None`` where there are none, or none that can be named later."""
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
+        return None
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    trial = _hidden_name()
+    try:  # a link that fails after hours of work would be too late
+        probe = os.open(".", flags, 0o600, dir_fd=folder)
+        try:
+            os.link(f"/proc/self/fd/{probe}", trial, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+            os.unlink(trial, dir_fd=folder)
+        finally:
+            os.close(probe)
+        return os.open(".", flags, 0o666, dir_fd=folder)
+    except OSError:
+        return None
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file until it is closed; whether nobody else has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # no locks here: nobody can take it for one that is left over
+    return True
+
+
+def _is(name: str, folder: int, descriptor: int) -> bool:
+    """Whether a name in the directory still is that file."""
+    try:
+        return os.path.samestat(os.stat(name, dir_fd=folder, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _hidden_name() -> str:
+    return f".aibit-{secrets.token_hex(8)}.partial"
+
+
+def _open_folder(path: str) -> int:
+    return os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
