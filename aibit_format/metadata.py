@@ -54,7 +54,7 @@ def decode(data: bytes) -> dict[str, Value]:
         body = position + _HEAD.size
         if key_length > len(data) - body or length > len(data) - body - key_length:
             raise _wrong("AIB-E301", "entry runs past the section", position, found=length)
-        key = _text(data[body : body + key_length], position)
+        key = data[body : body + key_length].decode("ascii", "backslashreplace")  # no key has a backslash
         if reason := bad_key(key):
             raise _wrong("AIB-E302", f"key {key!r}: {reason}", position)
         if key <= last:

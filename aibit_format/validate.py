@@ -111,6 +111,8 @@ def _names(info: FileInfo) -> Iterator[Problem]:
 
 def _schemes(info: FileInfo) -> Iterator[Problem]:
     for at, (name, record) in enumerate(zip(info.scheme_names, info.scheme_table, strict=True)):
+        if bad_scheme_name(name):
+            continue  # which is said elsewhere
         try:
             scheme = make(name, int(record["version"]), tuple(record["parameters"].tolist()))
         except SchemeError as error:
@@ -193,12 +195,14 @@ def _aliases(info: FileInfo) -> Iterator[Problem]:
 def _planes(info: FileInfo) -> Iterator[Problem]:
     tensors, planes, names = info.tensor_table, info.plane_table, info.names
     group, firsts = _groups(tensors)
-    wanted = []
+    wanted, problems = [], []
     for i in firsts.tolist():
         specs, problem = _specs(info, i)
-        if problem:
-            yield problem
         wanted.append(specs)
+        problems += [problem] if problem else []
+    if problems:  # without its planes, such a tensor would only make others look wrong
+        yield from problems
+        return
     counts = np.array([len(specs) for specs in wanted], np.int64)[group]
     if len(tensors) and not np.array_equal(counts, tensors["plane_count"]):
         bad = np.flatnonzero(counts != tensors["plane_count"])
@@ -288,9 +292,10 @@ def _places(info: FileInfo, size: int) -> Iterator[Problem]:
 def _plane_places(info: FileInfo, placed: Placement, size: int) -> Iterator[Problem]:
     planes = info.plane_table
     bad = np.flatnonzero(planes["offset"] != placed.plane_offsets)
+    pooled = layout.pooled(planes["role"], planes["length"], info.alignment)
     for i in bad.tolist()[:EACH]:
         offset, length = int(planes["offset"][i]), int(planes["length"][i])
-        alignment = info.alignment if length >= info.alignment else layout.ALIGNMENT
+        alignment = layout.ALIGNMENT if pooled[i] else info.alignment
         if offset < placed.data_start or offset > size - length:
             code, what = "AIB-E408", "plane outside the data region"
         elif offset % alignment:

@@ -302,8 +302,9 @@ def _rebuild(data, sections, bodies):
     )
     tables["document"]["offset"], tables["plane"]["offset"] = document_offsets, offsets
     out = bytearray(end)
-    for offset, piece in [*zip(document_offsets, pieces, strict=False), *zip(offsets, planes, strict=False)]:
-        out[offset : offset + len(piece)] = piece
+    for record, places, kept in (("document", document_offsets, pieces), ("plane", offsets, planes)):
+        for offset, length, piece in zip(places, tables[record]["length"].tolist(), kept, strict=False):
+            out[offset : offset + min(length, len(piece))] = piece[:length]
     fixed = {KINDS[name]: tables[record].tobytes() for record, name in TABLES.items()}
     if "leaves" not in bodies:
         fixed[KINDS["leaves"]] = leaves_of(out[start:documents_end]) + leaves_of(out[data_start:end])
@@ -339,6 +340,17 @@ def renamed(record, index, name):
                 pool += new + b"\n"
             bodies[TABLES[kind]] = (len(rows), rows.tobytes())
         return rebuilt(**bodies, strings=(0, pool))(data)
+
+    return breaks
+
+
+def resized(plane, length):
+    """Another length for one plane, by its place in the table, and everything placed again around it."""
+
+    def breaks(data):
+        rows = table(data, "plane").copy()
+        rows["length"][plane] = length
+        return rebuilt(planes=(len(rows), rows.tobytes()))(data)
 
     return breaks
 

@@ -16,11 +16,13 @@ from aibit_format.schemes import BUILTIN, make
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+import make_bad  # noqa: E402
 import make_fixtures  # noqa: E402
 import make_spec  # noqa: E402
-import test_hostile  # noqa: E402
 
 RULES = tomllib.loads((ROOT / "spec" / "rules.toml").read_text("utf-8"))
+FILE_RULES = {rule["id"]: rule for code in RULES["code"] for rule in code.get("rule", ())}
+DUTIES = {duty["id"]: duty for duty in RULES["duty"]}
 NAMES = sorted(make_fixtures.FIXTURES)
 TYPES = {"int": int, "float": float, "bool": bool, "string": str, "bytes": str}
 
@@ -35,7 +37,7 @@ def test_specification_is_up_to_date():
 
 
 def test_everything_generated_has_a_place():
-    text = "".join(path.read_text("utf-8") for path in (ROOT / "spec").rglob("*.md"))
+    text = "".join(path.read_text("utf-8") for folder in make_spec.FOLDERS for path in folder.rglob("*.md"))
     assert set(re.findall(r"<!-- generated: (.+?) -->", text)) == set(make_spec.GENERATED)
     assert text.count("<!-- generated:") == text.count("<!-- end -->")
 
@@ -56,38 +58,64 @@ def test_sections_referred_to_exist():
 def test_codes_of_the_source_and_of_the_rules_are_the_same():
     source = "".join(path.read_text("utf-8") for path in (ROOT / "aibit_format").rglob("*.py"))
     raised = set(re.findall(r"AIB-E\d{3}\b", source))
-    listed = {entry["code"] for table in ("rule", "error") for entry in RULES[table]}
+    listed = {code["code"] for code in RULES["code"]}
     assert sorted(raised - listed) == [], "raised, and not in spec/rules.toml"
     assert sorted(listed - raised) == [], "in spec/rules.toml, and never raised"
 
 
 def test_rules_are_complete_and_in_order():
-    for table in (RULES["rule"], RULES["error"]):
-        codes = [entry["code"] for entry in table]
+    for group in (True, False):
+        codes = [code["code"] for code in RULES["code"] if ("rule" in code) == group]
         assert codes == sorted(set(codes))
-    for rule in RULES["rule"]:
-        assert set(rule) == {"code", "title", "must", "level", "reject"}
-        assert " MUST " in rule["must"] and rule["must"].endswith("."), rule["code"]
-        assert rule["level"] in ("open", "full", "demanded")
-        assert rule["reject"] == sorted(set(rule["reject"])) and set(rule["reject"]) <= set(range(1, 85))
-    for error in RULES["error"]:
-        assert set(error) == {"code", "title", "means"}
+    for code in RULES["code"]:
+        assert set(code) in ({"code", "title", "means", "cure"}, {"code", "title", "means", "cure", "level", "rule"})
+        assert code.get("level", "open") in ("open", "full", "demanded")
+        numbers = [rule["id"] for rule in code.get("rule", ())]
+        assert numbers == [f"{code['code'][4:]}.{i + 1}" for i in range(len(numbers))]
+    for rule in FILE_RULES.values():
+        assert set(rule) in ({"id", "must", "bad"}, {"id", "must", "tests", "reject"}), rule["id"]
+        assert len(re.findall(r"\bMUST\b", rule["must"])) == 1 and rule["must"].endswith("."), rule["id"]
+        assert rule.get("bad") or rule.get("tests"), rule["id"]
+    for duty in RULES["duty"]:
+        assert set(duty) <= {"id", "text", "tests", "reject"}
+        wanted = len(re.findall(r"\bMUST\b", duty["text"]))
+        assert wanted < 2 and bool(wanted) == bool(duty.get("tests")), duty["id"]
+    assert len(DUTIES) == len(RULES["duty"])
+
+
+def test_every_test_that_is_named_is_there():
+    for entry in [*FILE_RULES.values(), *RULES["duty"], *RULES["elsewhere"]]:
+        for name in entry.get("tests", ()):
+            file, function = name.split("::")
+            assert f"\ndef {function}(" in (ROOT / "tests" / file).read_text("utf-8"), name
 
 
 def test_every_class_of_hostile_input_has_a_rule_or_a_place():
-    turned_away = {number for rule in RULES["rule"] for number in rule["reject"]}
-    elsewhere = [number for entry in RULES["elsewhere"] for number in entry["reject"]]
-    assert turned_away.isdisjoint(elsewhere)
-    assert sorted([*turned_away, *elsewhere]) == list(range(1, 85))
-    text = (ROOT / "spec" / "aibit-1.md").read_text("utf-8")
-    for name in re.findall(r"\b[RW]\d+\b", " ".join(entry["where"] for entry in RULES["elsewhere"]) + text):
-        assert f"- **{name}** " in text, name
+    listed = {number for bad in make_bad.listed() for number in bad.classes}
+    for entry in [*FILE_RULES.values(), *RULES["duty"], *RULES["elsewhere"]]:
+        listed.update(entry.get("reject", ()))
+    assert sorted(listed) == list(range(1, 85))
 
 
-def test_the_rules_name_the_classes_of_the_files_that_break_them():
-    rules = {rule["code"]: rule["reject"] for rule in RULES["rule"]}
-    for name, _, code in test_hostile.STRUCTURE + test_hostile.FULL:
-        assert int(name.split()[0]) in rules[code], (name, code)
+NUMBER = r"(?:E\d{3}\.\d+|[RW]\d+(?:\.\d+)?)"
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "spec").rglob("*.md")))
+def test_every_must_of_the_prose_has_its_number(page):
+    """In brackets, after the word and before the next one or the end of the paragraph."""
+    (path,) = (ROOT / "spec").rglob(page)
+    prose = re.sub(r"<!-- generated: .*?<!-- end -->", "", path.read_text("utf-8"), flags=re.DOTALL)
+    for paragraph in re.split(r"\n\s*\n|\n(?=[-|#])", prose):
+        for part in re.split(r"(?<!\*)\bMUST\b", paragraph)[1:]:
+            assert re.search(rf"\[{NUMBER}(?:, {NUMBER})*\]", part), f"{page}: MUST{part}"
+
+
+def test_every_number_that_the_prose_cites_is_there():
+    for path in (ROOT / "spec").rglob("*.md"):
+        text = path.read_text("utf-8")
+        cited = set(re.findall(r"\bE\d{3}\.\d+", text)) | set(re.findall(r"\b[RW]\d{1,2}(?:\.\d)?\b", text))
+        known = FILE_RULES.keys() | DUTIES.keys() | {number.split(".")[0] for number in DUTIES}
+        assert sorted(cited - known) == [], path.name
 
 
 @pytest.mark.parametrize("name", sorted(BUILTIN))

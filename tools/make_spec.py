@@ -3,8 +3,9 @@
     python tools/make_spec.py            # rewrite them
     python tools/make_spec.py --check    # exit 1 and name the files that are stale
 
-In the pages under `spec/`, whatever stands between `<!-- generated: NAME -->` and `<!-- end -->` is made here from the
-package, from `spec/rules.toml` and from `fixtures/container/hello.aibit`, so that text and code cannot drift apart.
+In the pages under `spec/` and `fixtures/bad/`, whatever stands between `<!-- generated: NAME -->` and `<!-- end -->` is
+made here from the package, from `spec/rules.toml` and from `fixtures/container/hello.aibit`, so that text and code
+cannot drift apart.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 import tomllib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import make_bad
 import numpy as np
 import scheme_examples
 from scheme_examples import Example
@@ -35,6 +38,7 @@ from aibit_format.schemes.fourbit import FP4, NF4, _nested_table, dynamic_map  #
 from aibit_format.schemes.ggml import GGML  # noqa: E402
 
 SPEC = ROOT / "spec"
+FOLDERS = (SPEC, ROOT / "fixtures" / "bad")  # of pages
 HELLO = ROOT / "fixtures" / "container" / "hello.aibit"
 _MARKED = re.compile(r"(<!-- generated: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -179,16 +183,49 @@ def _toml() -> dict[str, list[dict[str, Any]]]:
 
 
 def rules() -> str:
-    found = _toml()["rule"]
+    """The requirements on files, a table for each group of codes."""
     parts = []
     for digit, title in RULE_GROUPS.items():
-        rows = [(r["code"], r["title"], r["must"], r["level"]) for r in found if r["code"][5] == digit]
-        parts.append(f"**{title}**\n\n" + table(("code", "rule", "", "level"), rows))
+        found = [(rule, code) for code in _toml()["code"] if code["code"][5] == digit for rule in code.get("rule", ())]
+        rows = [(rule["id"], rule["must"], code["level"]) for rule, code in found]
+        parts.append(f"**{title}**\n\n" + table(("rule", "", "level"), rows))
     return "\n".join(parts)
 
 
+def duties(letter: str) -> str:
+    """The requirements on writers (W) or readers (R), as a list."""
+    items = [f"- **{duty['id']}** {duty['text']}" for duty in _toml()["duty"] if duty["id"][0] == letter]
+    return "".join(textwrap.fill(item, 120, subsequent_indent="  ", break_on_hyphens=False) + "\n" for item in items)
+
+
 def errors() -> str:
-    return table(("code", "error", "meaning"), [(e["code"], e["title"], e["means"]) for e in _toml()["error"]])
+    """The codes that are not about the bytes of a file."""
+    rows = [(code["code"], code["title"], code["means"]) for code in _toml()["code"] if "rule" not in code]
+    return table(("code", "error", "meaning"), rows)
+
+
+def codes() -> str:
+    """Every code: what it means, what to do, its rules and the files that break them."""
+    return "\n".join(map(_code, _toml()["code"]))
+
+
+def _code(code: dict[str, Any]) -> str:
+    parts = [f"## {code['code']}: {code['title']}\n\n{code['means']}\n\n*What to do.* {code['cure']}\n"]
+    for rule in code.get("rule", ()):
+        evidence = [f"[{name}](../fixtures/bad/{name}.aibit)" for name in rule.get("bad", ())]
+        evidence += [f"`{test}`" for test in rule.get("tests", ())]
+        parts.append(f"- **{rule['id']}** {rule['must']} *{code['level']}.* {', '.join(evidence)}\n")
+    return "\n".join([parts[0], "".join(parts[1:])]) if len(parts) > 1 else parts[0]
+
+
+def bad_files() -> str:
+    """The index of `fixtures/bad/`."""
+    rows = [
+        (f"[{bad.name}]({bad.name}.aibit)", bad.what.replace("|", "\\|"), bad.code, bad.rule, bad.level,
+         ", ".join(map(str, bad.classes)))
+        for bad in make_bad.listed()
+    ]  # fmt: skip
+    return table(("file", "what is broken", "code", "rule", "level", "class"), rows)
 
 
 def page_of(name: str) -> str:
@@ -503,7 +540,11 @@ GENERATED: dict[str, Callable[[], str]] = {
     "known keys": known_keys,
     "limits": limits,
     "rules": rules,
+    "writers": partial(duties, "W"),
+    "readers": partial(duties, "R"),
     "errors": errors,
+    "codes": codes,
+    "bad files": bad_files,
     "schemes": schemes,
     "hello": hello,
     "example bf16": partial(example_plain, "bf16", [1.0, -2.5, 0.1, 3.140625, 1.00390625, 1.01171875]),
@@ -526,7 +567,7 @@ def rendered(text: str) -> str:
 
 def stale() -> dict[Path, str]:
     """Pages whose generated parts are not up to date, with what they should be."""
-    pages = {path: path.read_text("utf-8") for path in sorted(SPEC.rglob("*.md"))}
+    pages = {path: path.read_text("utf-8") for folder in FOLDERS for path in sorted(folder.rglob("*.md"))}
     return {path: fresh for path, text in pages.items() if (fresh := rendered(text)) != text}
 
 

@@ -87,7 +87,11 @@ class NF4CPU(Scheme):
             yield "tile_absmax", "a scale is not finite"
 
     def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
-        wanted = self.tiled({role: planes[role] for role in planes if not role.startswith("tile")}, shape)
+        try:
+            wanted = self.tiled({role: planes[role] for role in planes if not role.startswith("tile")}, shape)
+        except SchemeError:
+            yield "tile_absmax", "a scale of the canonical planes is beyond what bf16 holds"
+            return
         for role in ("tiles", "tile_absmax"):
             if not np.array_equal(planes[role], wanted[role]):
                 yield role, "differs from what the canonical planes say"
