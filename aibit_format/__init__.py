@@ -11,6 +11,7 @@ The layers, lowest first; each imports only from those before it:
     draft                      planning a file: all of it but its digests
     storage, remote, prefetch  one mapping, ranges of a URL; reading ahead
     reader, writer             views of a mapping; stream, sync, rename
+    shards, sharding, rewrite  a model in several files, read and written; files from files
     sources/                   one file a foreign format in
     skeleton, engine, measure  what a model's modules say of its tensors; encoding at speed; the error made
     recipe, conversion         which tensor gets which scheme; doing it
@@ -31,7 +32,8 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .conversion import Report, convert
     from .errors import AibitError, FormatError
-    from .reader import File, open
+    from .reader import File
+    from .shards import open
     from .torch.model import load, load_model
     from .torch.tokenizer import load_tokenizer
 
@@ -44,7 +46,7 @@ _WHERE = {
     "load": "torch.model",
     "load_model": "torch.model",
     "load_tokenizer": "torch.tokenizer",
-    "open": "reader",
+    "open": "shards",
 }
 
 __all__ = [

@@ -32,6 +32,7 @@ class Verified:
     leaves: int
     bytes: int
     root: str
+    shards: int = 1  # files, where a model lies in several
 
 
 class Documents(Mapping[str, memoryview]):
@@ -99,6 +100,20 @@ class File:
     def documents(self) -> Documents:
         """Documents by name: ``config.json``, ``tokenizer.json``, ..."""
         return Documents(self)
+
+    @property
+    def parts(self) -> tuple[File, ...]:
+        """The files that this is: itself. A set of shards (``shards.Sharded``) has several."""
+        return (self,)
+
+    def part(self, name: str) -> File:
+        """The file in which the tensor lies, and whose offsets its planes state: this one."""
+        return self
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.storage.size
 
     def keys(self) -> list[str]:
         """Tensor names in file order."""
@@ -283,5 +298,5 @@ def _read_info(storage: Storage) -> FileInfo:
 
 
 def open(source: Path | bytes | bytearray | memoryview, verify: Level = "structure") -> File:
-    """Open an ``.aibit`` file; see ``File``."""
+    """Open one ``.aibit`` file; see ``File``. ``shards.open`` also opens the others of a sharded model."""
     return File(source, verify)

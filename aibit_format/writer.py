@@ -111,7 +111,13 @@ class Writer:
             raise WriteError(f"{self.path}: {error.strerror}") from error
 
     def commit(self, metadata: Mapping[str, Value] | None = None) -> FileInfo:
-        """Finish the file and give it its name. ``metadata`` may replace the planned values, not their sizes.
+        """Finish the file and give it its name: ``finish``, and then ``publish``."""
+        info = self.finish(metadata)
+        self.publish()
+        return info
+
+    def finish(self, metadata: Mapping[str, Value] | None = None) -> FileInfo:
+        """Bring all of the file to the disk. ``metadata`` may replace the planned values, not their sizes.
 
         Raises:
             WriteError: something planned was not written, or the disk failed.
@@ -129,11 +135,21 @@ class Writer:
                 raise WriteError(f"{self.path}: metadata grew from what was planned")
             _write_all(self._file, as_read(info), 0)
             os.fsync(self._file)
-            self._rename()
-            self._close()  # what is published is not written to again
+            self._close()  # what is finished is not written to again
         except OSError as error:
             raise WriteError(f"{self.path}: {error.strerror}") from error
         return info
+
+    def publish(self) -> None:
+        """Give the finished file its name.
+
+        Raises:
+            WriteError: the name has been taken meanwhile, or the disk failed.
+        """
+        try:
+            self._rename()
+        except OSError as error:
+            raise WriteError(f"{self.path}: {error.strerror}") from error
 
     def _write(self, offset: int, data: np.ndarray) -> None:
         """Write u8 ``data`` in pieces that end where leaves end, and take the digests of the leaves in them."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import LoadError, MissingPackageError
 from ..prefetch import prefetch
+from ..shards import paths_of
 from . import lean
 from .output import emit
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     started = time.perf_counter()
-    prefetch(args.file)
+    prefetch(*paths_of(args.file))
     torch, load = _import()
     model, tokenizer = load(args.file, args.device, verify=args.verify, weight_only=args.weight_only)
     if not model.can_generate():

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import shards
 from ..architecture import build_config, empty_model
 from ..errors import LoadError, MissingPackageError
 from ..manifest import TensorInfo
-from ..reader import File, Level
+from ..reader import Level
 from ..schemes.base import FLOATS
 from ..schemes.plain import Plain
+from ..shards import Opened
 from ..skeleton import float32_rule
 from ..storage import Path
 
@@ -31,13 +33,13 @@ except ImportError as error:
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .parallel import Shards
+    from .parallel import Slices
 
 Device = str | int | torch.device
 
 
 def load(
-    path: Path | File,
+    path: Path | Opened,
     device: Device = "cpu",
     *,
     verify: Level = "structure",
@@ -48,13 +50,13 @@ def load(
     """The model and the tokenizer of an ``.aibit`` file; see ``load_model`` and ``load_tokenizer``."""
     from .tokenizer import load_tokenizer
 
-    file = path if isinstance(path, File) else File(path, verify)
+    file = path if isinstance(path, Opened) else shards.open(path, verify)
     model = load_model(file, device, device_map=device_map, weight_only=weight_only, tp=tp)
     return model, load_tokenizer(file)
 
 
 def load_model(
-    path: Path | File,
+    path: Path | Opened,
     device: Device = "cpu",
     *,
     verify: Level = "structure",
@@ -88,25 +90,25 @@ def load_model(
             has no plan or cannot be cut as it says.
     """
     target = _one_device(device, device_map)
-    file = path if isinstance(path, File) else File(path, verify)
+    file = path if isinstance(path, Opened) else shards.open(path, verify)
     config, architecture = _config(file)
     model = empty_model(build_config(config), architecture)
-    shards = _shards(file, model, tp)
-    _Assembly(file, model, target, weight_only, shards).run()
+    slices = _slices(file, model, tp)
+    _Assembly(file, model, target, weight_only, slices).run()
     _finish(file, model)
-    if shards is not None:
-        shards.connect()
+    if slices is not None:
+        slices.connect()
     return model
 
 
-def _shards(file: File, model: PreTrainedModel, tp: Any) -> Shards | None:
+def _slices(file: Opened, model: PreTrainedModel, tp: Any) -> Slices | None:
     """What this process has of the model; ``None``: all of it."""
     if tp is None:
         return None
-    from .parallel import Shards, ranks_of  # transformers' side of it is slow to import, where nothing else has
+    from .parallel import Slices, ranks_of  # transformers' side of it is slow to import, where nothing else has
 
     ranks = ranks_of(tp)
-    return Shards(file, model, ranks) if ranks.count > 1 else None
+    return Slices(file, model, ranks) if ranks.count > 1 else None
 
 
 def _one_device(device: Device, device_map: Any) -> torch.device:
@@ -127,8 +129,9 @@ def _one_device(device: Device, device_map: Any) -> torch.device:
     return target
 
 
-def _config(file: File) -> tuple[dict[str, Any], str]:
+def _config(file: Opened) -> tuple[dict[str, Any], str]:
     """The parsed config and the name of the architecture, checked before transformers sees either."""
+    shards.whole(file)
     if "config.json" not in file.documents or "model.architecture" not in file.metadata:
         why = file.metadata.get("model.missing", "no config.json or no model.architecture")
         raise LoadError(f"{file.path}: holds tensors but no model: {why}")
@@ -139,9 +142,9 @@ class _Assembly:
     """Puts a file's tensors into an empty model."""
 
     def __init__(
-        self, file: File, model: PreTrainedModel, device: torch.device, weight_only: bool, shards: Shards | None
+        self, file: Opened, model: PreTrainedModel, device: torch.device, weight_only: bool, slices: Slices | None
     ) -> None:
-        self.file, self.model, self.device, self.shards = file, model, device, shards
+        self.file, self.model, self.device, self.slices = file, model, device, slices
         dtype = file.metadata.get("quantization.compute_dtype")
         if dtype is not None and dtype not in FLOATS:
             raise LoadError(f"{file.path}: quantization.compute_dtype {dtype!r}, expected one of {', '.join(FLOATS)}")
@@ -211,8 +214,8 @@ class _Assembly:
 
     def _read(self, info: TensorInfo) -> tuple[TensorInfo, dict[str, np.ndarray]]:
         """The tensor and its planes, checked; with several processes, what this one has of them."""
-        if self.shards is not None:
-            return self.shards.read(info)
+        if self.slices is not None:
+            return self.slices.read(info)
         planes = self.file.planes(info.name)
         # bitsandbytes checks nothing: a scale that lies would reach its kernels.
         self.file.check_values(info, planes)
@@ -237,7 +240,7 @@ class _Assembly:
         return values.to(torch_dtypes()[wanted])
 
 
-def _finish(file: File, model: PreTrainedModel) -> None:
+def _finish(file: Opened, model: PreTrainedModel) -> None:
     """What ``from_pretrained`` also sets: eval mode, generation defaults, and what PEFT and saving look for."""
     model.requires_grad_(False)
     model.eval()
