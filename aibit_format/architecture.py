@@ -44,6 +44,28 @@ def dtype_name(config: Mapping[str, Any]) -> str:
     return name.removeprefix("torch.")
 
 
+# Words in keys of numbers that constructors take on trust, and the most that is believed of each beside the number of
+# tensors: a module for each layer, a buffer of 8 bytes for each position.
+_BELIEVED = {"layer": 1000, "position": 1 << 27}
+
+
+def refuse_absurd(config: Mapping[str, Any], tensors: int) -> None:
+    """Refuse a parsed ``config.json`` of more layers than a file of so many tensors has, or of absurd positions.
+
+    Building the model would take all memory before its tensors are compared with the file's.
+
+    Raises:
+        LoadError: it names the key.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            refuse_absurd(value, tensors)
+        elif isinstance(value, int):
+            for word, most in _BELIEVED.items():
+                if word in key and value > max(most, tensors):
+                    raise LoadError(f"config.json: {key} is {value}, at most {max(most, tensors)} is believed here")
+
+
 def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     """The transformers configuration, from the allowed keys of a parsed ``config.json``.
 
@@ -116,8 +138,9 @@ def model_class(config: PreTrainedConfig, architecture: str) -> type[PreTrainedM
     """
     from transformers.models.auto import modeling_auto
 
-    tables = {name: table for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")}
-    for name, table in tables.items():
+    for name, table in vars(modeling_auto).items():
+        if not name.startswith("MODEL_") or not name.endswith("_MAPPING_NAMES"):
+            continue
         entry = table.get(config.model_type)
         if architecture not in (entry if isinstance(entry, (tuple, list)) else (entry,)):
             continue
@@ -129,12 +152,19 @@ def model_class(config: PreTrainedConfig, architecture: str) -> type[PreTrainedM
 
 
 def empty_model(config: PreTrainedConfig, architecture: str) -> PreTrainedModel:
-    """The model with every parameter on the meta device and every buffer real, nothing initialized, nothing tied."""
+    """The model with every parameter on the meta device and every buffer real, nothing initialized, nothing tied.
+
+    Raises:
+        LoadError: transformers has no such class for this configuration, or it cannot be built from it.
+    """
     import torch
 
     family = model_class(config, architecture)
-    with _parameters_on_meta(), torch.no_grad():
-        return family._from_config(config, dtype=config.dtype)
+    try:
+        with _parameters_on_meta(), torch.no_grad():
+            return family._from_config(config, dtype=config.dtype)
+    except Exception as error:  # of many kinds: what a config says reaches every part of a model
+        raise LoadError(f"config.json: {architecture} cannot be built from it: {error}") from error
 
 
 @contextmanager

@@ -33,8 +33,15 @@ FORBIDDEN_KEYS = frozenset({
     "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
     "use_kernels", "kernel_config",
 })  # fmt: skip
-# The scheme of each tensor says how it is stored; a second statement could only contradict it.
-_FORBIDDEN_IN_CONFIG = FORBIDDEN_KEYS | {"quantization_config"}
+# More of them, by document. The scheme of each tensor says how it is stored: a second statement could only contradict
+# it. Keys that name a tokenizer's files lead out of the folder that it is loaded from: transformers does not look.
+FORBIDDEN_IN = {
+    "config.json": frozenset({"quantization_config"}),
+    "tokenizer_config.json": frozenset({
+        "added_tokens_file", "chat_template_file", "fast_tokenizer_files", "init_inputs", "merges_file", "model_file",
+        "special_tokens_map_file", "spm_file", "tokenizer_file", "vocab_file",
+    }),
+}  # fmt: skip
 # Left out where they hold the path of somebody's disk; the name of a model on a hub may stay.
 _PATHS = frozenset({"_name_or_path", "name_or_path"})
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -83,17 +90,18 @@ def check(name: str, data: bytes | memoryview) -> Any:
     Raises:
         FormatError: AIB-E705, or AIB-E706 for a key that fetches or runs code.
     """
-    if not name.endswith(".json"):
+    if not _is_json(name):
         return None
     value = parse_json(name, data)
     if _can_act(name) and (path := _find(value, _forbidden(name))):
-        raise _bad("AIB-E706", name, f"key {'.'.join(path)!r} fetches or runs code, or contradicts the schemes")
+        why = "fetches or runs code, names a file, or contradicts the schemes"
+        raise _bad("AIB-E706", name, f"key {'.'.join(path)!r} {why}")
     return value
 
 
 def clean(name: str, data: bytes) -> tuple[bytes, list[str]]:
     """The document without keys a reader refuses, and those keys; the very same bytes if there is none."""
-    if not name.endswith(".json") or not _can_act(name):
+    if not _is_json(name) or not _can_act(name):
         return data, []
     value = parse_json(name, data)
     dropped: list[str] = []
@@ -103,13 +111,18 @@ def clean(name: str, data: bytes) -> tuple[bytes, list[str]]:
     return (json.dumps(value, indent=2) + "\n").encode(), [f"{name}:{key}" for key in dropped]
 
 
+def _is_json(name: str) -> bool:
+    """Names are compared case aside, as some file systems do, on which a library would find ``CONFIG.JSON`` too."""
+    return name.lower().endswith(".json")
+
+
 def _can_act(name: str) -> bool:
     """Vocabularies are tables of arbitrary strings: a token may be called anything."""
-    return name.rsplit("/", 1)[-1] not in ("tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json")
+    return name.lower().rsplit("/", 1)[-1] not in ("tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json")
 
 
 def _forbidden(name: str) -> frozenset[str]:
-    return _FORBIDDEN_IN_CONFIG if name == "config.json" else FORBIDDEN_KEYS
+    return FORBIDDEN_KEYS | FORBIDDEN_IN.get(name.lower(), frozenset())
 
 
 def _find(value: Any, keys: frozenset[str]) -> list[str] | None:

@@ -568,6 +568,7 @@ DOCUMENTS: dict[str, Recipe] = {
     "json-minus-infinity": lambda: config(b'{"a": -Infinity}'),
     "json-control-character": lambda: config(b'{"a": "\n"}'),
     "json-in-a-folder": lambda: document("a/b.json", b"none"),
+    "json-in-capitals": lambda: document("b.JSON", b"none"),
     "json-not-utf8": lambda: config(b'{"a": "\xff"}'),
     "json-utf16": lambda: config("{}".encode("utf-16-le")),
     "json-byte-order-mark": lambda: config(b"\xef\xbb\xbf{}"),
@@ -589,8 +590,13 @@ DOCUMENTS: dict[str, Recipe] = {
     "config-code-revision": lambda: config(b'{"code_revision": "main"}'),
     "tokenizer-config-auto-map": lambda: document("tokenizer_config.json", b'{"auto_map": ["code.Tokenizer", null]}'),
     "config-auto-map-by-an-escape": lambda: config(b'{"\\u0061uto_map": {}}'),
+    "config-auto-map-in-capitals": lambda: document("Config.JSON", b'{"auto_map": {"AutoModel": "code.Model"}}'),
     "config-quantization": lambda: config(b'{"quantization_config": {"quant_method": "gptq"}}'),
     "config-quantization-inside": lambda: config(b'{"text_config": {"quantization_config": {"bits": 4}}}'),
+    "tokenizer-config-fast-tokenizer-files": lambda: document(
+        "tokenizer_config.json", b'{"fast_tokenizer_files": ["../tokenizer.1.0.json"]}'
+    ),
+    "tokenizer-config-vocab-file": lambda: document("tokenizer_config.json", b'{"vocab_file": "/etc/passwd"}'),
 }  # fmt: skip
 
 RECIPES: dict[str, Recipe] = HEADER | SECTIONS | METADATA | TENSORS | VALUES | INTEGRITY | DOCUMENTS

@@ -139,7 +139,11 @@ def dtypes() -> str:
 
 def forbidden_keys() -> str:
     keys = ", ".join(f"`{key}`" for key in sorted(documents.FORBIDDEN_KEYS))
-    return f"{keys}; in `config.json`, though not in one of that name in a folder, also `quantization_config`.\n"
+    more = [
+        f"in a `{name}` that is in no folder also {', '.join(f'`{key}`' for key in sorted(found))}"
+        for name, found in documents.FORBIDDEN_IN.items()
+    ]
+    return f"{'; '.join([keys, *more])}.\n"
 
 
 def known_keys() -> str:

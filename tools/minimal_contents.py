@@ -110,9 +110,18 @@ FORBIDDEN = {
 }  # fmt: skip
 
 
+FORBIDDEN_IN = {
+    "config.json": {"quantization_config"},
+    "tokenizer_config.json": {
+        "added_tokens_file", "chat_template_file", "fast_tokenizer_files", "init_inputs", "merges_file", "model_file",
+        "special_tokens_map_file", "spm_file", "tokenizer_file", "vocab_file",
+    },
+}  # fmt: skip
+
+
 def check_json(name: str, data: bytes) -> None:
-    """A document whose name ends in .json."""
-    forbidden = FORBIDDEN | ({"quantization_config"} if name == "config.json" else set())
+    """A document whose name, in lower case, ends in .json."""
+    forbidden = FORBIDDEN | FORBIDDEN_IN.get(name, set())
     found = []
 
     def integer(digits: str) -> int:
@@ -178,3 +187,18 @@ def check_known_keys(metadata: dict[str, Record], documents: list[str], paramete
         need(len({*lengths}) == 1, "AIB-E310", f"{', '.join(keys)}: lengths {lengths}")
     places = found.get("quantization.error.tensor", [])
     need(all(0 <= i < tensors for i in places), "AIB-E310", "quantization.error.tensor: no such tensor")
+
+
+# 24. Signatures
+
+
+def check_signatures(count: int, body: bytes) -> list[Record]:
+    """The records in use; what they are worth only a cryptographic library can say."""
+    need(count == 8 and len(body) == 8 * 104, "AIB-E604", f"{count} signatures in {len(body)} bytes")
+    records = [body[at : at + 104] for at in range(0, len(body), 104)]
+    used = [record for record in records if record[:2] != bytes(2)]
+    need(used and records == used + [bytes(104)] * (8 - len(used)), "AIB-E604", "signatures that are not used")
+    need(all(r[:8] == b"\1\0\0\0\0\0\0\0" for r in used), "AIB-E604", "algorithm or reserved bytes of a signature")
+    keys = [record[8:40] for record in used]
+    need(keys == sorted({*keys}), "AIB-E604", "keys out of order")
+    return [{"algorithm": 1, "key": record[8:40].hex(), "signature": record[40:].hex()} for record in used]

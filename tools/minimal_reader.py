@@ -130,7 +130,8 @@ def read_section_table(data: bytes, header: Record) -> list[Record]:
     need(kinds == sorted({*kinds} - {0}) and kinds[:7] == [*NAMES], "AIB-E201", f"kinds {kinds}")
     position, used = 128 + align(32 * count, 64), 128 + 32 * count
     for row in rows:
-        kind, flags, name = row["kind"], row["flags"], NAMES.get(row["kind"], "unknown")
+        kind, flags = row["kind"], row["flags"]
+        name = "signatures" if kind == 8 else NAMES.get(kind, "unknown")
         need(kind in NAMES or not flags & 1, "AIB-E202", f"critical section of kind {kind}")
         need(flags == (kind in NAMES), "AIB-E205", f"section {kind} has flags {flags}")
         need(row["offset"] == position and row["length"] <= end - position, "AIB-E208", f"place of section {kind}")
@@ -138,6 +139,8 @@ def read_section_table(data: bytes, header: Record) -> list[Record]:
         used = position + row["length"]
         position = align(used, 64)
         row["name"] = name
+        if kind == 8:
+            contents.check_signatures(row["count"], data[used - row["length"] : used])
     need(position == end, "AIB-E208", f"sections end at {position}, the front matter at {end}")
     need(not any(data[used:end]), "AIB-E209", "bytes after the last section are not zero")
     for row in rows:
@@ -337,8 +340,8 @@ def verify(file: File) -> None:
         if not tensor["flags"] & ALIAS:
             of(scheme).check(scheme["parameters"], tensor["shape"], file.elements(tensor))
     for document in file.documents:
-        if document["name"].endswith(".json"):
-            contents.check_json(document["name"], file.piece(document))
+        if (name := document["name"].lower()).endswith(".json"):
+            contents.check_json(name, file.piece(document))
     need(state_of(file.path) == file.state, "AIB-E802", "the file has changed while it was read")
 
 
@@ -348,6 +351,7 @@ def verify(file: File) -> None:
 def describe(file: File) -> Record:
     header, planes = file.header, [plane | {"data": file.piece(plane).hex()} for plane in file.planes]
     more = {"strings": lambda s: {"text": file.pool}, "unknown": lambda s: {"data": file.piece(s).hex()}}
+    more["signatures"] = lambda s: {"records": contents.check_signatures(s["count"], file.piece(s))}
     return {
         "header": header | {"signature": header["signature"].hex(), "root": header["root"].hex()},
         "sections": [{"name": s["name"]} | s | more.get(s["name"], lambda s: {})(s) for s in file.sections],

@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
         names = args.names or ([] if args.tensor else list(file.documents))
         for name in [n for n in names if n not in file.documents] + [n for n in args.tensor if n not in file]:
             raise AibitError(f"{args.file}: holds nothing called {name!r}")
+        for name in names:
+            file.check_document(name)  # what we would not hand to a library, the next program may
         if args.output == "-":
             if len(names) != 1 or args.tensor:
                 args.parser.error("-o - prints one document: name it")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import shards
-from ..architecture import build_config, empty_model
+from ..architecture import build_config, empty_model, refuse_absurd
 from ..errors import LoadError, MissingPackageError
 from ..manifest import Plane, TensorInfo
 from ..reader import File, Level
@@ -104,6 +104,7 @@ def _load(
     passing = verify == "full" and device.type in LINKS and tp is None and not isinstance(path, Opened)
     file = path if isinstance(path, Opened) else shards.open(path, "touched" if passing else verify, signed_by)
     config, architecture = _config(file)
+    refuse_absurd(config, len(file))
     model = empty_model(build_config(config), architecture)
     slices = _slices(file, model, tp)
     assembly = _Assembly(file, model, device, weight_only, slices)
@@ -153,7 +154,15 @@ def _config(file: Opened) -> tuple[dict[str, Any], str]:
     if "config.json" not in file.documents or "model.architecture" not in file.metadata:
         why = file.metadata.get("model.missing", "no config.json or no model.architecture")
         raise LoadError(f"{file.path}: holds tensors but no model: {why}")
-    return file.check_document("config.json"), file.metadata["model.architecture"]
+    return _json_object(file, "config.json"), file.metadata["model.architecture"]
+
+
+def _json_object(file: File, name: str) -> dict[str, Any]:
+    """The checked value of a document that must be an object."""
+    value = file.check_document(name)
+    if not isinstance(value, dict):
+        raise LoadError(f"{file.path}: {name} is {type(value).__name__}, and no JSON object")
+    return value
 
 
 class _Assembly:
@@ -285,9 +294,12 @@ def _finish(file: Opened, model: PreTrainedModel) -> None:
     model.requires_grad_(False)
     model.eval()
     if model.can_generate() and "generation_config.json" in file.documents:
-        values = file.check_document("generation_config.json")
+        values = _json_object(file, "generation_config.json")
         known = set(GenerationConfig().to_dict()) | {"transformers_version", "_from_model_config"}
-        model.generation_config = GenerationConfig.from_dict({k: v for k, v in values.items() if k in known})
+        try:
+            model.generation_config = GenerationConfig.from_dict({k: v for k, v in values.items() if k in known})
+        except Exception as error:  # validators of many kinds run inside
+            raise LoadError(f"{file.path}: generation_config.json is refused by transformers: {error}") from error
     _mark_quantized(model)
 
 

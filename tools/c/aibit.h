@@ -162,6 +162,18 @@ static inline const char *aibit_check_header(aibit_file *f) { /* section 3 */
     return NULL;
 }
 
+static inline const char *aibit_check_signatures(const uint8_t *p, uint32_t count, uint64_t length) { /* section 24 */
+    AIBIT_NEED(count == 8 && length == 8 * 104, "E604: room for signatures");
+    unsigned used = 0;
+    while (used < 8 && (p[104 * used] | p[104 * used + 1])) used++;
+    AIBIT_NEED(used && aibit_zero(p + 104 * used, 104 * (8 - used)), "E604: signatures that are not used");
+    for (unsigned i = 0; i < used; i++, p += 104) {
+        AIBIT_NEED(aibit_u16(p) == 1 && aibit_zero(p + 2, 6), "E604: algorithm or reserved bytes of a signature");
+        AIBIT_NEED(!i || memcmp(p + 8 - 104, p + 8, 32) < 0, "E604: keys of signatures out of order");
+    }
+    return NULL;
+}
+
 static inline const char *aibit_check_sections(aibit_file *f) { /* section 4 */
     aibit_section *const known[] = {NULL,        &f->metadata, &f->schemes, &f->documents,
                                     &f->tensors, &f->planes,   &f->strings, &f->leaves};
@@ -184,6 +196,8 @@ static inline const char *aibit_check_sections(aibit_file *f) { /* section 4 */
         AIBIT_NEED(aibit_zero(f->data + used, position - used), "E209: padding between sections is not zero");
         used = position + length;
         position = aibit_align(used, 64);
+        const char *bad = kind == 8 ? aibit_check_signatures(f->data + offset, aibit_u32(p + 4), length) : NULL;
+        if (bad) return bad;
         if (kind <= 7) *known[kind] = (aibit_section){f->data + offset, aibit_u32(p + 4), length};
     }
     AIBIT_NEED(position == f->front_end, "E208: the front matter does not end with its sections");
