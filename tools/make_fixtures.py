@@ -291,8 +291,8 @@ def known_keys() -> Fixture:
 
 def documents() -> Fixture:
     return Fixture(
-        "Documents at the limits of JSON: depth 64, integers of 4300 digits, escapes; one that is empty; tokens that are "
-        "spelled like keys that act, in a vocabulary; keys that act, of value null.",
+        "Documents at the limits of JSON: depth 64, integers of 4300 digits, escapes; one that is empty; tokens that "
+        "are spelled like keys that act, in a vocabulary; keys that act, of value null.",
         documents={
             "config.json": b'{"auto_map": null, "quantization_config": null}', "empty.bin": b"",
             "depth.json": b"[" * 63 + b"0" + b"]" * 63, "digits.json": b"[" + b"9" * 4300 + b",-" + b"9" * 4300 + b"]",
