@@ -17,7 +17,7 @@ def test_no_frozen_fixture_has_changed():
 
 
 def test_every_fixture_is_frozen():
-    assert sorted(frozen.there().keys() - frozen.digests().keys()) == [], "run tools/make_fixtures.py, tools/make_bad.py"
+    assert sorted(frozen.there().keys() - frozen.digests().keys()) == [], "run tools/make_fixtures.py and make_bad.py"
 
 
 def test_there_are_good_and_bad_ones():

@@ -239,7 +239,7 @@ def newer_minor() -> Fixture:
     return Fixture(
         "A newer minor version, two compatible features and an ancillary section that 1.0 does not know: all ignored.",
         dict([stored("bias", ramp(2), "f32")]), {"model.later": [1.5], "later.key": "value"},
-        extra=(section,), minor=7, compatible=1 | 1 << 63,
+        extra=(section,), minor=7, compatible=1 | 1 << 52,
     )  # fmt: skip
 
 
