@@ -151,7 +151,7 @@ def front_end(data):
 def reseal(data, leaves=False):
     """``data`` with a right root and, on request, right leaves."""
     data = bytearray(data)
-    if leaves:
+    if leaves and front_end(data) < len(data):  # without a body there are no leaves
         digests = leaf_table(data)
         start = int(section(data, "leaves")["offset"])
         data[start : start + len(digests)] = digests

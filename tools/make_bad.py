@@ -1,6 +1,6 @@
 """Make the files under `fixtures/bad/`, each of which breaks one rule of the format, and an index of them.
 
-    python tools/make_bad.py            # write those that are missing
+    python tools/make_bad.py            # write those that are new; refuse to change one that is frozen
     python tools/make_bad.py --check    # exit 1 and name those that are not what would be written
 
 `spec/rules.toml` says which files there are, what each breaks and which code a reader must report; the recipes are in
@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import frozen
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # for the recipes
@@ -81,9 +83,7 @@ def main() -> int:
         names = stale()
         print("\n".join(f"stale: fixtures/bad/{name}" for name in names) or "the bad files are up to date")
         return 1 if names else 0
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, data in files().items():
-        (FOLDER / name).write_bytes(data)
+    print("\n".join(f"new: {name}" for name in frozen.write(FOLDER, files())) or "nothing is new")
     return 0
 
 

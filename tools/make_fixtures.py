@@ -1,6 +1,6 @@
 """Make the small container files under `fixtures/container/`, each with a readable JSON twin.
 
-    python tools/make_fixtures.py            # write them all
+    python tools/make_fixtures.py            # write those that are new; refuse to change one that is frozen
     python tools/make_fixtures.py --check    # exit 1 and name those that are not what would be written
 
 They are for people who write another reader: `x.aibit` is the file, `x.json` says every field of it, every
@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import frozen
 import numpy as np
 import scheme_examples
 from cryptography.hazmat.primitives import serialization
@@ -49,6 +50,8 @@ class Fixture:
     alignment: int = 64  # the least, so that the files stay small
     extra: tuple[ExtraSection, ...] = ()
     signed: bool = False  # by the test key
+    minor: int = 0
+    compatible: int = 0
 
 
 def ramp(*shape: int) -> np.ndarray:
@@ -237,6 +240,85 @@ def of_scheme(name: str) -> Fixture:
     return Fixture(f"The scheme {name}, with its parameters; a tensor's name is its scheme as users write it.", tensors)
 
 
+def variants(name: str) -> Fixture:
+    """Tensors called after their scheme as users write it, their shape and their dtype."""
+    tensors = {}
+    for e in scheme_examples.variants(name):
+        label = f"{e.scheme.text}/{'x'.join(map(str, e.shape))}/{e.dtype}"
+        tensors[Tensor(label, e.shape, e.dtype, e.scheme)] = e.planes
+    return Fixture(f"The scheme {name} with other parameters, ranks and dtypes, and without elements.", tensors)
+
+
+def newer_minor() -> Fixture:
+    # Kinds 9 to 0x7FFF are for later versions: this section is none of ours, and readers of 1.0 pass it by.
+    section = ExtraSection(kind=9, flags=0, count=3, data=b"a section of a later version")
+    return Fixture(
+        "A newer minor version, two compatible features and an ancillary section that 1.0 does not know: all ignored.",
+        dict([stored("bias", ramp(2), "f32")]), {"model.later": [1.5], "later.key": "value"},
+        extra=(section,), minor=7, compatible=1 | 1 << 52,
+    )  # fmt: skip
+
+
+def sections() -> Fixture:
+    extra = tuple(ExtraSection(kind, 0, kind, bytes(kind % 3)) for kind in (9, 0x7FFF, 0x8000, 0xFFFF))
+    return Fixture(
+        "Ancillary sections of the least and the greatest kinds, one of them empty, among signatures.",
+        dict([stored("bias", ramp(2), "f32")]), extra=extra, signed=True,
+    )  # fmt: skip
+
+
+def longest_names() -> Fixture:
+    every = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in "\"'\\")
+    return Fixture(
+        "Names of 255 bytes, of one, and of every character that there may be.",
+        dict([stored("t" * 255, ramp(2), "f32"), stored("t", ramp(2), "f32"), stored(every, ramp(2), "f32"),
+              stored("_", ramp(2), "f32"), stored("/../..", ramp(2), "f32")]),
+        {"k." + "k" * 253: 1, "k.0": 2},
+        {"d" * 255: b"a", "a/" + "b/" * 126 + "c": b"b", "_": b"", "0+-_.x/con_.y": b"c"},
+    )  # fmt: skip
+
+
+def metadata_edges() -> Fixture:
+    values = {
+        "array.bytes_empty": [b"", b"", b""], "array.float_edges": [5e-324, -1.7976931348623157e308, 0.1],
+        "array.string_empty": [""], "one.bool_false": False, "one.bytes_all": bytes(range(256)), "one.bytes_empty": b"",
+        "one.float_minus_zero": -0.0, "one.float_subnormal": 5e-324, "one.int_max": (1 << 63) - 1,
+        "one.int_min": -(1 << 63), "one.string_controls": "\t\n", "one.string_last": "\U0010ffff\ufffe\u0080",
+    }  # fmt: skip
+    return Fixture("Metadata at the edges of each type.", metadata=values)
+
+
+def known_keys() -> Fixture:
+    values = {
+        "model.architecture": "LlamaForCausalLM", "model.type": "llama", "model.dtype": "bf16", "model.parameters": 16,
+        "source.kind": "huggingface", "source.files": ["a.safetensors", "b.safetensors"], "source.sizes": [10, 20],
+        "source.xxh3_128": ["0" * 32, "f" * 32], "tool.name": "aibit", "tool.version": "1.0",
+        "tool.libraries": [], "config.dropped_keys": ["config.json:auto_map"],
+        "quantization.recipe": ["*=int8", "norm=f32"], "quantization.compute_dtype": "bf16",
+        "quantization.outlier_threshold": 6.0, "quantization.error.tensor": [0],
+        "quantization.error.relative_rms": [0.5], "quantization.error.largest": [0.25],
+        "quantization.error.signal_to_noise_db": [-0.0],
+    }  # fmt: skip
+    return Fixture(
+        "Every metadata key that has a meaning, `model.missing` aside; an empty array where strings are due.",
+        dict([stored("weight", ramp(3, 4), "int8", "bf16"), stored("norm", ramp(4), "f32")]), values,
+        {"config.json": b'{"architectures": ["LlamaForCausalLM"]}\n'},
+    )  # fmt: skip
+
+
+def documents() -> Fixture:
+    return Fixture(
+        "Documents at the limits of JSON: depth 64, integers of 4300 digits, escapes; one that is empty; tokens that "
+        "are spelled like keys that act, in a vocabulary; keys that act, of value null.",
+        documents={
+            "config.json": b'{"auto_map": null, "quantization_config": null}', "empty.bin": b"",
+            "depth.json": b"[" * 63 + b"0" + b"]" * 63, "digits.json": b"[" + b"9" * 4300 + b",-" + b"9" * 4300 + b"]",
+            "escapes.json": b'{"\\u00e9\\ud83d\\ude00\\n\\"": "\\/", "a": 1, "A": -0.0e-5}', "scalar.json": b" null\n",
+            "text.txt": b"\xff\xfe not UTF-8 \x00", "tokenizer.json": b'{"auto_map": 1, "trust_remote_code": 2}',
+        },
+    )  # fmt: skip
+
+
 FIXTURES: dict[str, Callable[[], Fixture]] = {
     "hello": hello,
     "dtypes": dtypes,
@@ -253,6 +335,13 @@ FIXTURES: dict[str, Callable[[], Fixture]] = {
     "signed": signed,
     **{f"sharded-{index:05d}-of-00003": partial(sharded, index) for index in (1, 2, 3)},
     **{f"scheme-{name.replace(':', '_')}": partial(of_scheme, name) for name in scheme_examples.names()},
+    **{f"variants-{name}": partial(variants, name) for name in scheme_examples.VARIANTS},
+    "newer-minor": newer_minor,
+    "sections": sections,
+    "longest-names": longest_names,
+    "metadata-edges": metadata_edges,
+    "known-keys": known_keys,
+    "documents": documents,
 }
 
 
@@ -295,6 +384,7 @@ def plan(fixture: Fixture) -> FileInfo:
     if fixture.signed:
         body = signatures.section([signatures.Signature(PUBLIC, bytes(64))])
         extra = (ExtraSection(layout.SIGNATURES, 0, layout.SIGNATURE_ROOM, body), *extra)
+    info = replace(info, minor=fixture.minor, compatible=fixture.compatible)
     return draft.placed(replace(info, extra=extra)) if extra else info
 
 
@@ -414,10 +504,7 @@ def main() -> int:
         names = stale()
         print("\n".join(f"stale: fixtures/container/{name}" for name in names) or "fixtures are up to date")
         return 1 if names else 0
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, data in files().items():
-        (FOLDER / name).write_bytes(data)
-        print(f"{len(data):8d}  {name}")
+    print("\n".join(f"new: {name}" for name in frozen.write(FOLDER, files())) or "nothing is new")
     return 0
 
 
