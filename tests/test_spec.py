@@ -100,14 +100,27 @@ def test_every_class_of_hostile_input_has_a_rule_or_a_place():
 NUMBER = r"(?:E\d{3}\.\d+|[RW]\d+(?:\.\d+)?)"
 
 
+def prose_of(path):
+    """A page without what is generated."""
+    return re.sub(r"<!-- generated: .*?<!-- end -->", "", path.read_text("utf-8"), flags=re.DOTALL)
+
+
 @pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "spec").rglob("*.md")))
 def test_every_must_of_the_prose_has_its_number(page):
     """In brackets, after the word and before the next one or the end of the paragraph."""
     (path,) = (ROOT / "spec").rglob(page)
-    prose = re.sub(r"<!-- generated: .*?<!-- end -->", "", path.read_text("utf-8"), flags=re.DOTALL)
-    for paragraph in re.split(r"\n\s*\n|\n(?=[-|#])", prose):
+    for paragraph in re.split(r"\n\s*\n|\n(?=[-|#])", prose_of(path)):
         for part in re.split(r"(?<!\*)\bMUST\b", paragraph)[1:]:
             assert re.search(rf"\[{NUMBER}(?:, {NUMBER})*\]", part), f"{page}: MUST{part}"
+
+
+def test_the_prose_cites_every_rule():
+    """Somewhere outside the lists that are generated; `E109.1 to E109.4` cites those between, too."""
+    text = "".join(prose_of(path) for path in (ROOT / "spec").rglob("*.md"))
+    cited = set(re.findall(NUMBER, text))
+    for code, first, last in re.findall(r"(E\d{3})\.(\d+)\s+to\s+E\d{3}\.(\d+)", text):
+        cited.update(f"{code}.{i}" for i in range(int(first), int(last) + 1))
+    assert sorted(FILE_RULES.keys() - cited) == []
 
 
 def test_every_number_that_the_prose_cites_is_there():

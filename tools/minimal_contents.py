@@ -25,7 +25,7 @@ def read_metadata(body: bytes, count: int) -> dict[str, Record]:
         key_length, kind, is_array, items, length = struct.unpack_from("<HBBIQ", body, at)
         at += 16
         need(key_length <= len(body) - at, "AIB-E301", "a key ends beyond the section")
-        key, at = text(body[at : at + key_length]), at + key_length
+        key, at = body[at : at + key_length].decode("latin-1"), at + key_length
         need(KEY.fullmatch(key) is not None and len(key) <= 255, "AIB-E302", f"key {key!r}")
         need(key > max(found, default=""), "AIB-E303", f"key {key!r} after {max(found, default='')!r}")
         need(kind in TYPES, "AIB-E304", f"{key}: type {kind}")

@@ -119,7 +119,6 @@ static inline const char *aibit_next_entry(const aibit_file *f, uint64_t *positi
     *e = (aibit_entry){(const char *)p + 16, aibit_u16(p), p[2], p[3], aibit_u32(p + 4), aibit_u64(p + 8), NULL};
     e->value = p + 16 + e->key_length;
     left -= 16 + (uint64_t)e->key_length;
-    AIBIT_TRY(aibit_check_text(p + 16, e->key_length));
     AIBIT_NEED(e->key_length <= 255 && aibit_is_parts(p + 16, e->key_length, ".", 1), "E302: a metadata key");
     AIBIT_NEED(e->type >= 1 && e->type <= 5, "E304: type of a metadata value");
     AIBIT_NEED(e->length <= left, "E301: a metadata value ends beyond the section");
