@@ -60,6 +60,13 @@ instances:
     repeat: expr
     repeat-expr: sections[6].record.count
     doc: xxh3_64 of every mebibyte of documents, then of data
+  signatures:
+    if: header.section_count > 7 and sections[7].record.kind == section_kind::signatures
+    pos: sections[7].record.offset
+    type: signature_record
+    repeat: expr
+    repeat-expr: sections[7].record.count
+    doc: those in use come first; algorithm 0 says that one is not
 
 types:
   section:
@@ -375,6 +382,21 @@ types:
       - id: length
         type: u8
         doc: "bytes"
+  signature_record:
+    doc: 104 bytes
+    seq:
+      - id: algorithm
+        type: u2
+        doc: "1: Ed25519 (RFC 8032); 0 in a record that is not used"
+      - id: reserved
+        contents: [0, 0, 0, 0, 0, 0]
+        doc: "zero"
+      - id: key
+        size: 32
+        doc: "the public key, raw: it says whose the signature claims to be, and makes nobody trusted"
+      - id: signature
+        size: 64
+        doc: "of the signed message"
 # <!-- end -->
 
 enums:
@@ -387,6 +409,7 @@ enums:
     5: planes
     6: strings
     7: leaves
+    8: signatures
   value_type:
     1: int
     2: float

@@ -92,9 +92,11 @@ def described(file):
 
 def section(file, s):
     record, name = s.record, getattr(s.record.kind, "name", "unknown")
-    more = {"strings": {"text": file.strings}, "unknown": {"data": s.data.hex()}}.get(name, {})
+    records = [{"algorithm": r.algorithm, "key": r.key.hex(), "signature": r.signature.hex()}
+               for r in file.signatures or () if r.algorithm]  # fmt: skip
+    more = {"strings": {"text": file.strings}, "signatures": {"records": records}, "unknown": {"data": s.data.hex()}}
     numbers = {field: getattr(record, field) for field in ("flags", "count", "offset", "length")}
-    return {"name": name, "kind": int(record.kind), **numbers, **more}
+    return {"name": name, "kind": int(record.kind), **numbers, **more.get(name, {})}
 
 
 def value(entry):

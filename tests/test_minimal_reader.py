@@ -65,6 +65,13 @@ def test_a_bad_file_gets_the_code_of_its_rule(tmp_path):
     assert found and [row for row in found if row[1] != row[2]] == []
 
 
+def test_badly_shaped_signatures_are_refused(tmp_path):
+    path = tmp_path / "m.aibit"
+    for name, data in vectors.badly_signed():
+        path.write_bytes(data)
+        assert code_of(path) == reference_code_of(data) == "AIB-E604", name
+
+
 def test_what_is_no_file_is_refused(tmp_path):
     assert code_of(tmp_path) == "AIB-E801"
     assert code_of(tmp_path / "none") == "AIB-E803"

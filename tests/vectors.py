@@ -25,6 +25,25 @@ def of_several_leaves():
     return data, {"AIB-E602": [int(row["offset"]), ends[0] - 1, int(plane["offset"]), ends[1] - 1]}
 
 
+def badly_signed():
+    """Files with a section of signatures that has not the shape of one (AIB-E604), by what is wrong."""
+    good = (FIXTURES / "container" / "signed.aibit").read_bytes()
+    start = int(craft.table(good, "section")["offset"][-1])
+    first = good[start : start + 104]
+    changes = {
+        "none": (0, bytes(104)),
+        "algorithm": (0, b"\2"),
+        "reserved": (7, b"\1"),
+        "not zero where not used": (831, b"\1"),
+        "used after one that is not": (208, first),
+        "same key twice": (104, first),
+        "keys out of order": (104, first[:8] + bytes(96)),
+    }
+    for name, (offset, content) in changes.items():
+        at = start + offset
+        yield name, craft.reseal(good[:at] + content + good[at + len(content) :])
+
+
 def bad(folder):
     """(path, code, level) of every bad file; one that is stored without a hole is put together in ``folder``."""
     if not INDEX.exists():

@@ -12,9 +12,10 @@ from typing import Any
 from aibit_format import layout
 from aibit_format.dtypes import DTYPES
 
+RECORDS = ("header", "section", "metadata", "scheme", "document", "tensor", "plane", "signature")  # those of a file
 METADATA_TYPES = {1: "int", 2: "float", 3: "bool", 4: "string", 5: "bytes"}
 ENUMS: dict[str, Mapping[int, str]] = {
-    "section_kind": layout.SECTIONS,
+    "section_kind": layout.SECTION_NAMES,
     "value_type": METADATA_TYPES,
     "dtype": {dtype.code: name for name, dtype in DTYPES.items()},
     "role": layout.ROLE_NAMES,
@@ -33,7 +34,8 @@ FIXED = {("header", "major"): layout.VERSION[0], ("header", "incompatible"): lay
 def records() -> str:
     """A Kaitai type for each record, called `NAME_record`."""
     lines = []
-    for name, struct in layout.RECORDS.items():
+    for name in RECORDS:
+        struct = layout.RECORDS[name]
         lines += [f"  {name}_record:", f"    doc: {struct.sizeof()} bytes", "    seq:"]
         for field in layout.fields_of(struct):
             keys = [f"{key}: {value}" for key, value in _keys(name, field)]
@@ -44,7 +46,7 @@ def records() -> str:
 def _keys(record: str, field: layout.Field) -> Iterator[tuple[str, Any]]:
     yield "id", field.name
     kind, _, count = field.type.rstrip("]").partition("[")
-    if field.name == "signature":
+    if (record, field.name) == ("header", "signature"):
         yield "contents", list(layout.SIGNATURE)
     elif field.name.startswith("reserved"):
         yield "contents", [0] * field.size

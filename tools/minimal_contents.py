@@ -1,4 +1,4 @@
-"""What names, metadata and JSON documents of an `.aibit` file may be: sections 5, 6, 11 and 20 of spec/aibit-1.md."""
+"""What names, metadata, JSON and signatures of a file may be: sections 5, 6, 11, 20 and 24 of spec/aibit-1.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from minimal_numbers import Record, RuleError, need
+from minimal_numbers import Record, RuleError, need, unpack
 
 # 5. Metadata
 
@@ -178,3 +178,22 @@ def check_known_keys(metadata: dict[str, Record], documents: list[str], paramete
         need(len({*lengths}) == 1, "AIB-E310", f"{', '.join(keys)}: lengths {lengths}")
     places = found.get("quantization.error.tensor", [])
     need(all(0 <= i < tensors for i in places), "AIB-E310", "quantization.error.tensor: no such tensor")
+
+
+# 24. Signatures: their shape. Whether one is right is for those who demand it, and is not for the standard library.
+
+SIGNATURE = "H algorithm 6s - 32s key 64s signature"
+
+
+def read_signatures(body: bytes | None, count: int | None) -> list[Record]:
+    """Those of the section that are in use, in hex."""
+    if body is None:
+        return []
+    need(count == 8 and len(body) == 8 * 104, "AIB-E604", f"{count} signatures in {len(body)} bytes, not 8 in 832")
+    records = [unpack(SIGNATURE, body, at, "AIB-E604") for at in range(0, 832, 104)]
+    used = [record for record in records if record["algorithm"]]
+    keys = [record["key"] for record in used]
+    need(bool(used) and all(record["algorithm"] == 1 for record in used), "AIB-E604", "no signature, or an algorithm")
+    need(not any(body[104 * len(used) :]), "AIB-E604", "records that are not used are not zero, or not last")
+    need(keys == sorted({*keys}), "AIB-E604", "signatures are not strictly increasing by key")
+    return [r | {"key": r["key"].hex(), "signature": r["signature"].hex()} for r in used]

@@ -37,7 +37,9 @@ function describe(Aibit, data) {
     },
     sections: file.sections.map(({ record, data }) => {
       const kind = name(Aibit.SectionKind, record.kind);
-      const more = { strings: { text: file.strings }, unknown: { data: hex(data) } }[kind];
+      const records = (file.signatures || []).filter(({ algorithm }) => algorithm !== 0).map((s) => (
+        { algorithm: s.algorithm, key: hex(s.key), signature: hex(s.signature) }));
+      const more = { strings: { text: file.strings }, signatures: { records }, unknown: { data: hex(data) } }[kind];
       const { flags, count, offset, length } = record;
       return { name: kind, kind: record.kind, flags, count, offset, length, ...more };
     }),
