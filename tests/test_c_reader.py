@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import vectors
 import xxhash
-from test_minimal_reader import damaged, reference_code_of
 
 SOURCE = Path(__file__).resolve().parent.parent / "tools" / "c"
 SANITIZED = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -138,10 +137,10 @@ def test_damage_gets_the_verdict_of_the_package(run, tmp_path):
     rng, paths, wanted = random.Random(1), [], []
     files = [data for data in (path.read_bytes() for path in vectors.GOOD) if len(data) < 20_000]
     for i in range(600):
-        data = damaged(rng, rng.choice(files))
+        data = vectors.damaged(rng, rng.choice(files))
         paths.append(tmp_path / f"{i}.aibit")
         paths[-1].write_bytes(data)
-        wanted.append(reference_code_of(data))
+        wanted.append(vectors.reference_code_of(data))
     found = codes(run("verify", *paths), paths)
     pairs = list(zip(found, wanted, strict=True))
     assert [pair for pair in pairs if (pair[0] is None) != (pair[1] is None) and pair[1] not in NOT_CHECKED] == []
