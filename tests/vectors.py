@@ -80,13 +80,13 @@ def damaged(rng, good):
     end = craft.front_end(good)
     places = [("table", record, at, width) for record in ("section", "scheme", "document", "tensor", "plane")
               for at, width in craft.spots(good, record)]  # fmt: skip
-    kind = rng.choice(("table", "table", "front", "body"))
+    kind = rng.choice(("table", "table", "front", "body" if end < len(data) else "front"))
     if kind == "table":
         _, _, at, width = rng.choice(places)
         old = int.from_bytes(data[at : at + width], "little")
         new = rng.choice([*craft.EVIL, rng.randrange(70), old + 1, old - 1, old + 64, old - 64])
         data[at : at + width] = (new % (1 << 8 * width)).to_bytes(width, "little")
     else:
-        at = rng.randrange(128, end) if kind == "front" or end == len(data) else rng.randrange(end, len(data))
+        at = rng.randrange(128, end) if kind == "front" else rng.randrange(end, len(data))
         data[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, data[at] ^ 1 << rng.randrange(8)))
     return craft.reseal(data, leaves=kind == "body")
