@@ -11,6 +11,10 @@ import pytest
 import vectors
 import xxhash
 
+from aibit_format import layout, validate
+from aibit_format.dtypes import DTYPES
+from aibit_format.schemes import BUILTIN
+
 SOURCE = Path(__file__).resolve().parent.parent / "tools" / "c"
 SANITIZED = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
@@ -167,3 +171,17 @@ def test_it_is_small():
 def test_its_head_says_what_it_does_not_check():
     head = (SOURCE / "aibit.h").read_text("utf-8").split("Not checked", 1)[1].split("Whoever", 1)[0]
     assert set(re.findall(r"AIB-E\d+", head)) == NOT_CHECKED
+
+
+def test_its_tables_are_those_of_the_package():
+    text = "".join(path.read_text("utf-8") for path in SOURCE.glob("*.h"))
+    kinds = {"string": ("STRING", 0), "int": ("INT", 0), "float": ("FLOAT", 0),
+             "strings": ("STRING", 1), "ints": ("INT", 1), "floats": ("FLOAT", 1)}  # fmt: skip
+    keys = re.findall(r'\{"([a-z0-9_.]+)", AIBIT_(STRING|INT|FLOAT), (\d), \d\}', text)
+    assert {key: (kind, int(is_array)) for key, kind, is_array in keys} == {
+        key: kinds[kind] for key, kind in validate.KNOWN_KEYS.items()
+    }
+    schemes = set(re.findall(r'\{"([a-z0-9:_-]+)", AIBIT_[A-Z0-9]+, \d+, \d+\}', text))
+    assert schemes | set(DTYPES) == set(BUILTIN)
+    for names in (DTYPES, layout.ROLES):
+        assert re.search(r"NULL,\s*" + r",\s*".join(f'"{name}"' for name in names) + r"\}", text), list(names)

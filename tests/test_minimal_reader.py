@@ -16,6 +16,7 @@ import pytest
 import vectors
 import xxhash
 
+from aibit_format import documents, layout, validate
 from aibit_format.dtypes import DTYPES
 from aibit_format.errors import AibitError
 from aibit_format.schemes import BUILTIN, make
@@ -23,6 +24,7 @@ from aibit_format.schemes import BUILTIN, make
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+import minimal_contents  # noqa: E402
 import minimal_numbers  # noqa: E402
 import minimal_reader  # noqa: E402
 import minimal_schemes  # noqa: E402
@@ -195,3 +197,23 @@ def test_damage_gets_the_verdict_of_the_package(tmp_path):
         same += found == wanted
     assert same > 0.98 * count
     assert 0.5 * count < refused < count
+
+
+def test_its_tables_are_those_of_the_package():
+    """A key, a scheme or a dtype that is new in the package is wanted here too."""
+    types = {"string": False, "int": False, "float": False, "strings": True, "ints": True, "floats": True}
+    known = {key: (kind.rstrip("s"), types[kind]) for key, kind in validate.KNOWN_KEYS.items()}
+    assert known == minimal_contents.TYPE_OF
+    assert minimal_contents.FORBIDDEN == documents.FORBIDDEN_KEYS
+    assert minimal_schemes.SCHEMES.keys() == {(name, 1) for name in BUILTIN}
+    assert minimal_reader.ROLES == layout.ROLE_NAMES
+    assert {code: (d.name, d.size) for code, d in minimal_numbers.DTYPES.items()} == {
+        d.code: (d.name, d.bits // 8) for d in DTYPES.values()
+    }
+
+
+@pytest.mark.parametrize("name", ["header", "section", "scheme", "document", "tensor", "plane"])
+def test_its_records_are_those_of_the_layout(name):
+    fixed = {"header": minimal_reader.HEADER, "section": minimal_reader.SECTION}
+    text = fixed.get(name) or minimal_reader.TABLES[f"{name}s"]
+    assert minimal_numbers.size_of(text) == layout.RECORDS[name].sizeof()
