@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 import vectors
 import xxhash
-from test_minimal_reader import damaged, reference_code_of
+
+from aibit_format import layout, validate
+from aibit_format.dtypes import DTYPES
+from aibit_format.schemes import BUILTIN
 
 SOURCE = Path(__file__).resolve().parent.parent / "tools" / "c"
 SANITIZED = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-# What it leaves to others, all of it about the bytes of planes and documents: the same list as at the head of aibit.h.
-NOT_CHECKED = {"AIB-E502", "AIB-E503", "AIB-E705", "AIB-E706"}
+# What it leaves to others: the same list as at the head of aibit.h.
+NOT_CHECKED = {"AIB-E502", "AIB-E503", "AIB-E605", "AIB-E606", "AIB-E705", "AIB-E706"}
 
 DIGESTS = r"""
 #include "xxh3.h"
@@ -42,7 +45,7 @@ int main(void) {
 def compiler():
     found = shutil.which(os.environ.get("CC", "cc"))
     if not found and not os.environ.get("CI"):
-        pytest.skip("no C compiler here")
+        pytest.skip("no C compiler found: the reader in C is not tried here")
     return found or "cc"
 
 
@@ -119,6 +122,14 @@ def test_every_leaf_is_looked_at(run, tmp_path):
     assert codes(run("verify", *paths), paths) == wanted
 
 
+def test_badly_shaped_signatures_are_refused(run, tmp_path):
+    paths = []
+    for name, data in vectors.badly_signed():
+        paths.append(tmp_path / f"{name}.aibit")
+        paths[-1].write_bytes(data)
+    assert codes(run("list", *paths), paths) == ["AIB-E604"] * len(paths)
+
+
 def test_what_is_no_file_is_refused(run, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     paths = [tmp_path, tmp_path / "none", tmp_path / "pipe"]
@@ -130,10 +141,10 @@ def test_damage_gets_the_verdict_of_the_package(run, tmp_path):
     rng, paths, wanted = random.Random(1), [], []
     files = [data for data in (path.read_bytes() for path in vectors.GOOD) if len(data) < 20_000]
     for i in range(600):
-        data = damaged(rng, rng.choice(files))
+        data = vectors.damaged(rng, rng.choice(files))
         paths.append(tmp_path / f"{i}.aibit")
         paths[-1].write_bytes(data)
-        wanted.append(reference_code_of(data))
+        wanted.append(vectors.reference_code_of(data))
     found = codes(run("verify", *paths), paths)
     pairs = list(zip(found, wanted, strict=True))
     assert [pair for pair in pairs if (pair[0] is None) != (pair[1] is None) and pair[1] not in NOT_CHECKED] == []
@@ -160,3 +171,17 @@ def test_it_is_small():
 def test_its_head_says_what_it_does_not_check():
     head = (SOURCE / "aibit.h").read_text("utf-8").split("Not checked", 1)[1].split("Whoever", 1)[0]
     assert set(re.findall(r"AIB-E\d+", head)) == NOT_CHECKED
+
+
+def test_its_tables_are_those_of_the_package():
+    text = "".join(path.read_text("utf-8") for path in SOURCE.glob("*.h"))
+    kinds = {"string": ("STRING", 0), "int": ("INT", 0), "float": ("FLOAT", 0),
+             "strings": ("STRING", 1), "ints": ("INT", 1), "floats": ("FLOAT", 1)}  # fmt: skip
+    keys = re.findall(r'\{"([a-z0-9_.]+)", AIBIT_(STRING|INT|FLOAT), (\d), \d\}', text)
+    assert {key: (kind, int(is_array)) for key, kind, is_array in keys} == {
+        key: kinds[kind] for key, kind in validate.KNOWN_KEYS.items()
+    }
+    schemes = set(re.findall(r'\{"([a-z0-9:_-]+)", AIBIT_[A-Z0-9]+, \d+, \d+\}', text))
+    assert schemes | set(DTYPES) == set(BUILTIN)
+    for names in (DTYPES, layout.ROLES):
+        assert re.search(r"NULL,\s*" + r",\s*".join(f'"{name}"' for name in names) + r"\}", text), list(names)

@@ -16,14 +16,15 @@ import pytest
 import vectors
 import xxhash
 
+from aibit_format import documents, layout, validate
 from aibit_format.dtypes import DTYPES
-from aibit_format.errors import AibitError, FormatError
-from aibit_format.reader import File
+from aibit_format.errors import AibitError
 from aibit_format.schemes import BUILTIN, make
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+import minimal_contents  # noqa: E402
 import minimal_numbers  # noqa: E402
 import minimal_reader  # noqa: E402
 import minimal_schemes  # noqa: E402
@@ -37,14 +38,6 @@ def code_of(path):
     try:
         minimal_reader.verify(minimal_reader.File(str(path)))
     except minimal_numbers.RuleError as error:
-        return error.code
-    return None
-
-
-def reference_code_of(data):
-    try:
-        File(data, "full")
-    except FormatError as error:
         return error.code
     return None
 
@@ -63,6 +56,13 @@ def test_a_good_file_is_what_its_twin_says(path):
 def test_a_bad_file_gets_the_code_of_its_rule(tmp_path):
     found = [(path.stem, code_of(path), code) for path, code, _ in vectors.bad(tmp_path)]
     assert found and [row for row in found if row[1] != row[2]] == []
+
+
+def test_badly_shaped_signatures_are_refused(tmp_path):
+    path = tmp_path / "m.aibit"
+    for name, data in vectors.badly_signed():
+        path.write_bytes(data)
+        assert code_of(path) == vectors.reference_code_of(data) == "AIB-E604", name
 
 
 def test_what_is_no_file_is_refused(tmp_path):
@@ -178,27 +178,9 @@ def test_json_documents_get_the_verdict_of_the_package(name, tmp_path):
         path = tmp_path / "m.aibit"
         path.write_bytes(data)
         found = code_of(path)
-        assert found == reference_code_of(data), content[:60]
+        assert found == vectors.reference_code_of(data), content[:60]
         verdicts.add(found)
     assert verdicts == ({None} if name == "config.jsonx" else verdicts | {None, "AIB-E705"})
-
-
-def damaged(rng, good):
-    """A number of a table, a byte of the front matter or one of the body changed, and digests made right again."""
-    data = bytearray(good)
-    end = craft.front_end(good)
-    places = [("table", record, at, width) for record in ("section", "scheme", "document", "tensor", "plane")
-              for at, width in craft.spots(good, record)]  # fmt: skip
-    kind = rng.choice(("table", "table", "front", "body"))
-    if kind == "table":
-        _, _, at, width = rng.choice(places)
-        old = int.from_bytes(data[at : at + width], "little")
-        new = rng.choice([*craft.EVIL, rng.randrange(70), old + 1, old - 1, old + 64, old - 64])
-        data[at : at + width] = (new % (1 << 8 * width)).to_bytes(width, "little")
-    else:
-        at = rng.randrange(128, end) if kind == "front" or end == len(data) else rng.randrange(end, len(data))
-        data[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, data[at] ^ 1 << rng.randrange(8)))
-    return craft.reseal(data, leaves=kind == "body")
 
 
 def test_damage_gets_the_verdict_of_the_package(tmp_path):
@@ -207,11 +189,31 @@ def test_damage_gets_the_verdict_of_the_package(tmp_path):
     files = [data for data in (path.read_bytes() for path in vectors.GOOD) if len(data) < 20_000]
     path, same, refused, count = tmp_path / "m.aibit", 0, 0, 1500
     for _ in range(count):
-        data = damaged(rng, rng.choice(files))
+        data = vectors.damaged(rng, rng.choice(files))
         path.write_bytes(data)
-        found, wanted = code_of(path), reference_code_of(data)
+        found, wanted = code_of(path), vectors.reference_code_of(data)
         assert (found is None) == (wanted is None), (found, wanted)
         refused += found is not None
         same += found == wanted
     assert same > 0.98 * count
     assert 0.5 * count < refused < count
+
+
+def test_its_tables_are_those_of_the_package():
+    """A key, a scheme or a dtype that is new in the package is wanted here too."""
+    types = {"string": False, "int": False, "float": False, "strings": True, "ints": True, "floats": True}
+    known = {key: (kind.rstrip("s"), types[kind]) for key, kind in validate.KNOWN_KEYS.items()}
+    assert known == minimal_contents.TYPE_OF
+    assert minimal_contents.FORBIDDEN == documents.FORBIDDEN_KEYS
+    assert minimal_schemes.SCHEMES.keys() == {(name, 1) for name in BUILTIN}
+    assert minimal_reader.ROLES == layout.ROLE_NAMES
+    assert {code: (d.name, d.size) for code, d in minimal_numbers.DTYPES.items()} == {
+        d.code: (d.name, d.bits // 8) for d in DTYPES.values()
+    }
+
+
+@pytest.mark.parametrize("name", ["header", "section", "scheme", "document", "tensor", "plane"])
+def test_its_records_are_those_of_the_layout(name):
+    fixed = {"header": minimal_reader.HEADER, "section": minimal_reader.SECTION}
+    text = fixed.get(name) or minimal_reader.TABLES[f"{name}s"]
+    assert minimal_numbers.size_of(text) == layout.RECORDS[name].sizeof()

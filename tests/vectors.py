@@ -5,9 +5,12 @@ from pathlib import Path
 
 import craft
 
+from aibit_format.errors import FormatError
+from aibit_format.reader import File
+
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
-GOOD = sorted((FIXTURES / "container").glob("*.aibit"))
-INDEX = FIXTURES / "bad" / "index.json"
+GOOD = sorted(path for path in FIXTURES.rglob("*.aibit") if path.with_suffix(".json").exists())
+INDEX = json.loads((FIXTURES / "bad" / "index.json").read_text("utf-8"))
 
 
 def twin(path):
@@ -25,12 +28,28 @@ def of_several_leaves():
     return data, {"AIB-E602": [int(row["offset"]), ends[0] - 1, int(plane["offset"]), ends[1] - 1]}
 
 
+def badly_signed():
+    """Files with a section of signatures that has not the shape of one (AIB-E604), by what is wrong."""
+    good = (FIXTURES / "container" / "signed.aibit").read_bytes()
+    start = int(craft.table(good, "section")["offset"][-1])
+    first = good[start : start + 104]
+    changes = {
+        "none": (0, bytes(104)),
+        "algorithm": (0, b"\2"),
+        "reserved": (7, b"\1"),
+        "not zero where not used": (831, b"\1"),
+        "used after one that is not": (208, first),
+        "same key twice": (104, first),
+        "keys out of order": (104, first[:8] + bytes(96)),
+    }
+    for name, (offset, content) in changes.items():
+        at = start + offset
+        yield name, craft.reseal(good[:at] + content + good[at + len(content) :])
+
+
 def bad(folder):
     """(path, code, level) of every bad file; one that is stored without a hole is put together in ``folder``."""
-    if not INDEX.exists():
-        yield from _hostile(folder)
-        return
-    for entry in json.loads(INDEX.read_text("utf-8")):
+    for entry in INDEX:
         path = FIXTURES / "bad" / entry["file"]
         if hole := entry.get("hole"):
             path = _with_hole(path.read_bytes(), folder / entry["file"], **hole)
@@ -46,11 +65,28 @@ def _with_hole(data, path, offset, length):
     return path
 
 
-def _hostile(folder):
-    import test_hostile
+def reference_code_of(data):
+    """What the package refuses the bytes of a file with, or None."""
+    try:
+        File(data, "full")
+    except FormatError as error:
+        return error.code
+    return None
 
-    for level, rows in (("open", test_hostile.STRUCTURE), ("full", test_hostile.FULL)):
-        for i, (_, breaks, code) in enumerate(rows):
-            path = folder / f"{level}{i}.aibit"
-            path.write_bytes(breaks(test_hostile.GOOD))
-            yield path, code, level
+
+def damaged(rng, good):
+    """A number of a table, a byte of the front matter or one of the body changed, and digests made right again."""
+    data = bytearray(good)
+    end = craft.front_end(good)
+    places = [("table", record, at, width) for record in ("section", "scheme", "document", "tensor", "plane")
+              for at, width in craft.spots(good, record)]  # fmt: skip
+    kind = rng.choice(("table", "table", "front", "body" if end < len(data) else "front"))
+    if kind == "table":
+        _, _, at, width = rng.choice(places)
+        old = int.from_bytes(data[at : at + width], "little")
+        new = rng.choice([*craft.EVIL, rng.randrange(70), old + 1, old - 1, old + 64, old - 64])
+        data[at : at + width] = (new % (1 << 8 * width)).to_bytes(width, "little")
+    else:
+        at = rng.randrange(128, end) if kind == "front" else rng.randrange(end, len(data))
+        data[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, data[at] ^ 1 << rng.randrange(8)))
+    return craft.reseal(data, leaves=kind == "body")

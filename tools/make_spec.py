@@ -3,9 +3,9 @@
     python tools/make_spec.py            # rewrite them
     python tools/make_spec.py --check    # exit 1 and name the files that are stale
 
-In the pages under `spec/` and `fixtures/bad/`, whatever stands between `<!-- generated: NAME -->` and `<!-- end -->` is
-made here from the package, from `spec/rules.toml` and from `fixtures/container/hello.aibit`, so that text and code
-cannot drift apart.
+In the pages under `spec/` and `fixtures/bad/`, and in `spec/aibit.ksy`, whatever stands between
+`<!-- generated: NAME -->` and `<!-- end -->` is made here from the package, from `spec/rules.toml` and from
+`fixtures/container/hello.aibit`, so that text and code cannot drift apart.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from scheme_examples import Example
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import kaitai_records  # noqa: E402
 
 from aibit_format import documents, frontmatter, layout, reader, validate  # noqa: E402
 from aibit_format.dtypes import DTYPES, from_float32, to_float32  # noqa: E402
@@ -561,6 +563,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "example int8": example_int8,
     "four-bit values": four_bit_values,
     "nested codebook": nested_codebook,
+    "kaitai records": kaitai_records.records,
+    "kaitai enums": kaitai_records.enums,
 }
 
 
@@ -573,9 +577,14 @@ def rendered(text: str) -> str:
     return _MARKED.sub(lambda match: f"{match[1]}{GENERATED[match[2]]()}{match[4]}", text)
 
 
+def sources() -> list[Path]:
+    """Every file that may have generated parts."""
+    return [*(path for folder in FOLDERS for path in sorted(folder.rglob("*.md"))), SPEC / "aibit.ksy"]
+
+
 def stale() -> dict[Path, str]:
     """Pages whose generated parts are not up to date, with what they should be."""
-    pages = {path: path.read_text("utf-8") for folder in FOLDERS for path in sorted(folder.rglob("*.md"))}
+    pages = {path: path.read_text("utf-8") for path in sources()}
     return {path: fresh for path, text in pages.items() if (fresh := rendered(text)) != text}
 
 

@@ -1,4 +1,4 @@
-"""What names, metadata and JSON documents of an `.aibit` file may be: sections 5, 6, 11 and 20 of spec/aibit-1.md."""
+"""What names, metadata, JSON and signatures of a file may be: sections 5, 6, 11, 20 and 24 of spec/aibit-1.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from minimal_numbers import Record, RuleError, need
+from minimal_numbers import Record, RuleError, need, unpack
 
 # 5. Metadata
 
@@ -158,9 +158,10 @@ def depth_of(value: Any) -> int:
 KNOWN = {
     ("string", False): "model.architecture model.type model.dtype model.missing source.kind tool.name tool.version"
     " quantization.compute_dtype",
-    ("string", True): "source.files source.xxh3_128 tool.libraries config.dropped_keys quantization.recipe",
-    ("int", False): "model.parameters",
-    ("int", True): "source.sizes quantization.error.tensor",
+    ("string", True): "source.files source.xxh3_128 tool.libraries config.dropped_keys quantization.recipe"
+    " shard.roots",
+    ("int", False): "model.parameters shard.index shard.count",
+    ("int", True): "source.sizes quantization.error.tensor shard.places",
     ("float", False): "quantization.outlier_threshold",
     ("float", True): "quantization.error.relative_rms quantization.error.largest quantization.error.signal_to_noise_db",
 }
@@ -181,24 +182,46 @@ def check_known_keys(metadata: dict[str, Record], documents: list[str], paramete
     found = {key: entry["value"] for key, entry in metadata.items()}
     config = "model.architecture" not in found or "config.json" in documents
     need(config, "AIB-E310", "model.architecture, and no config.json")
-    need(found.get("model.parameters", parameters) == parameters, "AIB-E310", f"the file has {parameters} parameters")
     for keys in PARALLEL:
         lengths = [len(found[key]) if key in found else None for key in keys]
         need(len({*lengths}) == 1, "AIB-E310", f"{', '.join(keys)}: lengths {lengths}")
+    if any(key.startswith("shard.") for key in found):  # then what is said of all tensors is said of those of the set
+        return check_shard(found, documents)
+    need(found.get("model.parameters", parameters) == parameters, "AIB-E310", f"the file has {parameters} parameters")
     places = found.get("quantization.error.tensor", [])
     need(all(0 <= i < tensors for i in places), "AIB-E310", "quantization.error.tensor: no such tensor")
 
 
-# 24. Signatures
+# 25. Sharded models: what one file says of the set that it belongs to
 
 
-def check_signatures(count: int, body: bytes) -> list[Record]:
-    """The records in use; what they are worth only a cryptographic library can say."""
-    need(count == 8 and len(body) == 8 * 104, "AIB-E604", f"{count} signatures in {len(body)} bytes")
-    records = [body[at : at + 104] for at in range(0, len(body), 104)]
-    used = [record for record in records if record[:2] != bytes(2)]
-    need(used and records == used + [bytes(104)] * (8 - len(used)), "AIB-E604", "signatures that are not used")
-    need(all(r[:8] == b"\1\0\0\0\0\0\0\0" for r in used), "AIB-E604", "algorithm or reserved bytes of a signature")
-    keys = [record[8:40] for record in used]
-    need(keys == sorted({*keys}), "AIB-E604", "keys out of order")
-    return [{"algorithm": 1, "key": record[8:40].hex(), "signature": record[40:].hex()} for record in used]
+def check_shard(found: dict[str, Any], documents: list[str]) -> None:
+    index, count = found.get("shard.index", 0), found.get("shard.count", 0)
+    need(1 <= index <= count <= 99999, "AIB-E609", f"shard {index} of {count}")
+    if index == 1:
+        need({"shard.roots", "shard.places"} <= {*found}, "AIB-E609", "shard.roots or shard.places is missing")
+        roots = found["shard.roots"]
+        right = all(re.fullmatch("[0-9a-f]{32}", root) for root in roots)
+        need(len(roots) == count - 1 and right, "AIB-E609", f"shard.roots are {roots}")
+    else:
+        others = sorted({*found} - {"shard.index", "shard.count"})
+        need(not others and not documents, "AIB-E609", f"{others} and {documents} belong in the first shard")
+
+
+# 24. Signatures: their shape. Whether one is right is for those who demand it, and is not for the standard library.
+
+SIGNATURE = "H algorithm 6s - 32s key 64s signature"
+
+
+def read_signatures(body: bytes | None, count: int | None) -> list[Record]:
+    """Those of the section that are in use, in hex."""
+    if body is None:
+        return []
+    need(count == 8 and len(body) == 8 * 104, "AIB-E604", f"{count} signatures in {len(body)} bytes, not 8 in 832")
+    records = [unpack(SIGNATURE, body, at, "AIB-E604") for at in range(0, 832, 104)]
+    used = [record for record in records if record["algorithm"]]
+    keys = [record["key"] for record in used]
+    need(bool(used) and all(record["algorithm"] == 1 for record in used), "AIB-E604", "no signature, or an algorithm")
+    need(not any(body[104 * len(used) :]), "AIB-E604", "records that are not used are not zero, or not last")
+    need(keys == sorted({*keys}), "AIB-E604", "signatures are not strictly increasing by key")
+    return [r | {"key": r["key"].hex(), "signature": r["signature"].hex()} for r in used]

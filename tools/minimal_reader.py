@@ -3,9 +3,9 @@
     python tools/minimal_reader.py FILE           # check every rule, list tensors; exit 3 and say which rule is broken
     python tools/minimal_reader.py FILE --json    # everything, in the form of the twins in fixtures/container/
 
-It shares no code with the package: where the two differ, one of them or the text is wrong. What names, metadata and
-JSON may be is in `minimal_contents.py`, schemes in `minimal_schemes.py`, the hash functions in `xxh3.py`. It handles
-every value one by one: a model takes hours.
+It shares no code with the package: where the two differ, one of them or the text is wrong. What names, metadata, JSON
+and signatures may be is in `minimal_contents.py`, schemes in `minimal_schemes.py`, the hash functions in `xxh3.py`. It
+handles every value one by one: a model takes hours.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class File:
         check_documents(self.documents)
         self.regions = check_places(self)
         self.leaves = check_leaf_table(body["leaves"], counts["leaves"], self.regions)
+        self.signatures = contents.read_signatures(body.get("signatures"), counts.get("signatures"))
         parameters = sum(product(t["shape"]) for t in self.tensors if not t["flags"] & ALIAS)
         contents.check_known_keys(self.metadata, [d["name"] for d in self.documents], parameters, len(self.tensors))
 
@@ -131,16 +132,13 @@ def read_section_table(data: bytes, header: Record) -> list[Record]:
     position, used = 128 + align(32 * count, 64), 128 + 32 * count
     for row in rows:
         kind, flags = row["kind"], row["flags"]
-        name = "signatures" if kind == 8 else NAMES.get(kind, "unknown")
         need(kind in NAMES or not flags & 1, "AIB-E202", f"critical section of kind {kind}")
         need(flags == (kind in NAMES), "AIB-E205", f"section {kind} has flags {flags}")
         need(row["offset"] == position and row["length"] <= end - position, "AIB-E208", f"place of section {kind}")
         need(not any(data[used:position]), "AIB-E209", f"bytes before section {kind} are not zero")
         used = position + row["length"]
         position = align(used, 64)
-        row["name"] = name
-        if kind == 8:
-            contents.check_signatures(row["count"], data[used - row["length"] : used])
+        row["name"] = NAMES.get(kind, "signatures" if kind == 8 else "unknown")
     need(position == end, "AIB-E208", f"sections end at {position}, the front matter at {end}")
     need(not any(data[used:end]), "AIB-E209", "bytes after the last section are not zero")
     for row in rows:
@@ -350,8 +348,8 @@ def verify(file: File) -> None:
 
 def describe(file: File) -> Record:
     header, planes = file.header, [plane | {"data": file.piece(plane).hex()} for plane in file.planes]
-    more = {"strings": lambda s: {"text": file.pool}, "unknown": lambda s: {"data": file.piece(s).hex()}}
-    more["signatures"] = lambda s: {"records": contents.check_signatures(s["count"], file.piece(s))}
+    more = {"strings": lambda s: {"text": file.pool}, "signatures": lambda s: {"records": file.signatures}}
+    more["unknown"] = lambda s: {"data": file.piece(s).hex()}
     return {
         "header": header | {"signature": header["signature"].hex(), "root": header["root"].hex()},
         "sections": [{"name": s["name"]} | s | more.get(s["name"], lambda s: {})(s) for s in file.sections],

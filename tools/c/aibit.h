@@ -13,8 +13,9 @@
    or kept; memory for names and one copy of the front matter is taken while a file is opened. All of it may be called
    by several threads. Numbers of the file are compared with its size before they are used (section 16).
 
-   Not checked, all of level "full": values and codes of planes (AIB-E502, AIB-E503), the contents of JSON documents
-   (AIB-E705, AIB-E706). Whoever opens a file answers for AIB-E801 to AIB-E803; aibit_list.c does. */
+   Not checked: signatures that somebody demands (AIB-E605, AIB-E606); and, of level "full", values and codes of planes
+   (AIB-E502, AIB-E503) and the contents of JSON documents (AIB-E705, AIB-E706). Whoever opens a file answers for
+   AIB-E801 to AIB-E803; aibit_list.c does. */
 
 #ifndef AIBIT_H
 #define AIBIT_H
@@ -25,7 +26,8 @@
 
 #include "xxh3.h"
 
-enum { AIBIT_METADATA = 1, AIBIT_SCHEMES, AIBIT_DOCUMENTS, AIBIT_TENSORS, AIBIT_PLANES, AIBIT_STRINGS, AIBIT_LEAVES };
+enum { AIBIT_METADATA = 1, AIBIT_SCHEMES, AIBIT_DOCUMENTS, AIBIT_TENSORS, AIBIT_PLANES, AIBIT_STRINGS, AIBIT_LEAVES,
+       AIBIT_SIGNATURES };
 enum { AIBIT_ALIAS = 1, AIBIT_TRANSPOSED = 2 };
 #define AIBIT_LEAF (UINT64_C(1) << 20)
 
@@ -36,7 +38,7 @@ typedef struct {
     const uint8_t *data;
     uint64_t size, front_end;
     uint32_t alignment;
-    aibit_section metadata, schemes, documents, tensors, planes, strings, leaves;
+    aibit_section metadata, schemes, documents, tensors, planes, strings, leaves, signatures;
     aibit_region documents_region, data_region;
 } aibit_file;
 
@@ -162,21 +164,9 @@ static inline const char *aibit_check_header(aibit_file *f) { /* section 3 */
     return NULL;
 }
 
-static inline const char *aibit_check_signatures(const uint8_t *p, uint32_t count, uint64_t length) { /* section 24 */
-    AIBIT_NEED(count == 8 && length == 8 * 104, "E604: room for signatures");
-    unsigned used = 0;
-    while (used < 8 && (p[104 * used] | p[104 * used + 1])) used++;
-    AIBIT_NEED(used && aibit_zero(p + 104 * used, 104 * (8 - used)), "E604: signatures that are not used");
-    for (unsigned i = 0; i < used; i++, p += 104) {
-        AIBIT_NEED(aibit_u16(p) == 1 && aibit_zero(p + 2, 6), "E604: algorithm or reserved bytes of a signature");
-        AIBIT_NEED(!i || memcmp(p + 8 - 104, p + 8, 32) < 0, "E604: keys of signatures out of order");
-    }
-    return NULL;
-}
-
 static inline const char *aibit_check_sections(aibit_file *f) { /* section 4 */
     aibit_section *const known[] = {NULL,        &f->metadata, &f->schemes, &f->documents,
-                                    &f->tensors, &f->planes,   &f->strings, &f->leaves};
+                                    &f->tensors, &f->planes,   &f->strings, &f->leaves, &f->signatures};
     static const uint32_t record[] = {0, 0, 32, 32, 96, 32, 0, 0};
     static const uint32_t most[] = {0, 1 << 16, 1 << 12, 1 << 12, 1 << 20, UINT32_MAX, 0, UINT32_MAX};
     uint32_t count = aibit_u32(f->data + 52);
@@ -196,9 +186,7 @@ static inline const char *aibit_check_sections(aibit_file *f) { /* section 4 */
         AIBIT_NEED(aibit_zero(f->data + used, position - used), "E209: padding between sections is not zero");
         used = position + length;
         position = aibit_align(used, 64);
-        const char *bad = kind == 8 ? aibit_check_signatures(f->data + offset, aibit_u32(p + 4), length) : NULL;
-        if (bad) return bad;
-        if (kind <= 7) *known[kind] = (aibit_section){f->data + offset, aibit_u32(p + 4), length};
+        if (kind <= 8) *known[kind] = (aibit_section){f->data + offset, aibit_u32(p + 4), length};
     }
     AIBIT_NEED(position == f->front_end, "E208: the front matter does not end with its sections");
     AIBIT_NEED(aibit_zero(f->data + used, position - used), "E209: padding after the sections is not zero");
@@ -209,6 +197,20 @@ static inline const char *aibit_check_sections(aibit_file *f) { /* section 4 */
         AIBIT_NEED(kind == AIBIT_STRINGS || entries <= most[kind], "E204: too many entries");
     }
     AIBIT_NEED(f->strings.count == 0, "E203: the string pool has a count");
+    return NULL;
+}
+
+static inline const char *aibit_check_signatures(const aibit_file *f) { /* section 24: their shape */
+    const aibit_section *s = &f->signatures;
+    if (!s->at) return NULL;
+    AIBIT_NEED(s->count == 8 && s->length == 8 * 104, "E604: number of signatures");
+    unsigned used = 0;
+    for (const uint8_t *p = s->at; used < 8 && aibit_u16(p); used++, p += 104) {
+        AIBIT_NEED(aibit_u16(p) == 1 && aibit_zero(p + 2, 6), "E604: algorithm or reserved bytes of a signature");
+        AIBIT_NEED(!used || memcmp(p - 104 + 8, p + 8, 32) < 0, "E604: order of signatures");
+    }
+    bool rest = aibit_zero(s->at + 104 * used, 104 * (8 - used));
+    AIBIT_NEED(used > 0 && rest, "E604: no signature, or unused records that are not zero");
     return NULL;
 }
 
@@ -436,6 +438,7 @@ static inline const char *aibit_open(aibit_file *f, const void *data, uint64_t s
     if (size > SIZE_MAX) return "AIB-E803: the file does not fit into the address space";
     AIBIT_TRY(aibit_check_header(f));
     AIBIT_TRY(aibit_check_sections(f));
+    AIBIT_TRY(aibit_check_signatures(f));
     AIBIT_TRY(aibit_check_names(f));
     AIBIT_TRY(aibit_check_schemes(f));
     AIBIT_TRY(aibit_check_tensors(f));

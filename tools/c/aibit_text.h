@@ -134,13 +134,53 @@ static const struct { const char *key; uint8_t type, is_array, group; } aibit_ke
     {"tool.name", AIBIT_STRING, 0, 0}, {"tool.version", AIBIT_STRING, 0, 0},
     {"tool.libraries", AIBIT_STRING, 1, 0}, {"config.dropped_keys", AIBIT_STRING, 1, 0},
     {"quantization.recipe", AIBIT_STRING, 1, 0}, {"quantization.compute_dtype", AIBIT_STRING, 0, 0},
-    {"quantization.outlier_threshold", AIBIT_FLOAT, 0, 0},
+    {"quantization.outlier_threshold", AIBIT_FLOAT, 0, 0}, {"shard.index", AIBIT_INT, 0, 0},
+    {"shard.count", AIBIT_INT, 0, 0}, {"shard.roots", AIBIT_STRING, 1, 0}, {"shard.places", AIBIT_INT, 1, 0},
     {"source.files", AIBIT_STRING, 1, 1}, {"source.sizes", AIBIT_INT, 1, 1}, {"source.xxh3_128", AIBIT_STRING, 1, 1},
     {"quantization.error.tensor", AIBIT_INT, 1, 2}, {"quantization.error.relative_rms", AIBIT_FLOAT, 1, 2},
     {"quantization.error.largest", AIBIT_FLOAT, 1, 2}, {"quantization.error.signal_to_noise_db", AIBIT_FLOAT, 1, 2}};
 
+/* What metadata say of a set of shards, and whether they say of all tensors what those of this file do not bear out. */
+typedef struct {
+    bool any, roots, places, others, wrong_figures, wrong_root;
+    int64_t index, count, root_count;
+} aibit_set;
+
+static inline void aibit_note_shard(const aibit_entry *e, aibit_set *set) {
+    bool index = aibit_is(e->key, e->key_length, "shard.index"), count = aibit_is(e->key, e->key_length, "shard.count");
+    set->any = set->any || (e->key_length >= 6 && memcmp(e->key, "shard.", 6) == 0);
+    set->others = set->others || !(index || count);
+    set->places = set->places || aibit_is(e->key, e->key_length, "shard.places");
+    if (index) set->index = (int64_t)aibit_u64(e->value);
+    if (count) set->count = (int64_t)aibit_u64(e->value);
+    if (!aibit_is(e->key, e->key_length, "shard.roots")) return;
+    set->roots = true, set->root_count = e->count;
+    const uint8_t *p = e->value;
+    for (uint32_t i = 0; i < e->count && !set->wrong_root; i++, p += 36) {
+        set->wrong_root = aibit_u32(p) != 32;
+        for (int k = 4; k < 36 && !set->wrong_root; k++)
+            set->wrong_root = !((p[k] >= '0' && p[k] <= '9') || (p[k] >= 'a' && p[k] <= 'f'));
+    }
+}
+
+static inline const char *aibit_check_shard(const aibit_file *f, const aibit_set *set) { /* section 25, of one file */
+    AIBIT_NEED(set->any || !set->wrong_figures, "E310: model.parameters or quantization.error.tensor");
+    if (!set->any) return NULL;
+    bool place = set->index >= 1 && set->index <= set->count && set->count <= 99999;
+    AIBIT_NEED(place, "E609: place in the set of shards");
+    if (set->index == 1) {
+        AIBIT_NEED(set->roots && set->places, "E609: the first shard lacks shard.roots or shard.places");
+        AIBIT_NEED(set->root_count == set->count - 1 && !set->wrong_root, "E609: roots of the other shards");
+    } else {
+        AIBIT_NEED(!set->others, "E609: metadata that belong in the first shard");
+        AIBIT_NEED(f->documents.count == 0, "E609: documents that belong in the first shard");
+    }
+    return NULL;
+}
+
 /* What section 20 says of a key, with what it must agree with. */
-static inline const char *aibit_check_known(const aibit_file *f, const aibit_entry *e, int64_t lengths[][2]) {
+static inline const char *aibit_check_known(const aibit_file *f, const aibit_entry *e, int64_t lengths[][2],
+                                            aibit_set *set) {
     for (size_t i = 0; i < sizeof aibit_keys / sizeof *aibit_keys; i++) {
         if (!aibit_is(e->key, e->key_length, aibit_keys[i].key)) continue;
         bool empty = e->is_array && e->count == 0 && aibit_keys[i].is_array;
@@ -165,11 +205,12 @@ static inline const char *aibit_check_known(const aibit_file *f, const aibit_ent
             aibit_tensor t = aibit_tensor_at(f, i);
             if (!(t.flags & AIBIT_ALIAS)) sum += aibit_elements(&t);
         }
-        AIBIT_NEED(aibit_u64(e->value) == sum, "E310: model.parameters is not their number");
+        set->wrong_figures = set->wrong_figures || aibit_u64(e->value) != sum;
     }
     if (aibit_is(e->key, e->key_length, "quantization.error.tensor"))
         for (uint32_t i = 0; i < e->count; i++)
-            AIBIT_NEED(aibit_u64(e->value + 8 * (size_t)i) < f->tensors.count, "E310: quantization.error of no tensor");
+            set->wrong_figures = set->wrong_figures || aibit_u64(e->value + 8 * (size_t)i) >= f->tensors.count;
+    aibit_note_shard(e, set);
     return NULL;
 }
 
@@ -177,6 +218,7 @@ static inline const char *aibit_check_known(const aibit_file *f, const aibit_ent
 static inline const char *aibit_check_metadata(const aibit_file *f) {
     uint64_t position = 0, strings = 0, count = 0;
     int64_t lengths[3][2] = {{0}}; /* of each group: keys that were there, and the length of their arrays */
+    aibit_set set = {0};
     aibit_entry e, before = {0};
     for (; position < f->metadata.length; before = e, count++) {
         AIBIT_TRY(aibit_next_entry(f, &position, &e));
@@ -184,11 +226,11 @@ static inline const char *aibit_check_metadata(const aibit_file *f) {
         bool rises = count == 0 || aibit_compare(last, before.key_length, key, e.key_length) < 0;
         AIBIT_NEED(rises, "E303: metadata keys are not strictly increasing");
         AIBIT_TRY(aibit_check_value(&e, &strings));
-        AIBIT_TRY(aibit_check_known(f, &e, lengths));
+        AIBIT_TRY(aibit_check_known(f, &e, lengths, &set));
     }
     AIBIT_NEED(count == f->metadata.count, "E203: number of metadata entries");
     AIBIT_NEED(lengths[1][0] % 3 == 0 && lengths[2][0] % 4 == 0, "E310: some of several parallel arrays are missing");
-    return NULL;
+    return aibit_check_shard(f, &set);
 }
 
 #endif
