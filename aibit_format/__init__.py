@@ -12,6 +12,7 @@ The layers, lowest first; each imports only from those before it:
     storage, remote, prefetch  one mapping, ranges of a URL; reading ahead
     partial                    files that get their name when they are whole
     reader, writer             views of a mapping; stream, sync, name
+    shards, sharding, rewrite  a model in several files, read and written; files from files
     signing                    keys; a signed copy, or a signature beside a file
     sources/                   one file a foreign format in
     skeleton, engine, measure  what a model's modules say of its tensors; encoding at speed; the error made
@@ -33,7 +34,8 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .conversion import Report, convert
     from .errors import AibitError, FormatError
-    from .reader import File, open
+    from .reader import File
+    from .shards import open
     from .torch.model import load, load_model
     from .torch.tokenizer import load_tokenizer
 
@@ -46,7 +48,7 @@ _WHERE = {
     "load": "torch.model",
     "load_model": "torch.model",
     "load_tokenizer": "torch.tokenizer",
-    "open": "reader",
+    "open": "shards",
 }
 
 __all__ = [

@@ -47,6 +47,7 @@ MAX_STRINGS = 1 << 20  # strings and byte strings in all of the metadata
 MAX_SECTIONS = 64
 MAX_RANK = 8
 MAX_NAME = 255
+MAX_SHARDS = 99_999  # files of one model: as many as five digits can number
 
 # Feature words: no bit has a meaning in version 1.0.
 KNOWN_INCOMPATIBLE = 0

@@ -218,6 +218,10 @@ class FileInfo:
         head = record.tobytes()[:ROOT_OFFSET]
         return head + digest.root(head, front_matter)
 
+    def root(self) -> bytes:
+        """The root digest, 16 bytes: it stands for the whole file."""
+        return self.header(self.front_matter())[ROOT_OFFSET:]
+
     def front_matter(self) -> bytes:
         """Section table and sections, padded to a multiple of 64 bytes."""
         sections = self._bodies()

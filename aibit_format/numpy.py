@@ -8,12 +8,12 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from . import writer
+from . import shards, writer
 from .dtypes import DTYPES
 from .errors import SchemeError
-from .reader import File
 from .schemes import make
 from .schemes.plain import Plain
+from .shards import Opened
 from .storage import Path
 
 __all__ = ["load_file", "safe_open", "save_file"]
@@ -23,7 +23,7 @@ class SafeOpen:
     """What both sides share: names, metadata, and a context that closes the file."""
 
     def __init__(self, filename: Path, framework: str) -> None:
-        self._file = File(filename)
+        self._file = shards.open(filename)
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +53,7 @@ class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
 
 def load_file(filename: Path) -> dict[str, np.ndarray]:
     """Every tensor of the file, as ``safe_open.get_tensor`` gives it."""
-    file = File(filename)
+    file = shards.open(filename)
     return {name: _array(file, name) for name in file}
 
 
@@ -73,7 +73,7 @@ def save_file(tensors: Mapping[str, np.ndarray], filename: Path, metadata: Mappi
     writer.write(filename, planned, metadata, overwrite=True)
 
 
-def _array(file: File, name: str) -> np.ndarray:
+def _array(file: Opened, name: str) -> np.ndarray:
     info = file.info(name)
     exact = isinstance(info.scheme, Plain) and info.dtype != "bf16" and not info.dtype.startswith("f8_")
     return file.planes(name)["values"] if exact else file.dequantize(name)

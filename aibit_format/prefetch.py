@@ -14,12 +14,12 @@ from .storage import Path
 PIECE = 4 << 20  # bytes of one read
 
 
-def prefetch(path: Path) -> Thread:
-    """Start reading the file ``path`` into the page cache; returns the thread, which need not be waited for.
+def prefetch(*paths: Path) -> Thread:
+    """Start reading the files into the page cache, one by one; returns the thread, which need not be waited for.
 
     A file that cannot be read is somebody else's to complain of.
     """
-    thread = Thread(target=read_ahead, args=(path,), daemon=True, name="aibit-prefetch")
+    thread = Thread(target=lambda: [read_ahead(path) for path in paths], daemon=True, name="aibit-prefetch")
     thread.start()
     return thread
 

@@ -35,6 +35,7 @@ class Verified:
     bytes: int
     root: str
     signed_by: str | None = None  # the key whose signature over all bytes was found right
+    shards: int = 1  # files, where a model lies in several
 
 
 class Documents(Mapping[str, memoryview]):
@@ -119,6 +120,20 @@ class File:
     def documents(self) -> Documents:
         """Documents by name: ``config.json``, ``tokenizer.json``, ..."""
         return Documents(self)
+
+    @property
+    def parts(self) -> tuple[File, ...]:
+        """The files that this is: itself. A set of shards (``shards.Sharded``) has several."""
+        return (self,)
+
+    def part(self, name: str) -> File:
+        """The file in which the tensor lies, and whose offsets its planes state: this one."""
+        return self
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.storage.size
 
     def keys(self) -> list[str]:
         """Tensor names in file order."""
@@ -371,5 +386,5 @@ def _read_info(storage: Storage) -> FileInfo:
 def open(
     source: Path | bytes | bytearray | memoryview, verify: Level = "structure", signed_by: Keys | None = None
 ) -> File:
-    """Open an ``.aibit`` file; see ``File``."""
+    """Open one ``.aibit`` file; see ``File``. ``shards.open`` also opens the others of a sharded model."""
     return File(source, verify, signed_by)

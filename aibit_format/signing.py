@@ -71,6 +71,11 @@ def sign(
     signers = _signers(keys, password)
     with File(path, verify="full") as file:
         info = file.info_of_file
+        if file.metadata.get("shard.index", 1) > 1:
+            raise SigningError(
+                f"{file.path}: a signature inside it would change the root by which the first shard lists it; "
+                f"put one beside it (--detached)"
+            )
         kept = [signature for signature in info.signatures if signature.key not in signers]
         if kept:
             _all_verify(kept, file)

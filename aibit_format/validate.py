@@ -8,7 +8,8 @@ each such group and the rest is array arithmetic.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from . import layout
 from .dtypes import BY_CODE, DTYPES
 from .errors import Problem, SchemeError
 from .manifest import FileInfo
+from .metadata import Value
 from .names import TENSOR_CHARACTERS, bad_document_name, bad_scheme_name, bad_tensor_name
 from .placement import Placement, place
 from .schemes import make
@@ -47,7 +49,13 @@ KNOWN_KEYS: dict[str, str] = {
     "quantization.error.relative_rms": "floats",
     "quantization.error.largest": "floats",
     "quantization.error.signal_to_noise_db": "floats",
+    "shard.index": "int",
+    "shard.count": "int",
+    "shard.roots": "strings",
+    "shard.places": "ints",
 }
+SHARD = "shard."  # namespace of what a file says of the set that it belongs to
+_DIGEST = re.compile("[0-9a-f]{32}")
 # Keys that are columns of one table: all there or none, and equally long.
 _TABLES = [
     [key for key in KNOWN_KEYS if key.startswith("quantization.error.")],
@@ -330,17 +338,49 @@ def _metadata(info: FileInfo) -> Iterator[Problem]:
             return
     if "model.architecture" in values and "config.json" not in info.document_names:
         yield Problem("AIB-E310", "model.architecture is set and there is no document config.json")
-    if "model.parameters" in values:
-        table = info.tensor_table[(info.tensor_table["flags"] & layout.TENSOR_ALIAS) == 0]
-        within = np.arange(layout.MAX_RANK) < table["rank"][:, None]
-        total = sum(np.prod(table["shape"], axis=1, where=within, dtype=np.uint64).tolist())
-        if values["model.parameters"] != total:
-            yield Problem("AIB-E310", "metadata key 'model.parameters'", expected=int(total),
-                          found=values["model.parameters"])  # fmt: skip
-    tensors = values.get("quantization.error.tensor", ())
-    if len(tensors) and (min(tensors) < 0 or max(tensors) >= len(info.tensor_table)):
-        found = int(min(tensors)) if min(tensors) < 0 else int(max(tensors))
+    if any(key.startswith(SHARD) for key in values):
+        yield from _shard(info)  # and what the first says of all tensors is compared when the set is opened
+    else:
+        yield from figures(values, parameters(info), len(info.tensor_table))
+
+
+def parameters(info: FileInfo) -> int:
+    """Elements of all tensors but aliases."""
+    table = info.tensor_table[(info.tensor_table["flags"] & layout.TENSOR_ALIAS) == 0]
+    within = np.arange(layout.MAX_RANK) < table["rank"][:, None]
+    return sum(np.prod(table["shape"], axis=1, where=within, dtype=np.uint64).tolist())
+
+
+def figures(metadata: Mapping[str, Value], elements: int, tensors: int) -> Iterator[Problem]:
+    """What metadata say of all tensors, against so many ``elements`` and ``tensors``: of a file, or of all shards."""
+    if metadata.get("model.parameters", elements) != elements:
+        found = metadata["model.parameters"]
+        yield Problem("AIB-E310", "metadata key 'model.parameters'", expected=elements, found=found)
+    places = metadata.get("quantization.error.tensor", ())
+    if len(places) and (min(places) < 0 or max(places) >= tensors):
+        found = int(min(places)) if min(places) < 0 else int(max(places))
         yield Problem("AIB-E310", "quantization.error.tensor names no tensor", found=found)
+
+
+def _shard(info: FileInfo) -> Iterator[Problem]:
+    """What one file says of the set that it belongs to, as far as it can be told from this file alone."""
+    values = info.metadata
+    index, count = values.get("shard.index"), values.get("shard.count")
+    if index is None or count is None or not 1 <= index <= count <= layout.MAX_SHARDS:
+        limits = f"1 <= shard.index <= shard.count <= {layout.MAX_SHARDS}"
+        yield Problem("AIB-E609", "place in the set of shards", expected=limits, found=f"{index} of {count}")
+    elif index == 1:
+        roots = list(values.get("shard.roots", ()))
+        if not {"shard.roots", "shard.places"} <= values.keys():
+            yield Problem("AIB-E609", "shard.roots and shard.places must be there in the first shard")
+        if len(roots) != count - 1 or not all(_DIGEST.fullmatch(root) for root in roots):
+            what = "shard.roots: root digests of the other shards"
+            yield Problem("AIB-E609", what, expected=f"{count - 1} of 32 hex digits", found=roots)
+    elif extra := sorted(values.keys() - {"shard.index", "shard.count"}):
+        yield Problem("AIB-E609", f"metadata of shard {index} of {count}, which belong in the first", found=extra)
+    elif info.document_names:
+        what = f"documents of shard {index} of {count}, which belong in the first"
+        yield Problem("AIB-E609", what, found=info.document_names)
 
 
 def _fits(value: Any, kind: str) -> bool:

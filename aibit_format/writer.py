@@ -111,7 +111,13 @@ class Writer:
             raise WriteError(f"{self.path}: {error.strerror}") from error
 
     def commit(self, metadata: Mapping[str, Value] | None = None, sign: Sign | None = None) -> FileInfo:
-        """Finish the file and give it its name. ``metadata`` may replace the planned values, not their sizes.
+        """Finish the file and give it its name: ``finish``, and then ``publish``."""
+        info = self.finish(metadata, sign)
+        self.publish()
+        return info
+
+    def finish(self, metadata: Mapping[str, Value] | None = None, sign: Sign | None = None) -> FileInfo:
+        """Bring all of the file to the disk. ``metadata`` may replace the planned values, not their sizes.
 
         ``sign`` gets the file as it will be, and what reads its bytes, to put signatures in their place.
 
@@ -133,11 +139,22 @@ class Writer:
             if sign is not None:
                 info = sign(info, lambda offset, length: os.pread(self._file, length, offset))
                 _write_all(self._file, as_read(info), 0)
-            self._partial.publish()
-            self._file = -1  # what is published is not written to again
+            os.fsync(self._file)
+            self._file = -1  # what is finished is not written to again
         except OSError as error:
             raise WriteError(f"{self.path}: {error.strerror}") from error
         return info
+
+    def publish(self) -> None:
+        """Give the finished file its name.
+
+        Raises:
+            WriteError: the name has been taken meanwhile, or the disk failed.
+        """
+        try:
+            self._partial.publish()
+        except OSError as error:
+            raise WriteError(f"{self.path}: {error.strerror}") from error
 
     def _write(self, offset: int, data: np.ndarray) -> None:
         """Write u8 ``data`` in pieces that end where leaves end, and take the digests of the leaves in them."""

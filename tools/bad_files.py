@@ -242,6 +242,19 @@ METADATA: dict[str, Recipe] = {
     "errors-of-unequal-lengths": lambda: errors(largest=np.ones(2)),
     "errors-of-no-tensor": lambda: errors(tensor=np.array([10])),
     "errors-of-tensor-less-than-0": lambda: errors(tensor=np.array([-1])),
+    "shard-index-without-count": lambda: values(TINY, shard__index=2),
+    "shard-count-without-index": lambda: values(TINY, shard__count=2),
+    "shard-index-0": lambda: shard(0),
+    "shard-index-beyond-count": lambda: shard(3),
+    "shard-count-100000": lambda: shard(2, count=100_000),
+    "shard-first-without-places": lambda: shard(1, roots=[ROOT]),
+    "shard-first-without-roots": lambda: shard(1, count=1, places=ONE),
+    "shard-roots-one-too-few": lambda: shard(1, count=3, roots=[ROOT], places=ONE),
+    "shard-roots-in-capitals": lambda: shard(1, roots=[ROOT.upper()], places=ONE),
+    "shard-roots-of-31-digits": lambda: shard(1, roots=[ROOT[1:]], places=ONE),
+    "shard-2-with-a-tool": lambda: values(TINY, shard__index=2, shard__count=2, tool__name="a"),
+    "shard-2-with-places": lambda: shard(2, places=ONE),
+    "shard-2-with-a-document": lambda: values(shard__index=2, shard__count=2),
 }  # fmt: skip
 
 TENSORS: dict[str, Recipe] = {

@@ -177,6 +177,14 @@ def errors(**columns: Any) -> bytes:
     return values(**{f"quantization__error__{name}": column for name, column in right.items()})
 
 
+ROOT, ONE = "0123456789abcdef" * 2, np.arange(1)
+
+
+def shard(index: int, *, count: int = 2, **said: Any) -> bytes:
+    """A file that says it is this shard of so many, and has no documents."""
+    return values(TINY, **{f"shard__{key}": value for key, value in ({"index": index, "count": count} | said).items()})
+
+
 def sources(**columns: Any) -> bytes:
     right = {"files": ["a"], "sizes": [1], "xxh3_128": ["0" * 32]} | columns
     return values(**{f"source__{name}": column for name, column in right.items()})

@@ -213,6 +213,22 @@ def signed() -> Fixture:
         documents={"config.json": b"{}\n"},
         signed=True,
     )
+def sharded(index: int) -> Fixture:
+    """Shard ``index`` of three: a tensor of the first is tied to by the last of the model, which lies beside it."""
+    embedding = stored("embed.weight", ramp(3, 4), "int8", "f16")
+    head = Tensor("lm_head.weight", (3, 4), "f16", make("int8"), alias_of="embed.weight")
+    tensors = [
+        dict([embedding, (head, {})]),
+        dict([stored("layer.weight", ramp(4, 4), "int8", "f16")]),
+        dict([stored("layer.bias", ramp(4), "f16"), stored("norm.weight", ramp(4), "f16")]),
+    ]
+    values: dict[str, Any] = {"shard.index": index, "shard.count": len(tensors)}
+    if index > 1:
+        return Fixture(f"Shard {index} of 3: tensors alone.", tensors[index - 1], values)
+    roots = [build(sharded(other))[112:128].hex() for other in (2, 3)]
+    values |= {"shard.roots": roots, "shard.places": [0, 4, 1, 2, 3], "model.parameters": 36}
+    about = "The first of three shards: documents, metadata, the places of all tensors, the roots of the others."
+    return Fixture(about, tensors[0], values, {"config.json": b"{}\n"})
 
 
 def of_scheme(name: str) -> Fixture:
@@ -235,6 +251,7 @@ FIXTURES: dict[str, Callable[[], Fixture]] = {
     "transposed": transposed,
     "extra-section": extra_section,
     "signed": signed,
+    **{f"sharded-{index:05d}-of-00003": partial(sharded, index) for index in (1, 2, 3)},
     **{f"scheme-{name.replace(':', '_')}": partial(of_scheme, name) for name in scheme_examples.names()},
 }
 

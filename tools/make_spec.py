@@ -88,10 +88,14 @@ KEY_TEXT = {
     "quantization.compute_dtype": "dtype that layers of 4-bit weights compute in; without it, the model's",
     "quantization.outlier_threshold": "magnitude from which LLM.int8 takes a column of inputs out of 8 bits;"
     " without it, 6",
-    "quantization.error.tensor": "places in the tensor directory",
+    "quantization.error.tensor": "places in the tensor directory, of a sharded model in the order of the model",
     "quantization.error.relative_rms": "for each, `sqrt(sum((d - x)^2) / sum(x^2))`",
     "quantization.error.largest": "for each, `max \\|d - x\\|`",
     "quantization.error.signal_to_noise_db": "for each, `10 log10(sum(x^2) / sum((d - x)^2))`",
+    "shard.index": "which shard of a model this file is, from 1 (section 25)",
+    "shard.count": "how many shards the model has",
+    "shard.roots": "in the first shard: root digests of the others in their order, 32 hex digits each",
+    "shard.places": "in the first shard: place in the model of each tensor of each shard",
 }
 KEY_TYPES = {"strings": "array of string", "ints": "array of int", "floats": "array of float"}
 RULE_GROUPS = {

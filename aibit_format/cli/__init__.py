@@ -24,6 +24,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "run": ("run", "generate text"),
     "export": ("export", "write a file in another format: huggingface, safetensors or gguf"),
     "extract": ("extract", "write a file's documents or tensors out"),
+    "split": ("split", "cut a model into shards"),
+    "merge": ("merge", "make one file of a model's shards"),
 }
 ALIASES = {"show": "inspect"}
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from . import arguments
 from .output import Progress, emit, size, table
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, with sizes, and stop")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--architecture", metavar="CLASS", help="transformers class, when config.json names none")
-    parser.add_argument("--jobs", type=_positive, metavar="N", help="threads (default: one a core)")
+    parser.add_argument("--jobs", type=arguments.positive, metavar="N", help="threads (default: one a core)")
     parser.set_defaults(parser=parser)
 
 
@@ -43,12 +44,6 @@ def _rule(text: str) -> tuple[str, str]:
     if not found or not pattern or not scheme:
         raise argparse.ArgumentTypeError(f"{text!r} is not REGEX=SCHEME")
     return pattern, scheme
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 
+from .. import shards
 from ..exports import BUILTIN, export, options_of
 from ..exports.tensors import DTYPE_OPTIONS
-from ..reader import File
+from . import arguments
 from .output import Progress, emit, size
 
 _OPTIONS = ("dtype", "type", "max_shard_size", "dequantize")
-_UNITS = {None: 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,20 +24,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="safetensors: of the weights (default: as the model has them); huggingface: what 4-bit layers compute in",
     )  # fmt: skip
     parser.add_argument("--type", metavar="T", help="gguf: keep (default), f16, q8_0, ...")
-    parser.add_argument("--max-shard-size", metavar="SIZE", type=_bytes, help="of a file of weights (default: 5GB)")
+    parser.add_argument(
+        "--max-shard-size", metavar="SIZE", type=arguments.size, help="of a file of weights (default: 5GB)"
+    )
     parser.add_argument(
         "--dequantize", action="store_true", default=None,
         help="huggingface: write the values of tensors that bitsandbytes has no layer for",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace what exists")
     parser.set_defaults(parser=parser)
-
-
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d{1,18})\s*([KMGT]?B)?", text.upper())
-    if not found or not int(found[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 500MB")
-    return int(found[1]) * _UNITS[found[2]]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from .quiet import quiet_libraries
 
     quiet_libraries()
-    with File(args.file) as file, Progress("exporting") as progress:
+    with shards.whole(shards.open(args.file)) as file, Progress("exporting") as progress:
         paths = export(file, args.to, args.output, **options, overwrite=args.force, on_progress=progress.update)
     written = [{"path": path, "bytes": os.path.getsize(path)} for path in paths]
     if args.json:

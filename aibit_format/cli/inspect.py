@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from ..reader import File
+from .. import shards
 from .output import emit, printable, size, table
 
 _SHOWN = 1000  # entries of a GGUF file's list of strings
@@ -47,23 +47,34 @@ def describe(path: str) -> dict[str, Any]:
         rows = [_row(t.name, t.shape, t.dtype, file.nbytes(t.name)) for t in file.tensors.values()]
         return {"file": path, "format": "safetensors", "size": file.size,
                 "metadata": file.metadata, "documents": {}, "tensors": rows}  # fmt: skip
-    with File(path) as f:
-        info = f.info_of_file
-        rows = []
-        for name in f:
-            t = f.info(name)
-            row = _row(name, t.shape, t.scheme.text, 0 if t.alias_of else t.nbytes)
-            row |= {
-                "dtype": t.dtype,
-                "planes": [[p.role, p.dtype, list(p.shape), p.offset, p.length] for p in t.planes],
-            }
-            rows.append(row | ({"alias_of": t.alias_of} if t.alias_of else {}))
+    with shards.open(path) as opened:
+        first = opened.parts[0].info_of_file
         return {
-            "file": path, "format": f"aibit 1.{info.minor}", "size": info.file_size, "root": f.root,
-            "signatures": [signature.key_id for signature in f.signatures],
-            "alignment": info.alignment, "metadata": dict(f.metadata),
-            "documents": {d.name: d.length for d in info.documents.values()}, "tensors": rows,
+            "file": path, "format": f"aibit 1.{first.minor}", "size": opened.size, "root": opened.root,
+            "signatures": sorted({s.key_id for part in opened.parts for s in part.signatures}),
+            "alignment": first.alignment, **_shards(opened), "metadata": dict(opened.metadata),
+            "documents": {d.name: d.length for d in first.documents.values()},
+            "tensors": [_tensor(opened, name) for name in opened],
         }  # fmt: skip
+
+
+def _tensor(opened: shards.Opened, name: str) -> dict[str, Any]:
+    t = opened.info(name)
+    row = _row(name, t.shape, t.scheme.text, 0 if t.alias_of else t.nbytes)
+    row |= {"dtype": t.dtype, "planes": [[p.role, p.dtype, list(p.shape), p.offset, p.length] for p in t.planes]}
+    if t.alias_of:
+        row["alias_of"] = t.alias_of
+    if len(opened.parts) > 1:
+        row["shard"] = opened.parts.index(opened.part(name)) + 1
+    return row
+
+
+def _shards(opened: shards.Opened) -> dict[str, Any]:
+    """The files of a sharded model, or which shard this file is."""
+    if isinstance(opened, shards.Sharded):
+        return {"shards": [{"file": part.path, "size": part.size, "root": part.root} for part in opened.parts]}
+    index, count = (opened.metadata.get(f"shard.{key}") for key in ("index", "count"))
+    return {"shard": f"{index} of {count}"} if index else {}
 
 
 def _kind(path: str) -> str:
@@ -90,6 +101,10 @@ def _show(found: dict[str, Any]) -> None:
     print(f"{found['file']}: {found['format']}, {size(found['size'])} ({found['size']} bytes)")
     if "root" in found:
         print(f"root {found['root']}, alignment {found['alignment']}")
+    if "shard" in found:
+        print(f"shard {found['shard']} of a model")
+    for shard in found.get("shards", ()):
+        print(f"  {os.path.basename(shard['file'])}  {size(shard['size'])}  root {shard['root']}")
     for key in found.get("signatures", ()):
         print(f"signature said to be by {key} (not checked: aibit verify --key)")
     if found["metadata"]:

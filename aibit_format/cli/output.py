@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -43,6 +44,16 @@ def emit(value: Any) -> None:
     """Print a result as JSON."""
     json.dump(value, sys.stdout, indent=2, default=_plain)
     sys.stdout.write("\n")
+
+
+def show_written(paths: Sequence[str], as_json: bool) -> None:
+    """Say which files were written, each an object of a JSON list or a line."""
+    written = [{"path": path, "bytes": os.path.getsize(path)} for path in paths]
+    if as_json:
+        emit({"files": written})
+        return
+    for entry in written:
+        print(f"{entry['path']}  {size(entry['bytes'])}")
 
 
 def _plain(value: Any) -> Any:

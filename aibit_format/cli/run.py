@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import LoadError, MissingPackageError
 from ..prefetch import prefetch
+from ..shards import paths_of
 from . import lean
 from .output import emit
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     started = time.perf_counter()
-    prefetch(args.file)
+    prefetch(*paths_of(args.file))
     torch, load = _import()
     options = {"verify": args.verify, "signed_by": args.key, "weight_only": args.weight_only}
     model, tokenizer = load(args.file, args.device, **options)

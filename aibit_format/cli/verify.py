@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from .. import shards
 from ..errors import FormatError
-from ..reader import File
 from . import status_of
 from .output import emit, size
 
@@ -35,14 +35,17 @@ def run(args: argparse.Namespace) -> int:
     results, status = [], 0
     for path in args.files:
         try:
-            with File(path, args.level) as file:
-                if args.key:
-                    file.check_signature(args.key, args.signature)
-                claimed = [signature.key_id for signature in file.signatures]
+            with shards.open(path, args.level) as file:
+                if args.signature and len(file.parts) > 1:
+                    args.parser.error(f"--signature is of one file, and {path} is {len(file.parts)}")
+                for part in file.parts if args.key else ():
+                    part.check_signature(args.key, args.signature)
+                claimed = sorted({signature.key_id for part in file.parts for signature in part.signatures})
                 results.append({"file": path, "valid": True, **asdict(file.verified()), "signatures": claimed})
         except FormatError as error:
             status = max(status, status_of(error))
-            problems = [{"code": p.code, "message": str(p)} for p in error.problems]
+            where = f"{error.path}: " if error.path and error.path != path else ""  # a shard of the file
+            problems = [{"code": p.code, "message": f"{where}{p}"} for p in error.problems]
             results.append({"file": path, "valid": False, "problems": problems})
     if args.json:
         emit(results)
@@ -56,7 +59,8 @@ def _text(result: dict) -> str:
     path = result["file"]
     if not result["valid"]:
         return "\n".join(f"{path}: NOT VALID: {problem['message']}" for problem in result["problems"])
-    tables = (
+    shards = f"{result['shards']} shards: " if result["shards"] > 1 else ""
+    tables = shards + (
         f"header, front matter, {result['tensors']} tensors, {result['planes']} planes, {result['documents']} documents"
     )
     if result["level"] == "full":

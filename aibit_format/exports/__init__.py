@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import WriteError
-from ..reader import File
+from ..shards import Opened
 from ..storage import Path
 
 __all__ = ["BUILTIN", "export", "options_of"]
@@ -27,7 +27,7 @@ BUILTIN: dict[str, str] = {
 _OF_ALL = frozenset({"file", "path", "overwrite", "on_progress"})
 
 
-def export(file: File, to: str, path: Path, **options: Any) -> list[str]:
+def export(file: Opened, to: str, path: Path, **options: Any) -> list[str]:
     """Write an open ``.aibit`` file in another format; returns the paths written.
 
     Args:

@@ -18,10 +18,10 @@ from ..dtypes import DTYPES, from_float32
 from ..errors import MissingPackageError, SchemeError, SourceError, WriteError
 from ..manifest import TensorInfo
 from ..partial import PartialFile
-from ..reader import File
 from ..schemes import Scheme, make
 from ..schemes.ggml import GGML
 from ..schemes.plain import Plain
+from ..shards import Opened
 from ..sources.gguf import DOCUMENT
 from ..sources.gguf_models import BY_MODEL_TYPE, ROPE_FACTORS, Family, gguf_rows, head_dim_of, keys_of
 from ..sources.gguf_rope import frequency_factors, parameters_of
@@ -60,7 +60,7 @@ class Item:
 
 
 def export(
-    file: File,
+    file: Opened,
     path: str,
     *,
     type: str = KEEP,
@@ -118,7 +118,7 @@ def _library() -> ModuleType:
     return gguf
 
 
-def _model(file: File) -> tuple[Family, dict[str, Any]]:
+def _model(file: Opened) -> tuple[Family, dict[str, Any]]:
     config = config_of(file)
     if config is None:
         raise SourceError("holds tensors but no model: GGUF needs one")
@@ -133,7 +133,7 @@ def _model(file: File) -> tuple[Family, dict[str, Any]]:
     return family, config | {"vocab_size": file.info(embeddings).shape[0]}
 
 
-def _items(file: File, family: Family, config: dict[str, Any], wanted: str) -> list[Item]:
+def _items(file: Opened, family: Family, config: dict[str, Any], wanted: str) -> list[Item]:
     layers = config.get(family.integers["block_count"])
     names = family.names(layers if isinstance(layers, int) else 0)
     items = []
@@ -148,7 +148,7 @@ def _items(file: File, family: Family, config: dict[str, Any], wanted: str) -> l
     return items
 
 
-def _item(file: File, info: TensorInfo, name: str, family: Family, config: dict[str, Any], wanted: str) -> Item:
+def _item(file: Opened, info: TensorInfo, name: str, family: Family, config: dict[str, Any], wanted: str) -> Item:
     # Rows of GGUF are rows of a Linear: where transformers has Conv1D, that is the transpose.
     turned = info.transposed != family.is_conv1d(name)
     shape = info.shape[::-1] if turned else info.shape
@@ -183,7 +183,7 @@ def _target(info: TensorInfo, name: str, shape: Sequence[int], turned: bool, wan
     return scheme
 
 
-def _array(file: File, info: TensorInfo, scheme: Scheme, turned: bool) -> np.ndarray:
+def _array(file: Opened, info: TensorInfo, scheme: Scheme, turned: bool) -> np.ndarray:
     """The one plane of ``scheme`` that a tensor becomes; each of its rows is a row of the model."""
     planes = file.planes(info.name)
     file.check_values(info, planes)
@@ -201,7 +201,7 @@ def _array(file: File, info: TensorInfo, scheme: Scheme, turned: bool) -> np.nda
 
 
 def _metadata(
-    file: File, family: Family, config: dict[str, Any], items: Sequence[Item], wanted: str, path: str
+    file: Opened, family: Family, config: dict[str, Any], items: Sequence[Item], wanted: str, path: str
 ) -> dict[str, Any]:
     """Every key but the architecture's name, which the writer adds."""
     sizes: dict[str, int] = {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import SourceError
-from ..reader import File
+from ..shards import Opened
 from ..sources.gguf import DOCUMENT
 from ..sources.gguf_tokenizer import (
     BYTE,
@@ -25,7 +25,7 @@ Values = dict[str, Any]
 _HARMLESS = frozenset({"NFC"})  # normalizers of byte-level tokenizers that llama.cpp does without
 
 
-def metadata_of(file: File, config: Mapping[str, Any]) -> Values:
+def metadata_of(file: Opened, config: Mapping[str, Any]) -> Values:
     """Keys and values, all that begin with ``tokenizer.``; little but the word ``none`` for a file without a tokenizer.
 
     Raises:
@@ -41,7 +41,7 @@ def metadata_of(file: File, config: Mapping[str, Any]) -> Values:
     return {f"tokenizer.{key}": value for key, value in values.items()}
 
 
-def _values(file: File, config: Mapping[str, Any]) -> Values:
+def _values(file: Opened, config: Mapping[str, Any]) -> Values:
     tokenizer = file.check_document("tokenizer.json")
     named = file.check_document("tokenizer_config.json") if "tokenizer_config.json" in file.documents else {}
     model = tokenizer["model"]
@@ -139,7 +139,7 @@ def _steps(value: Mapping[str, Any] | None, inside: str) -> list[Mapping[str, An
     return list(value.get(inside, [value])) if value else []
 
 
-def _ends(file: File, values: Values, count: int) -> Values:
+def _ends(file: Opened, values: Values, count: int) -> Values:
     """``eot_token_id``: the first token besides ``eos`` at which generation ends."""
     ends: Any = None
     if "generation_config.json" in file.documents:
@@ -165,7 +165,7 @@ def _added_around(post_processor: Mapping[str, Any] | None, tokens: list[str], v
     return {"ggml.add_bos_token": around[0] == texts["bos"], "ggml.add_eos_token": around[-1] == texts["eos"]}
 
 
-def _chat_templates(file: File, named: Mapping[str, Any]) -> Values:
+def _chat_templates(file: Opened, named: Mapping[str, Any]) -> Values:
     start, folder = "chat_template", "additional_chat_templates/"
     values: Values = {}
     if isinstance(named.get(start), str):

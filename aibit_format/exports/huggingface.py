@@ -19,12 +19,12 @@ import numpy as np
 
 from ..errors import WriteError
 from ..manifest import TensorInfo
-from ..reader import File
 from ..schemes import Scheme
 from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
 from ..schemes.int8 import Int8
 from ..schemes.nf4_cpu import NF4CPU
 from ..schemes.plain import Plain
+from ..shards import Opened
 from ..skeleton import Skeleton, skeleton
 from .tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
 from .writing import SHARD_BYTES, Entry, Item, Progress, check_target, write_directory
@@ -33,7 +33,7 @@ _ROW_MAJOR = np.zeros((), np.uint8)  # weight_format: the only layout that bitsa
 
 
 def export(
-    file: File,
+    file: Opened,
     path: str,
     *,
     dtype: str | None = None,
@@ -124,7 +124,7 @@ def _linears(model: Skeleton) -> dict[str, bool]:
     return {name: isinstance(m, Conv1D) for name, m in modules if type(m) is nn.Linear or isinstance(m, Conv1D)}
 
 
-def _family(file: File, places: Mapping[str, _Place]) -> str | None:
+def _family(file: Opened, places: Mapping[str, _Place]) -> str | None:
     """The kind of layer that most of the weights go into; a model has one."""
     sizes: Counter[str] = Counter()
     for info in stored(file):
@@ -147,7 +147,7 @@ def _no_layer(info: TensorInfo, places: Mapping[str, _Place], family: str | None
     return None
 
 
-def _eight_bit(file: File, info: TensorInfo) -> Item:
+def _eight_bit(file: Opened, info: TensorInfo) -> Item:
     owner = info.name.removesuffix(".weight")
     entries = (
         Entry(info.name, "i8", info.shape),
@@ -163,7 +163,7 @@ def _eight_bit(file: File, info: TensorInfo) -> Item:
     return Item(info.name, entries, make)
 
 
-def _four_bit(file: File, info: TensorInfo) -> Item:
+def _four_bit(file: Opened, info: TensorInfo) -> Item:
     scheme = _four_bit_scheme(info.scheme)
     planes = file.planes(info.name)
     offset = float(planes["nested_offset"][0]) if scheme.nested else None
@@ -212,7 +212,7 @@ class _Layer:
     """A kind of bitsandbytes layer, and what makes a tensor's entries in it."""
 
     family: str
-    item: Callable[[File, TensorInfo], Item]
+    item: Callable[[Opened, TensorInfo], Item]
 
 
 _LAYERS: dict[type[Scheme], _Layer] = {

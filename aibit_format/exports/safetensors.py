@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..reader import File
+from ..shards import Opened
 from .tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
 from .writing import SHARD_BYTES, Progress, write_directory
 
 
 def export(
-    file: File,
+    file: Opened,
     path: str,
     *,
     dtype: str | None = None,

@@ -11,16 +11,16 @@ import numpy as np
 from ..dtypes import DTYPES, from_float32
 from ..errors import SchemeError, WriteError
 from ..manifest import TensorInfo
-from ..reader import File
 from ..schemes.base import matrix
 from ..schemes.plain import Plain
+from ..shards import Opened
 from .writing import Entry, Item
 
 DTYPE_OPTIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}  # and their names in config.json
 _PIECE = 1 << 20  # elements decoded at a time
 
 
-def config_of(file: File) -> dict[str, Any] | None:
+def config_of(file: Opened) -> dict[str, Any] | None:
     """The parsed ``config.json``, if there is one.
 
     Raises:
@@ -33,7 +33,7 @@ def config_of(file: File) -> dict[str, Any] | None:
     return config
 
 
-def stored(file: File) -> Iterator[TensorInfo]:
+def stored(file: Opened) -> Iterator[TensorInfo]:
     """Tensors to write, in file order. Ties stay away: transformers makes them again from the config.
 
     Where the config says that nothing is tied, an alias is written like any other tensor.
@@ -45,7 +45,7 @@ def stored(file: File) -> Iterator[TensorInfo]:
             yield info
 
 
-def values_item(file: File, info: TensorInfo, dtype: str | None = None) -> Item:
+def values_item(file: Opened, info: TensorInfo, dtype: str | None = None) -> Item:
     """The tensor's values, laid out as the architecture wants them.
 
     ``dtype`` is that of the floats; without it every tensor has the dtype it has to the model, and values that are
@@ -56,7 +56,7 @@ def values_item(file: File, info: TensorInfo, dtype: str | None = None) -> Item:
     return Item(info.name, (Entry(info.name, wanted, shape),), lambda: [_values(file, info, wanted)])
 
 
-def _values(file: File, info: TensorInfo, dtype: str) -> np.ndarray:
+def _values(file: Opened, info: TensorInfo, dtype: str) -> np.ndarray:
     planes = file.planes(info.name)
     file.check_values(info, planes)
     if isinstance(info.scheme, Plain) and info.scheme.name == dtype:
@@ -75,7 +75,7 @@ def _values(file: File, info: TensorInfo, dtype: str) -> np.ndarray:
     return found.T if info.transposed else found
 
 
-def documents_of(file: File, config: dict[str, Any] | None) -> dict[str, bytes]:
+def documents_of(file: Opened, config: dict[str, Any] | None) -> dict[str, bytes]:
     """Every document as it is, ``config.json`` with the contents of ``config``, and a model card if there is none."""
     texts = {}
     for name in file.documents:
@@ -87,7 +87,7 @@ def documents_of(file: File, config: dict[str, Any] | None) -> dict[str, bytes]:
     return texts
 
 
-def _card(file: File) -> bytes:
+def _card(file: Opened) -> bytes:
     """A short model card: what the weights are and where they came from."""
     known = {
         "Architecture": file.metadata.get("model.architecture"),

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from .. import shards
 from ..layout import SIGNATURE
-from ..reader import File
 from ..schemes.plain import Plain
 from .base import SourceFile, SourceTensor
 
@@ -18,7 +18,9 @@ CARRIED = ("quantization.compute_dtype", "quantization.outlier_threshold")
 
 
 class Aibit:
-    """The file ``path``: what is quantized in it is handed on as it is. An alias has its target's planes.
+    """The file ``path``, or the shards of which it is the first: what is quantized in it is handed on as it is.
+
+    An alias has its target's planes.
 
     Raises:
         FormatError: the file is not valid; so does reading a plane whose bytes do not match their digests.
@@ -28,7 +30,7 @@ class Aibit:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._file = File(path, verify="touched")
+        self._file = shards.whole(shards.open(path, verify="touched"))
         metadata = self._file.metadata
         self.architecture = str(metadata["model.architecture"]) if "model.architecture" in metadata else None
         self.metadata = {key: metadata[key] for key in CARRIED if key in metadata}
@@ -45,16 +47,17 @@ class Aibit:
 
     @cached_property
     def tensors(self) -> dict[str, SourceTensor]:
-        found, name = {}, os.path.basename(self.path)
+        found = {}
         for key in self._file:
-            info = self._file.info(key)
+            info, name = self._file.info(key), os.path.basename(str(self._file.part(key).path))
             scheme = None if isinstance(info.scheme, Plain) else info.scheme
             found[key] = SourceTensor(key, info.shape, info.dtype, name, scheme, info.transposed, info.alias_of)
         return found
 
     @property
     def files(self) -> list[SourceFile]:
-        return [SourceFile(os.path.basename(self.path), self.path, self._file.storage.size)]
+        paths = [(str(part.path), part.size) for part in self._file.parts]
+        return [SourceFile(os.path.basename(path), path, size) for path, size in paths]
 
     @cached_property
     def documents(self) -> dict[str, bytes]:

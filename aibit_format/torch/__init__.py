@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from .. import bridge, writer
+from .. import bridge, shards, writer
 from ..errors import MissingPackageError
 from ..numpy import SafeOpen
-from ..reader import File
 from ..schemes import make
+from ..shards import Opened
 from ..storage import Path
 
 try:
@@ -40,7 +40,7 @@ class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
 
 def load_file(filename: Path, device: Any = "cpu") -> dict[str, torch.Tensor]:
     """Every tensor of the file, in logical shape and dtype."""
-    file = File(filename)
+    file = shards.open(filename)
     return {name: _tensor(file, name, torch.device(device)) for name in file}
 
 
@@ -57,7 +57,7 @@ def save_file(tensors: Mapping[str, torch.Tensor], filename: Path, metadata: Map
     writer.write(filename, arrays, metadata, overwrite=True)
 
 
-def _tensor(file: File, name: str, device: torch.device) -> torch.Tensor:
+def _tensor(file: Opened, name: str, device: torch.device) -> torch.Tensor:
     info = file.info(name)
     if info.scheme.lossy:
         values = torch.from_numpy(file.dequantize(name)).to(bridge.torch_dtypes()[info.dtype])

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import shards
 from ..architecture import build_config, empty_model
 from ..errors import LoadError, MissingPackageError
 from ..manifest import Plane, TensorInfo
 from ..reader import File, Level
 from ..schemes.base import FLOATS
 from ..schemes.plain import Plain
+from ..shards import Opened
 from ..signatures import Keys
 from ..skeleton import float32_rule
 from ..storage import Path
@@ -33,13 +35,13 @@ except ImportError as error:
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .parallel import Shards
+    from .parallel import Slices
 
 Device = str | int | torch.device
 
 
 def load(
-    path: Path | File,
+    path: Path | Opened,
     device: Device = "cpu",
     *,
     verify: Level = "structure",
@@ -56,7 +58,7 @@ def load(
 
 
 def load_model(
-    path: Path | File,
+    path: Path | Opened,
     device: Device = "cpu",
     *,
     verify: Level = "structure",
@@ -96,32 +98,33 @@ def load_model(
 
 
 def _load(
-    path: Path | File, device: torch.device, verify: Level, signed_by: Keys | None, weight_only: bool, tp: Any
-) -> tuple[File, PreTrainedModel]:
+    path: Path | Opened, device: torch.device, verify: Level, signed_by: Keys | None, weight_only: bool, tp: Any
+) -> tuple[Opened, PreTrainedModel]:
     # Where all bytes pass through our hands on their way, they are checked there, and not read for that before.
-    passing = verify == "full" and device.type in LINKS and tp is None and not isinstance(path, File)
-    file = path if isinstance(path, File) else File(path, "touched" if passing else verify, signed_by)
+    passing = verify == "full" and device.type in LINKS and tp is None and not isinstance(path, Opened)
+    file = path if isinstance(path, Opened) else shards.open(path, "touched" if passing else verify, signed_by)
     config, architecture = _config(file)
     model = empty_model(build_config(config), architecture)
-    shards = _shards(file, model, tp)
-    assembly = _Assembly(file, model, device, weight_only, shards)
+    slices = _slices(file, model, tp)
+    assembly = _Assembly(file, model, device, weight_only, slices)
     if passing:
-        file.verify_rest()
+        for part in file.parts:
+            part.verify_rest()
     assembly.run()
     _finish(file, model)
-    if shards is not None:
-        shards.connect()
+    if slices is not None:
+        slices.connect()
     return file, model
 
 
-def _shards(file: File, model: PreTrainedModel, tp: Any) -> Shards | None:
+def _slices(file: Opened, model: PreTrainedModel, tp: Any) -> Slices | None:
     """What this process has of the model; ``None``: all of it."""
     if tp is None:
         return None
-    from .parallel import Shards, ranks_of  # transformers' side of it is slow to import, where nothing else has
+    from .parallel import Slices, ranks_of  # transformers' side of it is slow to import, where nothing else has
 
     ranks = ranks_of(tp)
-    return Shards(file, model, ranks) if ranks.count > 1 else None
+    return Slices(file, model, ranks) if ranks.count > 1 else None
 
 
 def _one_device(device: Device, device_map: Any) -> torch.device:
@@ -144,8 +147,9 @@ def _one_device(device: Device, device_map: Any) -> torch.device:
     return target
 
 
-def _config(file: File) -> tuple[dict[str, Any], str]:
+def _config(file: Opened) -> tuple[dict[str, Any], str]:
     """The parsed config and the name of the architecture, checked before transformers sees either."""
+    shards.whole(file)
     if "config.json" not in file.documents or "model.architecture" not in file.metadata:
         why = file.metadata.get("model.missing", "no config.json or no model.architecture")
         raise LoadError(f"{file.path}: holds tensors but no model: {why}")
@@ -156,9 +160,9 @@ class _Assembly:
     """Puts a file's tensors into an empty model."""
 
     def __init__(
-        self, file: File, model: PreTrainedModel, device: torch.device, weight_only: bool, shards: Shards | None
+        self, file: Opened, model: PreTrainedModel, device: torch.device, weight_only: bool, slices: Slices | None
     ) -> None:
-        self.file, self.model, self.device, self.shards = file, model, device, shards
+        self.file, self.model, self.device, self.slices = file, model, device, slices
         dtype = file.metadata.get("quantization.compute_dtype")
         if dtype is not None and dtype not in FLOATS:
             raise LoadError(f"{file.path}: quantization.compute_dtype {dtype!r}, expected one of {', '.join(FLOATS)}")
@@ -170,11 +174,13 @@ class _Assembly:
         self._check_names()
         for name in file:
             self._check_shape(file.info(name))
-        self.arena = Arena(file, self._wanted(), device) if device.type in LINKS and shards is None else None
+        self.arenas: dict[File, Arena] = {}
+        if device.type in LINKS and slices is None:
+            self.arenas = {part: Arena(part, self._wanted(part), device) for part in file.parts}
 
-    def _wanted(self) -> Iterator[Plane]:
+    def _wanted(self, part: File) -> Iterator[Plane]:
         """The planes that the model holds as they are; what is decoded or cast on the way is not among them."""
-        for name in self.file:
+        for name in part:
             info = self.file.info(name)
             owner, _, leaf = name.rpartition(".")
             if builder_for(self.model.get_submodule(owner), leaf, info, self.target) is not None:
@@ -240,8 +246,8 @@ class _Assembly:
 
     def _read(self, info: TensorInfo) -> tuple[TensorInfo, dict[str, np.ndarray]]:
         """The tensor and its planes, checked; with several processes, what this one has of them."""
-        if self.shards is not None:
-            return self.shards.read(info)
+        if self.slices is not None:
+            return self.slices.read(info)
         planes = self.file.planes(info.name)
         # bitsandbytes checks nothing: a scale that lies would reach its kernels.
         self.file.check_values(info, planes)
@@ -251,8 +257,9 @@ class _Assembly:
         """The tensor and its planes on the device: on the CPU the mapped pages, elsewhere a view or one copy."""
         wanted = planes_for(info, self.target)
         info, planes = self._read(info)
-        if self.arena is not None and all(plane in self.arena for plane in wanted):
-            return info, {plane.role: self.arena.view(plane) for plane in wanted}
+        arena = self.arenas.get(self.file.part(info.name))
+        if arena is not None and all(plane in arena for plane in wanted):
+            return info, {plane.role: arena.view(plane) for plane in wanted}
         dtypes = {spec.role: spec.dtype for spec in info.scheme.planes(info.shape, info.dtype)}
         roles = [plane.role for plane in wanted if plane.role in planes]  # a rank's rows may be in a simpler scheme
         return info, {role: to_torch(planes[role], dtypes[role]).to(self.device) for role in roles}
@@ -273,7 +280,7 @@ class _Assembly:
         return "f32" if place.is_floating_point() and self.in_float32(name) else dtype_name(place.dtype)
 
 
-def _finish(file: File, model: PreTrainedModel) -> None:
+def _finish(file: Opened, model: PreTrainedModel) -> None:
     """What ``from_pretrained`` also sets: eval mode, generation defaults, and what PEFT and saving look for."""
     model.requires_grad_(False)
     model.eval()

@@ -26,7 +26,7 @@ from transformers.integrations.tensor_parallel import replace_layer_number_by_wi
 
 from ..errors import LoadError
 from ..manifest import TensorInfo
-from ..reader import File
+from ..shards import Opened
 from .rows import obstacle, read_rows
 
 
@@ -114,7 +114,7 @@ def ranks_of(tp: Any) -> Ranks:
     return Ranks(group, rank, count)
 
 
-class Shards:
+class Slices:
     """What one rank has of a model: which rows of which tensors, and what its modules send to the other ranks.
 
     Args:
@@ -126,7 +126,7 @@ class Shards:
             among the ranks, a scheme that is not cut there.
     """
 
-    def __init__(self, file: File, model: PreTrainedModel, ranks: Ranks) -> None:
+    def __init__(self, file: Opened, model: PreTrainedModel, ranks: Ranks) -> None:
         self.file, self.model, self.ranks = file, model, ranks
         plan = model.tp_plan
         if not plan:
@@ -190,7 +190,7 @@ class Shards:
             planes = self.file.planes(info.name)
             self.file.check_values(info, planes)
             return info, planes
-        return read_rows(self.file, info, rows)
+        return read_rows(self.file.part(info.name), info, rows)
 
     def connect(self) -> None:
         """Make the modules, with their weights placed, send each other what they need."""

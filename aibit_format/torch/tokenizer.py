@@ -6,8 +6,9 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
+from .. import shards
 from ..errors import LoadError, MissingPackageError
-from ..reader import File
+from ..shards import Opened
 from ..storage import Path
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model",
 _IN_MEMORY = "/dev/shm"  # noqa: S108 - a file system in memory, where Linux has one; the directory made there is private
 
 
-def load_tokenizer(path: Path | File) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path | Opened) -> PreTrainedTokenizerBase:
     """The tokenizer, chat template and special tokens included.
 
     transformers chooses and completes tokenizers from a directory of files, by rules of its own that change with its
@@ -27,7 +28,7 @@ def load_tokenizer(path: Path | File) -> PreTrainedTokenizerBase:
     Raises:
         LoadError: the file holds no tokenizer, or transformers refuses it.
     """
-    file = path if isinstance(path, File) else File(path)
+    file = shards.whole(path if isinstance(path, Opened) else shards.open(path))
     if not any(name.endswith(_VOCABULARIES) for name in file.documents):
         raise LoadError(f"{file.path}: holds no tokenizer")
     try:

@@ -1,0 +1,23 @@
+"""``aibit merge FIRST -o OUT``: one file of a model's shards."""
+
+from __future__ import annotations
+
+import argparse
+
+from .. import rewrite
+from .output import Progress, show_written
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("first", metavar="FIRST", help="the first shard: m-00001-of-00003.aibit")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the file to write")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write, and say what was written."""
+    with Progress("merging") as progress:
+        paths = rewrite.merge(args.first, args.output, overwrite=args.force, on_progress=progress.update)
+    show_written(paths, args.json)
+    return 0

@@ -1,0 +1,154 @@
+"""Files from files: one cut into shards, shards made one, metadata and documents changed.
+
+Planes go through the writer as they are, checked against their digests as they are read. Sections of kinds that are
+not known here stay behind, as they may speak of what has changed (W9). No input is ever written to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from . import sharding, shards
+from .draft import Tensor, plan
+from .errors import FormatError, WriteError
+from .metadata import Value
+from .shards import Opened, Sharded, shard_path, whole
+from .storage import Path
+from .writer import Writer
+
+Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the tensor that was written
+
+
+def split(
+    source: Path,
+    path: Path,
+    max_shard_size: int | str,
+    *,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> list[str]:
+    """Cut a model into shards ``path-00001-of-...``; returns their paths.
+
+    Args:
+        source: a file, or the first of shards that are to be cut anew.
+        path: what the shards are named after: ``m.aibit`` gives ``m-00001-of-00003.aibit`` and so on.
+        max_shard_size: bytes of planes, or ``"5GB"``; only a tensor that is larger has a larger shard, its own.
+        overwrite: replace files that exist.
+        on_progress: called with bytes done, bytes in all, and the tensor's name.
+
+    Raises:
+        FormatError: the source is not valid, or a plane or document is damaged.
+        WriteError: a shard exists, or cannot be written. Nothing is left behind.
+    """
+    with whole(shards.open(source, "touched")) as file:
+        parts = sharding.cut(_tensors(file), sharding.parse_size(max_shard_size))
+        return _write(file, path, file.metadata, dict(file.documents), parts, overwrite, on_progress)
+
+
+def merge(first: Path, path: Path, *, overwrite: bool = False, on_progress: Progress | None = None) -> list[str]:
+    """Make one file of the shards that ``first`` is the first of: the one that ``split`` would make them of again.
+
+    Raises:
+        FormatError: a shard is missing, another one's, or damaged; its name is in the message.
+        WriteError: ``first`` is no shard; the output exists, or cannot be written.
+    """
+    with whole(shards.open(first, "touched")) as file:
+        if not isinstance(file, Sharded):
+            raise WriteError(f"{os.fspath(first)}: is one file already, not the first of several shards")
+        return _write(file, path, file.metadata, dict(file.documents), None, overwrite, on_progress)
+
+
+def edit(
+    source: Path,
+    path: Path,
+    *,
+    metadata: Mapping[str, Value] | None = None,
+    unset: Iterable[str] = (),
+    documents: Mapping[str, bytes] | None = None,
+    remove: Iterable[str] = (),
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> list[str]:
+    """Write a model again with other metadata and documents; of shards come shards with the same tensors.
+
+    Args:
+        source, path: what to read, and what to write; see ``split``.
+        metadata: keys and their new values.
+        unset: keys to leave out.
+        documents: names and their new contents.
+        remove: documents to leave out.
+
+    Raises:
+        WriteError: a key or document to leave out is not there, or the outcome would break a rule.
+        FormatError: the source is not valid.
+    """
+    with whole(shards.open(source, "touched")) as file:
+        values, texts = dict(file.metadata), dict[str, Any](file.documents)
+        for table, names, what in ((values, unset, "metadata key"), (texts, remove, "document")):
+            for name in names:
+                if name not in table:
+                    raise WriteError(f"{os.fspath(source)}: has no {what} {name!r}")
+                del table[name]
+        values |= metadata or {}
+        texts |= documents or {}
+        if reserved := [key for key in values if key.startswith("shard.")]:
+            raise WriteError(f"metadata key {reserved[0]!r} says how a model is cut; it is set by split and merge")
+        parts = None
+        if isinstance(file, Sharded):
+            place = {name: i for i, name in enumerate(file)}
+            parts = [[place[name] for name in part] for part in file.parts]
+        return _write(file, path, values, texts, parts, overwrite, on_progress)
+
+
+def _tensors(file: Opened) -> list[Tensor]:
+    infos = (file.info(name) for name in file)
+    return [Tensor(i.name, i.shape, i.dtype, i.scheme, i.alias_of, i.transposed) for i in infos]
+
+
+def _write(
+    file: Opened,
+    path: Path,
+    metadata: Mapping[str, Value],
+    texts: Mapping[str, Any],
+    parts: sharding.Parts | None,
+    overwrite: bool,
+    on_progress: Progress | None,
+) -> list[str]:
+    """Write the file's tensors with these metadata and documents, cut into ``parts``; returns the paths."""
+    tensors, sizes = _tensors(file), {name: len(text) for name, text in texts.items()}
+    alignment = file.parts[0].info_of_file.alignment
+    paths = [os.fspath(path)] if parts is None else [shard_path(path, i + 1, len(parts)) for i in range(len(parts))]
+    _spare_inputs(file, paths)
+    try:
+        if parts is None:
+            out = Writer(path, plan(tensors, metadata, sizes, alignment), overwrite=overwrite)
+        else:
+            plans = sharding.plan(tensors, metadata, sizes, parts, alignment)
+            out = sharding.ShardedWriter(path, plans, parts, overwrite=overwrite)
+    except FormatError as error:  # of what is to be written, not of what was read
+        raise WriteError(f"{paths[0]}: would not be valid: {error.problems[0]}") from error
+    done, total = 0, sum(file.info(tensor.name).nbytes for tensor in tensors if tensor.alias_of is None)
+    with out:
+        for name, text in texts.items():
+            try:
+                out.write_document(name, bytes(text))
+            except FormatError as error:
+                raise WriteError(f"{paths[0]}: document {name!r}: {error.problems[0]}") from error
+        for tensor in tensors:
+            if tensor.alias_of is None:
+                out.write(tensor.name, file.planes(tensor.name))
+                done += file.info(tensor.name).nbytes
+                if on_progress is not None:
+                    on_progress(done, total, tensor.name)
+        out.commit(metadata)
+    return paths
+
+
+def _spare_inputs(file: Opened, paths: Iterable[str]) -> None:
+    """Raise WriteError if a file to be written is one that is being read, under whatever name."""
+    inputs = [part.path for part in file.parts if part.path and os.path.exists(part.path)]
+    for target in filter(os.path.exists, paths):
+        if any(os.path.samefile(target, path) for path in inputs):
+            raise WriteError(f"{target}: is what is being read, and is not written over; say another name")

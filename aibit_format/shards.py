@@ -1,0 +1,246 @@
+"""Models in several files, ``model-00001-of-00003.aibit`` and so on, opened as one by the first.
+
+Every shard is a valid file with whole tensors in it. The first has the documents, all metadata, the place of each
+tensor in the model, and the root digests of the others: so its own root stands for the whole set.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from . import validate
+from .errors import FormatError, LoadError, Problem
+from .manifest import TensorInfo
+from .metadata import Value
+from .reader import Documents, File, Level, Verified
+from .signatures import Keys
+from .storage import Path
+
+__all__ = ["Opened", "Sharded", "open", "paths_of", "shard_path", "whole"]
+
+# What stands before the extension (and before the query of a URL) in a shard's name.
+_NUMBERS = re.compile(r"-(\d{5})-of-(\d{5})(?=(\.\w+)?(\?.*)?$)")
+
+
+def shard_path(path: Path, index: int, count: int) -> str:
+    """Where shard ``index``, from 1, of the model ``path`` lies: ``m-00001-of-00003.aibit`` for ``m.aibit``."""
+    stem, extension = os.path.splitext(os.fspath(path))
+    return f"{stem}-{index:05d}-of-{count:05d}{extension}"
+
+
+def paths_of(path: Path) -> list[str]:
+    """The files of a model by its first file's name alone: of a sharded one all shards, in order."""
+    name = os.fspath(path)
+    found = _NUMBERS.search(name)
+    return _siblings(name, int(found[2])) if found and int(found[1]) == 1 else [name]
+
+
+def _siblings(first: str, count: int) -> list[str]:
+    return [_NUMBERS.sub(f"-{index:05d}-of-{count:05d}", first) for index in range(1, count + 1)]
+
+
+class Sharded:
+    """All shards of a model behind what a ``File`` has: tensors, documents and metadata by name.
+
+    Args:
+        first: the first shard, open. The others are opened at its level, and closed with it.
+        signed_by: public keys of which one must have signed each of the others too: the root digests by which the
+            first lists them find damage, not forgery.
+
+    Raises:
+        FormatError: with the path of a shard in it. AIB-E607: it is missing, or cannot be opened. AIB-E608: it is not
+            the one that the first lists. AIB-E609: it says something else than the first of the set. AIB-E414,
+            AIB-E310: the rules on names, and on what metadata say of all tensors, hold for the whole set.
+    """
+
+    def __init__(self, first: File, signed_by: Keys | None = None) -> None:
+        self.path = first.path
+        self.level: Level = first.level
+        parts = [first]
+        try:
+            self.parts = tuple(_open_others(first, parts, signed_by))
+            self._parts = _holders(self.parts)
+            self._names = _in_order(self.parts)
+        except BaseException:
+            for part in parts:
+                part.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.close()
+
+    def close(self) -> None:
+        """Close all of them; see ``File.close``."""
+        for part in self.parts:
+            part.close()
+
+    def __repr__(self) -> str:
+        return f"<aibit model {self.path}: {len(self)} tensors in {len(self.parts)} shards, {self.size} bytes>"
+
+    @property
+    def metadata(self) -> Mapping[str, Value]:
+        """The model's metadata: what the first shard has, without what it says of the set."""
+        found = self.parts[0].metadata
+        return {key: value for key, value in found.items() if not key.startswith(validate.SHARD)}
+
+    @property
+    def documents(self) -> Documents:
+        """The model's documents, which are in the first shard."""
+        return self.parts[0].documents
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def root(self) -> str:
+        """The first shard's root digest in hex: it covers those of the others."""
+        return self.parts[0].root
+
+    def keys(self) -> list[str]:
+        """Tensor names in the model's order."""
+        return list(self._names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def part(self, name: str) -> File:
+        """The shard in which the tensor lies, and whose offsets its planes state."""
+        return self._parts[name]
+
+    def info(self, name: str) -> TensorInfo:
+        """See ``File.info``."""
+        return self.part(name).info(name)
+
+    def planes(self, name: str) -> dict[str, np.ndarray]:
+        """See ``File.planes``."""
+        return self.part(name).planes(name)
+
+    def dequantize(self, name: str) -> np.ndarray:
+        """See ``File.dequantize``."""
+        return self.part(name).dequantize(name)
+
+    def check_values(self, info: TensorInfo, planes: Mapping[str, np.ndarray]) -> None:
+        """See ``File.check_values``."""
+        self.part(info.name).check_values(info, planes)
+
+    def check_document(self, name: str) -> Any:
+        """See ``File.check_document``."""
+        return self.parts[0].check_document(name)
+
+    def verify(self, jobs: int | None = None) -> Verified:
+        """Check every byte of every shard; see ``File.verify``."""
+        for part in self.parts:
+            part.verify(jobs)
+        return self.verified("full")
+
+    def verified(self, level: Level | None = None) -> Verified:
+        """What opening at this level has checked, in all files."""
+        found = [part.verified(level) for part in self.parts]
+        return Verified(
+            level or self.level, sum(v.tensors for v in found), sum(v.planes for v in found),
+            sum(v.documents for v in found), sum(v.leaves for v in found), sum(v.bytes for v in found),
+            self.root, found[0].signed_by if len({v.signed_by for v in found}) == 1 else None, len(found),
+        )  # fmt: skip
+
+
+Opened = File | Sharded
+
+
+def open(
+    source: Path | bytes | bytearray | memoryview, verify: Level = "structure", signed_by: Keys | None = None
+) -> Opened:
+    """Open an ``.aibit`` file, and with the first shard of a model all others, which lie beside it.
+
+    Another shard, or the bytes of one, is opened for itself. See ``File`` and ``Sharded``.
+    """
+    file = File(source, verify, signed_by)
+    return Sharded(file, signed_by) if file.path is not None and file.metadata.get("shard.index") == 1 else file
+
+
+def whole(opened: Opened) -> Opened:
+    """``opened``, if all of a model can be in it.
+
+    Raises:
+        LoadError: it is one of several shards; the message says which file to open instead.
+    """
+    if isinstance(opened, File) and (count := opened.metadata.get("shard.count", 1)) > 1:
+        index = opened.metadata["shard.index"]
+        name = opened.path or "bytes in memory"
+        first = _NUMBERS.sub(f"-00001-of-{count:05d}", os.path.basename(name))
+        raise LoadError(f"{name}: shard {index} of {count} of a model, which is opened by the first, {first}")
+    return opened
+
+
+def _open_others(first: File, opened: list[File], signed_by: Keys | None) -> list[File]:
+    """All shards, appended to ``opened`` as they are opened."""
+    path, count, roots = str(first.path), first.metadata["shard.count"], first.metadata["shard.roots"]
+    numbers = _NUMBERS.search(path)
+    if not numbers or (int(numbers[1]), int(numbers[2])) != (1, count):
+        what = f"the first of {count} shards, which are found by their names: end of its name"
+        found = numbers[0] if numbers else os.path.basename(path)
+        raise FormatError(Problem("AIB-E607", what, expected=f"-00001-of-{count:05d}", found=found), path)
+    for index, (name, root) in enumerate(zip(_siblings(path, count)[1:], roots, strict=True), 2):
+        try:
+            part = File(name, first.level, signed_by)
+        except FormatError as error:
+            if not error.code.startswith("AIB-E8"):
+                raise
+            what = f"shard {index} of {count} {error.problems[0].what}"
+            raise FormatError(Problem("AIB-E607", what), name) from error
+        opened.append(part)
+        place = part.metadata.get("shard.index"), part.metadata.get("shard.count")
+        if part.root != root:
+            says = f"shard {place[0]} of {place[1]}" if place[0] else "no shard"
+            what = f"not the shard {index} of {count} that {os.path.basename(path)} lists (it is {says}): root"
+            raise FormatError(Problem("AIB-E608", what, expected=root, found=part.root), name)
+        if place != (index, count):
+            what = "place in the set of shards"
+            said = f"{place[0]} of {place[1]}"
+            raise FormatError(Problem("AIB-E609", what, expected=f"{index} of {count}", found=said), name)
+    return opened
+
+
+def _holders(parts: tuple[File, ...]) -> dict[str, File]:
+    """The shard of each tensor."""
+    found: dict[str, File] = {}
+    for part in parts:
+        for name in part:
+            if found.setdefault(name, part) is not part:
+                other = os.path.basename(str(found[name].path))
+                raise FormatError(Problem("AIB-E414", f"name is also used in {other}", tensor=name), part.path)
+    return found
+
+
+def _in_order(parts: tuple[File, ...]) -> list[str]:
+    """All names in the model's order, after a look at what the first shard says of all tensors."""
+    first, names = parts[0], [name for part in parts for name in part]
+    places = np.asarray(first.metadata["shard.places"], np.int64)
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    if not np.array_equal(np.sort(places), np.arange(len(names))):
+        what = "shard.places are not the places of all tensors, each once"
+        raise FormatError(Problem("AIB-E609", what, expected=len(names), found=len(places)), first.path)
+    for index, of_part in enumerate(np.split(places, ends), 1):
+        if (np.diff(of_part) < 0).any():
+            what = f"shard.places: the tensors of shard {index} are not in the model's order"
+            raise FormatError(Problem("AIB-E609", what), first.path)
+    elements = sum(validate.parameters(part.info_of_file) for part in parts)
+    if problems := list(validate.figures(first.metadata, elements, len(names))):
+        raise FormatError(problems, first.path)
+    return [names[i] for i in np.argsort(places)]
