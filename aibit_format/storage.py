@@ -69,7 +69,10 @@ class Mapped:
         try:
             self.map = np.memmap(self._file, np.uint8, "r") if self.size else np.zeros(0, np.uint8)
         except (OSError, ValueError) as error:
-            self._file.close()
+            try:
+                self.check_unchanged()  # truncated since it was looked at
+            finally:
+                self._file.close()
             raise FormatError(Problem("AIB-E803", f"{self.size} bytes cannot be mapped: {error}"), name) from error
 
     def read_at(self, offset: int, length: int) -> np.ndarray:
