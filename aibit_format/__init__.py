@@ -10,6 +10,7 @@ The layers, lowest first; each imports only from those before it:
     validate                   every rule about them
     draft                      planning a file: all of it but its digests
     storage, remote, prefetch  one mapping, ranges of a URL; reading ahead
+    still                      reading what others may change
     partial                    files that get their name when they are whole
     reader, writer             views of a mapping; stream, sync, name
     shards, sharding, rewrite  a model in several files, read and written; files from files

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -83,15 +83,17 @@ def make_plan(
         pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
         scheme, tensors = scheme or its_scheme, [*rules, *pairs]
     opened = open_source(source, tokenizer)
+    states = tuple(file.state for file in opened.files)
     if scheme is None:
         scheme = recipe.KEEP if any(t.scheme for t in opened.tensors.values()) else recipe.DEFAULT
     wanted = Recipe.of(scheme, tensors, text)
     if opened.no_model:
-        return recipe.plan_alone(opened, wanted)
+        return replace(recipe.plan_alone(opened, wanted), states=states)
     if "config.json" not in opened.documents:
         raise SourceError(f"{opened.path}: no config.json")
     config = documents.parse_json("config.json", opened.documents["config.json"])
-    return recipe.plan(opened, skeleton(config, architecture or opened.architecture), wanted)
+    model = skeleton(config, architecture or opened.architecture)
+    return replace(recipe.plan(opened, model, wanted), states=states)
 
 
 def convert(
@@ -163,6 +165,8 @@ def run(
                 done += planned.source_bytes
                 if on_progress is not None:
                     on_progress(done, total, planned.tensor.name)
+            wait(digests)
+            _check_unchanged(plan)
             found = [future.result() for future in digests]
         finally:  # after an error, what has not begun is not begun
             workers.shutdown(cancel_futures=True)
@@ -194,6 +198,13 @@ def _write(out: writer.Writer, planned: Planned, path: str) -> EncodingError | N
         return measure(tensor.scheme, planes, values, dtype)
     except SchemeError as error:
         raise SchemeError(f"{path}: tensor {tensor.name!r} (from {', '.join(planned.sources[:2])}): {error}") from error
+
+
+def _check_unchanged(plan: Plan) -> None:
+    """Raise SourceError if a file of the source is not what it was when the conversion was planned."""
+    for file, state in zip(plan.source.files, plan.states, strict=False):
+        if file.state != state:
+            raise SourceError(f"{file.path}: changed while it was being converted")
 
 
 def _documents(plan: Plan) -> tuple[dict[str, bytes], list[str]]:

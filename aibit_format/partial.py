@@ -91,7 +91,7 @@ class PartialFile:
     def discard(self) -> None:
         """Close the file, and remove it if it is not published."""
         if self._hidden is not None:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # the next who writes here will try again
                 os.unlink(self._hidden, dir_fd=self._folder)
             self._hidden = None
         for descriptor in (self.file, self._folder):
@@ -106,10 +106,10 @@ class PartialFile:
             _lock(self.file)
             return
         while True:
-            self._hidden = _hidden_name()
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self.file = os.open(self._hidden, flags, 0o666, dir_fd=self._folder)
-            if _lock(self.file) and _is(self._hidden, self._folder, self.file):
+            name, flags = _hidden_name(), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self.file = os.open(name, flags, 0o666, dir_fd=self._folder)
+            if _lock(self.file) and _is(name, self._folder, self.file):
+                self._hidden = name
                 return
             os.close(self.file)  # swept up between the two lines
             self.file = -1

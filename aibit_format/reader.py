@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -17,6 +18,7 @@ from .manifest import FileInfo, Plane, TensorInfo
 from .metadata import Value
 from .placement import Region
 from .signatures import Keys, Signature
+from .still import still
 from .storage import InMemory, Mapped, Path, Storage, is_url
 
 Level = Literal["structure", "touched", "full"]
@@ -39,15 +41,16 @@ class Verified:
 
 
 class Documents(Mapping[str, memoryview]):
-    """The documents by name, as read-only views; each is checked against its digests when it is read."""
+    """The documents by name, read-only; each is checked against its digests when it is read, and is a copy."""
 
     def __init__(self, file: File) -> None:
         self._file = file
 
     def __getitem__(self, name: str) -> memoryview:
         info = self._file.info_of_file.documents[name]
-        self._file.check_leaves(info.offset, info.length)
-        return self._file.storage.read_at(info.offset, info.length).data
+        with still(self._file.storage) as storage:
+            self._file.check_leaves(info.offset, info.length, storage)
+            return memoryview(storage.read_at(info.offset, info.length).tobytes())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file.info_of_file.document_names)
@@ -167,15 +170,17 @@ class File:
         """What lies where ``plane`` says, read-only: one of ``info(name).planes``, or a stretch of one's rows."""
         if self.level == "touched":
             self.check_leaves(plane.offset, plane.length)
-        data = self.storage.read_at(plane.offset, plane.length)
-        return data.view(DTYPES[plane.dtype].numpy).reshape(plane.shape)
+        return _array(self.storage, plane)
 
     def dequantize(self, name: str) -> np.ndarray:
         """float32 values of the tensor, in its logical shape."""
         info = self.info(name)
-        planes = self.planes(name)
-        self.check_values(info, planes)
-        return info.scheme.decode(planes, info.shape, info.dtype)
+        with still(self.storage) as storage:
+            for plane in info.planes if self.level == "touched" else ():
+                self.check_leaves(plane.offset, plane.length, storage)
+            planes = {plane.role: _array(storage, plane) for plane in info.planes}
+            self.check_values(info, planes)
+            return info.scheme.decode(planes, info.shape, info.dtype)
 
     def verify(self, jobs: int | None = None) -> Verified:
         """Check every byte: all digests, the padding, and the contents of every plane that states numbers.
@@ -184,32 +189,28 @@ class File:
             FormatError: AIB-E602 for damage (with tensor or document and offset), AIB-E603 for padding that is not
                 zero, AIB-E502 for values that no encoder writes, AIB-E503 for codes that none writes.
         """
-        for region in self._placed.regions:
-            step = self.storage.stretch or region.end - region.start
-            pieces = (
-                digest.leaves(self.storage.read_at(start, min(step, region.end - start)), jobs=jobs)
-                for start in range(region.start, region.end, step or 1)
-            )
-            found = np.concatenate([np.zeros(0, np.uint64), *pieces])
-            wanted = self.info_of_file.leaves[region.first : region.first + len(found)]
-            bad = np.flatnonzero(found != wanted)
-            if len(bad):
-                raise FormatError([self._damage(region, int(i), int(found[i])) for i in bad[:10]], self.path)
-        return self._verify_contents()
+        with still(self.storage) as storage:
+            for region in self._placed.regions:
+                found = _leaves(storage, region.start, region.end, jobs)
+                bad = np.flatnonzero(found != self.info_of_file.leaves[region.first : region.first + len(found)])
+                if len(bad):
+                    raise FormatError([self._damage(region, int(i), int(found[i])) for i in bad[:10]], self.path)
+            return self._verify_contents(storage)
 
     def verify_rest(self) -> Verified:
         """``verify``, but for the digests of leaves that have been checked since the file was opened."""
-        for region in self._placed.regions:
-            self.check_leaves(region.start, region.end - region.start)
-        return self._verify_contents()
+        with still(self.storage) as storage:
+            for region in self._placed.regions:
+                self.check_leaves(region.start, region.end - region.start, storage)
+            return self._verify_contents(storage)
 
-    def _verify_contents(self) -> Verified:
+    def _verify_contents(self, storage: Storage) -> Verified:
         """What ``verify`` looks at besides digests."""
-        self._check_padding()
+        self._check_padding(storage)
         for name in self:
             info = self.info(name)
             if info.alias_of is None:
-                self._check_contents(info, {plane.role: self.view(plane) for plane in info.planes})
+                self._check_contents(info, _Asked(storage, info))
         self._checked[:] = True
         for name in self.documents:
             self.check_document(name)
@@ -230,7 +231,8 @@ class File:
     def root(self) -> str:
         """The root digest in hex: it stands for the whole file."""
         end = layout.HEADER.sizeof()
-        return self.storage.read_at(end - 16, 16).tobytes().hex()
+        with still(self.storage) as storage:
+            return storage.read_at(end - 16, 16).tobytes().hex()
 
     @property
     def signatures(self) -> list[Signature]:
@@ -239,8 +241,8 @@ class File:
 
     def content_digest(self, jobs: int | None = None) -> bytes:
         """What signatures are over: 32 bytes, by SHA-256 over the file."""
-        storage = self.storage
-        return signatures.content_digest(storage.read_at, storage.size, self.info_of_file.unsigned, jobs)
+        with still(self.storage) as storage:
+            return signatures.content_digest(storage.read_at, storage.size, self.info_of_file.unsigned, jobs)
 
     def check_signature(self, keys: Keys, detached: Path | None = None) -> str:
         """Check that one of the public ``keys`` has signed the file; returns the key.
@@ -278,17 +280,18 @@ class File:
         for role, reason in info.scheme.bad_codes(planes, info.shape):
             raise FormatError(_bad_plane("AIB-E503", info, role, reason), self.path)
 
-    def check_leaves(self, offset: int, length: int) -> None:
-        """Check the leaves that cover these bytes, once each."""
+    def check_leaves(self, offset: int, length: int, storage: Storage | None = None) -> None:
+        """Check the leaves that cover these bytes, once each; ``storage`` is what to read them from."""
         if not length:
             return
         region = self._placed.region(offset)
         todo = [i for i in region.covering(offset, length) if not self._checked[region.first + i]]
         if not todo:
             return
-        start, end = region.leaf(todo[0])[0], region.leaf(todo[-1])[1]
-        found = digest.leaves(self.storage.read_at(start, end - start), [i - todo[0] for i in todo])
-        for i, value in zip(todo, found, strict=True):
+        first, end = todo[0], region.leaf(todo[-1])[1]
+        with still(self.storage) if storage is None else nullcontext(storage) as reading:
+            found = _leaves(reading, region.leaf(first)[0], end)
+        for i, value in enumerate(found, first):
             self._check_leaf(region, i, int(value))
 
     def check_brought(self, offset: int, data: np.ndarray) -> None:
@@ -330,7 +333,7 @@ class File:
             "AIB-E602", what, tensor, None, low, f"{int(info.leaves[region.first + i]):016x}", f"{found:016x}"
         )
 
-    def _check_padding(self) -> None:
+    def _check_padding(self, storage: Storage) -> None:
         """Every byte that belongs to no document and no plane is zero."""
         info, placed = self.info_of_file, self._placed
         pieces = [(placed.data_start, placed.data_start)]
@@ -338,7 +341,7 @@ class File:
             pieces += zip(table["offset"].tolist(), (table["offset"] + table["length"]).tolist(), strict=True)
         previous = placed.documents_start
         for start, end in sorted(pieces):
-            if start > previous and self.storage.read_at(previous, start - previous).any():
+            if start > previous and storage.read_at(previous, start - previous).any():
                 raise FormatError(Problem("AIB-E603", "padding is not zero", offset=previous), self.path)
             previous = max(previous, end)
 
@@ -364,6 +367,37 @@ def _storage(source: Path | bytes | bytearray | memoryview) -> Storage:
     return Mapped(source)
 
 
+class _Asked(Mapping[str, np.ndarray]):
+    """A tensor's planes by role, each read when it is asked for: most schemes' checks look at scales alone."""
+
+    def __init__(self, storage: Storage, info: TensorInfo) -> None:
+        self._storage, self._planes = storage, {plane.role: plane for plane in info.planes}
+        self._read: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, role: str) -> np.ndarray:
+        if role not in self._read:
+            self._read[role] = _array(self._storage, self._planes[role])
+        return self._read[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._planes)
+
+    def __len__(self) -> int:
+        return len(self._planes)
+
+
+def _array(storage: Storage, plane: Plane) -> np.ndarray:
+    """A plane's bytes in its dtype and shape."""
+    return storage.read_at(plane.offset, plane.length).view(DTYPES[plane.dtype].numpy).reshape(plane.shape)
+
+
+def _leaves(storage: Storage, start: int, end: int, jobs: int | None = None) -> np.ndarray:
+    """u64: digests of the leaves from ``start``, where one begins, to ``end``."""
+    step = storage.stretch or max(end - start, 1)
+    pieces = (digest.leaves(storage.read_at(at, min(step, end - at)), jobs=jobs) for at in range(start, end, step))
+    return np.concatenate([np.zeros(0, np.uint64), *pieces])
+
+
 def _bad_plane(code: str, info: TensorInfo, role: str, reason: str) -> Problem:
     offset = next(plane.offset for plane in info.planes if plane.role == role)
     return Problem(code, reason, info.name, role, offset)
@@ -371,11 +405,11 @@ def _bad_plane(code: str, info: TensorInfo, role: str, reason: str) -> Problem:
 
 def _read_info(storage: Storage) -> FileInfo:
     try:
-        head = storage.read_at(0, min(layout.HEADER.sizeof(), storage.size)).tobytes()
-        header = frontmatter.read_header(head, storage.size)
-        info = frontmatter.read_front_matter(
-            head, header, storage.read_at(len(head), header.front_matter_length).tobytes()
-        )
+        with still(storage) as reading:
+            head = reading.read_at(0, min(layout.HEADER.sizeof(), storage.size)).tobytes()
+            header = frontmatter.read_header(head, storage.size)
+            front_matter = reading.read_at(len(head), header.front_matter_length).tobytes()
+        info = frontmatter.read_front_matter(head, header, front_matter)
         if problems := validate.check(info, storage.size):
             raise FormatError(problems)
     except FormatError as error:

@@ -148,6 +148,7 @@ class Plan:
     recipe: Recipe
     tensors: tuple[Planned, ...]
     unused: tuple[str, ...]  # tensors of the source that the model has no place for
+    states: tuple[tuple[int, ...] | None, ...] = ()  # of the source's files when they were opened
 
     @property
     def original_bytes(self) -> int:

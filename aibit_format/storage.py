@@ -69,12 +69,30 @@ class Mapped:
         try:
             self.map = np.memmap(self._file, np.uint8, "r") if self.size else np.zeros(0, np.uint8)
         except (OSError, ValueError) as error:
-            self._file.close()
+            try:
+                self.check_unchanged()  # truncated since it was looked at
+            finally:
+                self._file.close()
             raise FormatError(Problem("AIB-E803", f"{self.size} bytes cannot be mapped: {error}"), name) from error
 
     def read_at(self, offset: int, length: int) -> np.ndarray:
         self.check_unchanged()
         return self.map[offset : offset + length]
+
+    def copy(self, offset: int, length: int) -> np.ndarray:
+        """u8 [length], of its own: read without touching the mapping.
+
+        Raises:
+            FormatError: AIB-E802: the file is shorter by now.
+        """
+        data, done = np.empty(length, np.uint8), 0
+        while done < length:
+            read = os.preadv(self.fileno(), [data[done:].data], offset + done)
+            if not read:
+                what = "file was truncated after it was opened"
+                raise FormatError(Problem("AIB-E802", what, None, None, offset, length, done), self.path)
+            done += read
+        return data
 
     def fileno(self) -> int:
         """The descriptor of the file that is mapped, whatever its name now stands for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -47,6 +48,15 @@ class SourceFile:
     name: str
     path: str
     size: int
+
+    @property
+    def state(self) -> tuple[int, ...] | None:
+        """What is another if it is another file by now, or has been written to; ``None`` if it is gone."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class Source(Protocol):
