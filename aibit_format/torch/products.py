@@ -1,0 +1,47 @@
+"""Products of float inputs with a matrix of 8-bit whole numbers, on a CPU, without a copy of the matrix.
+
+Which is fast depends on the processor, so it is asked here what it has, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from bitsandbytes.functional import has_avx512bf16
+
+_PIECE = 1 << 18  # elements of the matrix a thread widens at a time: in float32 they stay in the caches of its core
+_FEW_ROWS = 16  # of the input: from more on, widening the matrix once is faster than torch's weight-only kernel
+
+
+def times_codes(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """x [rows, in] times codes i8 [out, in], in bf16 or in float32, whichever is faster: [rows, out].
+
+    In bf16 the inputs are rounded to it, products are added in float32, and sums are rounded to bf16. That is for few
+    rows, where torch has a kernel that reads 8-bit codes as they are, and for processors that multiply bf16. Others
+    are several times slower at bf16 matrices than at float32 ones, so that nothing is rounded there.
+    """
+    out_features, in_features = codes.shape
+    if len(x) <= _FEW_ROWS and in_features % 64 == 0 and out_features % 16 == 0:
+        x = x.to(torch.bfloat16).contiguous()
+        return torch.ops.aten._weight_int8pack_mm(x, codes, _ones(out_features))
+    return widened(x.to(torch.bfloat16 if has_avx512bf16() else torch.float32), codes)
+
+
+def widened(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """x [rows, in] times codes i8 [out, in], widened to the dtype of x a piece at a time: [rows, out] in that dtype."""
+    out_features, in_features = codes.shape
+    product = x.new_empty(len(x), out_features)
+    step = max(1, min(_PIECE * torch.get_num_threads() // max(in_features, 1), out_features))
+    piece = x.new_empty(step, in_features)
+    for start in range(0, out_features, step):
+        part = codes[start : start + step]
+        values = piece[: len(part)].copy_(part)
+        torch.mm(x, values.T, out=product[:, start : start + len(part)])
+    return product
+
+
+@cache
+def _ones(count: int) -> torch.Tensor:
+    """The scales that torch's kernel wants; it takes them in bf16, which would round the true ones."""
+    return torch.ones(count, dtype=torch.bfloat16)
