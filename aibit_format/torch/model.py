@@ -28,6 +28,7 @@ try:
 
     from ..bridge import dtype_name, to_torch, torch_dtypes
     from .arena import LINKS, Arena
+    from .joined import join
     from .modules import THRESHOLD, Linear4bit, Linear8bitLt, Target, builder_for, planes_for
 except ImportError as error:
     raise MissingPackageError(f"loading a model needs {error.name}: pip install 'aibit-format[hf]'") from error
@@ -222,6 +223,8 @@ class _Assembly:
         for name, buffer in list(self.model.named_buffers()):
             owner, _, leaf = name.rpartition(".")
             self.model.get_submodule(owner)._buffers[leaf] = buffer.to(self.device)
+        if self.device.type == "cpu" and self.shards is None:
+            join(self.model, self.file)
         empty = [name for name, value in self.model.named_parameters() if value.device.type == "meta"]
         if empty:
             raise LoadError(f"{self.file.path}: {len(empty)} parameters stayed empty: {', '.join(empty[:5])}")

@@ -26,6 +26,7 @@ from ..schemes.int8 import Int8
 from ..schemes.nf4_cpu import COLUMNS, NF4CPU, ROWS
 from ..schemes.plain import Plain
 from .decode import DECODERS, decode_rows
+from .int8 import Linear8bitLt
 from .quantized import QuantizedEmbedding, QuantizedLinear
 
 _bnb: Any = bitsandbytes.nn  # not typed
@@ -47,7 +48,6 @@ class Target:
 
 Builder = Callable[[nn.Module, TensorInfo, Planes, Target], nn.Module]
 
-Linear8bitLt: type[nn.Module] = _bnb.Linear8bitLt
 Linear4bit: type[nn.Module] = _bnb.Linear4bit
 
 # The version whose kernels read the tiles of nf4-cpu; for others they are left alone, and nf4 is read instead.
@@ -55,13 +55,13 @@ TILES_VERSION = "0.50"
 
 
 def _int8_linear(module: nn.Module, info: TensorInfo, planes: Planes, target: Target) -> nn.Module:
-    """``bnb.nn.Linear8bitLt`` in the place of ``module``, over the planes as they are.
+    """A ``bnb.nn.Linear8bitLt`` in the place of ``module``, over the planes as they are.
 
     The parameter is built on its device before it is assigned: bitsandbytes leaves codes and scales behind when a
     finished layer moves. ``.to`` on int8 data sets ``CB`` and ``SCB`` and quantizes nothing.
     """
     out_features, in_features = info.shape
-    linear = _bnb.Linear8bitLt(
+    linear = Linear8bitLt(
         in_features, out_features, bias=_bias(module) is not None, has_fp16_weights=False,
         threshold=target.threshold, device="meta",
     )  # fmt: skip

@@ -6,8 +6,7 @@ dtype. On a CPU the planes are the mapped pages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -20,9 +19,10 @@ from ..schemes.base import ROW
 from ..schemes.int8 import Int8
 from ..schemes.int8_affine import Int8Absmax
 from .decode import decode_rows
+from .joined import Joined, product
+from .products import has_kernel, times_codes
 
 _PIECE = 1 << 21  # elements decoded at a time
-_FEW_ROWS = 16  # of the input: from more on, decoding once and multiplying is faster than the int8 product
 
 
 class Quantized(nn.Module):
@@ -62,6 +62,8 @@ class Quantized(nn.Module):
 class QuantizedLinear(Quantized):
     """``nn.Linear`` over a weight in any scheme; products are in the input's dtype."""
 
+    joined: Joined | None = None
+
     def __init__(
         self,
         scheme: Scheme,
@@ -73,17 +75,49 @@ class QuantizedLinear(Quantized):
         super().__init__(scheme, planes, shape, dtype)
         self.out_features, self.in_features = shape
         self.bias = bias
-        self._product = PRODUCTS.get(type(scheme))
+        self._scales = _row_scales(scheme)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features]."""
         flat = x.reshape(-1, self.in_features)
-        product = self._product and self._product(self, flat)
-        if product is None:
-            product = self._by_pieces(flat)
+        if self._takes(flat):
+            return product(self, x)
+        values = self._by_pieces(flat)
         if self.bias is not None:
-            product = product + self.bias.to(product.dtype)
-        return product.view(*x.shape[:-1], self.out_features)
+            values = values + self.bias.to(values.dtype)
+        return values.view(*x.shape[:-1], self.out_features)
+
+    def _takes(self, x: torch.Tensor) -> bool:
+        """Whether codes are multiplied as they are, and scaled afterwards.
+
+        On a CPU int8 is only here when that was asked for; other schemes keep the precision of their inputs.
+        """
+        if self._scales is None or x.requires_grad:
+            return False
+        if x.device.type == "cpu":
+            return x.dtype == torch.bfloat16 or isinstance(self.scheme, Int8)
+        return has_kernel(x) and not (torch.is_grad_enabled() and self.bias is not None and self.bias.requires_grad)
+
+    def int8_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes i8 [out, in] and the plane of their scales f32 [out]."""
+        if self._scales is None:
+            raise TypeError(f"{self.scheme.text} has no scale a row")
+        return self.get_buffer("codes"), self.get_buffer(self._scales[0]).view(-1)
+
+    def products(
+        self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, sizes: list[int]
+    ) -> list[torch.Tensor]:
+        """x [rows, in] times codes, scaled in float32: of each size, [rows, size] in the dtype of x."""
+        factor = 1.0 if self._scales is None else self._scales[1]
+        if has_kernel(x):
+            from .kernel import small_product
+
+            values = small_product(x, codes, scales, factor, bias)
+        else:
+            values = times_codes(x, codes).float().mul_(scales)
+            values = values if factor == 1 else values.mul_(factor)
+            values = values if bias is None else values + bias
+        return [part.to(x.dtype).contiguous() for part in values.split(sizes, 1)]
 
     def _by_pieces(self, x: torch.Tensor) -> torch.Tensor:
         step = max(1, _PIECE // max(self.in_features, 1))
@@ -96,6 +130,13 @@ class QuantizedLinear(Quantized):
 
     def _piece(self, start: int, step: int, dtype: torch.dtype) -> torch.Tensor:
         return self.rows(slice(start, min(start + step, self.out_features)), dtype)
+
+
+def _row_scales(scheme: Scheme) -> tuple[str, float] | None:
+    """The plane of 8-bit codes' scales, one for each row, and what they are to be multiplied by; None without such."""
+    if isinstance(scheme, Int8):
+        return "row_absmax", float(np.float32(1 / 127))
+    return ("scale", 1.0) if isinstance(scheme, Int8Absmax) and scheme.group == ROW else None
 
 
 class QuantizedEmbedding(Quantized):
@@ -116,43 +157,3 @@ class QuantizedEmbedding(Quantized):
             raise IndexError(f"token ids {int(wanted[0])} to {int(wanted[-1])}: the table has {self.num_embeddings}")
         values = self.rows(wanted, torch_dtypes()[self.logical_dtype])
         return values[places]
-
-
-def _row_product(module: Quantized, x: torch.Tensor) -> torch.Tensor | None:
-    """x times codes, and then the scale of each row: for int8 with a scale a row, on a CPU, without gradients.
-
-    Codes are whole numbers below 256, so bf16 holds them exactly: inputs are rounded to bf16, products are added in
-    float32, rounded to bf16, scaled in float32. Few rows of x go to torch's weight-only kernel, which reads codes as
-    they are; for many, pieces of the codes are widened and multiplied as bf16 matrices.
-    """
-    scale = _SCALES[type(module.scheme)](module)
-    if scale is None or x.device.type != "cpu" or x.requires_grad:
-        return None
-    if x.dtype != torch.bfloat16 and not isinstance(module.scheme, Int8):
-        return None  # int8 only comes here when it is asked for: others keep the precision of their inputs
-    codes, narrow = module.get_buffer("codes"), x.to(torch.bfloat16)
-    if len(x) <= _FEW_ROWS and codes.shape[1] % 64 == 0 and codes.shape[0] % 16 == 0:
-        product = torch.ops.aten._weight_int8pack_mm(narrow.contiguous(), codes, _ones(len(codes)))
-    else:
-        product = narrow.new_empty(len(x), len(codes))
-        step = max(1, _PIECE // max(codes.shape[1], 1))
-        for start in range(0, len(codes), step):
-            piece = codes[start : start + step].to(torch.bfloat16)
-            product[:, start : start + step] = torch.mm(narrow, piece.T)
-    return product.float().mul_(scale).to(x.dtype)
-
-
-@cache
-def _ones(count: int) -> torch.Tensor:
-    """The scales that torch's kernel wants; it takes them in bf16, which would round the true ones."""
-    return torch.ones(count, dtype=torch.bfloat16)
-
-
-# f32 [rows]: what each row of codes is to be multiplied by; None if rows do not have one number each.
-_SCALES: dict[type[Scheme], Callable[[Quantized], torch.Tensor | None]] = {
-    Int8: lambda module: module.get_buffer("row_absmax") * float(np.float32(1 / 127)),
-    Int8Absmax: lambda module: module.get_buffer("scale").view(-1) if module.scheme.parameters[0] == ROW else None,
-}
-PRODUCTS: dict[type[Scheme], Callable[[Quantized, torch.Tensor], torch.Tensor | None]] = dict.fromkeys(
-    _SCALES, _row_product
-)

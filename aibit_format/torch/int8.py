@@ -1,0 +1,125 @@
+"""LLM.int8 on a CPU: bitsandbytes' arithmetic, bit for bit, in fewer and shorter operations.
+
+bitsandbytes' layer spends more time around its product than in it: an autograd function, four custom operations that
+dispatch again, maxima that torch does not vectorize, a full temporary for every step; and on processors without AVX512
+a float32 copy of the whole weight. Here the same float operations are done in the same order, in pieces that stay in
+cache. The product of whole numbers is exact in whatever way it is made, as long as its sums stay below 2^24, where
+float32 begins to round: with k columns they are below 127^2 k, and in practice, with signs that differ, far below.
+
+See Dettmers et al., LLM.int8(), 2022, and bitsandbytes 0.50, ``backends/default/ops.py`` and ``backends/cpu/ops.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import bitsandbytes
+import torch
+
+from .joined import Joined, product
+from .products import widened
+
+_bnb: Any = bitsandbytes.nn  # not typed
+
+_PIECE = 1 << 18  # sums scaled at a time
+# bitsandbytes' own roundings of 1 / 127 and of its square.
+_OF_CODE, _OF_PRODUCT = 7.874015718698502e-3, 6.200124e-05
+# bitsandbytes asks the same: without AVX512 torch's product of 8-bit integers is slower than one of floats.
+_INTEGERS = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+class Linear8bitLt(_bnb.Linear8bitLt):
+    """``bnb.nn.Linear8bitLt``; on a CPU, in eval mode and without gradients, its outputs are computed here."""
+
+    joined: Joined | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in_features] -> [..., out_features], in the dtype of x."""
+        if self.training or x.device.type != "cpu" or not x.numel() or _elsewhere(x, self.bias) or not self._ready():
+            return super().forward(x)
+        return product(self, x)
+
+    def _ready(self) -> bool:
+        """Whether bitsandbytes' state has codes and scales, once it took them from a parameter that still had them."""
+        if self.weight.CB is not None:
+            self.init_8bit_state()
+        return self.state.CB is not None and self.state.SCB is not None
+
+    def int8_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes i8 [out, in], and the largest magnitude of each row f32 [out]."""
+        self._ready()
+        return self.state.CB, self.state.SCB
+
+    def products(
+        self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, sizes: list[int]
+    ) -> list[torch.Tensor]:
+        """x [rows, in] times these rows of codes: of each size, [rows, size] in the dtype of x."""
+        return Inputs.of(x, self.state.threshold).times(codes, scales, bias, x, sizes)
+
+
+def _elsewhere(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether bitsandbytes has to do it: gradients are wanted, dtypes are chosen for it, or a compiler looks on."""
+    wanted = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    return wanted or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+
+
+@dataclass(slots=True)
+class Inputs:
+    """Inputs in 8 bits: codes i8 [rows, in], the largest magnitude of each row f32 [rows], and columns kept aside."""
+
+    codes: torch.Tensor
+    absmax: torch.Tensor
+    outliers: torch.Tensor | None  # i64, columns with a magnitude of the threshold or more; None: there are none
+
+    @classmethod
+    def of(cls, x: torch.Tensor, threshold: float) -> Inputs:
+        """Quantize x [rows, in] as ``int8_vectorwise_quant`` does."""
+        values, columns = x.to(torch.float16).float(), None
+        absmax = values.abs().amax(1)
+        if threshold > 0 and not float(absmax.max()) < threshold:
+            outliers = values.abs() >= threshold
+            columns = torch.argwhere(outliers.any(dim=0)).view(-1)
+            values = values.masked_fill(outliers, 0)
+            absmax = values.abs().amax(1)
+        codes = (values * (127.0 / absmax)[:, None]).round_().to(torch.int8)
+        if columns is not None and len(codes) > 1:
+            codes[:, columns] = 0
+        return cls(codes, absmax, columns if columns is not None and len(columns) else None)
+
+    def times(
+        self, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, sizes: list[int]
+    ) -> list[torch.Tensor]:
+        """Products with a weight, or with several that lie side by side, as ``int8_mixed_scaled_mm`` makes them.
+
+        Args:
+            codes, absmax: i8 [out, in] and f32 [out].
+            x: what was quantized, [rows, in].
+            sizes: of each weight's part of ``out``.
+
+        Returns:
+            [rows, size] in the dtype of x, of each weight.
+        """
+        sums = self._sums(codes)
+        results = [x.new_empty(len(sums), size) for size in sizes]
+        bias = None if bias is None else bias.to(x.dtype)
+        step = max(1, _PIECE // max(len(codes), 1))
+        for start in range(0, len(sums), step):
+            part = slice(start, start + step)
+            scaled = torch.outer(self.absmax[part], absmax)
+            torch.mul(sums[part].float(), scaled, out=scaled).mul_(_OF_PRODUCT)
+            if bias is not None:
+                scaled += bias
+            for result, values in zip(results, scaled.split(sizes, 1), strict=True):
+                result[part] = values
+        if self.outliers is not None:
+            aside = x[:, self.outliers].contiguous()
+            columns = (codes[:, self.outliers] * absmax.view(-1, 1) * _OF_CODE).to(x.dtype).split(sizes)
+            results = [result.addmm(aside, each.t()) for result, each in zip(results, columns, strict=True)]
+        return results
+
+    def _sums(self, codes: torch.Tensor) -> torch.Tensor:
+        """Of products of codes, whole numbers [rows, out] in i32 or f32."""
+        if _INTEGERS:
+            return torch.ops.aten._int_mm(self.codes, codes.t())
+        return widened(self.codes.float(), codes)
