@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from .metadata import Value
 from .recipe import Plan, Planned, Recipe
 from .skeleton import skeleton
 from .sources import open_source
-from .storage import Path
+from .storage import Path, pages
 
 # Bytes of the source done and in all, and the tensor that is being worked on.
 Progress = Callable[[int, int, str], None]
@@ -150,7 +151,7 @@ def run(
         _workers(jobs) as workers,
     ):
         # Taking the source's digests reads each file from end to end, a little ahead of the encoders.
-        digests = [reading.submit(digest.file_digest, file.path) for file in plan.source.files]
+        digests = [reading.submit(_digest, file.path) for file in plan.source.files]
         errors = [workers.submit(_write, out, planned, plan.source.path) for planned in plan.tensors]
         try:
             for name, text in texts.items():
@@ -194,6 +195,10 @@ def _write(out: writer.Writer, planned: Planned, path: str) -> EncodingError | N
         return measure(tensor.scheme, planes, values, dtype)
     except SchemeError as error:
         raise SchemeError(f"{path}: tensor {tensor.name!r} (from {', '.join(planned.sources[:2])}): {error}") from error
+
+
+def _digest(path: str) -> str:
+    return digest.stream_digest(pages(path))
 
 
 def _documents(plan: Plan) -> tuple[dict[str, bytes], list[str]]:
@@ -270,8 +275,15 @@ def _workers(jobs: int) -> ThreadPoolExecutor:
     """
     import torch
 
+    def alone() -> None:
+        # At its first operation a thread takes over the number that was last set anywhere. Asking counts as one.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+
     before = torch.get_num_threads()
-    workers = ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,))
-    workers.submit(torch.set_num_threads, 1).result()
-    torch.set_num_threads(before)  # of this thread: the number is each thread's own once it is set
+    workers, all_there = ThreadPoolExecutor(jobs, initializer=alone), Barrier(jobs + 1)
+    for _ in range(jobs):
+        workers.submit(all_there.wait)
+    all_there.wait()
+    torch.set_num_threads(before)  # for threads that begin after these
     return workers

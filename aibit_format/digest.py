@@ -61,11 +61,9 @@ def leaves(region: np.ndarray, which: Iterable[int] | None = None, jobs: int | N
     return np.array(digests, dtype=np.uint64)
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """xxh3_128 of a whole file in hex, read once from end to end."""
+def stream_digest(content: np.ndarray) -> str:
+    """xxh3_128 of the u8 ``content`` of a whole file, in hex, read once from end to end."""
     state = xxhash.xxh3_128()
-    if os.path.getsize(path):  # nothing cannot be mapped
-        pages = np.memmap(path, np.uint8, "r")
-        for start in range(0, len(pages), _STRETCH):
-            state.update(pages[start : start + _STRETCH].data)
+    for start in range(0, len(content), _STRETCH):
+        state.update(content[start : start + _STRETCH].data)
     return state.hexdigest()
