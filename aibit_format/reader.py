@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -180,7 +180,7 @@ class File:
             bad = np.flatnonzero(found != wanted)
             if len(bad):
                 raise FormatError([self._damage(region, int(i), int(found[i])) for i in bad[:10]], self.path)
-        return self._verify_contents()
+        return self._verify_contents(jobs)
 
     def verify_rest(self) -> Verified:
         """``verify``, but for the digests of leaves that have been checked since the file was opened."""
@@ -188,14 +188,11 @@ class File:
             self.check_leaves(region.start, region.end - region.start)
         return self._verify_contents()
 
-    def _verify_contents(self) -> Verified:
+    def _verify_contents(self, jobs: int | None = None) -> Verified:
         """What ``verify`` looks at besides digests."""
-        self._check_padding()
-        for name in self:
-            info = self.info(name)
-            if info.alias_of is None:
-                self._check_contents(info, {plane.role: self.view(plane) for plane in info.planes})
         self._checked[:] = True
+        self._check_padding()
+        digest.in_threads(self._check_tensors, self.keys(), jobs)
         for name in self.documents:
             self.check_document(name)
         return self.verified("full")
@@ -257,11 +254,16 @@ class File:
         for role, reason in info.scheme.bad_values(planes):
             raise FormatError(_bad_plane("AIB-E502", info, role, reason), self.path)
 
-    def _check_contents(self, info: TensorInfo, planes: Mapping[str, np.ndarray]) -> None:
-        """``check_values``, and AIB-E503 for codes that no encoder writes."""
-        self.check_values(info, planes)
-        for role, reason in info.scheme.bad_codes(planes, info.shape):
-            raise FormatError(_bad_plane("AIB-E503", info, role, reason), self.path)
+    def _check_tensors(self, names: Sequence[str]) -> list[None]:
+        """``check_values``, and AIB-E503 for codes that no encoder writes. There is nothing to tell of good ones."""
+        for name in names:
+            info = self.info(name)
+            if info.alias_of is None:
+                planes = {plane.role: self.view(plane) for plane in info.planes}
+                self.check_values(info, planes)
+                for role, reason in info.scheme.bad_codes(planes, info.shape):
+                    raise FormatError(_bad_plane("AIB-E503", info, role, reason), self.path)
+        return []
 
     def check_leaves(self, offset: int, length: int) -> None:
         """Check the leaves that cover these bytes, once each."""
