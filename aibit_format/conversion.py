@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from .metadata import Value
 from .recipe import Plan, Planned, Recipe
 from .skeleton import skeleton
 from .sources import open_source
-from .storage import Path
+from .storage import Path, pages
 
 # Bytes of the source done and in all, and the tensor that is being worked on.
 Progress = Callable[[int, int, str], None]
@@ -152,7 +153,7 @@ def run(
         _workers(jobs) as workers,
     ):
         # Taking the source's digests reads each file from end to end, a little ahead of the encoders.
-        digests = [reading.submit(digest.file_digest, file.path) for file in plan.source.files]
+        digests = [reading.submit(_digest, file.path) for file in plan.source.files]
         errors = [workers.submit(_write, out, planned, plan.source.path) for planned in plan.tensors]
         try:
             for name, text in texts.items():
@@ -205,6 +206,10 @@ def _check_unchanged(plan: Plan) -> None:
     for file, state in zip(plan.source.files, plan.states, strict=False):
         if file.state != state:
             raise SourceError(f"{file.path}: changed while it was being converted")
+
+
+def _digest(path: str) -> str:
+    return digest.stream_digest(pages(path))
 
 
 def _documents(plan: Plan) -> tuple[dict[str, bytes], list[str]]:
@@ -281,8 +286,15 @@ def _workers(jobs: int) -> ThreadPoolExecutor:
     """
     import torch
 
+    def alone() -> None:
+        # At its first operation a thread takes over the number that was last set anywhere. Asking counts as one.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+
     before = torch.get_num_threads()
-    workers = ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,))
-    workers.submit(torch.set_num_threads, 1).result()
-    torch.set_num_threads(before)  # of this thread: the number is each thread's own once it is set
+    workers, all_there = ThreadPoolExecutor(jobs, initializer=alone), Barrier(jobs + 1)
+    for _ in range(jobs):
+        workers.submit(all_there.wait)
+    all_there.wait()
+    torch.set_num_threads(before)  # for threads that begin after these
     return workers

@@ -7,15 +7,19 @@ xxhash releases the GIL, so leaves are hashed by as many threads as there are co
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import xxhash
 
 from .layout import LEAF
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 _STRETCH = 16 << 20  # bytes of a file hashed at a time, without the GIL
-_BATCH = 16  # leaves a task hashes: large enough to hide the cost of handing it out
+_BATCH = 16  # leaves, or tensors, of one task: enough to hide the cost of handing it out
 
 
 def root(*pieces: bytes | memoryview) -> bytes:
@@ -46,26 +50,34 @@ def leaves(region: np.ndarray, which: Iterable[int] | None = None, jobs: int | N
     """
     wanted = list(range(leaf_count(len(region)))) if which is None else list(which)
 
-    def batch(indices: list[int]) -> list[int]:
+    def batch(indices: Sequence[int]) -> list[int]:
         return [leaf(region[i * LEAF : (i + 1) * LEAF].data) for i in indices]
 
-    batches = [wanted[i : i + _BATCH] for i in range(0, len(wanted), _BATCH)]
+    return np.array(in_threads(batch, wanted, jobs), dtype=np.uint64)
+
+
+def in_threads(
+    work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], jobs: int | None = None
+) -> list[Result]:
+    """What ``work`` gives for batches of ``items``, joined in their order; the first error in that order is raised.
+
+    Args:
+        work: takes some items, and lets go of the interpreter's lock for most of its time.
+        jobs: threads; as many as there are cores by default.
+    """
+    batches = [items[i : i + _BATCH] for i in range(0, len(items), _BATCH)]
     jobs = jobs or os.cpu_count() or 1
     if jobs == 1 or len(batches) < 2:
-        digests = [d for b in batches for d in batch(b)]
-    else:
-        from concurrent.futures import ThreadPoolExecutor  # not worth importing for a look at a small file
+        return [result for batch in batches for result in work(batch)]
+    from concurrent.futures import ThreadPoolExecutor  # not worth importing for a look at a small file
 
-        with ThreadPoolExecutor(jobs) as pool:
-            digests = [d for result in pool.map(batch, batches) for d in result]
-    return np.array(digests, dtype=np.uint64)
+    with ThreadPoolExecutor(jobs) as pool:
+        return [result for results in pool.map(work, batches) for result in results]
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """xxh3_128 of a whole file in hex, read once from end to end."""
+def stream_digest(content: np.ndarray) -> str:
+    """xxh3_128 of the u8 ``content`` of a whole file, in hex, read once from end to end."""
     state = xxhash.xxh3_128()
-    if os.path.getsize(path):  # nothing cannot be mapped
-        pages = np.memmap(path, np.uint8, "r")
-        for start in range(0, len(pages), _STRETCH):
-            state.update(pages[start : start + _STRETCH].data)
+    for start in range(0, len(content), _STRETCH):
+        state.update(content[start : start + _STRETCH].data)
     return state.hexdigest()

@@ -1,7 +1,8 @@
 """Reading a file into memory ahead of its use, in one stream, while something else is done.
 
 A cold mapping that is touched page by page, by several threads even, gets a tenth of what a disk can give. One thread
-that reads large pieces in order gets all of it, and what is in memory already costs it next to nothing.
+that asks for large pieces in order gets all of it, and what is in memory already costs it next to nothing. It asks and
+does not read: nothing is copied, and the disk has the next pieces to go on with while one is waited for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from threading import Thread
 
 from .storage import Path
 
-PIECE = 4 << 20  # bytes of one read
+PIECE = 4 << 20  # bytes that are waited for at a time
+_AHEAD = 2 * PIECE  # bytes that are asked for before they are waited for
+_ADVICE = 128 << 10  # bytes of one request: of more than its own reading ahead, a system may drop the rest
 
 
 def prefetch(*paths: Path) -> Thread:
@@ -30,17 +33,36 @@ def read_ahead(path: Path) -> int:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except OSError:
         return 0
-    buffer, total = bytearray(PIECE), 0
+    buffer, asked, total = memoryview(bytearray(PIECE)), 0, 0
+    absent: set[int] = set()  # where pieces begin that were not in memory when their turn came
     try:
         size = os.fstat(file).st_size
+        _advise(file, 0, 0, "RANDOM")  # nothing comes but what is asked for
         for start in range(0, size, PIECE):
-            if not is_resident(file, start, min(PIECE, size - start)):
-                total += os.preadv(file, [buffer], start)
+            while asked < min(start + _AHEAD, size):
+                length = min(PIECE, size - asked)
+                if not is_resident(file, asked, length):
+                    absent.add(asked)
+                    for at in range(asked, asked + length, _ADVICE):
+                        _advise(file, at, min(_ADVICE, asked + length - at), "WILLNEED")
+                asked += length
+            if start in absent:
+                length = min(PIECE, size - start)
+                os.preadv(file, [buffer[:1]], start + length - 1)  # waits for the last of it
+                if not is_resident(file, start, length):  # advice is not taken here
+                    os.preadv(file, [buffer], start)
+                total += length
     except OSError:
         pass
     finally:
         os.close(file)
     return total
+
+
+def _advise(file: int, start: int, length: int, what: str) -> None:
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        advice = {"RANDOM": os.POSIX_FADV_RANDOM, "WILLNEED": os.POSIX_FADV_WILLNEED}
+        os.posix_fadvise(file, start, length, advice[what])
 
 
 def is_resident(file: int, start: int, length: int) -> bool:

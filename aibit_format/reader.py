@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
@@ -195,7 +196,7 @@ class File:
                 bad = np.flatnonzero(found != self.info_of_file.leaves[region.first : region.first + len(found)])
                 if len(bad):
                     raise FormatError([self._damage(region, int(i), int(found[i])) for i in bad[:10]], self.path)
-            return self._verify_contents(storage)
+            return self._verify_contents(storage, jobs)
 
     def verify_rest(self) -> Verified:
         """``verify``, but for the digests of leaves that have been checked since the file was opened."""
@@ -204,14 +205,11 @@ class File:
                 self.check_leaves(region.start, region.end - region.start, storage)
             return self._verify_contents(storage)
 
-    def _verify_contents(self, storage: Storage) -> Verified:
+    def _verify_contents(self, storage: Storage, jobs: int | None = None) -> Verified:
         """What ``verify`` looks at besides digests."""
-        self._check_padding(storage)
-        for name in self:
-            info = self.info(name)
-            if info.alias_of is None:
-                self._check_contents(info, _Asked(storage, info))
         self._checked[:] = True
+        self._check_padding(storage)
+        digest.in_threads(partial(self._check_tensors, storage), self.keys(), jobs)
         for name in self.documents:
             self.check_document(name)
         return self.verified("full")
@@ -274,11 +272,16 @@ class File:
         for role, reason in info.scheme.bad_values(planes):
             raise FormatError(_bad_plane("AIB-E502", info, role, reason), self.path)
 
-    def _check_contents(self, info: TensorInfo, planes: Mapping[str, np.ndarray]) -> None:
-        """``check_values``, and AIB-E503 for codes that no encoder writes."""
-        self.check_values(info, planes)
-        for role, reason in info.scheme.bad_codes(planes, info.shape):
-            raise FormatError(_bad_plane("AIB-E503", info, role, reason), self.path)
+    def _check_tensors(self, storage: Storage, names: Sequence[str]) -> list[None]:
+        """``check_values``, and AIB-E503 for codes that no encoder writes. There is nothing to tell of good ones."""
+        for name in names:
+            info = self.info(name)
+            if info.alias_of is None:
+                planes = _Asked(storage, info)
+                self.check_values(info, planes)
+                for role, reason in info.scheme.bad_codes(planes, info.shape):
+                    raise FormatError(_bad_plane("AIB-E503", info, role, reason), self.path)
+        return []
 
     def check_leaves(self, offset: int, length: int, storage: Storage | None = None) -> None:
         """Check the leaves that cover these bytes, once each; ``storage`` is what to read them from."""

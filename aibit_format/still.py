@@ -13,16 +13,22 @@ Views handed out (``File.planes``, a loaded model) are outside of this: who touc
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 
 from .errors import FormatError, Problem
 from .storage import Mapped, Storage
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows: there are no leases
+    fcntl = None
 
 _COPIED = 4 << 20  # bytes copied at a time: memory that the allocator keeps, and need not fault in again
 _LEASED = 1 << 30  # bytes read between two looks at the lease: the kernel takes it back after 45 seconds

@@ -44,6 +44,12 @@ class Writer:
         overwrite: replace an existing file; without it an existing one is an error.
 
     ``write`` may be called by several threads at once: each tensor has its own place.
+
+    Room on the disk is made in a thread: in a file system in memory that takes as long as filling it, and the first to
+    write waits for it.
+
+    Raises:
+        WriteError: there is such a file, or none can be made there.
     """
 
     def __init__(self, path: Path, info: FileInfo, *, overwrite: bool = False) -> None:
@@ -60,16 +66,9 @@ class Writer:
         try:
             self._partial = PartialFile(self.path, overwrite)
             self._file = self._partial.file
-            try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(self._file, 0, info.file_size)  # a full disk is found out now
-                else:
-                    os.truncate(self._file, info.file_size)
-            except OSError:
-                self._partial.discard()
-                raise
         except OSError as error:
-            raise WriteError(f"{self.path}: cannot write {info.file_size} bytes: {error.strerror}") from error
+            raise self._no_room(error) from error
+        self._allocation = self._disk.submit(_allocate, self._file, info.file_size)  # while the first tensor is encoded
 
     def __enter__(self) -> Self:
         return self
@@ -127,6 +126,7 @@ class Writer:
         if self._missing or self._missing_documents:
             lacking = sorted(self._missing | self._missing_documents)
             raise WriteError(f"{self.path}: not written: {', '.join(lacking[:5])} ({len(lacking)} in all)")
+        self._wait_for_room()
         try:
             self._disk.shutdown()
             self._hash_shared()
@@ -160,6 +160,7 @@ class Writer:
         """Write u8 ``data`` in pieces that end where leaves end, and take the digests of the leaves in them."""
         if self._file < 0:
             raise WriteError(f"{self.path}: is already written")
+        self._wait_for_room()
         region = self._placed.region(offset)
         position = 0
         while position < len(data):
@@ -181,13 +182,33 @@ class Writer:
             self._unsynced = 0
             self._syncing = self._disk.submit(_sync, self._file)
 
+    def _wait_for_room(self) -> None:
+        try:
+            self._allocation.result()
+        except OSError as error:
+            raise self._no_room(error) from error
+
+    def _no_room(self, error: OSError) -> WriteError:
+        return WriteError(f"{self.path}: cannot write {self.info.file_size} bytes: {error.strerror}")
+
     def _hash_shared(self) -> None:
         """Digests of the leaves that no single write covers, from what was written."""
+        buffer = memoryview(bytearray(layout.LEAF))  # one for all: fresh memory would cost more than reading into it
         for region in self._placed.regions:
             for i in range(region.leaves):
                 if not self._hashed[region.first + i]:
                     start, end = region.leaf(i)
-                    self._leaves[region.first + i] = digest.leaf(os.pread(self._file, end - start, start))
+                    piece = buffer[: end - start]
+                    os.preadv(self._file, [piece], start)
+                    self._leaves[region.first + i] = digest.leaf(piece)
+
+
+def _allocate(file: int, size: int) -> None:
+    """Make room for all of a file, so that a full disk is found out before anything is written."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)
 
 
 def _sync(file: int) -> None:

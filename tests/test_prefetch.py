@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from aibit_format import prefetch as ahead
 from aibit_format.prefetch import PIECE, prefetch, read_ahead
 
 
@@ -31,3 +32,20 @@ def test_a_file_that_cannot_be_read_is_no_error(tmp_path):
     thread = prefetch(tmp_path / "nothing")
     thread.join(10)
     assert not thread.is_alive() and thread.daemon
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs a system that drops pages when asked")
+def test_where_advice_is_not_taken_the_file_is_read(tmp_path, monkeypatch):
+    path, size = tmp_path / "file", PIECE + 1000
+    path.write_bytes(os.urandom(size))
+    reads, read = [], os.preadv
+
+    def counted(file, buffers, at, *flags):
+        if not flags:
+            reads.append((at, sum(map(len, buffers))))
+        return read(file, buffers, at, *flags)
+
+    monkeypatch.setattr(ahead, "is_resident", lambda *_: False)
+    monkeypatch.setattr(os, "preadv", counted)
+    assert read_ahead(path) == size
+    assert reads == [(PIECE - 1, 1), (0, PIECE), (size - 1, 1), (PIECE, PIECE)]

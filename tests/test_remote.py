@@ -124,6 +124,37 @@ def test_truncated_and_foreign_files_are_refused_as_they_are_on_a_disk(url, cont
         assert there.value.code == here.value.code
 
 
+@pytest.fixture
+def ranges(content, monkeypatch):
+    """What fsspec was asked for of ``memory://m.aibit``: start and end of each read."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    with fsspec.open("memory://m.aibit", "wb") as out:
+        out.write(content)
+    asked, read = [], MemoryFileSystem.cat_file
+
+    def counted(self, path, start=None, end=None, **options):
+        asked.append((start, end))
+        return read(self, path, start, end, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", counted)
+    return asked
+
+
+@pytest.mark.parametrize(("first", "reads"), [(remote.FIRST, 1), (256, 2)])
+def test_fsspec_lists_with_at_most_two_reads_and_brings_one_layer_alone(first, reads, ranges, content, monkeypatch):
+    monkeypatch.setattr(remote, "FIRST", first)
+    with aibit.open("memory://m.aibit") as file, aibit.open(content) as here:
+        assert file.keys() == here.keys() and dict(file.metadata) == dict(here.metadata)
+        assert len(ranges) == reads and max(end for _, end in ranges) <= max(first, here.verified().bytes)
+        del ranges[:]
+        layer = [name for name in file if name.startswith("layers.6.")]
+        for name in layer:
+            assert np.array_equal(file.dequantize(name), here.dequantize(name))
+        wanted = [(p.offset, p.offset + p.length) for name in layer for p in here.info(name).planes]
+        assert ranges and all(any(a <= start and end <= b for a, b in wanted) for start, end in ranges)
+
+
 def test_fsspec_reads_what_it_knows(content):
     with fsspec.open("memory://m.aibit", "wb") as out:
         out.write(content)

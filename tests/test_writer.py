@@ -515,7 +515,7 @@ def test_a_full_disk_is_a_write_error(allocate, tmp_path):
         subprocess.run(["umount", tmp_path], check=True)
 
 
-@pytest.mark.parametrize("call", ["pwrite", "fsync", "link", "pread"])
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "link", "preadv"])
 def test_a_disk_that_fails_is_a_write_error_and_leaves_nothing(call, target, monkeypatch):
     def fails(*_, **__):
         raise OSError(5, "Input/output error")

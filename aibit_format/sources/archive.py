@@ -20,6 +20,7 @@ from ..documents import WANTED, parse_json
 from ..errors import FormatError, SourceError
 from ..layout import MAX_DOCUMENT
 from ..metadata import Value
+from ..storage import pages
 from .base import SourceFile, SourceTensor
 from .bitsandbytes import Joined, conv1d_rule, weight_dtype
 from .pickled import ZIP_MAGIC, PickledFile, member_start
@@ -48,7 +49,7 @@ class Archive:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._map = np.asarray(np.memmap(path, np.uint8, "r"))
+        self._map = pages(path)
         try:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SourceError
+from ..storage import pages
 
 # Type number -> name, elements a block, bytes a block.
 TYPES: dict[int, tuple[str, int, int]] = {
@@ -67,7 +68,7 @@ class GGUFFile:
         if not os.path.isfile(path):
             raise SourceError(f"{path}: not a regular file")
         self.size = os.path.getsize(path)
-        self._map = np.memmap(path, np.uint8, "r") if self.size else np.zeros(0, np.uint8)
+        self._map = pages(path)
         self._data = memoryview(self._map)  # pyright: ignore[reportArgumentType]
         self._position = 0
         self._fits(24, 1)

@@ -19,6 +19,7 @@ import numpy as np
 from .. import bridge
 from ..dtypes import DTYPES
 from ..errors import MissingPackageError, SourceError
+from ..storage import pages
 from .base import SourceTensor
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class PickledFile:
         self.path, self.label = path, label or path
         self.size = os.path.getsize(path)
         if data is None:
-            data = np.asarray(np.memmap(path, np.uint8, "r")) if self.size else np.zeros(0, np.uint8)
+            data = pages(path)
         self._data = data
         zipped = data[:4].tobytes() == ZIP_MAGIC
         self._records = self._find_records() if zipped else {}

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..dtypes import DTYPES
 from ..errors import SourceError
+from ..storage import pages
 from .base import SourceTensor
 
 DTYPE_NAMES = {
@@ -37,7 +38,7 @@ class SafetensorsFile:
         self.size = os.path.getsize(path)
         if self.size < 8:
             raise SourceError(f"{path}: {self.size} bytes are too few for a safetensors file")
-        self._map = np.memmap(path, np.uint8, "r")
+        self._map = pages(path)
         header = self._header()
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         self.tensors: dict[str, SourceTensor] = {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from codec import codec
@@ -13,8 +15,10 @@ from cold import cold, stream
 from generation import generate
 from loaders import loader, use
 from probe import Clock, Result, anonymous, pages, say
+from throughput import throughput
 
 _CUT = 1 << 20  # bytes that `verify` hashes at a time: a leaf of the format
+_STRETCH = 16 << 20  # bytes that a thread takes of the file
 
 
 def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -125,7 +129,7 @@ def open_file(path: str, rounds: int) -> Result:
 
 
 def verify(path: str, rounds: int) -> Result:
-    """Every check of a file, against nothing but hashing the same mapped pages with one thread."""
+    """Every check of a file, against nothing but hashing the same mapped pages, with every core and with one thread."""
     import xxhash
 
     from aibit_format import reader
@@ -133,11 +137,24 @@ def verify(path: str, rounds: int) -> Result:
     file = reader.File(path)
     data = file.storage.read_at(0, file.info_of_file.file_size).data
 
-    def hash_alone() -> None:
-        for start in range(0, len(data), _CUT):
+    def hash_stretch(begin: int) -> None:
+        for start in range(begin, min(begin + _STRETCH, len(data)), _CUT):
             xxhash.xxh3_64_intdigest(data[start : start + _CUT])
 
-    ways = {"verify": file.verify, "verify, one thread": lambda: file.verify(jobs=1), "xxh3_64, one thread": hash_alone}
+    def hash_alone() -> None:
+        for begin in range(0, len(data), _STRETCH):
+            hash_stretch(begin)
+
+    def hash_with_every_core() -> None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(hash_stretch, range(0, len(data), _STRETCH)))
+
+    ways = {
+        "verify": file.verify,
+        "xxh3_64, every core": hash_with_every_core,
+        "verify, one thread": lambda: file.verify(jobs=1),
+        "xxh3_64, one thread": hash_alone,
+    }
     return {"bytes": len(data), "seconds": alternate(ways, rounds)}
 
 
@@ -153,5 +170,6 @@ JOBS: dict[str, Callable[..., Result]] = {
     "open": open_file,
     "save_transformers": save_transformers,
     "stream": stream,
+    "throughput": throughput,
     "verify": verify,
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import generation
@@ -19,6 +21,7 @@ from source_rows import sources
 
 _MIB = 1 << 20
 _COUNTS = (1_000, 5_000, 20_000, 50_000)  # tensors of the files that `open` opens
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory, where there is one
 _ROUNDS = 10  # inside one process, where a job alternates by itself
 
 
@@ -34,17 +37,22 @@ def verify(bench: Bench) -> list[Figure]:
     arguments = {"path": str(bench.file), "rounds": max(3, _ROUNDS // 2)}
     models.read_through(bench.file)
     runs = [probe.run("verify", **arguments) for _ in range(bench.runs)]
-    return _rates(runs, "xxh3_64, one thread", bench.shown(probe.command("verify", arguments)))
+    command = bench.shown(probe.command("verify", arguments))
+    return [
+        *_rates(runs, "xxh3_64, every core", command, ["verify"]),
+        *_rates(runs, "xxh3_64, one thread", command, ["verify, one thread"]),
+    ]
 
 
-def _rates(runs: list[probe.Result], against: str, command: str) -> list[Figure]:
-    """GB/s from the seconds of ways that alternate within each process."""
-    samples = {
-        label: [run["bytes"] / seconds / 1e9 for run in runs for seconds in run["seconds"][label]]
-        for label in runs[0]["seconds"]
-    }
-    base = Figure(against, "GB/s", samples.pop(against), None, command)
-    return [base, *(Figure(label, "GB/s", values, base, command) for label, values in samples.items())]
+def _rates(runs: list[probe.Result], against: str, command: str, ways: Iterable[str] = ()) -> list[Figure]:
+    """GB/s from the seconds of ways that alternate within each process: some, or all of them."""
+
+    def rates(label: str) -> list[float]:
+        return [run["bytes"] / seconds / 1e9 for run in runs for seconds in run["seconds"][label]]
+
+    base = Figure(against, "GB/s", rates(against), None, command)
+    others = ways or [label for label in runs[0]["seconds"] if label != against]
+    return [base, *(Figure(label, "GB/s", rates(label), base, command) for label in others)]
 
 
 def schemes(bench: Bench) -> list[Figure]:
@@ -88,6 +96,27 @@ def convert(bench: Bench) -> list[Figure]:
         *of_runs(found, "seconds", "s", "", 1, shown),
         *of_runs(found, "before", "MiB", ", anonymous after imports", _MIB, shown),
         *of_runs(found, "peak", "MiB", ", anonymous at its highest", _MIB, shown),
+    ]
+
+
+def throughput(bench: Bench) -> list[Figure]:
+    if not _MEMORY.is_dir():
+        bench.facts["no file system in memory"] = "not measured"
+        return []
+    with tempfile.TemporaryDirectory(prefix="aibit-", dir=_MEMORY) as folder:
+        sources = {name: models.checkpoint(model, Path(folder)) for name, model in
+                   (("source", bench.model), ("tiny", "tiny"))}  # fmt: skip
+        models.need(Path(folder), models.size_of(sources["source"]))
+        arguments = {**{name: str(path) for name, path in sources.items()}, "target": f"{folder}/out.aibit"}
+        run = probe.run("throughput", **arguments, rounds=bench.runs)
+        command = bench.shown(probe.command("throughput", arguments | {"rounds": bench.runs})).replace(folder, "MEMORY")
+    gigabytes = run["bytes"] / 1e9
+    return [
+        *(Figure(way, "GB/s", [gigabytes / s for s in found], None, command) for way, found in run["seconds"].items()),
+        *(
+            Figure(f"{way}, of all cores", "s/GB", [s / gigabytes for s in found], None, command)
+            for way, found in run["cores"].items()
+        ),
     ]
 
 
@@ -171,6 +200,7 @@ ROWS: dict[str, Callable[[Bench], list[Figure]]] = {
     "encode": encode,
     "schemes": schemes,
     "convert": convert,
+    "throughput": throughput,
     "sources": sources,
     **load_rows.ROWS,
     "shared": shared,
@@ -183,11 +213,12 @@ ABOUT = {
     "encode": "int8 encoding of one float16 tensor, against bitsandbytes' own function",
     "schemes": "every scheme on one float16 tensor: GB/s of its float16 bytes, encoding and decoding",
     "convert": "a float16 checkpoint to an int8 file, against quantizing it in memory",
+    "throughput": "converting from memory to memory, to int8 and nf4: GB/s of float16 weights, and seconds of cores",
     "sources": "every kind of source to an .aibit file",
     **load_rows.ABOUT,
     "shared": "memory of two processes that hold the same model",
     "open": "opening and checking files of many tensors",
     "start": "whole processes: imports, and aibit inspect",
-    "verify": "checking every byte of a file, against hashing its pages alone",
+    "verify": "checking every byte of a file, against hashing its pages alone, with every core and with one",
     **generation.ABOUT,
 }

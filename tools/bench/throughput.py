@@ -1,0 +1,55 @@
+"""What the row `throughput` does in a process: converting from memory to memory, beside what that cannot do without."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from probe import Result
+
+_PIECE = 16 << 20  # bytes of one write
+
+
+def throughput(source: str, tiny: str, target: str, rounds: int) -> Result:
+    """Seconds, and seconds of all cores together, of each way in turn; every conversion also syncs and renames."""
+    from aibit_format.conversion import convert
+    from aibit_format.digest import stream_digest
+
+    weights, out = Path(source) / "model.safetensors", Path(target)
+
+    def converting(scheme: str, jobs: int | None) -> Callable[[], object]:
+        return lambda: convert(source, target, scheme, jobs=jobs)
+
+    def write(size: int) -> None:
+        zeros = np.zeros(_PIECE, np.uint8).data
+        file = os.open(target, os.O_WRONLY | os.O_CREAT)
+        os.posix_fallocate(file, 0, size)
+        for start in range(0, size, _PIECE):
+            os.pwrite(file, zeros[: size - start], start)
+        os.close(file)
+
+    for scheme in ("int8", "nf4"):
+        convert(tiny, target, scheme, overwrite=True)  # imports, the model's class, and torch's first operations
+    nbytes = weights.stat().st_size
+    ways = {
+        f"{scheme}, {label}": converting(scheme, jobs)
+        for scheme in ("int8", "nf4")
+        for label, jobs in (("every core", None), ("one thread", 1))
+    }
+    ways["mapping and hashing the source, one thread"] = lambda: stream_digest(np.memmap(weights, np.uint8, "r"))
+    ways["writing half as many bytes, one thread"] = lambda: write(nbytes // 2)
+    seconds: dict[str, list[float]] = {label: [] for label in ways}
+    cores: dict[str, list[float]] = {label: [] for label in ways}
+    for i in range(rounds + 1):
+        for label, way in ways.items():
+            out.unlink(missing_ok=True)
+            start, used = time.perf_counter(), time.process_time()
+            way()
+            if i:
+                seconds[label].append(time.perf_counter() - start)
+                cores[label].append(time.process_time() - used)
+    out.unlink(missing_ok=True)
+    return {"bytes": nbytes, "seconds": seconds, "cores": cores}
