@@ -7,24 +7,24 @@ that reads large pieces in order gets all of it, and what is in memory already c
 from __future__ import annotations
 
 import os
-from threading import Thread
+from threading import Event, Thread
 
 from .storage import Path
 
 PIECE = 4 << 20  # bytes of one read
 
 
-def prefetch(path: Path) -> Thread:
+def prefetch(path: Path, enough: Event | None = None) -> Thread:
     """Start reading the file ``path`` into the page cache; returns the thread, which need not be waited for.
 
-    A file that cannot be read is somebody else's to complain of.
+    A file that cannot be read is somebody else's to complain of. Once ``enough`` is set, no more is read.
     """
-    thread = Thread(target=read_ahead, args=(path,), daemon=True, name="aibit-prefetch")
+    thread = Thread(target=read_ahead, args=(path, enough), daemon=True, name="aibit-prefetch")
     thread.start()
     return thread
 
 
-def read_ahead(path: Path) -> int:
+def read_ahead(path: Path, enough: Event | None = None) -> int:
     """Read what is not in memory yet of the file ``path``, front to back; returns how many bytes that were."""
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -34,6 +34,8 @@ def read_ahead(path: Path) -> int:
     try:
         size = os.fstat(file).st_size
         for start in range(0, size, PIECE):
+            if enough is not None and enough.is_set():
+                break
             if not is_resident(file, start, min(PIECE, size - start)):
                 total += os.preadv(file, [buffer], start)
     except OSError:

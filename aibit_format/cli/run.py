@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from threading import Event
 from typing import Any
 
 from ..errors import LoadError, MissingPackageError
@@ -41,8 +42,11 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     started = time.perf_counter()
-    prefetch(args.file)
+    enough = Event()
+    prefetch(args.file, enough)
     torch, load = _import()
+    if args.device.startswith("cuda"):
+        enough.set()  # the file is read straight into what is sent there: two readers would disturb each other
     options = {"verify": args.verify, "signed_by": args.key, "weight_only": args.weight_only}
     model, tokenizer = load(args.file, args.device, **options)
     if not model.can_generate():
