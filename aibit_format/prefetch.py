@@ -8,7 +8,7 @@ does not read: nothing is copied, and the disk has the next pieces to go on with
 from __future__ import annotations
 
 import os
-from threading import Thread
+from threading import Event, Thread
 
 from .storage import Path
 
@@ -17,17 +17,17 @@ _AHEAD = 2 * PIECE  # bytes that are asked for before they are waited for
 _ADVICE = 128 << 10  # bytes of one request: of more than its own reading ahead, a system may drop the rest
 
 
-def prefetch(*paths: Path) -> Thread:
+def prefetch(*paths: Path, enough: Event | None = None) -> Thread:
     """Start reading the files into the page cache, one by one; returns the thread, which need not be waited for.
 
-    A file that cannot be read is somebody else's to complain of.
+    A file that cannot be read is somebody else's to complain of. Once ``enough`` is set, no more is read.
     """
-    thread = Thread(target=lambda: [read_ahead(path) for path in paths], daemon=True, name="aibit-prefetch")
+    thread = Thread(target=lambda: [read_ahead(path, enough) for path in paths], daemon=True, name="aibit-prefetch")
     thread.start()
     return thread
 
 
-def read_ahead(path: Path) -> int:
+def read_ahead(path: Path, enough: Event | None = None) -> int:
     """Read what is not in memory yet of the file ``path``, front to back; returns how many bytes that were."""
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -39,6 +39,8 @@ def read_ahead(path: Path) -> int:
         size = os.fstat(file).st_size
         _advise(file, 0, 0, "RANDOM")  # nothing comes but what is asked for
         for start in range(0, size, PIECE):
+            if enough is not None and enough.is_set():
+                break
             while asked < min(start + _AHEAD, size):
                 length = min(PIECE, size - asked)
                 if not is_resident(file, asked, length):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from threading import Event
 
 import pytest
 
@@ -24,6 +25,21 @@ def test_only_what_is_not_in_memory_is_read(tmp_path):
     assert second <= first <= size
     if sys.platform == "linux" and first:
         assert first >= PIECE and second == 0  # the last pages may have stayed
+
+
+def test_it_stops_when_there_is_enough(tmp_path, monkeypatch):
+    path, enough, asked = tmp_path / "file", Event(), []
+    path.write_bytes(bytes(5 * PIECE))
+
+    def resident(file: int, start: int, length: int) -> bool:
+        asked.append(start)
+        if start == PIECE:
+            enough.set()
+        return True
+
+    monkeypatch.setattr(ahead, "is_resident", resident)
+    assert read_ahead(path, enough) == 0
+    assert asked == [0, PIECE]
 
 
 def test_a_file_that_cannot_be_read_is_no_error(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from threading import Event
 from typing import Any
 
 from ..errors import LoadError, MissingPackageError
@@ -42,8 +43,11 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     started = time.perf_counter()
-    prefetch(*paths_of(args.file))
+    enough = Event()
+    prefetch(*paths_of(args.file), enough=enough)
     torch, load = _import()
+    if args.device.startswith("cuda"):
+        enough.set()  # the file is read straight into what is sent there: two readers would disturb each other
     options = {"verify": args.verify, "signed_by": args.key, "weight_only": args.weight_only}
     model, tokenizer = load(args.file, args.device, **options)
     if not model.can_generate():

@@ -28,7 +28,10 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 _INPUTS = {"normal": 1.0, "four columns 20 times as large": 20.0}
 
 
-def ways(planes: dict[str, torch.Tensor], shape: tuple[int, int]) -> dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]]:
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+def ways(planes: dict[str, torch.Tensor], shape: tuple[int, int]) -> dict[str, tuple[int, Product]]:
     """Label -> rows of the input, and the product."""
     layer = QuantizedLinear(schemes.make("int8"), planes, shape, "f32")
     theirs: Any = bitsandbytes.nn.Linear8bitLt(
