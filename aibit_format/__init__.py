@@ -15,6 +15,7 @@ The layers, lowest first; each imports only from those before it:
     reader, writer             views of a mapping; stream, sync, name
     shards, sharding, rewrite  a model in several files, read and written; files from files
     stream                     stretches of a file to a device, by several threads
+    peers, difference          processes that write together; what differs between two models
     signing                    keys; a signed copy, or a signature beside a file
     sources/                   one file a foreign format in
     skeleton, engine, measure  what a model's modules say of its tensors; encoding at speed; the error made

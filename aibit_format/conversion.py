@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from . import digest, documents, draft, recipe, writer
+from . import digest, documents, recipe, sharding
 from ._version import __version__
 from .engine import encode
-from .errors import AibitError, SchemeError, SourceError
+from .errors import AibitError, SchemeError, SourceError, WriteError
 from .measure import EncodingError, measure
 from .metadata import Value
+from .peers import ALONE, Peers, of_torch
 from .recipe import Plan, Planned, Recipe
 from .skeleton import skeleton
 from .sources import open_source
 from .storage import Path, pages
+from .writer import Writer
 
 # Bytes of the source done and in all, and the tensor that is being worked on.
 Progress = Callable[[int, int, str], None]
@@ -46,9 +48,10 @@ class TensorReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a conversion did."""
+    """What a conversion did. ``path`` is what the model is opened by: of several ``files`` the first shard."""
 
     path: str
+    files: tuple[str, ...]
     tensors: tuple[TensorReport, ...]
     original_bytes: int  # of the weights in the source
     quantized_bytes: int  # of all planes in the file
@@ -109,8 +112,10 @@ def convert(
     tokenizer: Any = None,
     recipe_file: Path | None = None,
     jobs: int | None = None,
+    max_shard_size: int | str | None = None,
+    distributed: bool = False,
 ) -> Report:
-    """Convert ``source`` to the ``.aibit`` file ``path``.
+    """Convert ``source`` to the ``.aibit`` file ``path``, or to shards called after it.
 
     Args:
         source: a path (``aibit_format.sources`` says what can be there), an open ``Source``, or a transformers model.
@@ -124,63 +129,85 @@ def convert(
         recipe_file: TOML with ``scheme`` and a table ``[tensors]``, kept in the output as ``recipe.toml``; ``scheme``
             takes the place of its own, and ``tensors`` come after its rules.
         jobs: threads; as many as there are cores by default. The bytes do not depend on it.
+        max_shard_size: write shards of so many bytes of planes at most, or ``"5GB"``: those that ``rewrite.split``
+            makes of the one file. ``path`` ``m.aibit`` gives ``m-00001-of-00003.aibit`` and so on.
+        distributed: this is one of the processes of torch.distributed, all of which call this with the same
+            arguments on the same file system. Each makes some of the shards and reads what belongs in them. The
+            bytes do not depend on how many there are.
 
     Raises:
         SourceError, RecipeError, SchemeError, WriteError, LoadError: each names the file and the tensor. No file is
-            left behind.
+            left behind. With ``distributed``, all processes raise if one does.
     """
-    planned = make_plan(source, scheme, tensors, architecture, tokenizer, recipe_file)
-    return run(planned, path, overwrite, on_progress, jobs)
+    together = of_torch() if distributed else ALONE
+    with together.together():
+        planned = make_plan(source, scheme, tensors, architecture, tokenizer, recipe_file)
+        return run(planned, path, overwrite, on_progress, jobs, max_shard_size, together)
 
 
 def run(
-    plan: Plan, path: Path, overwrite: bool = False, on_progress: Progress | None = None, jobs: int | None = None
+    plan: Plan,
+    path: Path,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+    jobs: int | None = None,
+    max_shard_size: int | str | None = None,
+    peers: Peers = ALONE,
 ) -> Report:
-    """Do what ``plan`` says."""
+    """Do what ``plan`` says; several ``peers`` do it together, which takes a ``max_shard_size``."""
     started = time.perf_counter()
-    jobs = jobs or os.cpu_count() or 1
     texts, dropped = _documents(plan)
+    tensors, files = [planned.tensor for planned in plan.tensors], plan.source.files
     inexact = [i for i, planned in enumerate(plan.tensors) if planned.inexact and planned.tensor.alias_of is None]
     column = {i: place for place, i in enumerate(inexact)}
-    figures = np.zeros((3, len(inexact)))
-    metadata = _metadata(plan, dropped, inexact, figures, [" " * 32] * len(plan.source.files))
-    info = draft.plan([p.tensor for p in plan.tensors], metadata, {name: len(text) for name, text in texts.items()})
-    reports: list[TensorReport] = []
-    done, total = 0, plan.original_bytes
+    figures = np.zeros((len(inexact), 3))
+    parts, owners = None, np.zeros(len(tensors), np.int64)
+    if max_shard_size is not None:
+        parts = sharding.cut(tensors, sharding.parse_size(max_shard_size))
+        for i, part in enumerate(parts):
+            owners[part] = i % peers.count
+    elif peers.count > 1:
+        raise WriteError(f"{os.fspath(path)}: {peers.count} processes write shards, not one file: say max_shard_size")
+    metadata = _metadata(plan, dropped, inexact, figures, [" " * 32] * len(files))
+    sizes = {name: len(text) for name, text in texts.items()}
+    mine = np.flatnonzero(owners == peers.rank).tolist()
+    done, total = 0, sum(plan.tensors[i].source_bytes for i in mine)
     with (
-        writer.Writer(path, info, overwrite=overwrite) as out,
+        sharding.writer(path, tensors, metadata, sizes, parts, overwrite=overwrite, peers=peers) as out,
         ThreadPoolExecutor(1) as reading,
-        _workers(jobs) as workers,
+        _workers(jobs or os.cpu_count() or 1) as workers,
     ):
         # Taking the source's digests reads each file from end to end, a little ahead of the encoders.
-        digests = [reading.submit(_digest, file.path) for file in plan.source.files]
-        errors = [workers.submit(_write, out, planned, plan.source.path) for planned in plan.tensors]
+        digests = {i: reading.submit(_digest, files[i].path) for i in peers.mine(len(files))}
+        errors = {i: workers.submit(_write, out, plan.tensors[i], plan.source.path) for i in mine}
         try:
-            for name, text in texts.items():
+            for name, text in texts.items() if peers.rank == 0 else ():
                 out.write_document(name, text)
-            for i, (planned, pending) in enumerate(zip(plan.tensors, errors, strict=True)):
-                error = pending.result()
-                if error is not None:
-                    figures[:, column[i]] = error.relative_rms, error.largest, error.signal_to_noise_db
-                reports.append(_report(planned, error))
-                done += planned.source_bytes
+            for i, pending in errors.items():
+                if (error := pending.result()) is not None:
+                    figures[column[i]] = error.relative_rms, error.largest, error.signal_to_noise_db
+                done += plan.tensors[i].source_bytes
                 if on_progress is not None:
-                    on_progress(done, total, planned.tensor.name)
-            wait(digests)
+                    on_progress(done, total, tensors[i].name)
+            wait(digests.values())
             _check_unchanged(plan)
-            found = [future.result() for future in digests]
+            found = np.zeros((len(files), 16), np.uint8)
+            for i, future in digests.items():
+                found[i] = np.frombuffer(bytes.fromhex(future.result()), np.uint8)
         finally:  # after an error, what has not begun is not begun
             workers.shutdown(cancel_futures=True)
             reading.shutdown(cancel_futures=True)
-        written = out.commit(_metadata(plan, dropped, inexact, figures, found))
-    front = written.front_matter()
+        figures, found = peers.share(figures, owners[inexact]), peers.share(found)
+        digits = [row.tobytes().hex() for row in found]
+        written = sharding.commit(out, _metadata(plan, dropped, inexact, figures, digits))
+    reports = (_report(p, figures[column[i]] if i in column else None) for i, p in enumerate(plan.tensors))
     return Report(
-        os.fspath(path), tuple(reports), plan.original_bytes, plan.stored_bytes, written.file_size,
-        time.perf_counter() - started, written.header(front)[-16:].hex(), plan.unused, tuple(dropped),
+        written.paths[0], written.paths, tuple(reports), plan.original_bytes, plan.stored_bytes, written.nbytes,
+        time.perf_counter() - started, written.root, plan.unused, tuple(dropped),
     )  # fmt: skip
 
 
-def _write(out: writer.Writer, planned: Planned, path: str) -> EncodingError | None:
+def _write(out: Writer | sharding.ShardedWriter, planned: Planned, path: str) -> EncodingError | None:
     """Read, round, encode and write one tensor; the error made."""
     tensor = planned.tensor
     try:
@@ -254,9 +281,9 @@ def _metadata(
             "tool.libraries": [f"{name} {version(name).split('+')[0]}" for name in _LIBRARIES],
             "quantization.recipe": plan.recipe.lines(),
             "quantization.error.tensor": np.array(inexact, np.int64),
-            "quantization.error.relative_rms": figures[0],
-            "quantization.error.largest": figures[1],
-            "quantization.error.signal_to_noise_db": figures[2],
+            "quantization.error.relative_rms": figures[:, 0],
+            "quantization.error.largest": figures[:, 1],
+            "quantization.error.signal_to_noise_db": figures[:, 2],
         }
     )
     if dropped:
@@ -264,7 +291,8 @@ def _metadata(
     return values
 
 
-def _report(planned: Planned, error: EncodingError | None) -> TensorReport:
+def _report(planned: Planned, figures: np.ndarray | None) -> TensorReport:
+    """``figures`` are those of ``EncodingError``, all zero where nothing was lost."""
     tensor = planned.tensor
     return TensorReport(
         tensor.name,
@@ -272,7 +300,7 @@ def _report(planned: Planned, error: EncodingError | None) -> TensorReport:
         tensor.scheme.text,
         planned.source_bytes,
         planned.stored_bytes,
-        error,
+        EncodingError(*figures.tolist()) if figures is not None and figures.any() else None,
         tensor.alias_of,
         planned.keep is not None,
     )

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import sharding, shards
-from .draft import Tensor, plan
+from .draft import Tensor
 from .errors import FormatError, WriteError
 from .metadata import Value
 from .shards import Opened, Sharded, shard_path, whole
 from .storage import Path
-from .writer import Writer
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the tensor that was written
 
@@ -122,11 +121,7 @@ def _write(
     paths = [os.fspath(path)] if parts is None else [shard_path(path, i + 1, len(parts)) for i in range(len(parts))]
     _spare_inputs(file, paths)
     try:
-        if parts is None:
-            out = Writer(path, plan(tensors, metadata, sizes, alignment), overwrite=overwrite)
-        else:
-            plans = sharding.plan(tensors, metadata, sizes, parts, alignment)
-            out = sharding.ShardedWriter(path, plans, parts, overwrite=overwrite)
+        out = sharding.writer(path, tensors, metadata, sizes, parts, alignment, overwrite=overwrite)
     except FormatError as error:  # of what is to be written, not of what was read
         raise WriteError(f"{paths[0]}: would not be valid: {error.problems[0]}") from error
     done, total = 0, sum(file.info(tensor.name).nbytes for tensor in tensors if tensor.alias_of is None)
@@ -142,8 +137,7 @@ def _write(
                 done += file.info(tensor.name).nbytes
                 if on_progress is not None:
                     on_progress(done, total, tensor.name)
-        out.commit(metadata)
-    return paths
+        return list(sharding.commit(out, metadata).paths)
 
 
 def _spare_inputs(file: Opened, paths: Iterable[str]) -> None:

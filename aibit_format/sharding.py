@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from . import draft, layout
+from . import digest, draft, layout
 from .draft import Tensor
 from .errors import WriteError
 from .manifest import FileInfo
 from .metadata import Value
+from .peers import ALONE, Peers
 from .shards import shard_path
 from .storage import Path
 from .writer import Writer
@@ -23,7 +25,6 @@ from .writer import Writer
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000 ** (i + 1) for i, letter in enumerate("KMGT")}
 _UNITS |= {f"{letter}IB": 1024 ** (i + 1) for i, letter in enumerate("KMGT")}
-_EMPTY_ROOT = "0" * 32  # in the place of a digest that is not known yet
 
 Parts = Sequence[Sequence[int]]  # for each shard, the places in the model of its tensors
 
@@ -85,14 +86,25 @@ def plan(
     ]
 
 
-def _of_set(parts: Parts, roots: Iterable[bytes] = ()) -> dict[str, Value]:
-    """What the first shard says of the set."""
+def _of_set(parts: Parts, roots: np.ndarray | None = None) -> dict[str, Value]:
+    """What the first shard says of the set; ``roots`` u8 [shards - 1, 16], of the others."""
+    if roots is None:
+        roots = np.zeros((len(parts) - 1, 16), np.uint8)  # they are not known yet
     return {
         "shard.index": 1,
         "shard.count": len(parts),
         "shard.places": np.array([place for part in parts for place in part], np.int64),
-        "shard.roots": [root.hex() for root in roots] or [_EMPTY_ROOT] * (len(parts) - 1),
+        "shard.roots": [root.tobytes().hex() for root in roots],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written: the files, the first shard first, their bytes in all, and the root that stands for them."""
+
+    paths: tuple[str, ...]
+    nbytes: int
+    root: str
 
 
 class ShardedWriter:
@@ -104,18 +116,23 @@ class ShardedWriter:
         path: of the model; ``shard_path`` says what the files are called.
         plans, parts: from ``plan`` and ``cut``.
         overwrite: replace files that exist.
+        peers: processes of which each makes its shards; all of them make a writer, and ``commit`` together.
 
     ``write`` may be called by several threads, as that of ``Writer``.
     """
 
-    def __init__(self, path: Path, plans: Sequence[FileInfo], parts: Parts, *, overwrite: bool = False) -> None:
-        self.path, self.parts = os.fspath(path), parts
+    def __init__(
+        self, path: Path, plans: Sequence[FileInfo], parts: Parts, *, overwrite: bool = False, peers: Peers = ALONE
+    ) -> None:
+        peers.same(digest.root(*(info.front_matter() for info in plans if peers.count > 1)))
+        self.parts, self.peers = parts, peers
+        self.paths = tuple(shard_path(path, i + 1, len(plans)) for i in range(len(plans)))
+        self._nbytes = sum(info.file_size for info in plans)
         self._published: list[str] = []
         self._writers: dict[int, Writer] = {}
         with contextlib.ExitStack() as stack:
-            for i, info in enumerate(plans):
-                name = shard_path(path, i + 1, len(plans))
-                self._writers[i] = stack.enter_context(Writer(name, info, overwrite=overwrite))
+            for i in peers.mine(len(plans)):
+                self._writers[i] = stack.enter_context(Writer(self.paths[i], plans[i], overwrite=overwrite))
             self._stack = stack.pop_all()
         self._holder = {name: writer for writer in self._writers.values() for name in writer.info.names}
 
@@ -130,18 +147,60 @@ class ShardedWriter:
         self._stack.close()
 
     def write_document(self, name: str, data: bytes) -> None:
-        """See ``Writer.write_document``."""
+        """See ``Writer.write_document``; for the process that has the first shard."""
         self._writers[0].write_document(name, data)
 
     def write(self, name: str, planes: Mapping[str, np.ndarray]) -> None:
-        """See ``Writer.write``."""
+        """See ``Writer.write``; for a tensor of one of this process's shards."""
         self._holder[name].write(name, planes)
 
-    def commit(self, metadata: Mapping[str, Value]) -> list[FileInfo]:
+    def commit(self, metadata: Mapping[str, Value]) -> Written:
         """Finish all shards and give them their names; see ``Writer.commit``."""
-        others = [writer.finish() for i, writer in self._writers.items() if i]
-        first = self._writers[0].finish({**metadata, **_of_set(self.parts, [info.root() for info in others])})
-        for writer in reversed(self._writers.values()):
-            writer.publish()
-            self._published.append(writer.path)
-        return [first, *others]
+        roots = np.zeros((len(self.parts), 16), np.uint8)
+        for i, writer in self._writers.items():
+            if i:
+                roots[i] = np.frombuffer(writer.finish().root(), np.uint8)
+        roots = self.peers.share(roots)
+        first = self._writers.get(0)
+        if first is not None:
+            info = first.finish({**metadata, **_of_set(self.parts, roots[1:])})
+            roots[0] = np.frombuffer(info.root(), np.uint8)
+        roots = self.peers.share(roots)
+        for writer in self._writers.values():
+            if writer is not first:
+                self._publish(writer)
+        self.peers.agree()
+        if first is not None:
+            self._publish(first)
+        self.peers.agree()
+        return Written(self.paths, self._nbytes, roots[0].tobytes().hex())
+
+    def _publish(self, writer: Writer) -> None:
+        writer.publish()
+        self._published.append(writer.path)
+
+
+def writer(
+    path: Path,
+    tensors: Sequence[Tensor],
+    metadata: Mapping[str, Value],
+    document_sizes: Mapping[str, int],
+    parts: Parts | None,
+    alignment: int = layout.DEFAULT_ALIGNMENT,
+    *,
+    overwrite: bool = False,
+    peers: Peers = ALONE,
+) -> Writer | ShardedWriter:
+    """What writes a model: as the shards that ``parts`` says, or as one file if there are none."""
+    if parts is None:
+        return Writer(path, draft.plan(tensors, metadata, document_sizes, alignment), overwrite=overwrite)
+    plans = plan(tensors, metadata, document_sizes, parts, alignment)
+    return ShardedWriter(path, plans, parts, overwrite=overwrite, peers=peers)
+
+
+def commit(out: Writer | ShardedWriter, metadata: Mapping[str, Value]) -> Written:
+    """Finish what ``writer`` has begun."""
+    if isinstance(out, ShardedWriter):
+        return out.commit(metadata)
+    info = out.commit(metadata)
+    return Written((out.path,), info.file_size, info.root().hex())

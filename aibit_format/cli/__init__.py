@@ -25,6 +25,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("export", "write a file in another format: huggingface, safetensors or gguf"),
     "extract": ("extract", "write a file's documents or tensors out"),
     "split": ("split", "cut a model into shards"),
+    "diff": ("diff", "say what differs between two models"),
+    "edit": ("edit", "write a model with other metadata or documents"),
     "merge": ("merge", "make one file of a model's shards"),
 }
 ALIASES = {"show": "inspect"}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ..peers import ALONE, Peers, of_torch
 from . import arguments
 from .output import Progress, emit, size, table
 
@@ -36,6 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--architecture", metavar="CLASS", help="transformers class, when config.json names none")
     parser.add_argument("--jobs", type=arguments.positive, metavar="N", help="threads (default: one a core)")
+    parser.add_argument(
+        "--max-shard-size", metavar="SIZE", type=arguments.size,
+        help="write shards OUT-00001-of-... of at most so many bytes of weights (5GB, 500MB); under torchrun, each "
+        "rank makes some of them",
+    )  # fmt: skip
     parser.set_defaults(parser=parser)
 
 
@@ -50,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
     """Plan, show or do it, and report."""
     if not args.output and not args.dry_run:
         args.parser.error("say where to write: -o OUT (or --dry-run to see the plan)")
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1 and not args.max_shard_size:
+        args.parser.error(f"{ranks} ranks write shards, not one file: say --max-shard-size")
     from ..recipe import KEEP, Recipe
 
     Recipe.of(args.scheme or KEEP, args.tensor)  # a wrong scheme or pattern is found before anything heavy is imported
@@ -63,8 +73,12 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         _show_plan(plan, args.json)
         return 0
-    with Progress("converting") as progress:
-        report = convert(plan, args.output, args.force, progress.update, args.jobs)
+    peers = _peers() if ranks > 1 else ALONE
+    with Progress("converting") as progress, peers.together():
+        update = progress.update if peers.rank == 0 else None
+        report = convert(plan, args.output, args.force, update, args.jobs, args.max_shard_size, peers)
+    if peers.rank:
+        return 0  # the first rank reports for all
     for key in report.dropped_keys:
         print(f"aibit: left out: {key}", file=sys.stderr)
     if plan.source.no_model:
@@ -73,6 +87,14 @@ def run(args: argparse.Namespace) -> int:
         print(f"aibit: the model has no place for: {', '.join(report.unused)}", file=sys.stderr)
     _show_report(report, args.json)
     return 0
+
+
+def _peers() -> Peers:
+    """The ranks that torchrun has started."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    return of_torch()
 
 
 def _show_plan(plan: Plan, as_json: bool) -> None:
@@ -122,7 +144,8 @@ def _show_report(report: Report, as_json: bool) -> None:
     counts = {"quantized": len(lossy), "kept as they were quantized": kept, "stored exactly": exact, "tied": aliases}
     print("tensors: " + ", ".join(f"{count} {what}" for what, count in counts.items() if count))
     print(_totals(report.original_bytes, report.quantized_bytes))
-    print(f"{report.path}: {size(report.file_bytes)} in {report.seconds:.1f} s, root {report.root}")
+    files = f" in {len(report.files)} shards" if len(report.files) > 1 else ""
+    print(f"{report.path}: {size(report.file_bytes)}{files} in {report.seconds:.1f} s, root {report.root}")
 
 
 def _totals(original: int, stored: int) -> str:

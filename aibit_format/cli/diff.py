@@ -1,0 +1,46 @@
+"""``aibit diff A B``: what differs between two models; exit status 1 if anything does."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from .. import shards
+from ..difference import Difference, differences
+from . import FAILED, OK
+from .output import emit, printable
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("a", metavar="A", help="a file, or the first shard of a model")
+    parser.add_argument("b", metavar="B", help="another")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, and say what differs."""
+    with shards.open(args.a, "touched") as a, shards.open(args.b, "touched") as b:
+        found = list(differences(a, b))
+    if args.json:
+        emit({"same": not found, "differences": [asdict(difference) for difference in found]})
+    else:
+        for difference in found:
+            print(_line(difference))
+        print(f"{len(found)} differences" if found else "the same metadata, documents and tensors")
+    return FAILED if found else OK
+
+
+def _line(found: Difference) -> str:
+    name = printable(found.name)
+    if found.kind == "values":
+        relative, largest = ("not finite" if v is None else f"{v:.3g}" for v in (found.a, found.b))
+        return f"values of {name}: relative rms error {relative}, largest {largest}"
+    if found.kind == "planes":
+        return f"planes of {name}: other bytes in {', '.join(found.a)}"
+    return f"{found.kind} {name}: {_brief(found.a)} -> {_brief(found.b)}"
+
+
+def _brief(value: Any) -> str:
+    text = "none" if value is None else printable(str(value))
+    return text if len(text) <= 60 else text[:57] + "..."
