@@ -107,7 +107,7 @@ def model(fixtures):
 
 
 SHOTS = {
-    "new": 200, "overwrite": 50, "overwrite, named": 50, "export": 25, "split": 50, "merge": 25, "edit": 25,
+    "new": 100, "overwrite": 50, "overwrite, named": 50, "export": 15, "split": 40, "merge": 20, "edit": 20,
 }  # fmt: skip
 
 
