@@ -134,8 +134,8 @@ def test_no_input_takes_much_memory_or_time():
 
 
 def test_what_is_kept_of_the_schemes_of_all_files_is_bounded():
-    for group_size in range(1, 1000):  # as many files as like may come, each with parameters of its own
-        make("int8-zp", 1, (group_size,))
+    for threshold in range(1, 1000):  # as many files as like may come, each with parameters of its own
+        make("int8-outlier", 1, (threshold,))
     assert make.cache_info().currsize <= 256
 
 
