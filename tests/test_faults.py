@@ -73,17 +73,20 @@ KILLER = """
 
     name, folder, source, shots, seed = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
     job, check = jobs_to_kill.prepare(name, folder, source)
-    started = time.monotonic()
-    if os.waitpid(start(), 0)[1]:
-        sys.exit("unharmed, it fails")
-    longest = time.monotonic() - started
-    rng, found = random.Random(seed), {f"unharmed: {check()}": 1}
+    rng, found, longest = random.Random(seed), {}, 60
+    for _ in range(3):
+        started = time.monotonic()
+        if os.waitpid(start(), 0)[1]:
+            sys.exit("unharmed, it fails")
+        longest = min(longest, time.monotonic() - started)
+        what = f"unharmed: {check()}"
+        found[what] = found.get(what, 0) + 1
     for _ in range(shots):
         child = start()
         time.sleep(rng.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
         killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        longest *= 1.03 if killed else 0.95  # the machine has other things to do, now more of them and now less
+        longest *= 1.1 if killed else 0.8  # the machine has other things to do, now more of them and now less
         what = f"{'killed' if killed else 'done'}: {check()}"
         found[what] = found.get(what, 0) + 1
     print(json.dumps(found))
@@ -93,7 +96,7 @@ KILLER = """
 def kill(name, folder, source, shots, seed=0):
     """What was there after each kill, and how often."""
     found = json.loads(python(KILLER, name, folder, source, shots, seed).splitlines()[-1])
-    assert sum(found.values()) == shots + 1
+    assert sum(found.values()) == shots + 3
     assert sum(count for what, count in found.items() if what.startswith("killed")) > shots // 4, found
     return found
 
@@ -103,7 +106,9 @@ def model(fixtures):
     return str(fixtures / "models" / "tiny-llama")
 
 
-SHOTS = {"new": 200, "overwrite": 50, "overwrite, named": 50, "export": 25}
+SHOTS = {
+    "new": 100, "overwrite": 50, "overwrite, named": 50, "export": 15, "split": 40, "merge": 20, "edit": 20,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("job", SHOTS)

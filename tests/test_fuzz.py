@@ -27,6 +27,7 @@ from verdict import check_comes_out_the_same
 from aibit_format import still
 from aibit_format.errors import FormatError
 from aibit_format.reader import File
+from aibit_format.schemes import make
 
 FIXTURES = sorted((ROOT / "fixtures" / "container").glob("*.aibit"))
 GOOD = craft.good()
@@ -130,6 +131,12 @@ def test_no_input_takes_much_memory_or_time():
         verdict.verdict(data)
         assert time.monotonic() - started < SECONDS
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 64 << 20
+
+
+def test_what_is_kept_of_the_schemes_of_all_files_is_bounded():
+    for threshold in range(1, 1000):  # as many files as like may come, each with parameters of its own
+        make("int8-outlier", 1, (threshold,))
+    assert make.cache_info().currsize <= 256
 
 
 # A fuzzer for some seconds; tools/FUZZING.md tells of its hours

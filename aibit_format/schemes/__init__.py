@@ -6,7 +6,7 @@ entry point group ``aibit_format.schemes``. A scheme needs numpy alone.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 
 from ..dtypes import DTYPES
@@ -44,7 +44,7 @@ def names() -> list[str]:
     return [*BUILTIN, *_outside()]
 
 
-@cache
+@lru_cache(256)  # not all that ever were asked for: parameters come from files
 def make(name: str, version: int = 1, parameters: tuple[int, ...] = ()) -> Scheme:
     """The scheme with this name, version and parameters.
 
