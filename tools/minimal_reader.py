@@ -1,6 +1,6 @@
 """A reader of `.aibit` that needs Python alone, in the order of spec/aibit-1.md and written from it.
 
-    python tools/minimal_reader.py FILE           # check every rule, list tensors; exit 3 and say which rule is broken
+    python tools/minimal_reader.py FILE           # check every rule about one file, list tensors, or exit 3 and say why
     python tools/minimal_reader.py FILE --json    # everything, in the form of the twins in fixtures/container/
 
 It shares no code with the package: where the two differ, one of them or the text is wrong. What names, metadata, JSON

@@ -13,7 +13,8 @@
    or kept; memory for names and one copy of the front matter is taken while a file is opened. All of it may be called
    by several threads. Numbers of the file are compared with its size before they are used (section 16).
 
-   Not checked: signatures that somebody demands (AIB-E605, AIB-E606); and, of level "full", values and codes of planes
+   Not checked: signatures that somebody demands (AIB-E605, AIB-E606); what several shards say together (AIB-E607,
+   AIB-E608, and of AIB-E609 what one file does not show); and, of level "full", values and codes of planes
    (AIB-E502, AIB-E503) and the contents of JSON documents (AIB-E705, AIB-E706). Whoever opens a file answers for
    AIB-E801 to AIB-E803; aibit_list.c does. */
 

@@ -126,111 +126,108 @@ static inline const char *aibit_next_entry(const aibit_file *f, uint64_t *positi
     return NULL;
 }
 
-/* Keys that have a meaning: those of one group are arrays of one length, all there or none. */
-static const struct { const char *key; uint8_t type, is_array, group; } aibit_keys[] = {
-    {"model.architecture", AIBIT_STRING, 0, 0}, {"model.type", AIBIT_STRING, 0, 0},
-    {"model.dtype", AIBIT_STRING, 0, 0}, {"model.missing", AIBIT_STRING, 0, 0},
-    {"model.parameters", AIBIT_INT, 0, 0}, {"source.kind", AIBIT_STRING, 0, 0},
-    {"tool.name", AIBIT_STRING, 0, 0}, {"tool.version", AIBIT_STRING, 0, 0},
-    {"tool.libraries", AIBIT_STRING, 1, 0}, {"config.dropped_keys", AIBIT_STRING, 1, 0},
-    {"quantization.recipe", AIBIT_STRING, 1, 0}, {"quantization.compute_dtype", AIBIT_STRING, 0, 0},
-    {"quantization.outlier_threshold", AIBIT_FLOAT, 0, 0}, {"shard.index", AIBIT_INT, 0, 0},
-    {"shard.count", AIBIT_INT, 0, 0}, {"shard.roots", AIBIT_STRING, 1, 0}, {"shard.places", AIBIT_INT, 1, 0},
+/* Keys that have a meaning. Those of one group are arrays of one length, all there or none. */
+enum { AIBIT_ARCHITECTURE, AIBIT_PARAMETERS, AIBIT_ERROR_TENSOR, AIBIT_SHARD_INDEX, AIBIT_SHARD_COUNT,
+       AIBIT_SHARD_ROOTS, AIBIT_SHARD_PLACES, AIBIT_KEYS = 24 };
+static const struct { const char *key; uint8_t type, is_array, group; } aibit_keys[AIBIT_KEYS] = {
+    [AIBIT_ARCHITECTURE] = {"model.architecture", AIBIT_STRING, 0, 0},
+    [AIBIT_PARAMETERS] = {"model.parameters", AIBIT_INT, 0, 0},
+    [AIBIT_ERROR_TENSOR] = {"quantization.error.tensor", AIBIT_INT, 1, 2},
+    [AIBIT_SHARD_INDEX] = {"shard.index", AIBIT_INT, 0, 0},
+    [AIBIT_SHARD_COUNT] = {"shard.count", AIBIT_INT, 0, 0},
+    [AIBIT_SHARD_ROOTS] = {"shard.roots", AIBIT_STRING, 1, 0},
+    [AIBIT_SHARD_PLACES] = {"shard.places", AIBIT_INT, 1, 0},
+    {"quantization.error.relative_rms", AIBIT_FLOAT, 1, 2}, {"quantization.error.largest", AIBIT_FLOAT, 1, 2},
+    {"quantization.error.signal_to_noise_db", AIBIT_FLOAT, 1, 2},
     {"source.files", AIBIT_STRING, 1, 1}, {"source.sizes", AIBIT_INT, 1, 1}, {"source.xxh3_128", AIBIT_STRING, 1, 1},
-    {"quantization.error.tensor", AIBIT_INT, 1, 2}, {"quantization.error.relative_rms", AIBIT_FLOAT, 1, 2},
-    {"quantization.error.largest", AIBIT_FLOAT, 1, 2}, {"quantization.error.signal_to_noise_db", AIBIT_FLOAT, 1, 2}};
+    {"source.kind", AIBIT_STRING, 0, 0}, {"tool.name", AIBIT_STRING, 0, 0}, {"tool.version", AIBIT_STRING, 0, 0},
+    {"tool.libraries", AIBIT_STRING, 1, 0}, {"model.type", AIBIT_STRING, 0, 0}, {"model.dtype", AIBIT_STRING, 0, 0},
+    {"model.missing", AIBIT_STRING, 0, 0}, {"config.dropped_keys", AIBIT_STRING, 1, 0},
+    {"quantization.recipe", AIBIT_STRING, 1, 0}, {"quantization.compute_dtype", AIBIT_STRING, 0, 0},
+    {"quantization.outlier_threshold", AIBIT_FLOAT, 0, 0}};
 
-/* What metadata say of a set of shards, and whether they say of all tensors what those of this file do not bear out. */
-typedef struct {
-    bool any, roots, places, others, wrong_figures, wrong_root;
-    int64_t index, count, root_count;
-} aibit_set;
+/* All entries after each was looked at by itself: those of known keys, if they are there, and how many there are. */
+typedef struct { aibit_entry known[AIBIT_KEYS]; uint64_t count, of_shards; } aibit_known;
 
-static inline void aibit_note_shard(const aibit_entry *e, aibit_set *set) {
-    bool index = aibit_is(e->key, e->key_length, "shard.index"), count = aibit_is(e->key, e->key_length, "shard.count");
-    set->any = set->any || (e->key_length >= 6 && memcmp(e->key, "shard.", 6) == 0);
-    set->others = set->others || !(index || count);
-    set->places = set->places || aibit_is(e->key, e->key_length, "shard.places");
-    if (index) set->index = (int64_t)aibit_u64(e->value);
-    if (count) set->count = (int64_t)aibit_u64(e->value);
-    if (!aibit_is(e->key, e->key_length, "shard.roots")) return;
-    set->roots = true, set->root_count = e->count;
-    const uint8_t *p = e->value;
-    for (uint32_t i = 0; i < e->count && !set->wrong_root; i++, p += 36) {
-        set->wrong_root = aibit_u32(p) != 32;
-        for (int k = 4; k < 36 && !set->wrong_root; k++)
-            set->wrong_root = !((p[k] >= '0' && p[k] <= '9') || (p[k] >= 'a' && p[k] <= 'f'));
-    }
-}
-
-static inline const char *aibit_check_shard(const aibit_file *f, const aibit_set *set) { /* section 25, of one file */
-    AIBIT_NEED(set->any || !set->wrong_figures, "E310: model.parameters or quantization.error.tensor");
-    if (!set->any) return NULL;
-    bool place = set->index >= 1 && set->index <= set->count && set->count <= 99999;
-    AIBIT_NEED(place, "E609: place in the set of shards");
-    if (set->index == 1) {
-        AIBIT_NEED(set->roots && set->places, "E609: the first shard lacks shard.roots or shard.places");
-        AIBIT_NEED(set->root_count == set->count - 1 && !set->wrong_root, "E609: roots of the other shards");
-    } else {
-        AIBIT_NEED(!set->others, "E609: metadata that belong in the first shard");
-        AIBIT_NEED(f->documents.count == 0, "E609: documents that belong in the first shard");
-    }
-    return NULL;
-}
-
-/* What section 20 says of a key, with what it must agree with. */
-static inline const char *aibit_check_known(const aibit_file *f, const aibit_entry *e, int64_t lengths[][2],
-                                            aibit_set *set) {
-    for (size_t i = 0; i < sizeof aibit_keys / sizeof *aibit_keys; i++) {
+static inline const char *aibit_check_type(const aibit_entry *e, aibit_known *all) {
+    all->count++;
+    all->of_shards += e->key_length > 6 && !memcmp(e->key, "shard.", 6);
+    for (size_t i = 0; i < AIBIT_KEYS; i++) {
         if (!aibit_is(e->key, e->key_length, aibit_keys[i].key)) continue;
         bool empty = e->is_array && e->count == 0 && aibit_keys[i].is_array;
         bool right = e->type == aibit_keys[i].type && e->is_array == aibit_keys[i].is_array;
         AIBIT_NEED(empty || right, "E309: type of a known metadata key");
-        int64_t *group = lengths[aibit_keys[i].group];
-        bool parallel = !aibit_keys[i].group || !group[0] || group[1] == e->count;
+        all->known[i] = *e;
+    }
+    return NULL;
+}
+
+/* What a file says of the set of shards that it belongs to, as far as it shows (section 25). */
+static inline const char *aibit_check_shard(const aibit_file *f, const aibit_known *all) {
+    const aibit_entry *index = all->known + AIBIT_SHARD_INDEX, *count = all->known + AIBIT_SHARD_COUNT;
+    const aibit_entry *roots = all->known + AIBIT_SHARD_ROOTS, *places = all->known + AIBIT_SHARD_PLACES;
+    AIBIT_NEED(index->key && count->key, "E609: shard.index or shard.count is missing");
+    uint64_t i = aibit_u64(index->value), n = aibit_u64(count->value);
+    AIBIT_NEED(i >= 1 && i <= n && n <= 99999, "E609: place in the set of shards");
+    AIBIT_NEED(i == 1 || (all->count == 2 && f->documents.count == 0), "E609: metadata or documents in a later shard");
+    if (i > 1) return NULL;
+    AIBIT_NEED(roots->key && places->key && roots->count == n - 1, "E609: shard.roots or shard.places");
+    const uint8_t *p = roots->value;
+    for (uint64_t k = 0; k + 1 < n; k++, p += 36) { /* each a length and 32 digits */
+        AIBIT_NEED(aibit_u32(p) == 32, "E609: a root digest in shard.roots");
+        for (int d = 4; d < 36; d++)
+            AIBIT_NEED((p[d] >= '0' && p[d] <= '9') || (p[d] >= 'a' && p[d] <= 'f'), "E609: a digit in shard.roots");
+    }
+    return NULL;
+}
+
+static inline const char *aibit_check_known(const aibit_file *f, const aibit_known *all) {
+    unsigned there[3] = {0}, wanted[3] = {0};
+    uint32_t lengths[3] = {0};
+    for (size_t i = 0; i < AIBIT_KEYS; i++) {
+        unsigned group = aibit_keys[i].group;
+        wanted[group]++;
+        if (!all->known[i].key) continue;
+        bool parallel = group == 0 || there[group] == 0 || lengths[group] == all->known[i].count;
         AIBIT_NEED(parallel, "E310: parallel arrays of different lengths");
-        group[0]++, group[1] = e->count;
+        there[group]++, lengths[group] = all->known[i].count;
     }
-    if (aibit_is(e->key, e->key_length, "model.architecture")) {
-        bool config = false;
-        for (uint32_t i = 0; i < f->documents.count; i++) {
-            aibit_document d = aibit_document_at(f, i);
-            config = config || aibit_is(d.name, d.name_length, "config.json");
-        }
-        AIBIT_NEED(config, "E310: model.architecture, and no config.json");
+    for (int group = 1; group < 3; group++)
+        AIBIT_NEED(!there[group] || there[group] == wanted[group], "E310: some of several parallel arrays are missing");
+    bool config = false;
+    for (uint32_t i = 0; i < f->documents.count; i++) {
+        aibit_document d = aibit_document_at(f, i);
+        config = config || aibit_is(d.name, d.name_length, "config.json");
     }
-    if (aibit_is(e->key, e->key_length, "model.parameters")) {
-        uint64_t sum = 0;
-        for (uint32_t i = 0; i < f->tensors.count; i++) {
-            aibit_tensor t = aibit_tensor_at(f, i);
-            if (!(t.flags & AIBIT_ALIAS)) sum += aibit_elements(&t);
-        }
-        set->wrong_figures = set->wrong_figures || aibit_u64(e->value) != sum;
+    AIBIT_NEED(config || !all->known[AIBIT_ARCHITECTURE].key, "E310: model.architecture, and no config.json");
+    if (all->of_shards > 0) return aibit_check_shard(f, all); /* what follows is about the tensors of all shards */
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < f->tensors.count; i++) {
+        aibit_tensor t = aibit_tensor_at(f, i);
+        if (!(t.flags & AIBIT_ALIAS)) sum += aibit_elements(&t);
     }
-    if (aibit_is(e->key, e->key_length, "quantization.error.tensor"))
-        for (uint32_t i = 0; i < e->count; i++)
-            set->wrong_figures = set->wrong_figures || aibit_u64(e->value + 8 * (size_t)i) >= f->tensors.count;
-    aibit_note_shard(e, set);
+    const aibit_entry *parameters = all->known + AIBIT_PARAMETERS, *errors = all->known + AIBIT_ERROR_TENSOR;
+    AIBIT_NEED(!parameters->key || aibit_u64(parameters->value) == sum, "E310: model.parameters is not their number");
+    for (uint32_t i = 0; errors->key && i < errors->count; i++)
+        AIBIT_NEED(aibit_u64(errors->value + 8 * (size_t)i) < f->tensors.count, "E310: an error figure of no tensor");
     return NULL;
 }
 
 /* Tables are checked before metadata, which speak of them. */
 static inline const char *aibit_check_metadata(const aibit_file *f) {
-    uint64_t position = 0, strings = 0, count = 0;
-    int64_t lengths[3][2] = {{0}}; /* of each group: keys that were there, and the length of their arrays */
-    aibit_set set = {0};
+    uint64_t position = 0, strings = 0;
+    aibit_known all = {0};
     aibit_entry e, before = {0};
-    for (; position < f->metadata.length; before = e, count++) {
+    for (; position < f->metadata.length; before = e) {
         AIBIT_TRY(aibit_next_entry(f, &position, &e));
         const uint8_t *last = (const uint8_t *)before.key, *key = (const uint8_t *)e.key;
-        bool rises = count == 0 || aibit_compare(last, before.key_length, key, e.key_length) < 0;
+        bool rises = !last || aibit_compare(last, before.key_length, key, e.key_length) < 0;
         AIBIT_NEED(rises, "E303: metadata keys are not strictly increasing");
         AIBIT_TRY(aibit_check_value(&e, &strings));
-        AIBIT_TRY(aibit_check_known(f, &e, lengths, &set));
+        AIBIT_TRY(aibit_check_type(&e, &all));
     }
-    AIBIT_NEED(count == f->metadata.count, "E203: number of metadata entries");
-    AIBIT_NEED(lengths[1][0] % 3 == 0 && lengths[2][0] % 4 == 0, "E310: some of several parallel arrays are missing");
-    return aibit_check_shard(f, &set);
+    AIBIT_NEED(all.count == f->metadata.count, "E203: number of metadata entries");
+    return aibit_check_known(f, &all);
 }
 
 #endif
