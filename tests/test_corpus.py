@@ -33,8 +33,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,7 @@ from aibit_format.reader import File
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+import beyond  # noqa: E402
 import breaking  # noqa: E402
 import craft  # noqa: E402
 import make_bad  # noqa: E402
@@ -135,6 +138,35 @@ def test_every_way_of_reading_gives_the_code(entry, tmp_path):
     for source in sources:
         assert code_of(source) == code_of(source, "touched") == at_open
         assert code_of(source, "full") == code
+
+
+class Server(BaseHTTPRequestHandler):
+    """Gives ranges of the bad files that are stored whole."""
+
+    def do_GET(self):
+        content = (BAD / self.path.strip("/")).read_bytes()
+        start, end = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        body = content[start : end + 1]
+        self.send_response(206 if body else 416)
+        self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{len(content)}" if body
+                         else f"bytes */{len(content)}")  # fmt: skip
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_over_http_the_codes_are_the_same():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            found = {entry["file"]: code_of(f"{url}/{entry['file']}", "full") for entry in WHOLE}
+        finally:
+            server.shutdown()
+    assert found == {entry["file"]: entry["code"] for entry in WHOLE}
 
 
 @pytest.mark.parametrize("entry", INDEX, ids=lambda entry: entry["file"])
@@ -254,27 +286,15 @@ def test_converting_a_file_leaves_out_sections_that_nobody_knows(tmp_path):
 # Limits
 
 
-def longest_front_matter():
-    over = breaking.long_front_matter()
-    data = bytearray(over.data + bytes(over.length - 64))
-    rows = craft.table(data, "section")
-    rows["length"][-1] -= 64
-    header = craft.table(data, "header")
-    header["front_matter_length"] -= 64
-    header["file_size"] -= 64
-    assert int(header["front_matter_length"][0]) == layout.MAX_FRONT_MATTER
-    del rows, header
-    return craft.reseal(data)
-
-
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(longest_front_matter, id="front matter"),
-        pytest.param(lambda: breaking.many_entries(layout.MAX_METADATA), id="metadata"),
-        pytest.param(lambda: breaking.many_schemes(layout.MAX_SCHEMES), id="schemes"),
-        pytest.param(lambda: breaking.many_documents(layout.MAX_DOCUMENTS), id="documents"),
-        pytest.param(lambda: breaking.many_sections(layout.MAX_SECTIONS), id="sections"),
+        pytest.param(lambda: beyond.long_front_matter(layout.MAX_FRONT_MATTER).whole, id="front matter"),
+        pytest.param(lambda: beyond.many_entries(layout.MAX_METADATA), id="metadata"),
+        pytest.param(lambda: beyond.many_strings(layout.MAX_STRINGS).whole, id="strings"),
+        pytest.param(lambda: beyond.many_schemes(layout.MAX_SCHEMES), id="schemes"),
+        pytest.param(lambda: beyond.many_documents(layout.MAX_DOCUMENTS), id="documents"),
+        pytest.param(lambda: beyond.many_sections(layout.MAX_SECTIONS), id="sections"),
         pytest.param(lambda: breaking.config(b"[" * 64 + b"]" * 64), id="depth"),
         pytest.param(lambda: breaking.config(b"9" * 4300), id="digits"),
         pytest.param(lambda: breaking.named("tensor", b"a" * 255), id="name"),
@@ -282,3 +302,10 @@ def longest_front_matter():
 )
 def test_files_at_the_limits_are_good(data):
     assert problems_of(data()) == set()
+
+
+def test_what_a_reader_does_not_check_is_good():
+    """Section 22: plain values of any kind, int8 codes of -128, scales that no code reaches."""
+    assert problems_of(breaking.altered(breaking.TINY, values={0: np.nan, 1: -np.inf})) == set()
+    assert problems_of(breaking.altered(breaking.example("int8"), codes={0: -128}, row_absmax={0: 65504})) == set()
+    assert problems_of(breaking.altered(breaking.example("gguf:q4_0"), blocks={1: 0xFB})) == set()
