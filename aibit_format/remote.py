@@ -82,6 +82,8 @@ def _over_http(url: str) -> tuple[Fetch, int, bytes]:
                 tag[:] = [version]
                 return answer.read(), int(found[2])
         except HTTPError as error:
+            if error.code == 416 and error.headers.get("Content-Range") == "bytes */0":
+                return b"", 0  # an empty file has no range, and is refused as one
             raise _unreadable(url, f"{error.code} {error.reason}") from error
         except (URLError, OSError) as error:
             raise _unreadable(url, str(getattr(error, "reason", error))) from error

@@ -23,7 +23,7 @@ HEAD = layout.HEADER.sizeof()
 KINDS = {name: kind for kind, name in layout.SECTIONS.items()}
 PLACED = (("document", "length"), ("plane", "length"), ("plane", "role"))  # what placement depends on
 TABLES = {"scheme": "schemes", "document": "documents", "tensor": "tensors", "plane": "planes"}
-LARGEST = 1 << 26  # bytes of a file that is built here, whatever its records claim
+LARGEST = 1 << 27  # bytes of a file that is built here, whatever its records claim
 EVIL = (0, 1, 0xFF, 0xFFFF, 1 << 31, (1 << 32) - 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 
 # The good file's tensors: name, scheme, dtype, shape, alias of. Two pairs have planes of one size.

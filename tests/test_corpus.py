@@ -33,15 +33,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import aibit_format as aibit
-from aibit_format import frontmatter, layout, storage, writer
+from aibit_format import documents, frontmatter, layout, storage, writer
 from aibit_format.cli import main
 from aibit_format.errors import AibitError, FormatError
 from aibit_format.reader import File
@@ -49,6 +51,7 @@ from aibit_format.reader import File
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+import beyond  # noqa: E402
 import breaking  # noqa: E402
 import craft  # noqa: E402
 import make_bad  # noqa: E402
@@ -86,29 +89,30 @@ def code_of(source, verify="structure"):
 
 
 def problems_of(source):
-    """Every code that anything finds wrong with a file."""
+    """Every code that anything finds wrong with a file; digests and padding are looked at here, without the reader."""
     try:
         file = File(source)
     except FormatError as error:
         return {problem.code for problem in error.problems}
-    found = set()
-
-    def look(check, *arguments):
+    data = bytes(file.storage.read_at(0, file.storage.size))
+    found = set() if craft.body(data, "leaves") == craft.leaf_table(data) else {"AIB-E602"}
+    unused = np.frombuffer(data, np.uint8).copy()
+    unused[: craft.front_end(data)] = 0
+    for record in ("document", "plane"):
+        for row in craft.table(data, record):
+            unused[int(row["offset"]) : int(row["offset"] + row["length"])] = 0
+    found |= {"AIB-E603"} if unused.any() else set()
+    for info in map(file.info, file):
+        planes = {plane.role: file.view(plane) for plane in info.planes}
+        if list(info.scheme.bad_values(planes)):
+            found.add("AIB-E502")
+        elif list(info.scheme.bad_codes(planes, info.shape)):
+            found.add("AIB-E503")
+    for place in file.info_of_file.documents.values():
         try:
-            check(*arguments)
+            documents.check(place.name, data[place.offset : place.offset + place.length])
         except FormatError as error:
-            found.update(problem.code for problem in error.problems)
-
-    for region in file._placed.regions:
-        look(file.check_leaves, region.start, region.end - region.start)
-    file._checked[:] = True
-    look(file._check_padding)
-    for name in file:
-        info = file.info(name)
-        if info.alias_of is None:
-            look(file._check_contents, info, {plane.role: file.view(plane) for plane in info.planes})
-    for name in file.documents:
-        look(file.check_document, name)
+            found.add(error.code)
     return found
 
 
@@ -135,6 +139,35 @@ def test_every_way_of_reading_gives_the_code(entry, tmp_path):
     for source in sources:
         assert code_of(source) == code_of(source, "touched") == at_open
         assert code_of(source, "full") == code
+
+
+class Server(BaseHTTPRequestHandler):
+    """Gives ranges of the bad files that are stored whole."""
+
+    def do_GET(self):
+        content = (BAD / self.path.strip("/")).read_bytes()
+        start, end = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        body = content[start : end + 1]
+        self.send_response(206 if body else 416)
+        self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{len(content)}" if body
+                         else f"bytes */{len(content)}")  # fmt: skip
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_over_http_the_codes_are_the_same():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            found = {entry["file"]: code_of(f"{url}/{entry['file']}", "full") for entry in WHOLE}
+        finally:
+            server.shutdown()
+    assert found == {entry["file"]: entry["code"] for entry in WHOLE}
 
 
 @pytest.mark.parametrize("entry", INDEX, ids=lambda entry: entry["file"])
@@ -235,9 +268,9 @@ def test_the_writer_refuses_what_the_reader_refuses(entry, tmp_path):
             writer.Tensor(i.name, i.shape, i.dtype, i.scheme, i.alias_of): {} if i.alias_of else file.planes(i.name)
             for i in map(file.info, file)
         }
-        documents = {name: bytes(content) for name, content in file.documents.items()}
+        texts = {name: bytes(content) for name, content in file.documents.items()}
         with pytest.raises(AibitError) as caught:
-            writer.write(tmp_path / "out.aibit", tensors, {}, documents)
+            writer.write(tmp_path / "out.aibit", tensors, {}, texts)
     assert caught.value.code == (entry["code"] if entry["code"] > "AIB-E7" else "AIB-E501")
     assert os.listdir(tmp_path) == []
 
@@ -254,27 +287,15 @@ def test_converting_a_file_leaves_out_sections_that_nobody_knows(tmp_path):
 # Limits
 
 
-def longest_front_matter():
-    over = breaking.long_front_matter()
-    data = bytearray(over.data + bytes(over.length - 64))
-    rows = craft.table(data, "section")
-    rows["length"][-1] -= 64
-    header = craft.table(data, "header")
-    header["front_matter_length"] -= 64
-    header["file_size"] -= 64
-    assert int(header["front_matter_length"][0]) == layout.MAX_FRONT_MATTER
-    del rows, header
-    return craft.reseal(data)
-
-
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(longest_front_matter, id="front matter"),
-        pytest.param(lambda: breaking.many_entries(layout.MAX_METADATA), id="metadata"),
-        pytest.param(lambda: breaking.many_schemes(layout.MAX_SCHEMES), id="schemes"),
-        pytest.param(lambda: breaking.many_documents(layout.MAX_DOCUMENTS), id="documents"),
-        pytest.param(lambda: breaking.many_sections(layout.MAX_SECTIONS), id="sections"),
+        pytest.param(lambda: beyond.long_front_matter(layout.MAX_FRONT_MATTER).whole, id="front matter"),
+        pytest.param(lambda: beyond.many_entries(layout.MAX_METADATA), id="metadata"),
+        pytest.param(lambda: beyond.many_strings(layout.MAX_STRINGS).whole, id="strings"),
+        pytest.param(lambda: beyond.many_schemes(layout.MAX_SCHEMES), id="schemes"),
+        pytest.param(lambda: beyond.many_documents(layout.MAX_DOCUMENTS), id="documents"),
+        pytest.param(lambda: beyond.many_sections(layout.MAX_SECTIONS), id="sections"),
         pytest.param(lambda: breaking.config(b"[" * 64 + b"]" * 64), id="depth"),
         pytest.param(lambda: breaking.config(b"9" * 4300), id="digits"),
         pytest.param(lambda: breaking.named("tensor", b"a" * 255), id="name"),
@@ -282,3 +303,10 @@ def longest_front_matter():
 )
 def test_files_at_the_limits_are_good(data):
     assert problems_of(data()) == set()
+
+
+def test_what_a_reader_does_not_check_is_good():
+    """Section 22: plain values of any kind, int8 codes of -128, scales that no code reaches."""
+    assert problems_of(breaking.altered(breaking.TINY, values={0: np.nan, 1: -np.inf})) == set()
+    assert problems_of(breaking.altered(breaking.example("int8"), codes={0: -128}, row_absmax={0: 65504})) == set()
+    assert problems_of(breaking.altered(breaking.example("gguf:q4_0"), blocks={1: 0xFB})) == set()

@@ -1,4 +1,4 @@
-# ruff: noqa: F403, F405 - the words of these tables are those of breaking
+# ruff: noqa: F403, F405 - the words of these tables are those of breaking and beyond
 """The recipe of each file of `fixtures/bad/`; what each breaks, and the code it must get, `spec/rules.toml` says.
 
 The order is that of the rules. Small numbers in recipes are places in tables and codes of the format.
@@ -7,6 +7,7 @@ The order is that of the rules. Small numbers in recipes are places in tables an
 from __future__ import annotations
 
 import numpy as np
+from beyond import *
 from breaking import *
 
 HEADER: dict[str, Recipe] = {

@@ -7,7 +7,6 @@ rule. What lies where, and how a file is sealed, is said in `tests/craft.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -36,25 +35,11 @@ from aibit_format.metadata import encode
 from aibit_format.schemes import make, parse
 from aibit_format.writer import Tensor
 
-Recipe = Callable[[], "bytes | Hollow"]
+Recipe = Callable[[], Any]  # to the bytes of a file, or a beyond.Hollow
 INT, FLOAT, BOOL, STRING, BYTES = 1, 2, 3, 4, 5
 HUGE = (1 << 64) - 1
 NOTHING = (1 << 32) - 1
 TERABYTES = 4 << 40
-
-
-@dataclass(frozen=True)
-class Hollow:
-    """A file with a run of ``length`` zero bytes at ``offset`` that ``data`` leaves out."""
-
-    data: bytes
-    offset: int
-    length: int
-
-    @property
-    def size(self) -> int:
-        """Size of the whole file."""
-        return len(self.data) + self.length
 
 
 # Good files to begin with
@@ -66,6 +51,8 @@ BASE = craft.good(_TENSORS, {"test.flag": True, "test.name": "a"},
                   {"config.json": b'{"a": 1}', "empty.txt": b"", "notes/read.md": b"words"}, alignment=64)  # fmt: skip
 # As little as there can be of everything.
 TINY = craft.good([("w", "f32", "f32", (2,), None)], {}, {"x": b"x"}, alignment=64)
+# Nothing at all.
+EMPTY = craft.good([], {}, {}, alignment=64)
 # A pool with room before bulk planes, which begin pages.
 PAGES = craft.good(
     [("small", "f32", "f32", (), None), *[(name, "i8", "i8", (4096,), None) for name in "ab"]], {}, {"x": b"x"}
@@ -236,97 +223,6 @@ def two_documents(first: str, second: str) -> bytes:
 
 
 config = partial(document, "config.json")
-
-
-def many_documents(count: int = layout.MAX_DOCUMENTS + 1) -> bytes:
-    names = [b"%04x" % i for i in range(count)]
-    rows = np.zeros(len(names), craft.dtype_of(layout.DOCUMENT))
-    rows["name_offset"], rows["name_length"] = np.arange(len(names)) * 5, 4
-    content = b"".join(name + b"\n" for name in names)
-    return rebuilt(documents=(len(rows), rows.tobytes()), strings=(0, content))(craft.good([], {}, {}, alignment=64))
-
-
-def many_schemes(count: int = layout.MAX_SCHEMES + 1) -> bytes:
-    """int8-absmax with so many of the groups that it can have, each used by a tensor without elements."""
-    groups = [0, *range(16, 65536 + 1, 16), NOTHING][:count]
-    scheme, word = make("int8-absmax"), b"int8-absmax\n"
-    schemes = np.zeros(len(groups), craft.dtype_of(layout.SCHEME))
-    tensors = np.zeros(len(groups), craft.dtype_of(layout.TENSOR))
-    places = np.arange(len(groups))
-    schemes["name_offset"], schemes["name_length"], schemes["version"] = places * len(word), len(word) - 1, 1
-    schemes["parameters"][:, 0] = groups
-    names = [b"%04x\n" % i for i in places]
-    tensors["name_offset"], tensors["name_length"] = len(word) * len(groups) + places * 5, 4
-    tensors["scheme"], tensors["dtype"], tensors["rank"], tensors["plane_count"] = places, 12, 2, 2
-    tensors["first_plane"], tensors["shape"][:, :2] = places * 2, (0, 1)
-    planes = np.zeros(2 * len(groups), craft.dtype_of(layout.PLANE))
-    specs = scheme.planes((0, 1), "f32")
-    planes["tensor"] = np.repeat(places, 2)
-    for i, spec in enumerate(specs):
-        planes["role"][i::2], planes["dtype"][i::2] = layout.role_code(spec.role), DTYPES[spec.dtype].code
-    tables = {"schemes": schemes, "tensors": tensors, "planes": planes}
-    bodies = {name: (len(rows), rows.tobytes()) for name, rows in tables.items()}
-    content = word * len(groups) + b"".join(names)
-    return rebuilt(**bodies, strings=(0, content))(craft.good([], {}, {}, alignment=64))
-
-
-def many_entries(count: int = layout.MAX_METADATA + 1) -> bytes:
-    letters = "0123456789_abcdefghijklmnopqrstuvwxyz"
-    keys = [f"{a}.{b}{c}{d}".encode() for a in "ab" for b in letters for c in letters for d in letters]
-    return metadata(*[entry(key, INT, b"", 1, 0) for key in keys[:count]],
-                    of=craft.good([], {}, {}, alignment=64))  # fmt: skip
-
-
-def many_sections(count: int) -> bytes:
-    return rebuilt(lambda entries: [*entries, *((kind, 0, 1, b"") for kind in range(100, 93 + count))])(TINY)
-
-
-def hollow(data: bytes, offset: int, length: int) -> Hollow:
-    """The file without some of its zeros."""
-    if any(data[offset : offset + length]):
-        raise ValueError("not a run of zeros")
-    return Hollow(data[:offset] + data[offset + length :], offset, length)
-
-
-def many_strings() -> Hollow:
-    count = layout.MAX_STRINGS + 1
-    data = metadata(entry(b"a.b", STRING, bytes(4 * count), 1, count))
-    return hollow(data, 1024, 4 * count - 1024)
-
-
-def long_front_matter() -> Hollow:
-    """The longest front matter and 64 bytes more; then nothing, as there are no documents and no planes."""
-    data = craft.good([], {}, {}, alignment=64)
-    body = bytes(layout.MAX_FRONT_MATTER + 64 - (len(data) - craft.HEAD) - 64 * (len(data) % 64 == 0) + 64)
-    grown = with_section(0x8001, 0, body, data)
-    over = craft.front_end(grown) - craft.HEAD - layout.MAX_FRONT_MATTER - 64
-    grown = with_section(0x8001, 0, body[: len(body) - over], data)
-    return hollow(grown, 1024, len(grown) - 1024)
-
-
-def long_document() -> Hollow:
-    """A document of a byte more than 256 MiB, all zeros, its leaves right."""
-    size, mebibyte = layout.MAX_DOCUMENT + 1, bytes(layout.LEAF)
-    end = layout.align(size, 64)
-    digests = craft.leaves_of(mebibyte) * (end // layout.LEAF) + craft.leaves_of(mebibyte[: end % layout.LEAF])
-    data = bytearray(rebuilt(leaves=(len(digests) // 8, digests))(documents(x=b"")))
-    craft.table(data, "document")["length"] = size
-    craft.table(data, "header")["file_size"] = len(data) + end
-    sealed = craft.reseal(data)
-    return Hollow(sealed, len(sealed), end)
-
-
-def sparse(head: bytes) -> Hollow:
-    return Hollow(head, len(head), TERABYTES - len(head))
-
-
-def total_wraps() -> bytes:
-    """Lengths whose sum is 2^64: right on their own, small together if the sum is allowed to wrap."""
-    data = bytearray(craft.good([(f"t{i:02}", "i8", "i8", (16,), None) for i in range(17)], {}, {}, alignment=64))
-    lengths = [(1 << 60) - 1] * 16 + [16]
-    craft.table(data, "tensor")["shape"][:, 0] = lengths
-    craft.table(data, "plane")["length"] = lengths
-    return craft.reseal(data)
 
 
 def swapped_bodies(sealed: bool = False) -> bytes:

@@ -51,8 +51,8 @@ def listed() -> Iterator[Bad]:
 
 def files() -> dict[str, bytes]:
     """Every file this makes, by name."""
-    from bad_files import RECIPES  # these take a moment to import: good files are made
-    from breaking import Hollow
+    from bad_files import RECIPES  # takes a moment to import: good files are made
+    from beyond import Hollow
 
     result, index = {}, []
     for bad in listed():
