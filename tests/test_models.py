@@ -226,3 +226,19 @@ def test_output_on_a_gpu_equals_load_in_8bit(name, tmp_path):
     with torch.no_grad():
         # Codes made on a GPU may differ from those made on a CPU by one, rarely: close, not equal.
         torch.testing.assert_close(model(**batch).logits, reference(**batch).logits, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("rows", [1, 16, 17])
+def test_weight_only_products_on_a_gpu_are_close_to_the_true_ones(rows, dtype, tmp_path):
+    architectures.save("llama-untied", tmp_path / "hf", dtype)
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit")
+    model = aibit.load_model(tmp_path / "m.aibit", device="cuda", weight_only=True)
+    name = "model.layers.1.mlp.down_proj"
+    x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(2)).to(dtype)
+    weight = aibit.open(tmp_path / "m.aibit").dequantize(f"{name}.weight")
+    true = x.double() @ torch.from_numpy(weight).double().T
+    with torch.no_grad():
+        found = model.get_submodule(name)(x.cuda()).cpu().double()
+    assert (found - true).square().mean().sqrt() < 4e-3 * true.square().mean().sqrt()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import architectures
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 import aibit_format as aibit
 from aibit_format import bridge, schemes
 from aibit_format.torch import decode, quantized
 from aibit_format.torch.quantized import QuantizedEmbedding, QuantizedLinear
+
+sys.path.insert(0, str(ROOT / "tools" / "bench"))
+import exactness
 
 SCHEMES = ["int8-absmax", "int8-absmax,group=tensor", "int8-zp", "int8-zp,group=32", "int8-outlier", "fp8-e4m3",
            "int4-group,group=32", "int4-group", "cluster", "cluster,bits=3", "gguf:q4_0", "gguf:q8_0"]  # fmt: skip
@@ -197,3 +202,21 @@ def test_weight_only_int8_is_closer_to_the_true_product_than_llm_int8(rows, dtyp
     logits = architectures.output(fast, "llama-untied").float()
     assert (logits - architectures.output(exact, "llama-untied").float()).abs().max() < 0.1 * logits.abs().max()
     assert not any(type(m).__name__ == "Linear8bitLt" for m in fast.modules())
+
+
+def test_products_differ_from_the_true_ones_by_no_more_than_is_stated():
+    """The table of tools/bench/NOTES.md, of which these are bounds."""
+    most = {
+        "LLM.int8, bitsandbytes' and ours": (1e-2, 1e-2, 1e-2),
+        "weight only, up to 16 rows": (3e-3, 3e-3, 3e-3),
+        "weight only, more rows, processor with bf16": (3e-3, 3e-3, 3e-3),
+        "weight only, more rows, processor without": (1e-6, 3e-4, 2e-3),
+        "dequantized to the inputs' dtype, then multiplied": (1e-6, 4e-4, 3e-3),
+    }
+    found = exactness.errors(192, 512)
+    assert {label for _, label in found} == set(most)
+    for (name, label), figures in found.items():
+        assert all(0 < a <= b for a, b in zip(figures, most[label], strict=True)), (name, label, figures)
+    for name in {name for name, _ in found}:
+        worst = max(max(found[name, label]) for label in most if label.startswith("weight only"))
+        assert worst < min(found[name, "LLM.int8, bitsandbytes' and ours"])

@@ -1,31 +1,42 @@
-"""Products of float inputs with a matrix of 8-bit whole numbers, on a CPU, without a copy of the matrix.
+"""Products of float inputs with a matrix of 8-bit whole numbers, without a copy of the matrix.
 
-Which is fast depends on the processor, so it is asked here what it has, and nowhere else.
+Which is fast depends on the processor, so it is asked here what there is, and nowhere else.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 from bitsandbytes.functional import has_avx512bf16
 
 _PIECE = 1 << 18  # elements of the matrix a thread widens at a time: in float32 they stay in the caches of its core
-_FEW_ROWS = 16  # of the input: from more on, widening the matrix once is faster than torch's weight-only kernel
+# Of the input; for more it is faster to widen the matrix once. 16 is also the least that a GPU's tensor cores multiply.
+FEW_ROWS = 16
+# Whether bf16 matrices are fast: processors without it are several times slower at them than at float32 ones.
+BF16 = has_avx512bf16()
+
+
+def has_kernel(x: torch.Tensor) -> bool:
+    """Whether ``kernel.small_product`` is for x [rows, in]: few rows of 16 bits, on a GPU that multiplies bf16."""
+    if x.device.type != "cuda" or len(x) > FEW_ROWS or x.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def times_codes(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """x [rows, in] times codes i8 [out, in], in bf16 or in float32, whichever is faster: [rows, out].
+    """On a CPU, x [rows, in] times codes i8 [out, in], in bf16 or in float32, whichever is faster: [rows, out].
 
     In bf16 the inputs are rounded to it, products are added in float32, and sums are rounded to bf16. That is for few
-    rows, where torch has a kernel that reads 8-bit codes as they are, and for processors that multiply bf16. Others
-    are several times slower at bf16 matrices than at float32 ones, so that nothing is rounded there.
+    rows, where torch has a kernel that reads 8-bit codes as they are, and for processors that multiply bf16; on others
+    nothing is rounded.
     """
     out_features, in_features = codes.shape
-    if len(x) <= _FEW_ROWS and in_features % 64 == 0 and out_features % 16 == 0:
+    if len(x) <= FEW_ROWS and in_features % 64 == 0 and out_features % 16 == 0:
         x = x.to(torch.bfloat16).contiguous()
         return torch.ops.aten._weight_int8pack_mm(x, codes, _ones(out_features))
-    return widened(x.to(torch.bfloat16 if has_avx512bf16() else torch.float32), codes)
+    return widened(x.to(torch.bfloat16 if BF16 else torch.float32), codes)
 
 
 def widened(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

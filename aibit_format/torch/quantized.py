@@ -20,7 +20,7 @@ from ..schemes.int8 import Int8
 from ..schemes.int8_affine import Int8Absmax
 from .decode import decode_rows
 from .joined import Joined, product
-from .products import times_codes
+from .products import has_kernel, times_codes
 
 _PIECE = 1 << 21  # elements decoded at a time
 
@@ -79,18 +79,24 @@ class QuantizedLinear(Quantized):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features]."""
-        if self._scales is not None and self._takes(x):
+        flat = x.reshape(-1, self.in_features)
+        if self._takes(flat):
             return product(self, x)
-        values = self._by_pieces(x.reshape(-1, self.in_features))
+        values = self._by_pieces(flat)
         if self.bias is not None:
             values = values + self.bias.to(values.dtype)
         return values.view(*x.shape[:-1], self.out_features)
 
     def _takes(self, x: torch.Tensor) -> bool:
-        """Whether codes are multiplied as they are. int8 is only here when that was asked for; others need bf16."""
-        if x.device.type != "cpu" or x.requires_grad:
+        """Whether codes are multiplied as they are, and scaled afterwards.
+
+        On a CPU int8 is only here when that was asked for; other schemes keep the precision of their inputs.
+        """
+        if self._scales is None or x.requires_grad:
             return False
-        return x.dtype == torch.bfloat16 or isinstance(self.scheme, Int8)
+        if x.device.type == "cpu":
+            return x.dtype == torch.bfloat16 or isinstance(self.scheme, Int8)
+        return has_kernel(x) and not (torch.is_grad_enabled() and self.bias is not None and self.bias.requires_grad)
 
     def int8_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes i8 [out, in] and the plane of their scales f32 [out]."""
@@ -102,11 +108,15 @@ class QuantizedLinear(Quantized):
         self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, sizes: list[int]
     ) -> list[torch.Tensor]:
         """x [rows, in] times codes, scaled in float32: of each size, [rows, size] in the dtype of x."""
-        values = times_codes(x, codes).float().mul_(scales)
-        if self._scales is not None and self._scales[1] != 1:
-            values = values.mul_(self._scales[1])
-        if bias is not None:
-            values = values + bias
+        factor = 1.0 if self._scales is None else self._scales[1]
+        if has_kernel(x):
+            from .kernel import small_product
+
+            values = small_product(x, codes, scales, factor, bias)
+        else:
+            values = times_codes(x, codes).float().mul_(scales)
+            values = values if factor == 1 else values.mul_(factor)
+            values = values if bias is None else values + bias
         return [part.to(x.dtype).contiguous() for part in values.split(sizes, 1)]
 
     def _by_pieces(self, x: torch.Tensor) -> torch.Tensor:
