@@ -22,13 +22,12 @@ from aibit_format.bridge import to_numpy
 from aibit_format.torch import products
 from aibit_format.torch.quantized import QuantizedLinear
 
+Product = Callable[[torch.Tensor], torch.Tensor]
+
 _SIZES = 2048, 2048  # rows and columns of the weight
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Inputs: name -> what a few of the columns are multiplied by. Above the threshold of 6 LLM.int8 keeps them aside.
 _INPUTS = {"normal": 1.0, "four columns 20 times as large": 20.0}
-
-
-Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def ways(planes: dict[str, torch.Tensor], shape: tuple[int, int]) -> dict[str, tuple[int, Product]]:
@@ -42,7 +41,7 @@ def ways(planes: dict[str, torch.Tensor], shape: tuple[int, int]) -> dict[str, t
     ).to("cpu")
     theirs.eval()
 
-    def weight_only(bf16: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    def weight_only(bf16: bool) -> Product:
         def product(x: torch.Tensor) -> torch.Tensor:
             kept, products.BF16 = products.BF16, bf16
             try:
