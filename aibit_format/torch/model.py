@@ -158,7 +158,7 @@ def _config(file: Opened) -> tuple[dict[str, Any], str]:
     return _json_object(file, "config.json"), file.metadata["model.architecture"]
 
 
-def _json_object(file: File, name: str) -> dict[str, Any]:
+def _json_object(file: Opened, name: str) -> dict[str, Any]:
     """The checked value of a document that must be an object."""
     value = file.check_document(name)
     if not isinstance(value, dict):
@@ -223,8 +223,9 @@ class _Assembly:
         for name, buffer in list(self.model.named_buffers()):
             owner, _, leaf = name.rpartition(".")
             self.model.get_submodule(owner)._buffers[leaf] = buffer.to(self.device)
-        if self.device.type == "cpu" and self.shards is None:
-            join(self.model, self.file)
+        if self.device.type == "cpu" and self.slices is None:
+            for part in self.file.parts:  # layers whose codes follow each other lie in one file
+                join(self.model, part)
         empty = [name for name, value in self.model.named_parameters() if value.device.type == "meta"]
         if empty:
             raise LoadError(f"{self.file.path}: {len(empty)} parameters stayed empty: {', '.join(empty[:5])}")
