@@ -224,7 +224,7 @@ class _Assembly:
             owner, _, leaf = name.rpartition(".")
             self.model.get_submodule(owner)._buffers[leaf] = buffer.to(self.device)
         if self.device.type == "cpu" and self.slices is None:
-            for part in self.file.parts:
+            for part in self.file.parts:  # layers whose codes follow each other lie in one file
                 join(self.model, part)
         empty = [name for name, value in self.model.named_parameters() if value.device.type == "meta"]
         if empty:
