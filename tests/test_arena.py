@@ -6,6 +6,7 @@ that fills a slot too early spoils what is still in there.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -375,6 +376,97 @@ def test_it_can_be_filled_in_inference_mode(path):
         filled = Arena(file, every(file), CPU, SMALL)
     assert not filled.memory.is_inference()
     assert_equal(filled, file, every(file))
+
+
+# The link of a GPU, over a device that is simulated: work is queued, and done when somebody waits for it, in order.
+
+
+class Simulated:
+    """What ``arena`` uses of ``torch.cuda``."""
+
+    def __init__(self) -> None:
+        simulation, self.here, self.log = self, threading.local(), []
+
+        class Stream:
+            def __init__(self, device: torch.device) -> None:
+                self.queue, self.done, self.lock, self.waits_for = [], 0, threading.Lock(), []
+
+            def wait_stream(self, other) -> None:
+                self.waits_for.append(other)
+
+            def synchronize(self) -> None:
+                self.work_off(len(self.queue))
+
+            def work_off(self, count: int) -> None:
+                with self.lock:
+                    for work in self.queue[self.done : count]:
+                        work()
+                    self.done = max(self.done, count)
+
+        class Event:
+            def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
+                self.recorded = None
+
+            def record(self, stream) -> None:
+                self.recorded = stream, len(stream.queue)
+
+            def synchronize(self) -> None:
+                if self.recorded is not None:
+                    stream, count = self.recorded
+                    stream.work_off(count)
+
+        @contextlib.contextmanager
+        def stream_of(stream):
+            simulation.here.stream = stream
+            yield
+            del simulation.here.stream
+
+        self.Stream, self.Event, self.stream = Stream, Event, stream_of
+        self.default = Stream(CPU)
+        self.current_stream = lambda device: self.default
+
+
+class OnDevice:
+    """A tensor of the simulated device: copies to it are queued on the stream that is current."""
+
+    def __init__(self, tensor: torch.Tensor, cuda: Simulated) -> None:
+        self.tensor, self.cuda, self.device = tensor, cuda, tensor.device
+
+    def __getitem__(self, place: slice) -> OnDevice:
+        return OnDevice(self.tensor[place], self.cuda)
+
+    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> None:
+        assert non_blocking
+        stream = self.cuda.here.stream  # the default one would be in the way of other work
+        with stream.lock:
+            stream.queue.append(lambda: self.tensor.copy_(source))
+
+
+@pytest.mark.parametrize("ring", [SMALL, stream.Ring(1, 1, LEAF), stream.Ring(8, 16, LEAF)], ids=str)
+def test_the_link_of_a_gpu_waits_for_what_it_must(ring, path, monkeypatch):
+    cuda, links, pinned, empty = Simulated(), [], [], torch.empty
+
+    def of_memory(*arguments, pin_memory=False, **options):
+        pinned.extend(arguments if pin_memory else [])
+        return empty(*arguments, **options)
+
+    def linked(target: torch.Tensor) -> arena.Cuda:
+        links.append(arena.Cuda(OnDevice(target, cuda)))
+        return links[-1]
+
+    file = aibit.open(path)
+    with monkeypatch.context() as patch:
+        for name in ("Stream", "Event", "stream", "current_stream"):
+            patch.setattr(torch.cuda, name, getattr(cuda, name))
+        patch.setattr(torch, "empty", of_memory)
+        patch.setitem(arena.LINKS, "cpu", linked)
+        filled = Arena(file, every(file), CPU, ring)
+    assert_equal(filled, file, every(file))
+    (link,) = links
+    assert link.stream.waits_for == [cuda.default] and not cuda.default.queue
+    pieces = -(-filled.layout.size // LEAF)
+    assert len(link.stream.queue) == link.stream.done == pieces
+    assert set(pinned) == {LEAF} and len(pinned) <= ring.slots
 
 
 # Models
