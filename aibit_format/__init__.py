@@ -13,6 +13,7 @@ The layers, lowest first; each imports only from those before it:
     still                      reading what others may change
     partial                    files that get their name when they are whole
     reader, writer             views of a mapping; stream, sync, name
+    stream                     stretches of a file to a device, by several threads
     shards, sharding, rewrite  a model in several files, read and written; files from files
     stream                     stretches of a file to a device, by several threads
     peers, difference          processes that write together; what differs between two models
