@@ -26,6 +26,8 @@ _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000 ** (i + 1) for i, letter in enumerate("KMGT")}
 _UNITS |= {f"{letter}IB": 1024 ** (i + 1) for i, letter in enumerate("KMGT")}
 
+_PREVIOUS = ".previous"  # what the name of a file ends in that is being replaced
+
 Parts = Sequence[Sequence[int]]  # for each shard, the places in the model of its tensors
 
 
@@ -111,6 +113,8 @@ class ShardedWriter:
     """Writes the shards that ``plan`` made of ``parts``. Use it as a context: without ``commit`` nothing is left.
 
     They get their names when all of them are on the disk, the first one last: without it, the others are no model.
+    Files that they replace stay beside them meanwhile, under their names and ``.previous``: several files cannot be
+    replaced in one step, and of a process that is killed in between no model must be lost.
 
     Args:
         path: of the model; ``shard_path`` says what the files are called.
@@ -128,7 +132,9 @@ class ShardedWriter:
         self.parts, self.peers = parts, peers
         self.paths = tuple(shard_path(path, i + 1, len(plans)) for i in range(len(plans)))
         self._nbytes = sum(info.file_size for info in plans)
+        self._overwrite = overwrite
         self._published: list[str] = []
+        self._replaced: list[str] = []
         self._writers: dict[int, Writer] = {}
         with contextlib.ExitStack() as stack:
             for i in peers.mine(len(plans)):
@@ -144,6 +150,10 @@ class ShardedWriter:
             for name in reversed(self._published):  # the first shard went last, and goes first
                 with contextlib.suppress(OSError):
                     os.unlink(name)
+            for name in self._replaced:
+                os.replace(name + _PREVIOUS, name)
+                with contextlib.suppress(FileNotFoundError):  # between two names of one file it does nothing
+                    os.unlink(name + _PREVIOUS)
         self._stack.close()
 
     def write_document(self, name: str, data: bytes) -> None:
@@ -173,11 +183,18 @@ class ShardedWriter:
         if first is not None:
             self._publish(first)
         self.peers.agree()
+        for name in self._replaced:
+            os.unlink(name + _PREVIOUS)
         return Written(self.paths, self._nbytes, roots[0].tobytes().hex())
 
     def _publish(self, writer: Writer) -> None:
+        name = writer.path
+        if self._overwrite and os.path.lexists(name):
+            with contextlib.suppress(FileExistsError):  # of a process that was killed: that one is whole
+                os.link(name, name + _PREVIOUS)
+            self._replaced.append(name)
         writer.publish()
-        self._published.append(writer.path)
+        self._published.append(name)
 
 
 def writer(

@@ -409,6 +409,37 @@ def test_the_first_shard_appears_last_and_none_stays_after_a_failure(model, tmp_
         assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_replaced_stays_until_all_of_it_is(model, tmp_path, monkeypatch):
+    rewrite.split(model / "other.aibit", tmp_path / "s.aibit", SIZE)
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    publish, done, fails = Writer.publish, [], 2
+
+    def fail(self):
+        if len(done) == fails:
+            kept = {path.name.removesuffix(".previous"): path.read_bytes() for path in sorted(tmp_path.iterdir())}
+            assert kept == old  # ".previous" sorts after the name itself, and takes its place here
+            raise WriteError("the disk is gone")
+        publish(self)
+        done.append(self.path)
+
+    monkeypatch.setattr(Writer, "publish", fail)
+    with pytest.raises(WriteError, match="the disk is gone"):
+        rewrite.split(model / "m.aibit", tmp_path / "s.aibit", SIZE, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+    # Of a process that was killed there, and could put nothing back, the old shards are what the next one keeps.
+    killed = tmp_path / "s-00002-of-00004.aibit"
+    shutil.copy(killed, f"{killed}.previous")
+    killed.write_bytes(b"of the new model")
+    done.clear()
+    with pytest.raises(WriteError, match="the disk is gone"):
+        rewrite.split(model / "m.aibit", tmp_path / "s.aibit", SIZE, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+    monkeypatch.setattr(Writer, "publish", publish)
+    rewrite.split(model / "m.aibit", tmp_path / "s.aibit", SIZE, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(old)
+    assert shards.open(tmp_path / "s-00001-of-00004.aibit", "full").root == File(model / "s-00001-of-00004.aibit").root
+
+
 # --- on the command line
 
 
