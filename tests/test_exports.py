@@ -384,7 +384,7 @@ def test_documents_are_written_as_they_are_with_a_card_if_there_is_none(tmp_path
 @pytest.mark.parametrize(("text", "error"), [(b"[1]", "no JSON object"), (b'{"runs_code": 1}', "runs_code")])
 def test_a_config_that_nobody_should_load_is_not_passed_on(text, error, tmp_path, monkeypatch):
     file = small(tmp_path / "m.aibit", {"a": np.ones(2, np.float32)}, {"config.json": text})
-    monkeypatch.setattr(documents, "_FORBIDDEN_IN_CONFIG", {"runs_code"})
+    monkeypatch.setitem(documents.FORBIDDEN_IN, "config.json", frozenset({"runs_code"}))
     for to in ("huggingface", "safetensors"):
         with pytest.raises(aibit.AibitError, match=error):
             export(file, to, tmp_path / "out")
