@@ -20,6 +20,7 @@ The layers, lowest first; each imports only from those before it:
     signing                    keys; a signed copy, or a signature beside a file
     sources/                   one file a foreign format in
     skeleton, engine, measure  what a model's modules say of its tensors; encoding at speed; the error made
+    vocabulary                 token ids against the embedding's rows
     recipe, conversion         which tensor gets which scheme; doing it
     exports/                   one file a foreign format out
     torch/                     tensors, bitsandbytes modules, models

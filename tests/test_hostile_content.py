@@ -294,6 +294,35 @@ def test_a_config_that_contradicts_the_tensors_is_refused(change, good, tmp_path
         aibit.load_model(with_document(good, tmp_path, "config.json", change))
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("change", [{"eos_token_id": 1024}, {"eos_token_id": [1, 1 << 62]}, {"bos_token_id": -2}])
+def test_special_ids_beyond_the_vocabulary_are_refused(change, name, good, tmp_path):
+    key = next(iter(change))
+    with pytest.raises(LoadError, match=rf"{name}: {key} is .*, and the vocabulary has 1024 tokens"):
+        aibit.load_model(with_document(good, tmp_path, name, change))
+    none = with_document(good, tmp_path, name, {key: None} if name == "config.json" else {key: -1})
+    assert aibit.load_model(none) is not None
+
+
+@pytest.mark.parametrize("where", ["vocab", "added_tokens"])
+def test_a_tokenizer_with_ids_beyond_the_vocabulary_is_refused(where, good, tmp_path):
+    value = json.loads((MODEL / "tokenizer.json").read_text())
+    if where == "vocab":
+        value["model"]["vocab"]["evil"] = 5000
+    else:
+        value["added_tokens"].append({**value["added_tokens"][0], "content": "evil", "id": 5000})
+    path = with_document(good, tmp_path, "tokenizer.json", json.dumps(value).encode())
+    with pytest.raises(LoadError, match=r"token 'evil' has the id 5000, and the vocabulary has 1024 tokens"):
+        aibit.load_tokenizer(path)
+    # The control: what transformers makes of it gives an id that the embedding has no row for.
+    shutil.copytree(MODEL, tmp_path / "naive")
+    (tmp_path / "naive" / "tokenizer.json").write_text(json.dumps(value))
+    naive = transformers.AutoTokenizer.from_pretrained(tmp_path / "naive")
+    assert max(naive.get_vocab().values()) == 5000
+    with pytest.raises(IndexError):
+        aibit.load_model(good)(torch.tensor([[5000]]))
+
+
 @pytest.mark.parametrize("text", [b"[]", b"1", b"null", b'"model_type"'])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_a_config_that_is_no_object_is_refused(name, text, good, tmp_path):

@@ -18,6 +18,7 @@ from ..shards import Opened
 from ..signatures import Keys
 from ..skeleton import float32_rule
 from ..storage import Path
+from ..vocabulary import check_special_ids, vocabulary_size
 
 try:
     import torch
@@ -106,6 +107,7 @@ def _load(
     file = path if isinstance(path, Opened) else shards.open(path, "touched" if passing else verify, signed_by)
     config, architecture = _config(file)
     refuse_absurd(config, len(file))
+    check_special_ids("config.json", config, vocabulary_size(config))
     model = empty_model(build_config(config), architecture)
     slices = _slices(file, model, tp)
     assembly = _Assembly(file, model, device, weight_only, slices)
@@ -299,6 +301,7 @@ def _finish(file: Opened, model: PreTrainedModel) -> None:
     model.eval()
     if model.can_generate() and "generation_config.json" in file.documents:
         values = _json_object(file, "generation_config.json")
+        check_special_ids("generation_config.json", values, vocabulary_size(_json_object(file, "config.json")))
         known = set(GenerationConfig().to_dict()) | {"transformers_version", "_from_model_config"}
         try:
             model.generation_config = GenerationConfig.from_dict({k: v for k, v in values.items() if k in known})

@@ -10,6 +10,7 @@ from .. import shards
 from ..errors import LoadError, MissingPackageError
 from ..shards import Opened
 from ..storage import Path
+from ..vocabulary import check_tokenizer, vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +27,7 @@ def load_tokenizer(path: Path | Opened) -> PreTrainedTokenizerBase:
     version. So it gets that directory: in memory where the system has such a place, private, and gone afterwards.
 
     Raises:
-        LoadError: the file holds no tokenizer, or transformers refuses it.
+        LoadError: the file holds no tokenizer, one with ids beyond the model's vocabulary, or transformers refuses it.
     """
     file = shards.whole(path if isinstance(path, Opened) else shards.open(path))
     if not any(name.endswith(_VOCABULARIES) for name in file.documents):
@@ -36,9 +37,12 @@ def load_tokenizer(path: Path | Opened) -> PreTrainedTokenizerBase:
     except ImportError as error:
         raise MissingPackageError("a tokenizer needs transformers: pip install 'aibit-format[hf]'") from error
     memory = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
+    parsed = {name: file.check_document(name) for name in file.documents}
+    config, rules = parsed.get("config.json"), parsed.get("tokenizer.json")
+    if isinstance(config, dict) and isinstance(rules, dict):
+        check_tokenizer(rules, vocabulary_size(config))
     with tempfile.TemporaryDirectory(prefix="aibit-", dir=memory) as folder:
         for name, data in file.documents.items():
-            file.check_document(name)
             target = os.path.join(folder, *name.split("/"))  # names are checked when a file is opened
             os.makedirs(os.path.dirname(target), exist_ok=True)
             with open(target, "wb") as out:
