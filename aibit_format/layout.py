@@ -112,7 +112,12 @@ def role_code(name: str) -> int:
 
 def pooled(roles: np.ndarray, lengths: np.ndarray, alignment: int) -> np.ndarray:
     """bool [planes]: which lie in the pool before the bulk planes, by u16 roles and u64 lengths in bytes."""
-    return (lengths < alignment) | np.isin(roles, _POOLED)
+    return (lengths < alignment) | is_pooled_role(roles)
+
+
+def is_pooled_role(roles: np.ndarray) -> np.ndarray:
+    """bool [planes]: which are of roles that are pooled whatever their size."""
+    return np.isin(roles, _POOLED)
 
 
 def role_name(code: int) -> str:

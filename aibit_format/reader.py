@@ -18,12 +18,14 @@ from .errors import FormatError, Problem
 from .manifest import FileInfo, Plane, TensorInfo
 from .metadata import Value
 from .placement import Region
+from .schemes import Scheme
 from .signatures import Keys, Signature
 from .still import still
 from .storage import InMemory, Mapped, Path, Storage, is_url
 
 Level = Literal["structure", "touched", "full"]
 LEVELS = get_args(Level)
+_MUCH = 16 << 20  # bytes of scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,7 @@ class File:
         """What ``verify`` looks at besides digests."""
         self._checked[:] = True
         self._check_padding(storage)
-        digest.in_threads(partial(self._check_tensors, storage), self.keys(), jobs)
+        digest.in_threads(partial(self._check_tensors, storage), self.keys(), jobs if self._is_much_to_check() else 1)
         for name in self.documents:
             self.check_document(name)
         return self.verified("full")
@@ -271,6 +273,13 @@ class File:
         """Raise FormatError AIB-E502 if planes hold what no encoder writes, such as a scale that is not finite."""
         for role, reason in info.scheme.bad_values(planes):
             raise FormatError(_bad_plane("AIB-E502", info, role, reason), self.path)
+
+    def _is_much_to_check(self) -> bool:
+        """Whether contents are worth threads: where little but Python runs, they only wait for each other."""
+        info = self.info_of_file
+        scales = info.plane_table["length"][layout.is_pooled_role(info.plane_table["role"])]
+        codes = any(type(scheme).bad_codes is not Scheme.bad_codes for scheme in info.schemes)
+        return codes or int(scales.sum()) > _MUCH
 
     def _check_tensors(self, storage: Storage, names: Sequence[str]) -> list[None]:
         """``check_values``, and AIB-E503 for codes that no encoder writes. There is nothing to tell of good ones."""

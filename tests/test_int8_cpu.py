@@ -76,6 +76,18 @@ def test_outputs_are_those_of_bitsandbytes_bit_for_bit(shape, outliers, threshol
     assert torch.equal(found, expected) and torch.equal(x, before)
 
 
+def test_many_rows_are_left_to_bitsandbytes_where_floats_are_multiplied(monkeypatch):
+    monkeypatch.setattr(int8, "_INTEGERS", False)
+    monkeypatch.setattr(int8, "_MANY_ROWS", 6)
+    made = []
+    monkeypatch.setattr(int8, "product", lambda layer, x: made.append(x.shape) or x.new_zeros(*x.shape[:-1], 48))
+    ours, theirs = layers(torch.float32, True, 6.0)
+    with torch.no_grad():
+        assert torch.equal(ours(inputs((7, 160), torch.float32, True)), theirs(inputs((7, 160), torch.float32, True)))
+        ours(inputs((2, 3, 160), torch.float32, True))
+    assert made == [(2, 3, 160)]
+
+
 @pytest.mark.usefixtures("arithmetic")
 def test_rows_of_zeros_and_large_values_are_quantized_alike():
     ours, theirs = layers(torch.float16, False, 6.0)
