@@ -23,16 +23,20 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
     return None
 
 
-def check_special_ids(name: str, document: Mapping[str, Any], size: int | None) -> None:
+def check_special_ids(name: str, document: Mapping[str, Any], size: int | None, family: type) -> None:
     """Compare the special ids of a parsed ``config.json`` or ``generation_config.json`` with the vocabulary's size.
+
+    Args:
+        family: transformers' class of the configuration. Its own defaults pass: a checkpoint with a smaller vocabulary
+            often still has them (GPT-2's 50256), and nobody meant them.
 
     Raises:
         LoadError: it names document, key and id.
     """
     for key in _SPECIAL:
-        value = document.get(key)
+        value, usual = document.get(key), getattr(family, key, None)
         for found in value if isinstance(value, list) else [value]:
-            if isinstance(found, int) and size is not None and not -1 <= found < size:
+            if isinstance(found, int) and size is not None and found != usual and not -1 <= found < size:
                 raise LoadError(f"{name}: {key} is {found}, and the vocabulary has {size} tokens")
 
 

@@ -107,8 +107,9 @@ def _load(
     file = path if isinstance(path, Opened) else shards.open(path, "touched" if passing else verify, signed_by)
     config, architecture = _config(file)
     refuse_absurd(config, len(file))
-    check_special_ids("config.json", config, vocabulary_size(config))
-    model = empty_model(build_config(config), architecture)
+    built = build_config(config)
+    check_special_ids("config.json", config, vocabulary_size(config), type(built))
+    model = empty_model(built, architecture)
     slices = _slices(file, model, tp)
     assembly = _Assembly(file, model, device, weight_only, slices)
     if passing:
@@ -301,7 +302,8 @@ def _finish(file: Opened, model: PreTrainedModel) -> None:
     model.eval()
     if model.can_generate() and "generation_config.json" in file.documents:
         values = _json_object(file, "generation_config.json")
-        check_special_ids("generation_config.json", values, vocabulary_size(_json_object(file, "config.json")))
+        size = vocabulary_size(_json_object(file, "config.json"))
+        check_special_ids("generation_config.json", values, size, type(model.config))
         known = set(GenerationConfig().to_dict()) | {"transformers_version", "_from_model_config"}
         try:
             model.generation_config = GenerationConfig.from_dict({k: v for k, v in values.items() if k in known})
