@@ -8,8 +8,9 @@ that make fixtures write new ones, add them to the list, and refuse to change on
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
@@ -54,3 +55,21 @@ def write(folder: Path, files: Mapping[str, bytes]) -> list[str]:
     listed = frozen | {name: wanted[name] for name in new}
     LIST.write_text("".join(f"{listed[name]}  {name}\n" for name in sorted(listed)), "ascii")
     return new
+
+
+def stale(folder: Path, wanted: Mapping[str, bytes]) -> list[str]:
+    """Names of files of a folder that are missing, differ from those wanted, or should not be there."""
+    found = {path.name: path.read_bytes() for path in folder.glob("*") if path.name != "README.md"}
+    return sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+
+
+def main(about: str | None, folder: Path, files: Callable[[], Mapping[str, bytes]]) -> int:
+    """The command of a tool that makes a folder of fixtures: write what is new, or compare; returns the exit status."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with what is on disk; write nothing")
+    if parser.parse_args().check:
+        names, shown = stale(folder, files()), folder.relative_to(FIXTURES.parent)
+        print("\n".join(f"stale: {shown}/{name}" for name in names) or f"{shown} is up to date")
+        return 1 if names else 0
+    print("\n".join(f"new: {name}" for name in write(folder, files())) or "nothing is new")
+    return 0

@@ -9,7 +9,6 @@ plane's bytes in hex, and every tensor's values. Weights follow formulas, so any
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -492,20 +491,11 @@ def files() -> dict[str, bytes]:
 
 def stale() -> list[str]:
     """Names of files that are missing, differ from what would be written, or should not be there."""
-    wanted = files()
-    there = {path.name: path.read_bytes() for path in FOLDER.glob("*")} if FOLDER.is_dir() else {}
-    return sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
+    return frozen.stale(FOLDER, files())
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare with what is on disk; write nothing")
-    if parser.parse_args().check:
-        names = stale()
-        print("\n".join(f"stale: fixtures/container/{name}" for name in names) or "fixtures are up to date")
-        return 1 if names else 0
-    print("\n".join(f"new: {name}" for name in frozen.write(FOLDER, files())) or "nothing is new")
-    return 0
+    return frozen.main(__doc__, FOLDER, files)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from .. import shards
 from ..exports import BUILTIN, export, options_of
 from ..exports.tensors import DTYPE_OPTIONS
 from . import arguments
-from .output import Progress, emit, size
+from .output import Progress, show_written
 
 _OPTIONS = ("dtype", "type", "max_shard_size", "dequantize")
 
@@ -45,10 +44,5 @@ def run(args: argparse.Namespace) -> int:
     quiet_libraries()
     with shards.whole(shards.open(args.file)) as file, Progress("exporting") as progress:
         paths = export(file, args.to, args.output, **options, overwrite=args.force, on_progress=progress.update)
-    written = [{"path": path, "bytes": os.path.getsize(path)} for path in paths]
-    if args.json:
-        emit({"format": args.to, "files": written})
-    else:
-        for entry in written:
-            print(f"{entry['path']}  {size(entry['bytes'])}")
+    show_written(paths, args.json, format=args.to)
     return 0

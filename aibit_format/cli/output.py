@@ -46,11 +46,11 @@ def emit(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def show_written(paths: Sequence[str], as_json: bool) -> None:
-    """Say which files were written, each an object of a JSON list or a line."""
+def show_written(paths: Sequence[str], as_json: bool, **more: Any) -> None:
+    """Say which files were written, each an object of a JSON list or a line; ``more`` goes before the list."""
     written = [{"path": path, "bytes": os.path.getsize(path)} for path in paths]
     if as_json:
-        emit({"files": written})
+        emit({**more, "files": written})
         return
     for entry in written:
         print(f"{entry['path']}  {size(entry['bytes'])}")

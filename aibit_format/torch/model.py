@@ -108,7 +108,8 @@ def _load(
     config, architecture = _config(file)
     refuse_absurd(config, len(file))
     built = build_config(config)
-    check_special_ids("config.json", config, vocabulary_size(config), type(built))
+    vocabulary = vocabulary_size(config)
+    check_special_ids("config.json", config, vocabulary, type(built))
     model = empty_model(built, architecture)
     slices = _slices(file, model, tp)
     assembly = _Assembly(file, model, device, weight_only, slices)
@@ -116,7 +117,7 @@ def _load(
         for part in file.parts:
             part.verify_rest()
     assembly.run()
-    _finish(file, model)
+    _finish(file, model, vocabulary)
     if slices is not None:
         slices.connect()
     return file, model
@@ -296,14 +297,13 @@ class _Assembly:
         return "f32" if place.is_floating_point() and self.in_float32(name) else dtype_name(place.dtype)
 
 
-def _finish(file: Opened, model: PreTrainedModel) -> None:
+def _finish(file: Opened, model: PreTrainedModel, vocabulary: int | None) -> None:
     """What ``from_pretrained`` also sets: eval mode, generation defaults, and what PEFT and saving look for."""
     model.requires_grad_(False)
     model.eval()
     if model.can_generate() and "generation_config.json" in file.documents:
         values = _json_object(file, "generation_config.json")
-        size = vocabulary_size(_json_object(file, "config.json"))
-        check_special_ids("generation_config.json", values, size, type(model.config))
+        check_special_ids("generation_config.json", values, vocabulary, type(model.config))
         known = set(GenerationConfig().to_dict()) | {"transformers_version", "_from_model_config"}
         try:
             model.generation_config = GenerationConfig.from_dict({k: v for k, v in values.items() if k in known})
