@@ -1,32 +1,25 @@
-"""Encoding at speed: the schemes' own results, bit for bit, by torch.
+"""Encoding at speed: the schemes' own results, bit for bit, by the fastest way there is.
 
-numpy converts half floats one at a time; torch does it in vectors. A tensor goes in pieces whose float32 copies stay
-in cache, through buffers that are used again: fresh memory would cost a page fault a page. Where torch is missing, or a
-scheme has no fast way here, the scheme's numpy code is used.
+The compiled encoders (``native``) read a tensor once. Where they cannot be had, or have no way for a scheme, there is
+torch; where torch is missing too, the scheme's own numpy code.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 
-from .bridge import to_numpy, to_torch, torch_dtypes
+from . import native
 from .errors import SchemeError
 from .schemes import Scheme
 from .schemes.base import matrix
-from .schemes.fourbit import CODEBOOKS, LEAST, FourBit
-from .schemes.int8 import Int8
+from .schemes.fourbit import CODEBOOKS, FourBit
+from .schemes.int8 import NO_HALF, Int8
 from .schemes.nf4_cpu import NF4CPU
-from .schemes.plain import Plain
 
-if TYPE_CHECKING:
-    import torch
-
-_PIECE = 1 << 19  # elements encoded at a time
-_COMPARED = 1 << 19  # where each is compared with 15 bounds: as many passes over what is in cache
+Encoder = Callable[[Scheme, np.ndarray, str], dict[str, np.ndarray]]
 
 
 def encode(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
@@ -35,120 +28,42 @@ def encode(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarra
     Raises:
         SchemeError: a value is not finite, or the scheme cannot hold the tensor.
     """
-    fast = _FAST.get(type(scheme)) if importlib.util.find_spec("torch") else None
+    if isinstance(scheme, NF4CPU):
+        return scheme.tiled(encode(scheme.canonical, array, dtype), array.shape)
+    fast = _encoders().get(type(scheme))
     return fast(scheme, array, dtype) if fast else scheme.encode(array, dtype)
 
 
-def _int8(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """``Int8.encode`` in torch: the same operations in the same order."""
-    import torch
+def _encoders() -> dict[type[Scheme], Encoder]:
+    encoders: dict[type[Scheme], Encoder] = {}
+    if importlib.util.find_spec("torch"):
+        from .engine_torch import ENCODERS
 
-    rows = to_torch(array, dtype).view(matrix(array.shape))
-    result = np.empty(array.shape, np.int8)  # numpy asks for huge pages, torch does not
-    codes = torch.from_numpy(result).view(rows.shape)
-    absmax = np.zeros(len(rows), np.float32)
-    step = min(max(1, _PIECE * torch.get_num_threads() // max(rows.shape[1], 1)), max(len(rows), 1))
-    buffer, highest, lowest = torch.empty(step, rows.shape[1]), torch.empty(step), torch.empty(step)
-    for start in range(0, len(rows) if rows.numel() else 0, step):
-        part = slice(start, min(start + step, len(rows)))
-        size = part.stop - start
-        u, high, low = buffer[:size], highest[:size], lowest[:size]
-        u.copy_(rows[part] if dtype == "f16" else rows[part].to(torch.float16))
-        # Two passes that write nothing beat one that does. What is left is a number a row, and numpy's calls are short.
-        torch.amax(u, 1, out=high)
-        torch.amin(u, 1, out=low)
-        top = np.maximum(high.numpy(), -low.numpy(), out=absmax[part])
-        # A row of zeros stays zero under any scale; 1e-8 is below float16's smallest number.
-        scale = np.float32(1) / np.maximum(top, np.float32(1e-8)) * np.float32(127)
-        u.mul_(torch.from_numpy(scale)[:, None])
-        codes[part] = u.round_()
-    if not np.isfinite(absmax).all():
-        raise SchemeError("a value is not finite, or beyond float16's 65504, which int8 goes through")
-    return {"codes": result, "row_absmax": absmax.reshape(array.shape[:-1])}
+        encoders |= ENCODERS
+    return encoders | _COMPILED if native.available else encoders
+
+
+def _int8(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    rows = np.ascontiguousarray(array).reshape(matrix(array.shape))
+    codes, absmax = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
+    if not native.int8_rows(rows, dtype, codes, absmax):
+        raise SchemeError(NO_HALF)
+    return {"codes": codes.reshape(array.shape), "row_absmax": absmax.reshape(array.shape[:-1])}
 
 
 def _four_bit(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """``FourBit.encode``: a code is the number of bounds below the scaled value, counted bound by bound.
-
-    torch widens and scales; numpy compares, eight times as fast.
-    """
-    import torch
-
     if not isinstance(scheme, FourBit):
         raise TypeError(f"{scheme.text} is not of four bits")
-    book = CODEBOOKS[scheme.name]
-    flat, whole = to_torch(array, dtype).reshape(-1), array.size - array.size % scheme.block_size
-    codes, absmax = np.empty(-(-array.size // 2), np.uint8), np.empty(scheme.blocks(array.shape), np.float32)
-    step = max(_COMPARED, scheme.block_size)
-    buffer, passed, counts = torch.empty(step), np.empty(step, bool), np.empty(step, np.uint8)
-    pairs = np.empty(step // 2, np.uint16)
-    for start in range(0, whole, step):
-        size = min(step, whole - start)
-        v, above, count = buffer[:size], passed[:size], counts[:size]
-        v.copy_(flat[start : start + size])
-        blocks = v.view(-1, scheme.block_size)
-        scales = absmax[start // scheme.block_size :][: len(blocks)]
-        np.maximum(blocks.amax(1).numpy(), -blocks.amin(1).numpy(), out=scales)
-        blocks.mul_(torch.from_numpy(np.float32(1) / np.maximum(scales, LEAST))[:, None])
-        scaled = v.numpy()
-        np.greater(scaled, book.bounds[0], out=count.view(bool))
-        for bound in book.bounds[1:]:
-            np.add(count, np.greater(scaled, bound, out=above).view(np.uint8), out=count)
-        # Two codes side by side are one 16-bit number, the first in its low byte. Added to itself 12 bits further up,
-        # it has the first above the second in its high byte.
-        pair = np.multiply(count.view("<u2"), np.uint16(1 + (1 << 12)), out=pairs[: size // 2])
-        target = codes[start // 2 :][: size // 2]
-        np.copyto(target, np.right_shift(pair, 8, out=pair), casting="unsafe")
-        if book.permuted:
-            np.take(book.pairs, target, out=target)
-    if whole < array.size:
-        end = scheme.encode_flat(array.reshape(-1)[whole:], dtype)
-        codes[whole // 2 :], absmax[-1:] = end
+    flat, size, book = np.ascontiguousarray(array).reshape(-1), scheme.block_size, CODEBOOKS[scheme.name]
+    codes, absmax = np.empty(-(-flat.size // 2), np.uint8), np.empty(scheme.blocks(array.shape), np.float32)
+    blocks = flat.size // size
+    whole = blocks * size
+    values = flat[:whole].reshape(blocks, size)
+    if not native.four_bit_blocks(values, dtype, book.bounds, book.order, codes[: whole // 2], absmax[:blocks]):
+        raise SchemeError("a value is not finite")
+    if whole < flat.size:  # the short block at the end has an arithmetic of its own
+        codes[whole // 2 :], absmax[-1:] = scheme.encode_flat(flat[whole:], dtype)
     return {"codes": codes, **scheme.scales(absmax)}
 
 
-def _nf4_cpu(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """``NF4CPU.encode`` from the fast canonical planes."""
-    if not isinstance(scheme, NF4CPU):
-        raise TypeError(f"{scheme.text} has no tiles")
-    return scheme.tiled(_four_bit(scheme.canonical, array, dtype), array.shape)
-
-
-# Integer of the same width, the bits of a magnitude, and infinity's: |x| is finite if its bits are below.
-_INFINITY = {
-    "f16": ("i16", 0x7FFF, 0x7C00),
-    "bf16": ("i16", 0x7FFF, 0x7F80),
-    "f32": ("i32", 0x7FFF_FFFF, 0x7F80_0000),
-}
-
-
-def _plain(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """``Plain.encode`` in torch: the values as they are, or rounded to another float type."""
-    import torch
-
-    if scheme.name not in _INFINITY or dtype not in _INFINITY:
-        return scheme.encode(array, dtype)
-    values = to_torch(array, dtype)
-    result = values if scheme.name == dtype else torch.empty(values.shape, dtype=torch_dtypes()[scheme.name])
-    if result is not values:
-        for source, target in zip(_pieces(values), _pieces(result), strict=True):
-            target.copy_(source.to(torch.float32))  # rounds to nearest even, as the scheme does
-    integer, magnitude, infinity = _INFINITY[scheme.name]
-    bits = _pieces(result.view(torch_dtypes()[integer]))
-    if any(int(piece.bitwise_and(magnitude).max()) >= infinity for piece in bits):
-        raise SchemeError(f"a value is not finite, or too large for {scheme.name}")
-    return {"values": array if result is values else to_numpy(result)[0]}
-
-
-def _pieces(values: torch.Tensor) -> Iterator[torch.Tensor]:
-    """``values`` flat, in pieces; none for an empty tensor."""
-    flat = values.reshape(-1)
-    return iter(flat.split(_PIECE) if len(flat) else ())
-
-
-_FAST: dict[type[Scheme], Callable[[Scheme, np.ndarray, str], dict[str, np.ndarray]]] = {
-    Int8: _int8,
-    Plain: _plain,
-    FourBit: _four_bit,
-    NF4CPU: _nf4_cpu,
-}
+_COMPILED: dict[type[Scheme], Encoder] = {Int8: _int8, FourBit: _four_bit}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import native
 from .bridge import to_torch
 from .schemes import Scheme
 from .schemes.base import matrix
@@ -58,21 +59,41 @@ def measure(scheme: Scheme, planes: Mapping[str, np.ndarray], array: np.ndarray,
 
     rows, columns = matrix(array.shape)
     stride = _STRIDE if rows >= _MANY_ROWS else 1
-    source = to_torch(array, dtype).view(rows, columns)[::stride]
-    stored = _rows_of(scheme, planes, array.shape, dtype, stride)
-    step = min(max(1, _MEASURED // columns), len(source))
-    buffers = [torch.empty(step, columns, dtype=kind) for kind in (torch.float32, torch.float32, torch.float64)]
+    count = -(-rows // stride)
+    stored, sums = _rows_of(scheme, planes, array.shape, dtype, stride), _sums(array, dtype, stride)
+    step = min(max(1, _MEASURED // columns), count)
+    buffer = torch.empty(step, columns)
     noise = signal = largest = 0.0
-    for start in range(0, len(source), step):
-        part = slice(start, min(start + step, len(source)))
-        x, difference, wide = (buffer[: part.stop - start] for buffer in buffers)
-        x.copy_(source[part])
-        stored(part, difference)
-        difference.sub_(x)
-        largest = max(largest, float(difference.amax()), -float(difference.amin()))
-        noise += _sum_of_squares(wide.copy_(difference))
-        signal += _sum_of_squares(wide.copy_(x))
+    for start in range(0, count, step):
+        part = slice(start, min(start + step, count))
+        decoded = buffer[: part.stop - start]
+        stored(part, decoded)
+        more_noise, more_signal, most = sums(part, decoded)
+        noise, signal, largest = noise + more_noise, signal + more_signal, max(largest, most)
     return EncodingError.of(noise, signal, largest)
+
+
+def _sums(array: np.ndarray, dtype: str, stride: int) -> Callable[[slice, torch.Tensor], tuple[float, float, float]]:
+    """What adds up squares, of a stretch of every ``stride``-th row against its decoded values, and finds the largest."""
+    shape = matrix(array.shape)
+    if native.available:
+        values = np.ascontiguousarray(array).reshape(shape)
+        rows = range(0, shape[0], stride)
+        return lambda part, decoded: native.error_sums(values, dtype, rows[part], decoded.numpy())
+    import torch
+
+    source = to_torch(array, dtype).view(shape)[::stride]
+    most = max(1, _MEASURED // shape[1])
+    wide, x = (torch.empty(most, shape[1], dtype=kind) for kind in (torch.float64, torch.float32))
+
+    def sums(part: slice, decoded: torch.Tensor) -> tuple[float, float, float]:
+        size = len(decoded)
+        difference = decoded.sub_(x[:size].copy_(source[part]))
+        largest = max(float(difference.amax()), -float(difference.amin()))
+        squares = (_sum_of_squares(wide[:size].copy_(values)) for values in (difference, x[:size]))
+        return *squares, largest  # type: ignore[return-value]
+
+    return sums
 
 
 def _sum_of_squares(values: torch.Tensor) -> float:

@@ -22,6 +22,8 @@ from ..dtypes import to_float32
 from ..errors import SchemeError
 from .base import Planes, PlaneSpec, Rows, Scheme, bad_scales, check_weights, matrix
 
+NO_HALF = "a value is not finite, or beyond float16's 65504, which int8 goes through"
+
 _LARGEST = 65504
 _ROWS = 256  # rows encoded at a time: their float32 copies stay in cache
 
@@ -46,7 +48,7 @@ class Int8(Scheme):
                 half = to_float32(rows[piece], dtype).astype(np.float16).astype(np.float32)
             largest = np.abs(half).max(axis=1)
             if not np.isfinite(largest).all():
-                raise SchemeError("a value is not finite, or beyond float16's 65504, which int8 goes through")
+                raise SchemeError(NO_HALF)
             # A row of zeros has code 0 throughout; dividing by 1 instead of 0 gives just that.
             scale = (np.float32(1) / np.where(largest == 0, np.float32(1), largest)) * np.float32(127)
             codes[piece] = np.rint(half * scale[:, None])

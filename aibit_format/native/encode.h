@@ -1,0 +1,250 @@
+/* Encoders of one pass, for AVX2: a row, or a block, is read for its largest magnitude, and again, out of the cache of
+ * its core, for its codes.
+ *
+ * The float operations are those of schemes/int8.py and schemes/fourbit.py, in the same order, so the results are equal
+ * bit for bit. They must not be contracted: compile with -ffp-contract=off.
+ */
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define VECTORS __attribute__((target("avx2,fma,f16c")))
+#define INLINE VECTORS static inline __attribute__((always_inline))
+#define STEP 32 /* elements that become one vector of bytes */
+
+typedef enum { F16, BF16, F32 } Source;
+
+static size_t width(Source source)
+{
+    return source == F32 ? 4 : 2;
+}
+
+/* Eight values from element i on, in float32. */
+INLINE __m256 load(Source source, const void *values, size_t i)
+{
+    if (source == F32)
+        return _mm256_loadu_ps((const float *)values + i);
+    __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)values + i));
+    if (source == F16)
+        return _mm256_cvtph_ps(half);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+INLINE __m256 rounded_to_half(__m256 values)
+{
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
+}
+
+/* What int8 is made of: values that went through float16. */
+INLINE __m256 load_half(Source source, const void *values, size_t i)
+{
+    __m256 loaded = load(source, values, i);
+    return source == F16 ? loaded : rounded_to_half(loaded);
+}
+
+INLINE float largest_of(__m256 values)
+{
+    float each[8], top = 0;
+    _mm256_storeu_ps(each, values);
+    for (int i = 0; i < 8; i++)
+        top = each[i] > top ? each[i] : top;
+    return top;
+}
+
+/* Bits of magnitudes, compared as whole numbers: so a NaN is the largest of all and not lost. */
+INLINE __m256i magnitudes(__m256 values)
+{
+    return _mm256_and_si256(_mm256_castps_si256(values), _mm256_set1_epi32(0x7fffffff));
+}
+
+INLINE float largest_magnitude(__m256i bits)
+{
+    uint32_t each[8], top = 0;
+    float value;
+    _mm256_storeu_si256((__m256i *)each, bits);
+    for (int i = 0; i < 8; i++)
+        top = each[i] > top ? each[i] : top;
+    memcpy(&value, &top, 4);
+    return value;
+}
+
+/* Four vectors of 32-bit whole numbers, each within a byte, as 32 bytes in order. */
+INLINE __m256i narrowed(__m256i a, __m256i b, __m256i c, __m256i d)
+{
+    __m256i mixed = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+    return _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+INLINE __m256i int8_code(Source source, const void *values, size_t i, __m256 scale)
+{
+    return _mm256_cvtps_epi32(_mm256_mul_ps(load_half(source, values, i), scale)); /* to nearest, ties to even */
+}
+
+INLINE __m256i int8_codes(Source source, const void *values, size_t i, __m256 scale)
+{
+    return narrowed(int8_code(source, values, i, scale), int8_code(source, values, i + 8, scale),
+                    int8_code(source, values, i + 16, scale), int8_code(source, values, i + 24, scale));
+}
+
+INLINE __m256i int8_top(Source source, const void *values, size_t i, __m256i top)
+{
+    for (int k = 0; k < STEP; k += 8)
+        top = _mm256_max_epu32(top, magnitudes(load_half(source, values, i + k)));
+    return top;
+}
+
+INLINE int int8_rows_of(Source source, const char *values, size_t rows, size_t columns, int8_t *codes, float *absmax)
+{
+    size_t whole = columns / STEP * STEP, rest = columns - whole;
+    for (size_t row = 0; row < rows; row++, values += columns * width(source), codes += columns) {
+        char last[STEP * 4] = {0}; /* the end of a row, filled up with zeros */
+        memcpy(last, values + whole * width(source), rest * width(source));
+        __m256i top = int8_top(source, last, 0, _mm256_setzero_si256());
+        for (size_t i = 0; i < whole; i += STEP)
+            top = int8_top(source, values, i, top);
+        float largest = largest_magnitude(top);
+        if (!(largest <= 65504))
+            return 0;
+        absmax[row] = largest;
+        /* A row of zeros stays zero under any scale; 1e-8 is below float16's smallest number. */
+        __m256 scale = _mm256_set1_ps(1.0f / (largest < 1e-8f ? 1e-8f : largest) * 127.0f);
+        for (size_t i = 0; i < whole; i += STEP)
+            _mm256_storeu_si256((__m256i *)(codes + i), int8_codes(source, values, i, scale));
+        int8_t end[STEP];
+        _mm256_storeu_si256((__m256i *)end, int8_codes(source, last, 0, scale));
+        memcpy(codes + whole, end, rest);
+    }
+    return 1;
+}
+
+/* schemes.int8: codes i8 [rows, columns] and absmax f32 [rows]; 0 if a value is not finite in float16. */
+VECTORS static int encode_int8(Source source, const void *values, size_t rows, size_t columns, int8_t *codes,
+                               float *absmax)
+{
+    if (source == F16)
+        return int8_rows_of(F16, values, rows, columns, codes, absmax);
+    if (source == BF16)
+        return int8_rows_of(BF16, values, rows, columns, codes, absmax);
+    return int8_rows_of(F32, values, rows, columns, codes, absmax);
+}
+
+/* How many of 15 ascending bounds lie strictly below a value, by halves: bounds 7, then 3 or 11, and so on. */
+typedef struct {
+    __m256 levels[4];
+} Bounds;
+
+INLINE Bounds bounds_of(const float *bounds)
+{
+    Bounds result;
+    for (int level = 0; level < 4; level++) {
+        float row[8] = {0};
+        for (int i = 0; i < 1 << level; i++)
+            row[i] = bounds[(2 * i + 1) * (8 >> level) - 1];
+        result.levels[level] = _mm256_loadu_ps(row);
+    }
+    return result;
+}
+
+INLINE __m256i rank(__m256 values, const Bounds *bounds)
+{
+    __m256i found = _mm256_setzero_si256();
+    for (int level = 0; level < 4; level++) {
+        __m256 bound = _mm256_permutevar8x32_ps(bounds->levels[level], found);
+        __m256i passed = _mm256_castps_si256(_mm256_cmp_ps(values, bound, _CMP_GT_OQ)); /* -1 where it is */
+        found = _mm256_sub_epi32(_mm256_add_epi32(found, found), passed);
+    }
+    return found;
+}
+
+INLINE int four_bit_of(Source source, const char *values, size_t blocks, size_t size, const float *bounds,
+                       const uint8_t *order, uint8_t *codes, float *absmax)
+{
+    const Bounds levels = bounds_of(bounds);
+    const __m256i in_order = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)order));
+    for (size_t block = 0; block < blocks; block++, values += size * width(source), codes += size / 2) {
+        __m256i top = _mm256_setzero_si256();
+        for (size_t i = 0; i < size; i += 8)
+            top = _mm256_max_epu32(top, magnitudes(load(source, values, i)));
+        float largest = largest_magnitude(top);
+        if (!(largest <= 3.402823466e38f))
+            return 0;
+        absmax[block] = largest;
+        __m256 scale = _mm256_set1_ps(1.0f / (largest < 1e-38f ? 1e-38f : largest));
+        for (size_t i = 0; i < size; i += STEP) {
+            __m256i ranks[4];
+            for (int k = 0; k < 4; k++)
+                ranks[k] = rank(_mm256_mul_ps(load(source, values, i + 8 * k), scale), &levels);
+            __m256i bytes = _mm256_shuffle_epi8(in_order, narrowed(ranks[0], ranks[1], ranks[2], ranks[3]));
+            /* Two neighbours as one byte: 16 times the first, and the second. */
+            __m256i pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x0110));
+            pairs = _mm256_permute4x64_epi64(_mm256_packus_epi16(pairs, pairs), 0x08);
+            _mm_storeu_si128((__m128i *)(codes + i / 2), _mm256_castsi256_si128(pairs));
+        }
+    }
+    return 1;
+}
+
+/* schemes.fourbit, whole blocks: codes u8 [blocks * size / 2] and absmax f32 [blocks]; 0 if a value is not finite. */
+VECTORS static int encode_four_bit(Source source, const void *values, size_t blocks, size_t size, const float *bounds,
+                                   const uint8_t *order, uint8_t *codes, float *absmax)
+{
+    if (source == F16)
+        return four_bit_of(F16, values, blocks, size, bounds, order, codes, absmax);
+    if (source == BF16)
+        return four_bit_of(BF16, values, blocks, size, bounds, order, codes, absmax);
+    return four_bit_of(F32, values, blocks, size, bounds, order, codes, absmax);
+}
+
+typedef struct {
+    double noise, signal, largest;
+} ErrorSums;
+
+INLINE double sum_of(__m256d a, __m256d b)
+{
+    double each[4];
+    _mm256_storeu_pd(each, _mm256_add_pd(a, b));
+    return each[0] + each[1] + (each[2] + each[3]);
+}
+
+/* Squares added in float64, of which any order gives the same six digits. */
+INLINE __m256d squares(__m128 values, __m256d sum)
+{
+    __m256d wide = _mm256_cvtps_pd(values);
+    return _mm256_add_pd(sum, _mm256_mul_pd(wide, wide));
+}
+
+INLINE ErrorSums errors_of(Source source, const char *values, size_t rows, size_t columns, size_t row_bytes,
+                           const float *decoded)
+{
+    __m256d noise[2] = {_mm256_setzero_pd(), _mm256_setzero_pd()}, signal[2] = {noise[0], noise[0]};
+    __m256 largest = _mm256_setzero_ps();
+    size_t whole = columns / 8 * 8, rest = columns - whole;
+    for (size_t row = 0; row < rows; row++, values += row_bytes, decoded += columns) {
+        char last[8 * 4] = {0}; /* the end of a row, filled up with zeros */
+        float last_decoded[8] = {0};
+        memcpy(last, values + whole * width(source), rest * width(source));
+        memcpy(last_decoded, decoded + whole, rest * 4);
+        for (size_t i = 0; i <= whole; i += 8) {
+            __m256 x = i < whole ? load(source, values, i) : load(source, last, 0);
+            __m256 difference = _mm256_sub_ps(_mm256_loadu_ps(i < whole ? decoded + i : last_decoded), x);
+            largest = _mm256_max_ps(largest, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), difference));
+            noise[0] = squares(_mm256_castps256_ps128(difference), noise[0]);
+            noise[1] = squares(_mm256_extractf128_ps(difference, 1), noise[1]);
+            signal[0] = squares(_mm256_castps256_ps128(x), signal[0]);
+            signal[1] = squares(_mm256_extractf128_ps(x, 1), signal[1]);
+        }
+    }
+    return (ErrorSums){sum_of(noise[0], noise[1]), sum_of(signal[0], signal[1]), largest_of(largest)};
+}
+
+/* Of decoded f32 [rows, columns] against rows of the source that are ``row_bytes`` apart. */
+VECTORS static ErrorSums add_errors(Source source, const void *values, size_t rows, size_t columns, size_t row_bytes,
+                                    const float *decoded)
+{
+    if (source == F16)
+        return errors_of(F16, values, rows, columns, row_bytes, decoded);
+    if (source == BF16)
+        return errors_of(BF16, values, rows, columns, row_bytes, decoded);
+    return errors_of(F32, values, rows, columns, row_bytes, decoded);
+}

@@ -1,0 +1,175 @@
+/* The door from Python: arguments in, sizes checked, the interpreter's lock released, one function of vectors called.
+ *
+ * Everything here is written for one kind of processor, x86-64 with AVX2, FMA and F16C (any since 2013), by a compiler
+ * that can be told so function by function, GCC or Clang. Elsewhere the module can be imported and supported() is false.
+ * The rest of the package then does the same with numpy and torch, more slowly; that code also says what is right here,
+ * bit for bit.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030b0000
+#include <Python.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define HAVE_VECTORS 1
+#include "encode.h"
+#else
+#define HAVE_VECTORS 0
+#endif
+
+static PyObject *supported(PyObject *self, PyObject *none)
+{
+#if HAVE_VECTORS
+    __builtin_cpu_init();
+    return PyBool_FromLong(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                           __builtin_cpu_supports("f16c"));
+#else
+    Py_RETURN_FALSE;
+#endif
+}
+
+#if HAVE_VECTORS
+
+enum { MOST_BUFFERS = 6 };
+
+/* Buffers of one call, and whether each is as long as the call takes it to be. */
+typedef struct {
+    Py_buffer views[MOST_BUFFERS];
+    int count;
+} Buffers;
+
+static void release(Buffers *buffers)
+{
+    while (buffers->count)
+        PyBuffer_Release(&buffers->views[--buffers->count]);
+}
+
+/* The memory of a contiguous array of exactly so many bytes; NULL, with a Python error, for any other. */
+static void *memory(Buffers *buffers, PyObject *array, Py_ssize_t bytes, int writable)
+{
+    Py_buffer *view = &buffers->views[buffers->count];
+    if (PyObject_GetBuffer(array, view, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE))
+        return NULL;
+    buffers->count++;
+    if (view->len != bytes) {
+        PyErr_Format(PyExc_ValueError, "an array of %zd bytes, where %zd belong", view->len, bytes);
+        return NULL;
+    }
+    return view->buf ? view->buf : (void *)buffers; /* of no bytes: anything but NULL */
+}
+
+static int source_type(const char *name, Source *source)
+{
+    if (!strcmp(name, "f16"))
+        *source = F16;
+    else if (!strcmp(name, "bf16"))
+        *source = BF16;
+    else if (!strcmp(name, "f32"))
+        *source = F32;
+    else
+        return PyErr_Format(PyExc_ValueError, "no dtype of weights: %s", name), 0;
+    return 1;
+}
+
+static PyObject *int8_rows(PyObject *self, PyObject *args)
+{
+    const char *dtype;
+    PyObject *array, *code_array, *scale_array, *result = NULL;
+    Py_ssize_t rows, columns;
+    Buffers buffers = {.count = 0};
+    Source source;
+    const void *values;
+    void *codes, *absmax;
+    int finite;
+    if (!PyArg_ParseTuple(args, "sOnnOO", &dtype, &array, &rows, &columns, &code_array, &scale_array) ||
+        !source_type(dtype, &source))
+        return NULL;
+    if ((values = memory(&buffers, array, rows * columns * width(source), 0)) &&
+        (codes = memory(&buffers, code_array, rows * columns, 1)) &&
+        (absmax = memory(&buffers, scale_array, rows * 4, 1))) {
+        Py_BEGIN_ALLOW_THREADS
+        finite = encode_int8(source, values, rows, columns, codes, absmax);
+        Py_END_ALLOW_THREADS
+        result = PyBool_FromLong(finite);
+    }
+    release(&buffers);
+    return result;
+}
+
+static PyObject *four_bit_blocks(PyObject *self, PyObject *args)
+{
+    const char *dtype;
+    PyObject *array, *bound_array, *order_array, *code_array, *scale_array, *result = NULL;
+    Py_ssize_t blocks, block_size;
+    Buffers buffers = {.count = 0};
+    Source source;
+    const void *values, *bounds, *order;
+    void *codes, *absmax;
+    int finite;
+    if (!PyArg_ParseTuple(args, "sOnnOOOO", &dtype, &array, &blocks, &block_size, &bound_array, &order_array,
+                          &code_array, &scale_array) ||
+        !source_type(dtype, &source))
+        return NULL;
+    if (block_size <= 0 || block_size % 32)
+        return PyErr_Format(PyExc_ValueError, "blocks of %zd elements, not of a multiple of 32", block_size);
+    if ((values = memory(&buffers, array, blocks * block_size * width(source), 0)) &&
+        (bounds = memory(&buffers, bound_array, 15 * 4, 0)) && (order = memory(&buffers, order_array, 16, 0)) &&
+        (codes = memory(&buffers, code_array, blocks * block_size / 2, 1)) &&
+        (absmax = memory(&buffers, scale_array, blocks * 4, 1))) {
+        Py_BEGIN_ALLOW_THREADS
+        finite = encode_four_bit(source, values, blocks, block_size, bounds, order, codes, absmax);
+        Py_END_ALLOW_THREADS
+        result = PyBool_FromLong(finite);
+    }
+    release(&buffers);
+    return result;
+}
+
+static PyObject *error_sums(PyObject *self, PyObject *args)
+{
+    const char *dtype;
+    PyObject *array, *decoded_array, *result = NULL;
+    Py_ssize_t rows, columns, first, step, count;
+    Buffers buffers = {.count = 0};
+    Source source;
+    const char *values;
+    const void *decoded;
+    ErrorSums sums;
+    if (!PyArg_ParseTuple(args, "sOnnnnnO", &dtype, &array, &rows, &columns, &first, &step, &count, &decoded_array) ||
+        !source_type(dtype, &source))
+        return NULL;
+    if (first < 0 || step < 1 || count < 1 || first >= rows || count - 1 > (rows - 1 - first) / step)
+        return PyErr_Format(PyExc_ValueError, "%zd rows from %zd on, every %zd, of %zd", count, first, step, rows);
+    if ((values = memory(&buffers, array, rows * columns * width(source), 0)) &&
+        (decoded = memory(&buffers, decoded_array, count * columns * 4, 0))) {
+        size_t row_bytes = columns * width(source);
+        Py_BEGIN_ALLOW_THREADS
+        sums = add_errors(source, values + first * row_bytes, count, columns, step * row_bytes, decoded);
+        Py_END_ALLOW_THREADS
+        result = Py_BuildValue("ddd", sums.noise, sums.signal, sums.largest);
+    }
+    release(&buffers);
+    return result;
+}
+
+#endif
+
+static PyMethodDef methods[] = {
+    {"supported", supported, METH_NOARGS, "Whether this build and this processor have the other functions."},
+#if HAVE_VECTORS
+    {"int8_rows", int8_rows, METH_VARARGS,
+     "int8_rows(dtype, values, rows, columns, codes, absmax) -> whether all values were finite in float16"},
+    {"four_bit_blocks", four_bit_blocks, METH_VARARGS,
+     "four_bit_blocks(dtype, values, blocks, block_size, bounds, order, codes, absmax) -> whether all were finite"},
+    {"error_sums", error_sums, METH_VARARGS,
+     "error_sums(dtype, values, rows, columns, first, step, count, decoded) -> squares of differences, of values, largest"},
+#endif
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "kernels", .m_size = 0, .m_methods = methods};
+
+PyMODINIT_FUNC PyInit_kernels(void)
+{
+    return PyModuleDef_Init(&definition);
+}
