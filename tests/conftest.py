@@ -40,3 +40,14 @@ def pytest_collection_modifyitems(config, items):
 def fixtures():
     """The folder of models and files that come with the repository."""
     return ROOT / "fixtures"
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def encoders(request, monkeypatch):
+    """Whoever uses this holds for the compiled encoders and for torch's."""
+    from aibit_format import native
+
+    if request.param == "torch":
+        monkeypatch.setattr(native, "available", False)
+    elif not native.available:
+        pytest.skip("the compiled encoders are not here: no compiler, or a processor without AVX2")

@@ -11,6 +11,8 @@ from aibit_format import bridge, engine, measure, schemes
 from aibit_format.dtypes import to_float32
 from aibit_format.errors import SchemeError
 
+pytestmark = pytest.mark.usefixtures("encoders")
+
 INT8 = schemes.make("int8")
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 

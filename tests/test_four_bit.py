@@ -36,6 +36,7 @@ def test_codebooks_are_those_of_bitsandbytes():
     assert np.array_equal(fourbit.dynamic_map(), F.create_dynamic_map().numpy())
 
 
+@pytest.mark.usefixtures("encoders")
 @pytest.mark.parametrize("shape", [(64, 64), (7, 33), (1, 1), (300, 192), (5, 5000), (1000, 129), (70000, 3)])
 @pytest.mark.parametrize("kind", ["random", "tiny", "huge", "zeros", "ties", "subnormal"])
 @pytest.mark.parametrize("name", ["nf4", "fp4"])
@@ -85,6 +86,7 @@ def scheme_values(name):
     return fourbit.CODEBOOKS[name].values
 
 
+@pytest.mark.usefixtures("encoders")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("text", ["nf4", "fp4", "nf4,nested=1", "nf4-cpu"])
 def test_values_that_are_not_finite_are_refused(text, bad):

@@ -5,7 +5,7 @@ use_venv() {
     local extras=$1 folder=${AIBIT_VENV:-.venv} stamp wanted base
     shift
     python=$folder/bin/python
-    wanted=$(cat constraints.txt pyproject.toml | cksum)" $extras $*"
+    wanted=$(cat constraints.txt pyproject.toml aibit_format/native/*.[ch] | cksum)" $extras $*"
     stamp=$folder/installed-$extras
     if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return

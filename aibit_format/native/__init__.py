@@ -9,14 +9,16 @@ functions release the GIL.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 
 try:
-    from . import kernels  # type: ignore[attr-defined]  # compiled
+    from . import kernels as _compiled  # type: ignore[attr-defined]
 except ImportError:  # no compiler when this was installed, or no installation
-    kernels = None
+    _compiled = None
 
+kernels: Any = _compiled
 available: bool = kernels is not None and os.environ.get("AIBIT_NATIVE") != "0" and kernels.supported()
 
 
@@ -55,3 +57,10 @@ def error_sums(values: np.ndarray, dtype: str, rows: range, decoded: np.ndarray)
         The sum of squared differences and that of squared values, added in float64, and the largest difference.
     """
     return kernels.error_sums(dtype, values, *values.shape, rows.start, rows.step, len(rows), decoded)
+
+
+def int8_error_sums(
+    values: np.ndarray, dtype: str, step: int, codes: np.ndarray, scales: np.ndarray
+) -> tuple[float, float, float]:
+    """The same of every ``step``-th row, against codes i8 [rows, columns] times scales f32 [rows]."""
+    return kernels.int8_error_sums(dtype, values, *values.shape, step, codes, scales)

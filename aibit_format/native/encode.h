@@ -4,32 +4,9 @@
  * The float operations are those of schemes/int8.py and schemes/fourbit.py, in the same order, so the results are equal
  * bit for bit. They must not be contracted: compile with -ffp-contract=off.
  */
-#include <immintrin.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 
-#define VECTORS __attribute__((target("avx2,fma,f16c")))
-#define INLINE VECTORS static inline __attribute__((always_inline))
 #define STEP 32 /* elements that become one vector of bytes */
-
-typedef enum { F16, BF16, F32 } Source;
-
-static size_t width(Source source)
-{
-    return source == F32 ? 4 : 2;
-}
-
-/* Eight values from element i on, in float32. */
-INLINE __m256 load(Source source, const void *values, size_t i)
-{
-    if (source == F32)
-        return _mm256_loadu_ps((const float *)values + i);
-    __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)values + i));
-    if (source == F16)
-        return _mm256_cvtph_ps(half);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-}
 
 INLINE __m256 rounded_to_half(__m256 values)
 {
@@ -41,15 +18,6 @@ INLINE __m256 load_half(Source source, const void *values, size_t i)
 {
     __m256 loaded = load(source, values, i);
     return source == F16 ? loaded : rounded_to_half(loaded);
-}
-
-INLINE float largest_of(__m256 values)
-{
-    float each[8], top = 0;
-    _mm256_storeu_ps(each, values);
-    for (int i = 0; i < 8; i++)
-        top = each[i] > top ? each[i] : top;
-    return top;
 }
 
 /* Bits of magnitudes, compared as whole numbers: so a NaN is the largest of all and not lost. */
@@ -194,57 +162,4 @@ VECTORS static int encode_four_bit(Source source, const void *values, size_t blo
     if (source == BF16)
         return four_bit_of(BF16, values, blocks, size, bounds, order, codes, absmax);
     return four_bit_of(F32, values, blocks, size, bounds, order, codes, absmax);
-}
-
-typedef struct {
-    double noise, signal, largest;
-} ErrorSums;
-
-INLINE double sum_of(__m256d a, __m256d b)
-{
-    double each[4];
-    _mm256_storeu_pd(each, _mm256_add_pd(a, b));
-    return each[0] + each[1] + (each[2] + each[3]);
-}
-
-/* Squares added in float64, of which any order gives the same six digits. */
-INLINE __m256d squares(__m128 values, __m256d sum)
-{
-    __m256d wide = _mm256_cvtps_pd(values);
-    return _mm256_add_pd(sum, _mm256_mul_pd(wide, wide));
-}
-
-INLINE ErrorSums errors_of(Source source, const char *values, size_t rows, size_t columns, size_t row_bytes,
-                           const float *decoded)
-{
-    __m256d noise[2] = {_mm256_setzero_pd(), _mm256_setzero_pd()}, signal[2] = {noise[0], noise[0]};
-    __m256 largest = _mm256_setzero_ps();
-    size_t whole = columns / 8 * 8, rest = columns - whole;
-    for (size_t row = 0; row < rows; row++, values += row_bytes, decoded += columns) {
-        char last[8 * 4] = {0}; /* the end of a row, filled up with zeros */
-        float last_decoded[8] = {0};
-        memcpy(last, values + whole * width(source), rest * width(source));
-        memcpy(last_decoded, decoded + whole, rest * 4);
-        for (size_t i = 0; i <= whole; i += 8) {
-            __m256 x = i < whole ? load(source, values, i) : load(source, last, 0);
-            __m256 difference = _mm256_sub_ps(_mm256_loadu_ps(i < whole ? decoded + i : last_decoded), x);
-            largest = _mm256_max_ps(largest, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), difference));
-            noise[0] = squares(_mm256_castps256_ps128(difference), noise[0]);
-            noise[1] = squares(_mm256_extractf128_ps(difference, 1), noise[1]);
-            signal[0] = squares(_mm256_castps256_ps128(x), signal[0]);
-            signal[1] = squares(_mm256_extractf128_ps(x, 1), signal[1]);
-        }
-    }
-    return (ErrorSums){sum_of(noise[0], noise[1]), sum_of(signal[0], signal[1]), largest_of(largest)};
-}
-
-/* Of decoded f32 [rows, columns] against rows of the source that are ``row_bytes`` apart. */
-VECTORS static ErrorSums add_errors(Source source, const void *values, size_t rows, size_t columns, size_t row_bytes,
-                                    const float *decoded)
-{
-    if (source == F16)
-        return errors_of(F16, values, rows, columns, row_bytes, decoded);
-    if (source == BF16)
-        return errors_of(BF16, values, rows, columns, row_bytes, decoded);
-    return errors_of(F32, values, rows, columns, row_bytes, decoded);
 }

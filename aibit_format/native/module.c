@@ -13,6 +13,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAVE_VECTORS 1
 #include "encode.h"
+#include "errors.h"
 #else
 #define HAVE_VECTORS 0
 #endif
@@ -144,7 +145,33 @@ static PyObject *error_sums(PyObject *self, PyObject *args)
         (decoded = memory(&buffers, decoded_array, count * columns * 4, 0))) {
         size_t row_bytes = columns * width(source);
         Py_BEGIN_ALLOW_THREADS
-        sums = add_errors(source, values + first * row_bytes, count, columns, step * row_bytes, decoded);
+        sums = decoded_errors(source, values + first * row_bytes, count, columns, step * row_bytes, decoded);
+        Py_END_ALLOW_THREADS
+        result = Py_BuildValue("ddd", sums.noise, sums.signal, sums.largest);
+    }
+    release(&buffers);
+    return result;
+}
+
+static PyObject *int8_error_sums(PyObject *self, PyObject *args)
+{
+    const char *dtype;
+    PyObject *array, *code_array, *scale_array, *result = NULL;
+    Py_ssize_t rows, columns, step;
+    Buffers buffers = {.count = 0};
+    Source source;
+    const void *values, *codes, *scales;
+    ErrorSums sums;
+    if (!PyArg_ParseTuple(args, "sOnnnOO", &dtype, &array, &rows, &columns, &step, &code_array, &scale_array) ||
+        !source_type(dtype, &source))
+        return NULL;
+    if (step < 1)
+        return PyErr_Format(PyExc_ValueError, "every %zd rows", step);
+    if ((values = memory(&buffers, array, rows * columns * width(source), 0)) &&
+        (codes = memory(&buffers, code_array, rows * columns, 0)) &&
+        (scales = memory(&buffers, scale_array, rows * 4, 0))) {
+        Py_BEGIN_ALLOW_THREADS
+        sums = int8_errors(source, values, rows, columns, step, codes, scales);
         Py_END_ALLOW_THREADS
         result = Py_BuildValue("ddd", sums.noise, sums.signal, sums.largest);
     }
@@ -161,6 +188,8 @@ static PyMethodDef methods[] = {
      "int8_rows(dtype, values, rows, columns, codes, absmax) -> whether all values were finite in float16"},
     {"four_bit_blocks", four_bit_blocks, METH_VARARGS,
      "four_bit_blocks(dtype, values, blocks, block_size, bounds, order, codes, absmax) -> whether all were finite"},
+    {"int8_error_sums", int8_error_sums, METH_VARARGS,
+     "int8_error_sums(dtype, values, rows, columns, step, codes, scales) -> the same of every step-th row's codes"},
     {"error_sums", error_sums, METH_VARARGS,
      "error_sums(dtype, values, rows, columns, first, step, count, decoded) -> squares of differences, of values, largest"},
 #endif

@@ -1,0 +1,154 @@
+"""The compiled code against the schemes' numpy, and what it does with arrays that do not fit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aibit_format import engine, native, schemes
+from aibit_format.dtypes import DTYPES, from_float32, to_float32
+from aibit_format.errors import SchemeError
+
+needs_native = pytest.mark.skipif(not native.available, reason="the compiled code is not here")
+
+
+def test_it_was_built_where_it_can_be():
+    header = os.path.join(sysconfig.get_paths()["include"], "Python.h")
+    if platform.machine() != "x86_64" or not (shutil.which("gcc") and os.path.exists(header)):
+        pytest.skip("no compiler, or another kind of processor")
+    assert native.kernels is not None
+    with open("/proc/cpuinfo") as file:
+        assert native.available == ("avx2" in file.read())
+
+
+def test_the_environment_turns_it_off():
+    code = "from aibit_format import native; print(native.available)"
+    off = {**os.environ, "AIBIT_NATIVE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=off, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+SCHEMES = ["int8", "nf4", "fp4", "nf4,block_size=32", "fp4,block_size=4096", "nf4,nested=1"]
+
+
+@needs_native
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(SCHEMES),
+    st.sampled_from(["f16", "bf16", "f32"]),
+    st.integers(1, 9),
+    st.integers(0, 300),
+    st.integers(-40, 30),
+    st.integers(0, 2**32 - 1),
+)
+def test_planes_are_those_of_numpy(name, dtype, rows, columns, exponent, seed):
+    random = np.random.default_rng(seed)
+    values = np.ldexp(random.standard_normal((rows, columns)), exponent).astype(np.float32)
+    values[random.random(values.shape) < 0.1] = 0
+    values[random.integers(rows)] = random.choice(np.float32([0, 1, -1, 0.5]))
+    scheme = schemes.parse(name)
+    array = from_float32(values.clip(-6e4, 6e4) if dtype == "f16" else values, dtype)
+    try:
+        wanted = scheme.encode(array, dtype)
+    except SchemeError as error:
+        with pytest.raises(SchemeError, match=str(error)[:20]):
+            engine.encode(scheme, array, dtype)
+        return
+    found = engine.encode(scheme, array, dtype)
+    assert list(found) == list(wanted)
+    for role, plane in wanted.items():
+        assert found[role].dtype == plane.dtype and np.array_equal(found[role], plane), role
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("name", ["int8", "nf4", "fp4"])
+def test_every_value_of_16_bits(name, dtype):
+    """Each beside the same companion, so that the scale is known and the code is the value's own."""
+    bits = np.arange(1 << 16, dtype=np.uint16).view(DTYPES[dtype].numpy)
+    one = from_float32(np.float32([[1]]), dtype)
+    fine = np.abs(_floats(bits, dtype)) <= 1
+    array = np.repeat(one, fine.sum() * 64, 0).reshape(-1, 64)
+    array[:, 5] = bits[fine]
+    scheme = schemes.make(name)
+    wanted, found = scheme.encode(array, dtype), engine.encode(scheme, array, dtype)
+    for role, plane in wanted.items():
+        assert np.array_equal(found[role], plane), role
+
+
+def _floats(bits: np.ndarray, dtype: str) -> np.ndarray:
+    return np.nan_to_num(to_float32(bits, dtype), nan=9)
+
+
+@needs_native
+@pytest.mark.parametrize("place", [0, 31, 32, 40, 69])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("name", ["int8", "nf4"])
+def test_a_value_that_is_not_finite_is_found_wherever_it_is(name, dtype, bad, place):
+    values = np.ones((3, 70), np.float32)
+    values[1, place] = bad
+    with pytest.raises(SchemeError, match="not finite"):
+        engine.encode(schemes.make(name), from_float32(values, dtype), dtype)
+
+
+def calls():
+    """(function, arguments) that fit."""
+    codes, absmax = np.zeros((4, 64), np.int8), np.zeros(4, np.float32)
+    bounds, order = np.zeros(15, np.float32), np.zeros(16, np.uint8)
+    values = np.zeros((4, 64), np.float16)
+    yield native.int8_rows, [values, "f16", codes, absmax]
+    yield native.four_bit_blocks, [values, "f16", bounds, order, np.zeros(128, np.uint8), absmax]
+    yield native.error_sums, [values, "f16", range(0, 4, 2), np.zeros((2, 64), np.float32)]
+    yield native.int8_error_sums, [values, "f16", 2, codes, absmax]
+
+
+@needs_native
+@pytest.mark.parametrize("call", list(calls()), ids=lambda call: call[0].__name__)
+def test_arrays_of_another_size_are_refused(call):
+    function, arguments = call
+    function(*arguments)
+    for i, argument in enumerate(arguments):
+        if isinstance(argument, np.ndarray):
+            for wrong in (np.zeros(argument.size + 1, argument.dtype), np.zeros(0, argument.dtype), None):
+                given = wrong.reshape(1, -1) if i == 0 and wrong is not None else wrong
+                changed = [*arguments[:i], given, *arguments[i + 1 :]]
+                with pytest.raises((ValueError, TypeError, AttributeError)):
+                    function(*changed)
+    with pytest.raises(ValueError, match="no dtype of weights: i8"):
+        function(arguments[0], "i8", *arguments[2:])
+
+
+@needs_native
+def test_results_go_into_memory_that_may_be_written():
+    values, codes, absmax = np.zeros((4, 64), np.float16), np.zeros((4, 64), np.int8), np.zeros(4, np.float32)
+    codes.flags.writeable = False
+    with pytest.raises((ValueError, BufferError)):
+        native.int8_rows(values, "f16", codes, absmax)
+    with pytest.raises((ValueError, BufferError)):
+        native.int8_rows(values[:, ::2], "f16", np.zeros((4, 32), np.int8), absmax)
+
+
+@needs_native
+@pytest.mark.parametrize("rows", [range(-1, 3), range(9), range(4, 5), range(3, 0, -1), range(0)])
+def test_rows_that_are_not_there_are_refused(rows):
+    with pytest.raises(ValueError, match="rows from"):
+        native.error_sums(np.zeros((4, 8), np.float32), "f32", rows, np.zeros((len(rows), 8), np.float32))
+
+
+@needs_native
+def test_blocks_are_multiples_of_a_vector():
+    with pytest.raises(ValueError, match="blocks of 48 elements"):
+        native.four_bit_blocks(
+            np.zeros((2, 48), np.float32), "f32", np.zeros(15, np.float32), np.zeros(16, np.uint8),
+            np.zeros(48, np.uint8), np.zeros(2, np.float32),
+        )  # fmt: skip
