@@ -14,6 +14,7 @@ import transformers as tf
 from torch import nn
 
 import aibit_format as aibit
+from aibit_format import native
 from aibit_format.torch import int8, joined, products
 from aibit_format.torch.int8 import Linear8bitLt
 from aibit_format.torch.quantized import QuantizedLinear
@@ -30,10 +31,14 @@ def _wide_models(monkeypatch):
     monkeypatch.setitem(architectures.MODELS, "qwen2", (tf.Qwen2ForCausalLM, lambda: tf.Qwen2Config(**WIDE)))
 
 
-@pytest.fixture(params=[True, False], ids=["integers", "floats"])
+@pytest.fixture(params=["compiled", "integers", "floats"])
 def arithmetic(request, monkeypatch):
-    """Both ways of multiplying codes, whatever the processor here would choose; the second in several pieces."""
-    monkeypatch.setattr(int8, "_INTEGERS", request.param)
+    """Each way of multiplying codes, whatever the processor here would choose; the last in several pieces."""
+    if request.param == "compiled" and not native.available:
+        pytest.skip("the compiled products are not here: no compiler, or a processor without AVX2")
+    monkeypatch.setattr(int8, "COMPILED", request.param == "compiled")
+    monkeypatch.setattr(native, "_FEW", 1)
+    monkeypatch.setattr(int8, "_INTEGERS", request.param == "integers")
     monkeypatch.setattr(products, "_PIECE", 1000)
     monkeypatch.setattr(int8, "_PIECE", 300)
 
@@ -78,6 +83,7 @@ def test_outputs_are_those_of_bitsandbytes_bit_for_bit(shape, outliers, threshol
 
 def test_many_rows_are_left_to_bitsandbytes_where_floats_are_multiplied(monkeypatch):
     monkeypatch.setattr(int8, "_INTEGERS", False)
+    monkeypatch.setattr(int8, "COMPILED", False)
     monkeypatch.setattr(int8, "_MANY_ROWS", 6)
     made = []
     monkeypatch.setattr(int8, "product", lambda layer, x: made.append(x.shape) or x.new_zeros(*x.shape[:-1], 48))

@@ -110,6 +110,7 @@ def calls():
     yield native.four_bit_blocks, [values, "f16", bounds, order, np.zeros(128, np.uint8), absmax]
     yield native.error_sums, [values, "f16", range(0, 4, 2), np.zeros((2, 64), np.float32)]
     yield native.int8_error_sums, [values, "f16", 2, codes, absmax]
+    yield native.int8_inputs, [values, "f16", 6.0, np.zeros((4, 64), np.int16), absmax]
 
 
 @needs_native
@@ -152,3 +153,52 @@ def test_blocks_are_multiples_of_a_vector():
             np.zeros((2, 48), np.float32), "f32", np.zeros(15, np.float32), np.zeros(16, np.uint8),
             np.zeros(48, np.uint8), np.zeros(2, np.float32),
         )  # fmt: skip
+
+
+@needs_native
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 400), st.integers(1, 1200), st.integers(1, 90), st.booleans(), st.integers(1, 5),
+    st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_products_of_codes_are_exact_whatever_the_shape(rows, columns, features, with_bias, threads, seed):
+    random = np.random.default_rng(seed)
+    codes = random.integers(-128, 128, (features, columns)).astype(np.int8)
+    inputs = np.zeros((rows, -(-columns // 16) * 16), np.int16)
+    inputs[:, :columns] = random.integers(-128, 128, (rows, columns))
+    row_scales, scales, bias = (random.random(n, np.float32) for n in (rows, features, features))
+    out, factor = np.full((rows, features), np.nan, np.float32), np.float32(6.2e-5)
+    few, native._FEW = native._FEW, 1
+    try:
+        native.int8_product(inputs, row_scales, codes, scales, factor, bias if with_bias else None, out, threads)
+    finally:
+        native._FEW = few
+    sums = (inputs[:, :columns].astype(np.float64) @ codes.T.astype(np.float64)).astype(np.float32)
+    wanted = sums * (row_scales[:, None] * scales) * factor
+    assert np.array_equal(out, wanted + bias if with_bias else wanted)
+
+
+@needs_native
+@pytest.mark.parametrize("i", range(6))
+def test_products_of_arrays_of_another_size_are_refused(i):
+    inputs, codes = np.zeros((3, 32), np.int16), np.zeros((64, 20), np.int8)
+    arrays = [inputs, np.zeros(3, np.float32), codes, np.zeros(64, np.float32), np.zeros(64, np.float32),
+              np.zeros((3, 64), np.float32)]  # fmt: skip
+    for wrong in (np.zeros(arrays[i].size + 1, arrays[i].dtype).reshape(-1, 1), np.zeros((0, 20), arrays[i].dtype)):
+        a, row_scales, b, scales, bias, out = (*arrays[:i], wrong, *arrays[i + 1 :])
+        with pytest.raises(ValueError, match="bytes, where"):
+            native.int8_product(a, row_scales, b, scales, 1.0, bias, out, 1)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("columns", [1, 15, 16, 100, 2048])
+def test_inputs_with_a_magnitude_at_the_threshold_are_left_alone(columns, dtype):
+    values = np.linspace(-1, 1, 3 * columns, dtype=np.float32).reshape(3, columns)
+    codes, absmax = np.ones((3, -(-columns // 16) * 16), np.int16), np.empty(3, np.float32)
+    assert native.int8_inputs(from_float32(values, dtype), dtype, 6.0, codes, absmax)
+    assert not codes[:, columns:].any()
+    for bad in (6.0, -6.0, np.nan, np.inf, -np.inf):
+        changed = values.copy()
+        changed[1, -1] = bad
+        assert not native.int8_inputs(from_float32(changed, dtype), dtype, 6.0, codes, absmax)

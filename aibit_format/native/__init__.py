@@ -1,4 +1,4 @@
-"""Compiled encoders: what the schemes' numpy code computes, bit for bit, in one pass over a row or a block.
+"""Compiled encoders and products: what the schemes' numpy code and bitsandbytes' layers compute, bit for bit.
 
 The module ``kernels`` is built when the package is installed, where there is a compiler. It is used on processors
 that have AVX2; ``available`` says whether it is here and may be, and ``AIBIT_NATIVE=0`` in the environment turns it
@@ -9,6 +9,8 @@ functions release the GIL.
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -64,3 +66,62 @@ def int8_error_sums(
 ) -> tuple[float, float, float]:
     """The same of every ``step``-th row, against codes i8 [rows, columns] times scales f32 [rows]."""
     return kernels.int8_error_sums(dtype, values, *values.shape, step, codes, scales)
+
+
+def int8_inputs(values: np.ndarray, dtype: str, threshold: float, codes: np.ndarray, absmax: np.ndarray) -> bool:
+    """Quantize ``values`` [rows, columns] as bitsandbytes' ``int8_vectorwise_quant`` does inputs.
+
+    Args:
+        values: [rows, columns].
+        dtype: of the values: f16, bf16 or f32.
+        threshold: what every magnitude is to be below.
+        codes: i16 [rows, columns filled up with zeros to a multiple of 16], for the result.
+        absmax: f32 [rows], for the result.
+
+    Returns:
+        False where a magnitude is not below the threshold; codes and scales are then incomplete.
+    """
+    return kernels.int8_inputs(dtype, values, *values.shape, threshold, codes, absmax)
+
+
+_FEW = 1 << 19  # codes: a second thread would take longer to wake than to multiply so many
+
+
+def int8_product(
+    inputs: np.ndarray, row_scales: np.ndarray, codes: np.ndarray, scales: np.ndarray, factor: float,
+    bias: np.ndarray | None, out: np.ndarray, threads: int,
+) -> None:  # fmt: skip
+    """``out`` f32 [rows, features] = (inputs @ codes.T) * (row_scales[:, None] * scales) * factor + bias.
+
+    Sums are exact; the rest are float32 operations in this order, as in bitsandbytes' ``int8_mm_dequant``.
+
+    Args:
+        inputs: i16 [rows, columns filled up with zeros to a multiple of 16], of values from -128 to 127.
+        row_scales: f32 [rows].
+        codes: i8 [features, columns].
+        scales: f32 [features].
+        factor: what every product is multiplied by.
+        bias: f32 [features].
+        out: for the result.
+        threads: how many to use.
+    """
+    features, columns = codes.shape
+    threads = max(1, min(threads, codes.size // _FEW, features // 64))
+    # Whole blocks of the compiled code, which go through 16 features at a time.
+    ends = [features * i // threads // 16 * 16 for i in range(threads)] + [features]
+
+    def part(i: int) -> None:
+        kernels.int8_product(
+            len(inputs), columns, features, inputs, row_scales, codes, scales, factor, bias, out, ends[i], ends[i + 1]
+        )
+
+    others = [_threads().submit(part, i) for i in range(1, threads)]
+    part(0)
+    wait(others)
+    for other in others:
+        other.result()
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="aibit")

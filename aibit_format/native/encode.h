@@ -8,35 +8,6 @@
 
 #define STEP 32 /* elements that become one vector of bytes */
 
-INLINE __m256 rounded_to_half(__m256 values)
-{
-    return _mm256_cvtph_ps(_mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
-}
-
-/* What int8 is made of: values that went through float16. */
-INLINE __m256 load_half(Source source, const void *values, size_t i)
-{
-    __m256 loaded = load(source, values, i);
-    return source == F16 ? loaded : rounded_to_half(loaded);
-}
-
-/* Bits of magnitudes, compared as whole numbers: so a NaN is the largest of all and not lost. */
-INLINE __m256i magnitudes(__m256 values)
-{
-    return _mm256_and_si256(_mm256_castps_si256(values), _mm256_set1_epi32(0x7fffffff));
-}
-
-INLINE float largest_magnitude(__m256i bits)
-{
-    uint32_t each[8], top = 0;
-    float value;
-    _mm256_storeu_si256((__m256i *)each, bits);
-    for (int i = 0; i < 8; i++)
-        top = each[i] > top ? each[i] : top;
-    memcpy(&value, &top, 4);
-    return value;
-}
-
 /* Four vectors of 32-bit whole numbers, each within a byte, as 32 bytes in order. */
 INLINE __m256i narrowed(__m256i a, __m256i b, __m256i c, __m256i d)
 {

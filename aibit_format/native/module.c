@@ -14,6 +14,7 @@
 #define HAVE_VECTORS 1
 #include "encode.h"
 #include "errors.h"
+#include "products.h"
 #else
 #define HAVE_VECTORS 0
 #endif
@@ -179,6 +180,61 @@ static PyObject *int8_error_sums(PyObject *self, PyObject *args)
     return result;
 }
 
+static PyObject *int8_inputs(PyObject *self, PyObject *args)
+{
+    const char *dtype;
+    PyObject *array, *code_array, *scale_array, *result = NULL;
+    Py_ssize_t rows, columns;
+    Buffers buffers = {.count = 0};
+    Source source;
+    const void *values;
+    void *codes, *absmax;
+    float threshold;
+    int fine;
+    if (!PyArg_ParseTuple(args, "sOnnfOO", &dtype, &array, &rows, &columns, &threshold, &code_array, &scale_array) ||
+        !source_type(dtype, &source))
+        return NULL;
+    if ((values = memory(&buffers, array, rows * columns * width(source), 0)) &&
+        (codes = memory(&buffers, code_array, rows * ((columns + 15) / 16 * 16) * 2, 1)) &&
+        (absmax = memory(&buffers, scale_array, rows * 4, 1))) {
+        Py_BEGIN_ALLOW_THREADS
+        fine = quantize_inputs(source, values, rows, columns, threshold, codes, absmax);
+        Py_END_ALLOW_THREADS
+        result = PyBool_FromLong(fine);
+    }
+    release(&buffers);
+    return result;
+}
+
+static PyObject *int8_product(PyObject *self, PyObject *args)
+{
+    PyObject *input_array, *row_array, *code_array, *scale_array, *bias_array, *out_array, *result = NULL;
+    Py_ssize_t rows, columns, out_features, first, last;
+    Buffers buffers = {.count = 0};
+    Product product;
+    if (!PyArg_ParseTuple(args, "nnnOOOOfOOnn", &rows, &columns, &out_features, &input_array, &row_array, &code_array,
+                          &scale_array, &product.factor, &bias_array, &out_array, &first, &last))
+        return NULL;
+    if (first < 0 || last < first || last > out_features)
+        return PyErr_Format(PyExc_ValueError, "features %zd to %zd of %zd", first, last, out_features);
+    product.rows = rows, product.columns = columns, product.out_features = out_features;
+    product.stride = (columns + 15) / 16 * 16;
+    product.bias = NULL;
+    if ((product.input = memory(&buffers, input_array, rows * product.stride * 2, 0)) &&
+        (product.row_scales = memory(&buffers, row_array, rows * 4, 0)) &&
+        (product.codes = memory(&buffers, code_array, out_features * columns, 0)) &&
+        (product.scales = memory(&buffers, scale_array, out_features * 4, 0)) &&
+        (bias_array == Py_None || (product.bias = memory(&buffers, bias_array, out_features * 4, 0))) &&
+        (product.out = memory(&buffers, out_array, rows * out_features * 4, 1))) {
+        Py_BEGIN_ALLOW_THREADS
+        multiply_int8(&product, first, last);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    release(&buffers);
+    return result;
+}
+
 #endif
 
 static PyMethodDef methods[] = {
@@ -190,6 +246,10 @@ static PyMethodDef methods[] = {
      "four_bit_blocks(dtype, values, blocks, block_size, bounds, order, codes, absmax) -> whether all were finite"},
     {"int8_error_sums", int8_error_sums, METH_VARARGS,
      "int8_error_sums(dtype, values, rows, columns, step, codes, scales) -> the same of every step-th row's codes"},
+    {"int8_inputs", int8_inputs, METH_VARARGS,
+     "int8_inputs(dtype, values, rows, columns, threshold, codes, absmax) -> whether all were below the threshold"},
+    {"int8_product", int8_product, METH_VARARGS,
+     "int8_product(rows, columns, out_features, inputs, row_scales, codes, scales, factor, bias, out, first, last)"},
     {"error_sums", error_sums, METH_VARARGS,
      "error_sums(dtype, values, rows, columns, first, step, count, decoded) -> squares of differences, of values, largest"},
 #endif

@@ -34,3 +34,29 @@ INLINE __m256 load_codes(const int8_t *codes)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
 }
+
+/* What int8 is made of: values that went through float16. */
+INLINE __m256 load_half(Source source, const void *values, size_t i)
+{
+    __m256 loaded = load(source, values, i);
+    if (source == F16)
+        return loaded;
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(loaded, _MM_FROUND_TO_NEAREST_INT));
+}
+
+/* Bits of magnitudes, compared as whole numbers: so a NaN is the largest of all and not lost. */
+INLINE __m256i magnitudes(__m256 values)
+{
+    return _mm256_and_si256(_mm256_castps_si256(values), _mm256_set1_epi32(0x7fffffff));
+}
+
+INLINE float largest_magnitude(__m256i bits)
+{
+    uint32_t each[8], top = 0;
+    float value;
+    _mm256_storeu_si256((__m256i *)each, bits);
+    for (int i = 0; i < 8; i++)
+        top = each[i] > top ? each[i] : top;
+    memcpy(&value, &top, 4);
+    return value;
+}

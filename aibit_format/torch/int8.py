@@ -11,12 +11,17 @@ See Dettmers et al., LLM.int8(), 2022, and bitsandbytes 0.50, ``backends/default
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import bitsandbytes
+import numpy as np
 import torch
+from torch.nn.functional import pad
 
+from .. import native
+from ..bridge import to_numpy
 from .joined import Joined, product
 from .products import widened
 
@@ -27,6 +32,8 @@ _PIECE = 1 << 18  # sums scaled at a time
 _OF_CODE, _OF_PRODUCT = 7.874015718698502e-3, 6.200124e-05
 # bitsandbytes asks the same: without AVX512 torch's product of 8-bit integers is slower than one of floats.
 _INTEGERS = torch.backends.cpu.get_cpu_capability() == "AVX512"
+# The compiled product is for processors where torch multiplies floats instead.
+COMPILED = native.available and not _INTEGERS
 # Of the input, where floats are multiplied: for more, bitsandbytes' one product with a float32 copy of the weight is
 # faster (1,024 rows: 0.9 of the time; 128 rows: 1.7 times).
 _MANY_ROWS = 512
@@ -41,7 +48,7 @@ class Linear8bitLt(_bnb.Linear8bitLt):
         """x [..., in_features] -> [..., out_features], in the dtype of x."""
         if self.training or x.device.type != "cpu" or not x.numel() or _elsewhere(x, self.bias) or not self._ready():
             return super().forward(x)
-        if not _INTEGERS and x.numel() > _MANY_ROWS * x.shape[-1]:
+        if not _INTEGERS and not COMPILED and x.numel() > _MANY_ROWS * x.shape[-1]:
             return super().forward(x)
         return product(self, x)
 
@@ -71,7 +78,10 @@ def _elsewhere(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
 
 @dataclass(slots=True)
 class Inputs:
-    """Inputs in 8 bits: codes i8 [rows, in], the largest magnitude of each row f32 [rows], and columns kept aside."""
+    """Inputs in 8 bits: codes, the largest magnitude of each row f32 [rows], and columns kept aside.
+
+    Codes are i8 [rows, in], or i16 and filled up with zeros, as ``native.int8_inputs`` makes them.
+    """
 
     codes: torch.Tensor
     absmax: torch.Tensor
@@ -80,6 +90,8 @@ class Inputs:
     @classmethod
     def of(cls, x: torch.Tensor, threshold: float) -> Inputs:
         """Quantize x [rows, in] as ``int8_vectorwise_quant`` does."""
+        if COMPILED and (found := cls._without_outliers(x, threshold)):
+            return found
         values, columns = x.to(torch.float16).float(), None
         absmax = values.abs().amax(1)
         if threshold > 0 and not float(absmax.max()) < threshold:
@@ -91,6 +103,16 @@ class Inputs:
         if columns is not None and len(codes) > 1:
             codes[:, columns] = 0
         return cls(codes, absmax, columns if columns is not None and len(columns) else None)
+
+    @classmethod
+    def _without_outliers(cls, x: torch.Tensor, threshold: float) -> Inputs | None:
+        """The same in one pass, codes as the compiled product takes them; None if there are columns to keep aside."""
+        values, dtype = to_numpy(x)
+        rows, columns = values.shape
+        codes, absmax = np.empty((rows, -(-columns // 16) * 16), np.int16), np.empty(rows, np.float32)
+        if not native.int8_inputs(values, dtype, threshold if threshold > 0 else math.inf, codes, absmax):
+            return None
+        return cls(torch.from_numpy(codes), torch.from_numpy(absmax), None)
 
     def times(
         self, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, sizes: list[int]
@@ -105,9 +127,34 @@ class Inputs:
         Returns:
             [rows, size] in the dtype of x, of each weight.
         """
+        bias = None if bias is None else bias.to(x.dtype)
+        scaled = self._scaled if COMPILED else self._scaled_by_torch
+        results = scaled(codes, absmax, bias, x, sizes)
+        if self.outliers is not None:
+            aside = x[:, self.outliers].contiguous()
+            columns = (codes[:, self.outliers] * absmax.view(-1, 1) * _OF_CODE).to(x.dtype).split(sizes)
+            results = [result.addmm(aside, each.t()) for result, each in zip(results, columns, strict=True)]
+        return results
+
+    def _scaled(
+        self, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, sizes: list[int]
+    ) -> list[torch.Tensor]:
+        """Of each size, products of codes and scales, and the bias."""
+        wide = self.codes
+        if wide.dtype != torch.int16:
+            wide = pad(wide.to(torch.int16), (0, -wide.shape[1] % 16))
+        out = torch.empty(len(wide), len(codes))
+        native.int8_product(
+            wide.numpy(), self.absmax.numpy(), codes.numpy(), absmax.numpy(), _OF_PRODUCT,
+            None if bias is None else bias.detach().float().numpy(), out.numpy(), torch.get_num_threads(),
+        )  # fmt: skip
+        return [values.to(x.dtype).contiguous() for values in out.split(sizes, 1)]
+
+    def _scaled_by_torch(
+        self, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, sizes: list[int]
+    ) -> list[torch.Tensor]:
         sums = self._sums(codes)
         results = [x.new_empty(len(sums), size) for size in sizes]
-        bias = None if bias is None else bias.to(x.dtype)
         step = max(1, _PIECE // max(len(codes), 1))
         for start in range(0, len(sums), step):
             part = slice(start, start + step)
@@ -117,10 +164,6 @@ class Inputs:
                 scaled += bias
             for result, values in zip(results, scaled.split(sizes, 1), strict=True):
                 result[part] = values
-        if self.outliers is not None:
-            aside = x[:, self.outliers].contiguous()
-            columns = (codes[:, self.outliers] * absmax.view(-1, 1) * _OF_CODE).to(x.dtype).split(sizes)
-            results = [result.addmm(aside, each.t()) for result, each in zip(results, columns, strict=True)]
         return results
 
     def _sums(self, codes: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,217 @@
+/* Products of matrices of 8-bit whole numbers, for AVX2: exact sums in 32 bits, scaled in float32 as LLM.int8 does.
+ *
+ * Codes are widened to 16 bits, a block of the weight at a time, because AVX2 multiplies and adds pairs of those without
+ * loss (vpmaddwd): twice as many products in a cycle as of float32. A block stays in the first-level cache while all
+ * rows of the input pass by; rows and columns that are missing at the ends are zeros.
+ */
+#include "vectors.h"
+
+enum {
+    DEPTH = 512,  /* columns of a block */
+    PITCH = 528,  /* numbers from one of its rows to the next: not a power of two, which would share cache lines' sets */
+    WIDE = 16,    /* rows of the weight in a block: 16 KiB of 16-bit numbers */
+    TALL = 2,     /* rows of the input that are multiplied at once, by ... */
+    LANES = 4,    /* ... so many rows of the weight */
+    MOST = 192,   /* rows of the input for which sums are kept */
+};
+
+INLINE __m256i top_of(Source source, const void *values, size_t i, __m256i top)
+{
+    return _mm256_max_epu32(top, magnitudes(load_half(source, values, i)));
+}
+
+INLINE void store_codes(Source source, const void *values, size_t i, __m256 scale, int16_t *codes)
+{
+    __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(load_half(source, values, i), scale));
+    __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(load_half(source, values, i + 8), scale));
+    __m256i mixed = _mm256_packs_epi32(low, high);
+    _mm256_storeu_si256((__m256i *)codes, _mm256_permute4x64_epi64(mixed, 0xd8));
+}
+
+/* Inputs in 8 bits, as bitsandbytes' int8_vectorwise_quant makes them of values that went through float16, stored in 16
+ * bits. 0 if a magnitude is not below the threshold: then columns are to be kept aside, or something is not finite. */
+INLINE int quantize_row(Source source, const char *values, size_t columns, float threshold, int16_t *codes,
+                        float *absmax)
+{
+    char end[16 * 4] = {0}; /* the end of the row, filled up with zeros */
+    size_t whole = columns / 16 * 16, rest = columns - whole;
+    memcpy(end, values + whole * width(source), rest * width(source));
+    __m256i top = top_of(source, end, 0, top_of(source, end, 8, _mm256_setzero_si256()));
+    for (size_t i = 0; i < whole; i += 8)
+        top = top_of(source, values, i, top);
+    float largest = largest_magnitude(top);
+    if (!(largest < threshold))
+        return 0;
+    *absmax = largest;
+    __m256 scale = _mm256_set1_ps(largest > 0 ? 127.0f / largest : 0);
+    for (size_t i = 0; i < whole; i += 16)
+        store_codes(source, values, i, scale, codes + i);
+    if (rest)
+        store_codes(source, end, 0, scale, codes + whole);
+    return 1;
+}
+
+/* i16 [rows, columns filled up with zeros to a multiple of 16] and f32 [rows]. */
+VECTORS static int quantize_inputs(Source source, const char *values, size_t rows, size_t columns, float threshold,
+                                   int16_t *codes, float *absmax)
+{
+    int fine = 1;
+    for (size_t row = 0; fine && row < rows; row++, values += columns * width(source), codes += (columns + 15) / 16 * 16)
+        switch (source) {
+        case F16: fine = quantize_row(F16, values, columns, threshold, codes, absmax + row); break;
+        case BF16: fine = quantize_row(BF16, values, columns, threshold, codes, absmax + row); break;
+        case F32: fine = quantize_row(F32, values, columns, threshold, codes, absmax + row); break;
+        }
+    return fine;
+}
+
+/* Sums of one block of columns: i32, [rows of the input, rows of the block]. */
+typedef int32_t Sums[MOST][WIDE];
+
+INLINE void widen(const int8_t *codes, size_t count, int16_t *wide)
+{
+    size_t i = 0;
+    for (; i + 16 <= count; i += 16)
+        _mm256_storeu_si256((__m256i *)(wide + i),
+                            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(codes + i))));
+    for (; i < (count + 15) / 16 * 16; i++)
+        wide[i] = i < count ? codes[i] : 0;
+}
+
+/* Sums of the lanes of four vectors. */
+INLINE __m128i four_sums(const __m256i v[LANES])
+{
+    __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+    return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+}
+
+/* ``rows`` of the input, ``stride`` numbers apart, times four rows of a block, over ``depth`` columns. */
+INLINE void multiply(int rows, const int16_t *input, size_t stride, int16_t block[LANES][PITCH], size_t depth,
+                     int32_t (*sums)[WIDE])
+{
+    __m256i added[TALL][LANES];
+#pragma GCC unroll 8
+    for (int i = 0; i < TALL * LANES; i++)
+        added[i / LANES][i % LANES] = _mm256_setzero_si256();
+    for (size_t k = 0; k < depth; k += 16)
+#pragma GCC unroll 4
+        for (int lane = 0; lane < LANES; lane++) {
+            __m256i weights = _mm256_loadu_si256((const __m256i *)(block[lane] + k));
+#pragma GCC unroll 2
+            for (int row = 0; row < rows; row++) {
+                __m256i values = _mm256_loadu_si256((const __m256i *)(input + row * stride + k));
+                added[row][lane] = _mm256_add_epi32(added[row][lane], _mm256_madd_epi16(values, weights));
+            }
+        }
+#pragma GCC unroll 2
+    for (int row = 0; row < rows; row++) {
+        __m128i *sum = (__m128i *)sums[row];
+        _mm_storeu_si128(sum, _mm_add_epi32(_mm_loadu_si128(sum), four_sums(added[row])));
+    }
+}
+
+/* ``rows`` of the input times one block of the weight. */
+INLINE void multiply_block(const int16_t *input, size_t rows, size_t stride, int16_t block[WIDE][PITCH], size_t depth,
+                           Sums sums)
+{
+    for (size_t row = 0; row < rows; row += TALL)
+        for (int lane = 0; lane < WIDE; lane += LANES) {
+            const int16_t *from = input + row * stride;
+            int32_t(*to)[WIDE] = (int32_t(*)[WIDE])(sums[row] + lane);
+            switch (rows - row) {
+            case 1: multiply(1, from, stride, block + lane, depth, to); break;
+            default: multiply(TALL, from, stride, block + lane, depth, to);
+            }
+        }
+}
+
+/* float32 [rows, count] of whole sums times the scales of row and column, times ``factor``, and the bias, if there is
+ * one: bitsandbytes' operations in their order. */
+INLINE void scale_sums(Sums sums, size_t rows, size_t count, const float *row_scales, const float *scales, float factor,
+                       const float *bias, float *out, size_t out_stride)
+{
+    for (size_t row = 0; row < rows; row++)
+        for (size_t i = 0; i < count; i++) {
+            float value = (float)sums[row][i] * (row_scales[row] * scales[i]) * factor;
+            out[row * out_stride + i] = bias ? value + bias[i] : value;
+        }
+}
+
+typedef struct {
+    const int16_t *input; /* widened, [rows, stride]: rows are filled up with zeros to a multiple of 16 */
+    size_t rows, stride, columns;
+    const float *row_scales; /* [rows] */
+    const int8_t *codes;     /* [out_features, columns] */
+    const float *scales;     /* [out_features] */
+    const float *bias;       /* [out_features], or NULL */
+    float factor;
+    float *out; /* [rows, out_features] */
+    size_t out_features;
+} Product;
+
+/* Sums of one or two rows of the input and four of the weight, which is read once and kept nowhere. */
+INLINE void multiply_few(int rows, const Product *product, size_t feature, Sums sums)
+{
+    __m256i added[TALL][LANES];
+    const int8_t *codes[LANES];
+    size_t columns = product->columns;
+#pragma GCC unroll 8
+    for (int i = 0; i < TALL * LANES; i++)
+        added[i / LANES][i % LANES] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (size_t lane = 0; lane < LANES; lane++) /* behind the last row comes the last row again */
+        codes[lane] = product->codes +
+                      (feature + lane < product->out_features ? feature + lane : product->out_features - 1) * columns;
+    for (size_t k = 0; k < columns; k += 16)
+#pragma GCC unroll 4
+        for (int lane = 0; lane < LANES; lane++) {
+            int8_t end[16] = {0};
+            if (k + 16 > columns)
+                memcpy(end, codes[lane] + k, columns - k);
+            __m256i weights =
+                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(k + 16 > columns ? end : codes[lane] + k)));
+#pragma GCC unroll 2
+            for (int row = 0; row < rows; row++) {
+                __m256i values = _mm256_loadu_si256((const __m256i *)(product->input + row * product->stride + k));
+                added[row][lane] = _mm256_add_epi32(added[row][lane], _mm256_madd_epi16(values, weights));
+            }
+        }
+    for (int row = 0; row < rows; row++)
+        _mm_storeu_si128((__m128i *)sums[row], four_sums(added[row]));
+}
+
+/* Sums of ``rows`` of the input from ``top`` on and ``count`` rows of the weight. */
+INLINE void multiply_many(const Product *product, size_t top, size_t rows, size_t feature, size_t count, Sums sums)
+{
+    int16_t block[WIDE][PITCH];
+    memset(sums, 0, rows * sizeof sums[0]);
+    memset(block, 0, count < WIDE ? sizeof block : 0);
+    for (size_t column = 0; column < product->columns; column += DEPTH) {
+        size_t depth = product->columns - column < DEPTH ? product->columns - column : DEPTH;
+        for (size_t i = 0; i < count; i++)
+            widen(product->codes + (feature + i) * product->columns + column, depth, block[i]);
+        multiply_block(product->input + top * product->stride + column, rows, product->stride, block, depth, sums);
+    }
+}
+
+/* Output features ``first`` to ``last`` of a product. */
+VECTORS static void multiply_int8(const Product *product, size_t first, size_t last)
+{
+    Sums sums;
+    size_t width = product->rows <= TALL ? LANES : WIDE;
+    for (size_t top = 0; top < product->rows; top += MOST) {
+        size_t rows = product->rows - top < MOST ? product->rows - top : MOST;
+        for (size_t feature = first; feature < last; feature += width) {
+            size_t count = last - feature < width ? last - feature : width;
+            if (product->rows == 1)
+                multiply_few(1, product, feature, sums);
+            else if (product->rows == 2)
+                multiply_few(2, product, feature, sums);
+            else
+                multiply_many(product, top, rows, feature, count, sums);
+            scale_sums(sums, rows, count, product->row_scales + top, product->scales + feature, product->factor,
+                       product->bias ? product->bias + feature : NULL,
+                       product->out + top * product->out_features + feature, product->out_features);
+        }
+    }
+}
