@@ -430,6 +430,18 @@ def test_whoever_would_write_waits_for_the_lease_and_the_reader_is_told(large, t
     assert path.stat().st_size == 0
 
 
+def test_the_root_is_read_once_and_takes_no_lease_after_that(large, tmp_path, monkeypatch):
+    path = tmp_path / "m.aibit"
+    shutil.copy(large, path)
+    with File(path) as file:
+        monkeypatch.setattr(still, "_take_lease", None)
+        assert file.root == file.verified().root == file.info_of_file.root().hex()
+        os.truncate(path, layout.LEAF)
+        with pytest.raises(FormatError, match="changed") as caught:
+            file.root  # noqa: B018
+        assert caught.value.code == "AIB-E802"
+
+
 def test_a_file_that_somebody_has_open_for_writing_is_copied(large, tmp_path):
     path = tmp_path / "m.aibit"
     shutil.copy(large, path)
