@@ -155,6 +155,40 @@ def test_a_file_without_a_name_is_in_no_folder(tmp_path):
     assert os.listdir(tmp_path) == ["m"]
 
 
+def test_without_what_only_some_systems_have(tmp_path):
+    """Windows has none of these. To write there takes more; to read does not."""
+    program = """
+        import os, sys
+        sys.modules["fcntl"] = sys.modules["resource"] = None
+        for name in ("O_TMPFILE", "O_DIRECT", "RWF_NOWAIT", "posix_fallocate", "posix_fadvise", "fdatasync"):
+            if hasattr(os, name):
+                delattr(os, name)
+        import aibit_format
+        import numpy as np
+        from aibit_format import prefetch, rewrite
+        from aibit_format.schemes import make
+        from aibit_format.writer import Tensor, write
+        folder, name = sys.argv[1], os.path.join(sys.argv[1], "m.aibit")
+        with open(os.path.join(folder, ".aibit-0123456789abcdef.partial"), "wb"):
+            pass  # nobody can tell whether it is left over
+        values = np.arange(1 << 16, dtype="<f4")
+        tensors = {Tensor(n, values.shape, "f32", make("f32")): {"values": values} for n in "ab"}
+        write(name, tensors, {}, {"a.txt": b"text"})
+        write(name, tensors, {}, {"a.txt": b"text"}, overwrite=True)
+        first = rewrite.split(name, name, 1 << 18)[0]
+        rewrite.split(name, name, 1 << 18, overwrite=True)
+        for gone in ("pread", "preadv", "O_NONBLOCK", "O_CLOEXEC"):
+            if hasattr(os, gone):
+                delattr(os, gone)
+        for path in (name, first):
+            with aibit_format.open(path, verify="full") as file:
+                assert np.array_equal(file.dequantize("b"), values) and bytes(file.documents["a.txt"]) == b"text"
+        prefetch.read_ahead(name)
+        print(len(os.listdir(folder)))
+    """
+    assert int(python(program, tmp_path)) == 4
+
+
 # Disks and folders
 
 
