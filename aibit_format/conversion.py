@@ -122,7 +122,7 @@ def convert(
         scheme: of the Linear weights; ``"keep"`` leaves quantized ones as the source has them. By default ``"keep"``
             for a source that is quantized and ``"int8"`` for one that is not.
         tensors: regular expression -> scheme for the names it is found in; the last that matches wins.
-        overwrite: replace ``path`` if it exists.
+        overwrite: replace ``path``, or its shards, if they exist. What was there opens until what is new does.
         on_progress: called with bytes done, bytes in all, and the tensor's name.
         architecture: of transformers, when the config names none.
         tokenizer: of a model that is in memory.

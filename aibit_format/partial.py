@@ -1,25 +1,31 @@
 """Files that get their name when they are whole and on the disk, and not before.
 
 Where the system can do it (Linux, on nearly every local file system) a file is written without any name, and linked to
-one at the end: of a process that is killed nothing is left. Elsewhere, and where an older file is to be replaced in one
-step, it lies beside its target under a hidden name, under a lock that ends with the process that holds it, however that
-ends; so does a directory. Whoever writes into the same directory next removes those that nobody holds. On a file system
-without locks nothing is removed, as nobody can tell.
+one at the end: of a process that is killed nothing is left, but for an empty file under a hidden name if it was trying
+just then whether links can be made here. Elsewhere, and where an older file is to be replaced in one step, it lies
+beside its target under a hidden name, under a lock that ends with the process that holds it, however that ends; so does
+a directory. Whoever writes into the same directory next removes those that nobody holds. Where there are no locks
+nothing is removed, as nobody can tell.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import secrets
 import shutil
 import stat
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from .errors import WriteError
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows: there are no such locks
+    fcntl = None
 
 _NAMES = re.compile(r"\.aibit-[0-9a-f]{16}\.partial")
 
@@ -42,6 +48,7 @@ class PartialFile:
         self._folder = _open_folder(os.path.dirname(path))
         self._hidden: str | None = None  # its name meanwhile
         self.file = -1
+        self.published = False  # whether it has its name
         try:
             sweep(self._folder)
             self._open()
@@ -85,6 +92,7 @@ class PartialFile:
                 if self._hidden is None:
                     raise
                 self._rename()  # a file system without links
+        self.published = True
         os.fsync(self._folder)
         self.discard()  # the hidden name, and the descriptor: what is published is not written to again
 
@@ -172,6 +180,8 @@ class PartialFolder:
 
 def sweep(folder: int) -> None:
     """Remove what was left in a directory, an open one, by processes that are gone."""
+    if fcntl is None:
+        return
     for name in os.listdir(folder):
         if not _NAMES.fullmatch(name):
             continue
@@ -216,6 +226,8 @@ def _nameless(folder: int) -> int | None:
 
 def _lock(descriptor: int) -> bool:
     """Lock a file until it is closed; whether nobody else has it."""
+    if fcntl is None:
+        return True  # as below
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

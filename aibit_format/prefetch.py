@@ -29,6 +29,8 @@ def prefetch(*paths: Path, enough: Event | None = None) -> Thread:
 
 def read_ahead(path: Path, enough: Event | None = None) -> int:
     """Read what is not in memory yet of the file ``path``, front to back; returns how many bytes that were."""
+    if not hasattr(os, "preadv"):  # Windows: pages come when they are touched
+        return 0
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except OSError:

@@ -90,7 +90,7 @@ class File:
         self.storage: Storage = _storage(source)
         self.path = self.storage.path
         self.level: Level = verify
-        self.info_of_file = _read_info(self.storage)
+        self.info_of_file, self._root = read_info(self.storage)
         self._placed = validate.locate(self.info_of_file)
         self._checked = np.zeros(len(self.info_of_file.leaves), bool)
         self.signed_by: str | None = None
@@ -230,9 +230,8 @@ class File:
     @property
     def root(self) -> str:
         """The root digest in hex: it stands for the whole file."""
-        end = layout.HEADER.sizeof()
-        with still(self.storage) as storage:
-            return storage.read_at(end - 16, 16).tobytes().hex()
+        self.storage.check_unchanged()
+        return self._root
 
     @property
     def signatures(self) -> list[Signature]:
@@ -415,7 +414,12 @@ def _bad_plane(code: str, info: TensorInfo, role: str, reason: str) -> Problem:
     return Problem(code, reason, info.name, role, offset)
 
 
-def _read_info(storage: Storage) -> FileInfo:
+def read_info(storage: Storage) -> tuple[FileInfo, str]:
+    """What a file says of itself, checked, and its root digest in hex. Whose file it is, nobody asks here.
+
+    Raises:
+        FormatError: the file breaks a rule that is checked when one is opened.
+    """
     try:
         with still(storage) as reading:
             head = reading.read_at(0, min(layout.HEADER.sizeof(), storage.size)).tobytes()
@@ -426,7 +430,7 @@ def _read_info(storage: Storage) -> FileInfo:
             raise FormatError(problems)
     except FormatError as error:
         raise (error.at(storage.path) if storage.path else error) from None
-    return info
+    return info, header.root.hex()
 
 
 def open(

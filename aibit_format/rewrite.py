@@ -34,7 +34,8 @@ def split(
         source: a file, or the first of shards that are to be cut anew.
         path: what the shards are named after: ``m.aibit`` gives ``m-00001-of-00003.aibit`` and so on.
         max_shard_size: bytes of planes, or ``"5GB"``; only a tensor that is larger has a larger shard, its own.
-        overwrite: replace files that exist.
+        overwrite: replace files that exist. The model that they are opens until the new one does: see
+            ``sharding.ShardedWriter``. If the process was killed, do the same again.
         on_progress: called with bytes done, bytes in all, and the tensor's name.
 
     Raises:

@@ -18,15 +18,13 @@ from .errors import WriteError
 from .manifest import FileInfo
 from .metadata import Value
 from .peers import ALONE, Peers
-from .shards import shard_path
+from .shards import PREVIOUS, find, listed, root_of, shard_path
 from .storage import Path
 from .writer import Writer
 
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000 ** (i + 1) for i, letter in enumerate("KMGT")}
 _UNITS |= {f"{letter}IB": 1024 ** (i + 1) for i, letter in enumerate("KMGT")}
-
-_PREVIOUS = ".previous"  # what the name of a file ends in that is being replaced
 
 Parts = Sequence[Sequence[int]]  # for each shard, the places in the model of its tensors
 
@@ -112,9 +110,11 @@ class Written:
 class ShardedWriter:
     """Writes the shards that ``plan`` made of ``parts``. Use it as a context: without ``commit`` nothing is left.
 
-    They get their names when all of them are on the disk, the first one last: without it, the others are no model.
-    Files that they replace stay beside them meanwhile, under their names and ``.previous``: several files cannot be
-    replaced in one step, and of a process that is killed in between no model must be lost.
+    They get their names when all of them are on the disk, the first one last: it lists the others, so its name says in
+    one step which model is there. A shard that is replaced lies beside its name until then, with ``.previous`` after
+    it, where ``shards.open`` looks for it. So whenever the process is killed, there is either no model yet, if there
+    was none, or the first shard opens a whole one: the older, until the new first shard has its name, and the new one
+    after that. What was left over goes when the same shards are written again with ``overwrite``.
 
     Args:
         path: of the model; ``shard_path`` says what the files are called.
@@ -133,8 +133,8 @@ class ShardedWriter:
         self.paths = tuple(shard_path(path, i + 1, len(plans)) for i in range(len(plans)))
         self._nbytes = sum(info.file_size for info in plans)
         self._overwrite = overwrite
-        self._published: list[str] = []
-        self._replaced: list[str] = []
+        self._listed: list[str | None] = []  # roots of the shards of the model that is to be replaced
+        self._kept: set[int] = set()  # shards whose older ones lie beside them
         self._writers: dict[int, Writer] = {}
         with contextlib.ExitStack() as stack:
             for i in peers.mine(len(plans)):
@@ -147,13 +147,7 @@ class ShardedWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         if error is not None:
-            for name in reversed(self._published):  # the first shard went last, and goes first
-                with contextlib.suppress(OSError):
-                    os.unlink(name)
-            for name in self._replaced:
-                os.replace(name + _PREVIOUS, name)
-                with contextlib.suppress(FileNotFoundError):  # between two names of one file it does nothing
-                    os.unlink(name + _PREVIOUS)
+            self._undo()
         self._stack.close()
 
     def write_document(self, name: str, data: bytes) -> None:
@@ -176,25 +170,47 @@ class ShardedWriter:
             info = first.finish({**metadata, **_of_set(self.parts, roots[1:])})
             roots[0] = np.frombuffer(info.root(), np.uint8)
         roots = self.peers.share(roots)
-        for writer in self._writers.values():
-            if writer is not first:
-                self._publish(writer)
+        self._listed = listed(self.paths[0], len(self.paths))  # still the older one: no process is past ``agree``
+        for i, writer in self._writers.items():
+            if i:
+                self._keep(i)
+                writer.publish()
         self.peers.agree()
         if first is not None:
-            self._publish(first)
+            first.publish()
         self.peers.agree()
-        for name in self._replaced:
-            os.unlink(name + _PREVIOUS)
+        for i in self._kept:
+            with contextlib.suppress(OSError):  # it is in nobody's way
+                os.unlink(self.paths[i] + PREVIOUS)
         return Written(self.paths, self._nbytes, roots[0].tobytes().hex())
 
-    def _publish(self, writer: Writer) -> None:
-        name = writer.path
-        if self._overwrite and os.path.lexists(name):
-            with contextlib.suppress(FileExistsError):  # of a process that was killed: that one is whole
-                os.link(name, name + _PREVIOUS)
-            self._replaced.append(name)
-        writer.publish()
-        self._published.append(name)
+    def _keep(self, i: int) -> None:
+        """Put the shard that is to be replaced beside its name, unless a process that was killed has done so."""
+        name = self.paths[i]
+        if not self._overwrite:
+            return
+        if find(name, self._listed[i]) == name:
+            if not os.path.isfile(name):
+                return  # there is none
+            try:
+                os.replace(name, name + PREVIOUS)
+            except OSError as error:
+                raise WriteError(f"{name}: cannot be renamed: {error.strerror}") from error
+        self._kept.add(i)
+
+    def _undo(self) -> None:
+        """After a failure, leave the shards that the first one lists, whichever first one that is, and no others."""
+        now = listed(self.paths[0], len(self.paths))
+        for i in self._kept | {i for i, writer in self._writers.items() if i and writer.published}:
+            name = self.paths[i]
+            with contextlib.suppress(OSError):  # the others still can be put in order, and readers find this one
+                if now[i] is not None and root_of(name) == now[i]:
+                    if i in self._kept:
+                        os.unlink(name + PREVIOUS)
+                elif i in self._kept:
+                    os.replace(name + PREVIOUS, name)
+                else:
+                    os.unlink(name)
 
 
 def writer(

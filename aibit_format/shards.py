@@ -2,6 +2,9 @@
 
 Every shard is a valid file with whole tensors in it. The first has the documents, all metadata, the place of each
 tensor in the model, and the root digests of the others: so its own root stands for the whole set.
+
+While a model is being replaced by another of as many shards, and after whoever did that was killed, some of its shards
+lie beside their names, with ``.previous`` after them. The first that is there knows its own by their roots.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ import numpy as np
 
 from . import validate
 from .errors import FormatError, LoadError, Problem
-from .manifest import TensorInfo
+from .manifest import FileInfo, TensorInfo
 from .metadata import Value
-from .reader import Documents, File, Level, Verified
+from .reader import Documents, File, Level, Verified, read_info
 from .signatures import Keys
-from .storage import Path
+from .storage import Mapped, Path, is_url
 
-__all__ = ["Opened", "Sharded", "open", "paths_of", "shard_path", "whole"]
+__all__ = ["PREVIOUS", "Opened", "Sharded", "find", "listed", "open", "paths_of", "root_of", "shard_path", "whole"]
+
+PREVIOUS = ".previous"  # what the name of a shard ends in that is being replaced
 
 # What stands before the extension (and before the query of a URL) in a shard's name.
 _NUMBERS = re.compile(r"-(\d{5})-of-(\d{5})(?=(\.\w+)?(\?.*)?$)")
@@ -43,6 +48,40 @@ def paths_of(path: Path) -> list[str]:
 
 def _siblings(first: str, count: int) -> list[str]:
     return [_NUMBERS.sub(f"-{index:05d}-of-{count:05d}", first) for index in range(1, count + 1)]
+
+
+def find(name: str, root: str | None) -> str:
+    """Where the shard with this root lies: beside ``name`` if it is there, and not under it; else ``name``."""
+    if root is None or root_of(name) == root:  # looked at first: from there it moves, and not back
+        return name
+    return beside if root_of(beside := name + PREVIOUS) == root else name
+
+
+def listed(first: str, count: int) -> list[str | None]:
+    """For each of ``count`` shards the root that the first one lists; ``None`` for its own, and where it lists none."""
+    values = found[0].metadata if (found := _read(first)) is not None else {}
+    if (values.get("shard.index"), values.get("shard.count")) != (1, count):
+        return [None] * count
+    return [None, *values["shard.roots"]]
+
+
+def root_of(path: str) -> str | None:
+    """The root of a file, ``None`` where there is no valid one. Nobody's signature is demanded of it."""
+    found = _read(path)
+    return None if found is None else found[1]
+
+
+def _read(path: str) -> tuple[FileInfo, str] | None:
+    try:
+        storage = Mapped(path)
+    except FormatError:
+        return None
+    try:
+        return read_info(storage)
+    except FormatError:
+        return None
+    finally:
+        storage.close()
 
 
 class Sharded:
@@ -170,8 +209,17 @@ def open(
 
     Another shard, or the bytes of one, is opened for itself. See ``File`` and ``Sharded``.
     """
-    file = File(source, verify, signed_by)
-    return Sharded(file, signed_by) if file.path is not None and file.metadata.get("shard.index") == 1 else file
+    while True:
+        file = File(source, verify, signed_by)
+        if file.path is None or file.metadata.get("shard.index") != 1:
+            return file
+        root = file.root
+        try:
+            return Sharded(file, signed_by)
+        except FormatError:
+            if root_of(file.path) in (None, root):
+                raise
+            # The model has been replaced meanwhile, and the shards of the one before are gone.
 
 
 def whole(opened: Opened) -> Opened:
@@ -183,8 +231,11 @@ def whole(opened: Opened) -> Opened:
     if isinstance(opened, File) and (count := opened.metadata.get("shard.count", 1)) > 1:
         index = opened.metadata["shard.index"]
         name = opened.path or "bytes in memory"
-        first = _NUMBERS.sub(f"-00001-of-{count:05d}", os.path.basename(name))
-        raise LoadError(f"{name}: shard {index} of {count} of a model, which is opened by the first, {first}")
+        first = _NUMBERS.sub(f"-00001-of-{count:05d}", name)
+        what = f"shard {index} of {count} of a model, which is opened by the first, {os.path.basename(first)}"
+        if opened.path and not is_url(name) and not os.path.exists(first):
+            what += "; that is not there: it is written last, so if writing was cut short, write all of them again"
+        raise LoadError(f"{name}: {what}")
     return opened
 
 
@@ -198,23 +249,36 @@ def _open_others(first: File, opened: list[File], signed_by: Keys | None) -> lis
         raise FormatError(Problem("AIB-E607", what, expected=f"-00001-of-{count:05d}", found=found), path)
     for index, (name, root) in enumerate(zip(_siblings(path, count)[1:], roots, strict=True), 2):
         try:
-            part = File(name, first.level, signed_by)
-        except FormatError as error:
-            if not error.code.startswith("AIB-E8"):
+            part = _open_other(first, index, name, root, signed_by)
+        except FormatError:
+            if (beside := find(name, root)) == name:
                 raise
-            what = f"shard {index} of {count} {error.problems[0].what}"
-            raise FormatError(Problem("AIB-E607", what), name) from error
+            part = _open_other(first, index, beside, root, signed_by)
         opened.append(part)
-        place = part.metadata.get("shard.index"), part.metadata.get("shard.count")
-        if part.root != root:
-            says = f"shard {place[0]} of {place[1]}" if place[0] else "no shard"
-            what = f"not the shard {index} of {count} that {os.path.basename(path)} lists (it is {says}): root"
-            raise FormatError(Problem("AIB-E608", what, expected=root, found=part.root), name)
-        if place != (index, count):
-            what = "place in the set of shards"
-            said = f"{place[0]} of {place[1]}"
-            raise FormatError(Problem("AIB-E609", what, expected=f"{index} of {count}", found=said), name)
     return opened
+
+
+def _open_other(first: File, index: int, name: str, root: str, signed_by: Keys | None) -> File:
+    count = first.metadata["shard.count"]
+    try:
+        part = File(name, first.level, signed_by)
+    except FormatError as error:
+        if not error.code.startswith("AIB-E8"):
+            raise
+        what = f"shard {index} of {count} {error.problems[0].what}"
+        raise FormatError(Problem("AIB-E607", what), name) from error
+    place = part.metadata.get("shard.index"), part.metadata.get("shard.count")
+    said = f"{place[0]} of {place[1]}"
+    if part.root != root:
+        says = f"shard {said}" if place[0] else "no shard"
+        what = f"not the shard {index} of {count} that {os.path.basename(str(first.path))} lists (it is {says}): root"
+        problem = Problem("AIB-E608", what, expected=root, found=part.root)
+    elif place != (index, count):
+        problem = Problem("AIB-E609", "place in the set of shards", expected=f"{index} of {count}", found=said)
+    else:
+        return part
+    part.close()
+    raise FormatError(problem, name)
 
 
 def _holders(parts: tuple[File, ...]) -> dict[str, File]:

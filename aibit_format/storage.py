@@ -110,6 +110,8 @@ class Mapped:
         Raises:
             FormatError: AIB-E802: the file is shorter by now.
         """
+        if not hasattr(os, "preadv"):  # Windows, where nobody can truncate what is mapped
+            return self.map[offset : offset + length].copy()
         data, done = np.empty(length, np.uint8), 0
         while done < length:
             read = os.preadv(self.fileno(), [data[done:].data], offset + done)

@@ -78,6 +78,11 @@ class Writer:
         self._file = -1
         self._partial.discard()
 
+    @property
+    def published(self) -> bool:
+        """Whether the file has its name, also if the disk failed after that."""
+        return self._partial.published
+
     def write_document(self, name: str, data: bytes) -> None:
         """Write one document; its length must be the planned one, and its contents what a reader accepts."""
         info = self.info.documents[name]

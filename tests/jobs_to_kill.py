@@ -5,6 +5,7 @@ function of no arguments; the look that belongs to it raises whatever is half th
 a word what it found.
 """
 
+import itertools
 import os
 import shutil
 
@@ -42,13 +43,14 @@ def new(folder, source):
     target, plan = os.path.join(folder, "m.aibit"), make_plan(source, "int8")
 
     def look():
-        if hidden(folder):
+        left = hidden(folder)
+        if any(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder) if name.startswith(".")):
             raise RuntimeError("a file without a name has left one")
         if not os.path.lexists(target):
-            return "absent"
+            return "absent" + left
         File(target, "full")
         os.unlink(target)
-        return "whole"
+        return "whole" + left
 
     return lambda: run(plan, target), look
 
@@ -102,37 +104,111 @@ def directory(folder, source):
     return job, look
 
 
-def cut(folder):
+def cut(folder, name="whole", value=1):
     """A file to cut, and to change."""
-    path = os.path.join(folder, "whole.aibit")
-    names = [f"t{i}" for i in range(6)]
-    tensors = {Tensor(name, (1 << 16,), "f32", make("f32")): {"values": np.ones(1 << 16, "<f4")} for name in names}
+    path = os.path.join(folder, f"{name}.aibit")
+    values = np.full(1 << 16, value, "<f4")
+    tensors = {Tensor(f"t{i}", (1 << 16,), "f32", make("f32")): {"values": values} for i in range(6)}
     write(path, tensors, {"a.b": 1}, {"a.txt": b"text"})
     return path
 
 
 def splitting(folder, source):
-    """Cutting a file into shards. Those that are there without the first are no model; each is whole."""
-    path, target = cut(folder), os.path.join(folder, "m.aibit")
-    before = File(path).root
+    """What cuts one of two files into shards ``m-...``, as many of the one as of the other."""
+    paths = [cut(folder, "older", 2), cut(folder)]
+    target = os.path.join(folder, "m.aibit")
+    return lambda which, overwrite: rewrite.split(paths[which], target, 1 << 18, overwrite=overwrite)
 
-    def look():
-        left, shards_there = hidden(folder), sorted(name for name in os.listdir(folder) if name.startswith("m-"))
-        for name in shards_there:
-            File(os.path.join(folder, name), "full")
-        found = "absent" if not shards_there else "without the first"
-        if shards_there and "-00001-" in shards_there[0]:
-            with shards.open(os.path.join(folder, shards_there[0]), "full") as file:
-                if len(file) != 6:
-                    raise RuntimeError(f"{len(file)} tensors")
-            found = "whole"
-        for name in shards_there:
-            os.unlink(os.path.join(folder, name))
-        if File(path, "full").root != before:
-            raise RuntimeError("the source has changed")
-        return found + left
 
-    return lambda: rewrite.split(path, target, 1 << 19), look
+def converting(folder, source):
+    """What converts to such shards, in one of two ways."""
+    plans = [make_plan(source, scheme) for scheme in ("int8-absmax", "int8")]
+    target = os.path.join(folder, "m.aibit")
+    return lambda which, overwrite: run(plans[which], target, overwrite, max_shard_size=1 << 18)
+
+
+def shards_there(folder):
+    """The shards and whatever is called after them."""
+    return sorted(name for name in os.listdir(folder) if name.startswith("m-"))
+
+
+def root_of(first):
+    """The root of a model of several shards, all of it verified."""
+    with shards.open(first, "full") as file:
+        if len(file) < 6 or len(file.parts) < 4:
+            raise RuntimeError(f"{len(file)} tensors in {len(file.parts)} shards")
+        return file.root
+
+
+def several(maker):
+    """Shards where there are none. Those that are there without the first are no model; each is whole."""
+
+    def prepared(folder, source):
+        make_shards = maker(folder, source)
+
+        def look():
+            left, names = hidden(folder), shards_there(folder)
+            for name in names:
+                File(os.path.join(folder, name), "full")
+            found = "absent" if not names else "without the first"
+            if names and "-00001-" in names[0]:
+                root_of(os.path.join(folder, names[0]))
+                found = "whole"
+            for name in names:
+                os.unlink(os.path.join(folder, name))
+            return found + left
+
+        return lambda: make_shards(1, False), look
+
+    return prepared
+
+
+def several_over_others(maker):
+    """Shards over those of another model. The first opens one of the two, whole, and to do it again ends it.
+
+    Of every two times that some are left over, one is not ended: the next job writes the other model over that.
+    """
+
+    def prepared(folder, source):
+        make_shards, roots, writing, turns = maker(folder, source), {}, [1], itertools.count()
+        apart(lambda: make_shards(1, False))
+        names, copies = shards_there(folder), os.path.join(folder, "copies")
+        first = os.path.join(folder, names[0])
+        roots[root_of(first)] = "new"
+        apart(lambda: make_shards(0, True))
+        if shards_there(folder) != names:
+            raise RuntimeError("the two are cut differently")
+        roots[root_of(first)] = "old"
+        os.mkdir(copies)
+        for name in names:
+            os.link(os.path.join(folder, name), os.path.join(copies, name))
+
+        def job():
+            make_shards(writing[0], True)
+
+        def look():
+            found, left = roots[root_of(first)], hidden(folder)
+            if shards_there(folder) != names:
+                left += ", and others beside it"
+            if left and next(turns) % 2:
+                writing[0] = 1 - writing[0]
+                return found + left
+            if left:
+                apart(job)
+                ended = roots[root_of(first)]
+                if ended != ("old", "new")[writing[0]] or shards_there(folder) != names or hidden(folder):
+                    raise RuntimeError(f"done again, it leaves {ended}, {os.listdir(folder)}")
+            for name in names:
+                os.link(os.path.join(copies, name), again := os.path.join(folder, "again"))
+                os.replace(again, os.path.join(folder, name))
+                if os.path.lexists(again):  # between two names of one file that does nothing
+                    os.unlink(again)
+            writing[0] = 1
+            return found + left
+
+        return job, look
+
+    return prepared
 
 
 def one_file(job, older):
@@ -164,7 +240,9 @@ editing = one_file(lambda path, first, target: rewrite.edit(path, target, metada
 
 JOBS = {
     "new": new, "overwrite": overwrite, "overwrite, named": named, "export": directory,
-    "split": splitting, "merge": merging, "edit": editing,
+    "split": several(splitting), "convert to shards": several(converting),
+    "split over shards": several_over_others(splitting), "convert over shards": several_over_others(converting),
+    "merge": merging, "edit": editing,
 }  # fmt: skip
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import pathlib
 import shutil
 import tempfile
+import threading
 
 import architectures
 import craft
@@ -438,6 +441,75 @@ def test_what_is_replaced_stays_until_all_of_it_is(model, tmp_path, monkeypatch)
     rewrite.split(model / "m.aibit", tmp_path / "s.aibit", SIZE, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(old)
     assert shards.open(tmp_path / "s-00001-of-00004.aibit", "full").root == File(model / "s-00001-of-00004.aibit").root
+
+
+STEPS = ("replace", "link", "unlink", "fsync")
+
+
+@pytest.mark.parametrize("error", [OSError(5, "the disk is gone"), KeyboardInterrupt()])
+@pytest.mark.parametrize("replacing", [True, False])
+def test_a_failure_at_any_step_leaves_one_model_or_none(replacing, error, model, tmp_path, monkeypatch):
+    """And while it is being replaced, the model opens at every step."""
+    calls, fails, seen = {name: getattr(os, name) for name in STEPS}, [0], []
+    first = tmp_path / "s-00001-of-00004.aibit"
+    source, older = model / "m.aibit", model / "other.aibit"
+
+    def call(name, *arguments, **options):
+        fails[0] -= 1
+        if not fails[0]:
+            if replacing:
+                with shards.open(first) as file:
+                    seen.append(file.root)
+            raise error
+        return calls[name](*arguments, **options)
+
+    for last in range(1, 1000):
+        for path in tmp_path.iterdir():
+            path.unlink()
+        wanted = [[]]
+        if replacing:
+            rewrite.split(older, tmp_path / "s.aibit", SIZE)
+            wanted = [[path.read_bytes() for path in sorted(model.glob("other-s-*"))]]
+        wanted.append([path.read_bytes() for path in sorted(model.glob("s-*"))])
+        fails[0] = last
+        with monkeypatch.context() as patch, contextlib.suppress(WriteError, KeyboardInterrupt):
+            for name in STEPS:
+                patch.setattr(os, name, functools.partial(call, name))
+            rewrite.split(source, tmp_path / "s.aibit", SIZE, overwrite=replacing)
+        there = sorted(path for path in tmp_path.iterdir() if not path.name.startswith("."))
+        if fails[0] > 0:
+            break
+        left = [path for path in there if path.suffix == ".previous"]
+        assert len(left) <= isinstance(error, OSError)  # one that could not be removed, with nothing else amiss
+        assert [path.read_bytes() for path in there if path not in left] in wanted
+    assert last > 4 * 3 and [path.read_bytes() for path in there] == wanted[1]
+    if replacing:
+        old, new = (File(model / f"{name}-00001-of-00004.aibit").root for name in ("other-s", "s"))
+        assert seen == [old] * seen.count(old) + [new] * seen.count(new) and seen.count(new) > 3
+
+
+def test_a_model_opens_while_others_replace_it(model, tmp_path):
+    first, roots, done = tmp_path / "s-00001-of-00004.aibit", set(), threading.Event()
+    rewrite.split(model / "m.aibit", tmp_path / "s.aibit", SIZE)
+
+    def replace():
+        for i in range(20):
+            rewrite.split(model / ("other.aibit", "m.aibit")[i % 2], tmp_path / "s.aibit", SIZE, overwrite=True)
+        done.set()
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    while not done.is_set():
+        with shards.open(first) as file:
+            roots.add(file.root)
+    writer.join()
+    assert len(roots) == 2
+
+
+def test_shards_without_the_first_say_so(paths, tmp_path):
+    paths[0].unlink()
+    with pytest.raises(LoadError, match=r"the first, s-00001-of-00004\.aibit; that is not there: .* write all of them"):
+        rewrite.merge(paths[1], tmp_path / "x.aibit")
 
 
 # --- on the command line
