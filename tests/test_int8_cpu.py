@@ -37,7 +37,6 @@ def arithmetic(request, monkeypatch):
     if request.param == "compiled" and not native.available:
         pytest.skip("the compiled products are not here: no compiler, or a processor without AVX2")
     monkeypatch.setattr(int8, "COMPILED", request.param == "compiled")
-    monkeypatch.setattr(native, "_FEW", 1)
     monkeypatch.setattr(int8, "_INTEGERS", request.param == "integers")
     monkeypatch.setattr(products, "_PIECE", 1000)
     monkeypatch.setattr(int8, "_PIECE", 300)

@@ -9,8 +9,6 @@ functions release the GIL.
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -84,12 +82,9 @@ def int8_inputs(values: np.ndarray, dtype: str, threshold: float, codes: np.ndar
     return kernels.int8_inputs(dtype, values, *values.shape, threshold, codes, absmax)
 
 
-_FEW = 1 << 19  # codes: a second thread would take longer to wake than to multiply so many
-
-
 def int8_product(
     inputs: np.ndarray, row_scales: np.ndarray, codes: np.ndarray, scales: np.ndarray, factor: float,
-    bias: np.ndarray | None, out: np.ndarray, threads: int,
+    bias: np.ndarray | None, out: np.ndarray, threads: int = 1, parallel: int = 0,
 ) -> None:  # fmt: skip
     """``out`` f32 [rows, features] = (inputs @ codes.T) * (row_scales[:, None] * scales) * factor + bias.
 
@@ -104,24 +99,9 @@ def int8_product(
         bias: f32 [features].
         out: for the result.
         threads: how many to use.
+        parallel: the address of ``GOMP_parallel`` in an OpenMP runtime, whose threads they are; 0: this thread alone.
     """
     features, columns = codes.shape
-    threads = max(1, min(threads, codes.size // _FEW, features // 64))
-    # Whole blocks of the compiled code, which go through 16 features at a time.
-    ends = [features * i // threads // 16 * 16 for i in range(threads)] + [features]
-
-    def part(i: int) -> None:
-        kernels.int8_product(
-            len(inputs), columns, features, inputs, row_scales, codes, scales, factor, bias, out, ends[i], ends[i + 1]
-        )
-
-    others = [_threads().submit(part, i) for i in range(1, threads)]
-    part(0)
-    wait(others)
-    for other in others:
-        other.result()
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="aibit")
+    kernels.int8_product(
+        len(inputs), columns, features, inputs, row_scales, codes, scales, factor, bias, out, threads, parallel
+    )

@@ -209,14 +209,14 @@ static PyObject *int8_inputs(PyObject *self, PyObject *args)
 static PyObject *int8_product(PyObject *self, PyObject *args)
 {
     PyObject *input_array, *row_array, *code_array, *scale_array, *bias_array, *out_array, *result = NULL;
-    Py_ssize_t rows, columns, out_features, first, last;
+    Py_ssize_t rows, columns, out_features;
+    unsigned threads;
+    unsigned long long parallel;
     Buffers buffers = {.count = 0};
     Product product;
-    if (!PyArg_ParseTuple(args, "nnnOOOOfOOnn", &rows, &columns, &out_features, &input_array, &row_array, &code_array,
-                          &scale_array, &product.factor, &bias_array, &out_array, &first, &last))
+    if (!PyArg_ParseTuple(args, "nnnOOOOfOOIK", &rows, &columns, &out_features, &input_array, &row_array, &code_array,
+                          &scale_array, &product.factor, &bias_array, &out_array, &threads, &parallel))
         return NULL;
-    if (first < 0 || last < first || last > out_features)
-        return PyErr_Format(PyExc_ValueError, "features %zd to %zd of %zd", first, last, out_features);
     product.rows = rows, product.columns = columns, product.out_features = out_features;
     product.stride = (columns + 15) / 16 * 16;
     product.bias = NULL;
@@ -227,7 +227,7 @@ static PyObject *int8_product(PyObject *self, PyObject *args)
         (bias_array == Py_None || (product.bias = memory(&buffers, bias_array, out_features * 4, 0))) &&
         (product.out = memory(&buffers, out_array, rows * out_features * 4, 1))) {
         Py_BEGIN_ALLOW_THREADS
-        multiply_int8(&product, first, last);
+        multiply_int8(&product, threads, (Parallel)(uintptr_t)parallel);
         Py_END_ALLOW_THREADS
         result = Py_NewRef(Py_None);
     }
@@ -249,7 +249,7 @@ static PyMethodDef methods[] = {
     {"int8_inputs", int8_inputs, METH_VARARGS,
      "int8_inputs(dtype, values, rows, columns, threshold, codes, absmax) -> whether all were below the threshold"},
     {"int8_product", int8_product, METH_VARARGS,
-     "int8_product(rows, columns, out_features, inputs, row_scales, codes, scales, factor, bias, out, first, last)"},
+     "int8_product(rows, columns, out_features, inputs, row_scales, codes, scales, factor, bias, out, threads, parallel)"},
     {"error_sums", error_sums, METH_VARARGS,
      "error_sums(dtype, values, rows, columns, first, step, count, decoded) -> squares of differences, of values, largest"},
 #endif

@@ -195,7 +195,7 @@ INLINE void multiply_many(const Product *product, size_t top, size_t rows, size_
 }
 
 /* Output features ``first`` to ``last`` of a product. */
-VECTORS static void multiply_int8(const Product *product, size_t first, size_t last)
+VECTORS static void multiply_features(const Product *product, size_t first, size_t last)
 {
     Sums sums;
     size_t width = product->rows <= TALL ? LANES : WIDE;
@@ -214,4 +214,31 @@ VECTORS static void multiply_int8(const Product *product, size_t first, size_t l
                        product->out + top * product->out_features + feature, product->out_features);
         }
     }
+}
+
+enum { SHARE = 4 * WIDE }; /* output features that a thread takes at a time */
+
+typedef struct {
+    const Product *product;
+    size_t next; /* the first feature that no thread has taken */
+} Work;
+
+static void multiply_shares(void *argument)
+{
+    Work *work = argument;
+    size_t features = work->product->out_features, first;
+    while ((first = __atomic_fetch_add(&work->next, SHARE, __ATOMIC_RELAXED)) < features)
+        multiply_features(work->product, first, first + SHARE < features ? first + SHARE : features);
+}
+
+/* GOMP_parallel of an OpenMP runtime: calls a function from so many threads of its own. */
+typedef void (*Parallel)(void (*function)(void *), void *argument, unsigned threads, unsigned flags);
+
+static void multiply_int8(const Product *product, unsigned threads, Parallel parallel)
+{
+    Work work = {product, 0};
+    if (parallel && threads > 1 && product->out_features > SHARE)
+        parallel(multiply_shares, &work, threads, 0);
+    else
+        multiply_shares(&work);
 }

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import bitsandbytes
-import numpy as np
 import torch
 from torch.nn.functional import pad
 
 from .. import native
 from ..bridge import to_numpy
 from .joined import Joined, product
+from .openmp import parallel
 from .products import widened
 
 _bnb: Any = bitsandbytes.nn  # not typed
@@ -33,7 +33,7 @@ _OF_CODE, _OF_PRODUCT = 7.874015718698502e-3, 6.200124e-05
 # bitsandbytes asks the same: without AVX512 torch's product of 8-bit integers is slower than one of floats.
 _INTEGERS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 # The compiled product is for processors where torch multiplies floats instead.
-COMPILED = native.available and not _INTEGERS
+COMPILED = native.available and not _INTEGERS and parallel() != 0
 # Of the input, where floats are multiplied: for more, bitsandbytes' one product with a float32 copy of the weight is
 # faster (1,024 rows: 0.9 of the time; 128 rows: 1.7 times).
 _MANY_ROWS = 512
@@ -109,10 +109,10 @@ class Inputs:
         """The same in one pass, codes as the compiled product takes them; None if there are columns to keep aside."""
         values, dtype = to_numpy(x)
         rows, columns = values.shape
-        codes, absmax = np.empty((rows, -(-columns // 16) * 16), np.int16), np.empty(rows, np.float32)
-        if not native.int8_inputs(values, dtype, threshold if threshold > 0 else math.inf, codes, absmax):
-            return None
-        return cls(torch.from_numpy(codes), torch.from_numpy(absmax), None)
+        codes, absmax = torch.empty(rows, -(-columns // 16) * 16, dtype=torch.int16), torch.empty(rows)
+        limit = threshold if threshold > 0 else math.inf
+        below = native.int8_inputs(values, dtype, limit, codes.numpy(), absmax.numpy())
+        return cls(codes, absmax, None) if below else None
 
     def times(
         self, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, sizes: list[int]
@@ -146,7 +146,7 @@ class Inputs:
         out = torch.empty(len(wide), len(codes))
         native.int8_product(
             wide.numpy(), self.absmax.numpy(), codes.numpy(), absmax.numpy(), _OF_PRODUCT,
-            None if bias is None else bias.detach().float().numpy(), out.numpy(), torch.get_num_threads(),
+            None if bias is None else bias.detach().float().numpy(), out.numpy(), torch.get_num_threads(), parallel(),
         )  # fmt: skip
         return [values.to(x.dtype).contiguous() for values in out.split(sizes, 1)]
 
