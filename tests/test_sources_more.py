@@ -323,6 +323,11 @@ def test_a_config_that_is_none_is_refused(content, message, saved, folder):
     refused(folder, folder.parent, f"hf/config.json: .*{message}")
 
 
+def test_a_model_type_may_be_anything():
+    for kind in ({}, [], None, 5):
+        assert not bitsandbytes.conv1d_rule({"model_type": kind})("h.0.attn.c_attn.weight")
+
+
 def test_the_table_of_conv1d_weights_is_that_of_transformers():
     """Where transformers has Conv1D, as its own sources say."""
     models = pathlib.Path(tf.__file__).parent / "models"

@@ -78,7 +78,10 @@ def start(arguments: argparse.Namespace, corpus: Path, seeds: Path) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["aibit_format"]):
+        import craft
+
         target = fuzzing.make(arguments.target)
+    craft.LARGEST = LONGEST  # what a mutator would build beyond that is cut off, and its memory taken for a reader's
     for name, data in target.seeds().items():
         (seeds / name).write_bytes(data)
     taken, resident = (int(n) * resource.getpagesize() for n in Path("/proc/self/statm").read_text().split()[:2])
