@@ -41,6 +41,8 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
         (raw({"a": entry("Q9")}, bytes(8)), "unknown dtype"),
         (raw({"a": entry(shape=(3,))}, bytes(8)), "8 bytes, 12 for"),
         (raw({"a": entry(shape=(-1,), offsets=(0, -4))}, bytes(8)), r"\[-1\] is no list of sizes"),
+        (raw({"a": entry(), "__metadata__": {"format": 0}}, bytes(8)), "__metadata__"),
+        (raw({"a": entry(), "__metadata__": []}, bytes(8)), "__metadata__"),
         (raw({"a": entry(shape=(2.0,))}, bytes(8)), r"\[2.0\] is no list of sizes"),
         (raw({"a": entry(shape="2")}, bytes(8)), r"\['2'\] is no list of sizes"),
         (raw({"a": entry() | {"shape": ""}}, bytes(8)), "'' is no list of sizes"),

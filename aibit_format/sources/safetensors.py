@@ -41,6 +41,8 @@ class SafetensorsFile:
         self._map = pages(path)
         header = self._header()
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for text in self.metadata.values()):
+            raise SourceError(f"{path}: __metadata__ of the header is not an object of strings")
         self.tensors: dict[str, SourceTensor] = {}
         self._places: dict[str, tuple[int, int]] = {}
         for name, entry in header.items():
