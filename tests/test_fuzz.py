@@ -142,8 +142,8 @@ def test_what_is_kept_of_the_schemes_of_all_files_is_bounded():
 
 # A fuzzer for some seconds; tools/FUZZING.md tells of its hours
 
-FUZZED = {
-    "reader": 15, "signatures": 4, "shards": 4, "safetensors": 4, "gguf": 4, "pickle": 4, "archive": 4, "checkpoint": 4,
+FUZZED = {  # seconds, to which comes what torch takes to be imported
+    "reader": 15, "signatures": 3, "shards": 3, "safetensors": 3, "gguf": 3, "pickle": 3, "archive": 3, "checkpoint": 3,
 }  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def test_the_fuzzer_finds_nothing_in_some_seconds(target, tmp_path):
     found = [path.name for path in tmp_path.iterdir()]
     assert result.returncode == 0, (found, result.stderr[-3000:])
     units = next(line for line in result.stderr.splitlines() if "number_of_executed_units" in line)
-    assert int(units.split()[-1]) > 5 * FUZZED[target], units
+    assert int(units.split()[-1]) > 20, units
 
 
 def test_the_mutator_keeps_digests_right():
