@@ -84,7 +84,7 @@ def gguf(folder: str) -> dict[str, bytes]:
             writer.add_head_count(4)
             writer.add_head_count_kv(2)
             writer.add_layer_norm_rms_eps(1e-5)
-            writer.add_rope_freq_base(10000.0)
+            writer.add_rope_freq_base(100.0)  # so that two of four factors lie where llama3's scaling computes them
             if scaled == "yarn":
                 writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
                 writer.add_rope_scaling_factor(4.0)
@@ -100,7 +100,7 @@ def gguf(folder: str) -> dict[str, bytes]:
                 writer.add_tensor(f"{name}.weight", np.ones(32, np.float32))
             if scaled == "llama3":
                 parameters = {
-                    "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                    "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                     "original_max_position_embeddings": 64,
                 }  # fmt: skip
                 writer.add_tensor("rope_freqs.weight", gguf_rope.frequency_factors(parameters, 8))
@@ -200,6 +200,7 @@ def checkpoints() -> dict[str, dict[str, bytes]]:
         "q.qweight": words[: 8 * 16].reshape(8, 16), "q.qzeros": words[:4].reshape(2, 2), "q.scales": scales,
         "q.g_idx": np.arange(64, dtype=np.int32) // 32,
     }  # fmt: skip
+    even = gptq | {"q.qzeros": np.full((2, 2), 0x77777777, np.int32), "q.g_idx": np.repeat([0, 1], 32).astype(np.int32)}
     awq = {"q.qweight": words[:128].reshape(64, 2), "q.qzeros": words[:4].reshape(2, 2), "q.scales": scales}
     said = {"bits": 4, "group_size": 32}
     parts = [{"a": np.ones(3, np.float32)}, {"b": np.ones((2, 2), np.float16)}]
@@ -232,9 +233,11 @@ def checkpoints() -> dict[str, dict[str, bytes]]:
             "pytorch_model.bin.index.json": json.dumps({"weight_map": {"a": "one.bin", "b": "two.bin"}}).encode(),
             "one.bin": pickled[0], "two.bin": pickled[1],
         },
-        "gptq": folder(save(gptq), quantized("gptq", desc_act=True, **said)),
+        "gptq": folder(save(gptq), quantized("gptq", desc_act=True, dynamic={"q": {"bits": 4}, "-:b": {}}, **said)),
+        "gptq-symmetric": folder(save(even), quantized("gptq", sym=True, meta={"quantizer": ["gptqmodel:5"]}, **said)),
+        "gptq-2": folder(save(even), quantized("gptq", checkpoint_format="gptq_v2", **said)),
         "gptq-beside": folder(save(gptq), {"dtype": "bfloat16"}, quantize_config=said | {"sym": False}),
-        "awq": folder(save(awq), quantized("awq", zero_point=True, version="gemm", **said)),
+        "awq": folder(save(awq), quantized("awq", version="gemm", modules_to_not_convert=["b"], **said)),
         "nf4": folder(save_torch(four), quantized("bitsandbytes", load_in_4bit=True, bnb_4bit_compute_dtype="float16")),
         "int8": folder(save_torch(eight), quantized("bitsandbytes", load_in_8bit=True, llm_int8_threshold=6.0)),
     }  # fmt: skip

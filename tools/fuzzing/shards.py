@@ -92,13 +92,21 @@ class Shards:
             files = bundle.unpack(data)
             name = rng.choice([min(files), rng.choice([*files])])
             values = dict(self._reader.File(files[name]).metadata)
-            key = rng.choice([key for key in values if key.startswith("shard.")])
+            key = rng.choice([key for key in values if key.startswith(("shard.", "model.parameters"))])
             values[key] = _another(values[key], rng)
             if rng.random() < 0.1:
                 del values[key]
             body = self._metadata.encode(values)
             changed = self._craft.rebuilt(metadata=(len(values), body))(files[name])
             return bundle.pack(self._listed(files, name, changed, rng))
+
+        def named_twice(data: bytes, rng: random.Random) -> bytes:
+            """A tensor under the name of another, which may be in another file."""
+            files = bundle.unpack(data)
+            name, other = rng.choice([*files]), rng.choice([*files])
+            tensors, others = (self._reader.File(files[n]).keys() for n in (name, other))
+            change = self._craft.renamed("tensor", rng.randrange(len(tensors)), rng.choice(others).encode())
+            return bundle.pack(self._listed(files, name, change(files[name]), rng))
 
         def another_file(data: bytes, rng: random.Random) -> bytes:
             """A file of this set, or of another one, in the place of one."""
@@ -115,7 +123,10 @@ class Shards:
                 files.setdefault(name.replace(f"0000{old}", f"0000{new}"), content)
             return bundle.pack(files)
 
-        return OneOf(mutate, [content, content, content, said_of_the_set, said_of_the_set, another_file, names])
+        return OneOf(
+            mutate,
+            [content] * 3 + [said_of_the_set, said_of_the_set, said_of_the_set, named_twice, another_file, names],
+        )
 
     def _listed(self, files: dict[str, bytes], name: str, content: bytes, rng: random.Random) -> dict[str, bytes]:
         """The files with another content of one; the first lists it by its root as it did the old one."""
@@ -144,16 +155,15 @@ def _another(value, rng: random.Random):
     """A value like this one."""
     if isinstance(value, int):
         return rng.choice((0, 1, 2, 3, value + 1, value - 1, 99999, 100000, -1, 1 << 62))
-    items = list(value)
+    items = value.tolist() if hasattr(value, "tolist") else list(value)
     at = rng.randrange(len(items) + 1)
     way = rng.choice(("swap", "drop", "repeat", "change"))
     if way == "swap":
         rng.shuffle(items)
     elif way == "drop":
-        del items[at:][:1]
-        items = items[:at] + items[at + 1 :]
+        del items[at : at + 1]
     elif way == "repeat":
         items[at:at] = items[at - 1 : at] or items[:1]
     elif at < len(items):
-        items[at] = _another(int(items[at]), rng) if not isinstance(items[at], str) else items[at][::-1]
+        items[at] = items[at][::-1] if isinstance(items[at], str) else _another(items[at], rng)
     return items
