@@ -22,17 +22,19 @@ mutators of the other targets know their formats as far as bytes at random would
 
 A finding is: an exception other than a coded one, a verdict that depends on how the bytes are held, an accepted file
 that serialises to other bytes, a signature found on what was not signed, a pickle that gets anything imported or run,
-a conversion that does not verify or holds other planes, a minute on one input, or more than a GiB of memory. It ends
-the run with a status other than 0 and leaves the input in the folder of ``--findings``. FUZZING.md tells what was run
-and found.
+a conversion that does not verify or holds other planes, a minute of the processor on one input, or more than a GiB of
+memory. It ends the run with a status other than 0 and leaves the input in the folder of ``--findings``. FUZZING.md
+tells what was run and found.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
 import os
 import resource
+import signal
 import sys
 import tempfile
 import warnings
@@ -42,7 +44,8 @@ import fuzzing
 from fuzzing import LONGEST, TARGETS
 
 MEMORY_MIB = 1024  # on top of what Python and its modules have taken before the first input
-SECONDS_AN_INPUT = 60  # by the clock: the machine may be busy with something else
+SECONDS_AN_INPUT = 60  # of the processor: the machine may be busy with something else
+SECONDS_AWAY = 600  # by the clock, for an input that waits for something that never comes
 
 
 def main() -> int:
@@ -90,14 +93,27 @@ def start(arguments: argparse.Namespace, corpus: Path, seeds: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     options = [
         sys.argv[0], f"-max_total_time={arguments.seconds}", f"-max_len={LONGEST}", f"-seed={arguments.seed}",
-        f"-timeout={SECONDS_AN_INPUT}", f"-rss_limit_mb={MEMORY_MIB + (resident >> 20)}", "-print_final_stats=1",
+        f"-timeout={SECONDS_AWAY}", f"-rss_limit_mb={MEMORY_MIB + (resident >> 20)}", "-print_final_stats=1",
         "-verbosity=1", f"-artifact_prefix={arguments.findings}{os.sep}", str(corpus), str(seeds),
     ]  # fmt: skip
     warnings.simplefilter("ignore")  # what libraries have to say of such inputs
     logging.disable()
     mutator = target.mutator(lambda data, size: atheris.Mutate(data, size))
-    atheris.Setup(options, target.run, custom_mutator=mutator)
+    signal.signal(signal.SIGPROF, out_of_time)
+
+    def run(data: bytes) -> None:
+        signal.setitimer(signal.ITIMER_PROF, SECONDS_AN_INPUT)
+        target.run(data)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+    atheris.Setup(options, run, custom_mutator=mutator)
     atheris.Fuzz()
+
+
+def out_of_time(*_: object) -> None:
+    """End the process, in a way of which libFuzzer keeps the input."""
+    faulthandler.dump_traceback()
+    os.abort()
 
 
 if __name__ == "__main__":
