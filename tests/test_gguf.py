@@ -28,6 +28,7 @@ from aibit_format.schemes import make, parse
 from aibit_format.schemes.ggml import LAYOUTS
 from aibit_format.sources import gguf_rope, gguf_tokenizer, open_source
 from aibit_format.sources.gguf_file import GGUFFile
+from aibit_format.sources.gguf_models import FAMILIES, config_of
 
 transformers.utils.logging.disable_progress_bar()
 NAMES = list(LAYOUTS)
@@ -534,7 +535,7 @@ def test_a_model_without_a_tokenizer_that_is_known_is_still_a_model(tmp_path):
     ("keys", "message"),
     [
         ({"expert_count": 4}, "llama.expert_count is 4"),
-        ({"attention.key_length": 16}, "'blk.0.attn_q.weight' has 256 rows, for 8 heads of 16"),
+        ({"attention.key_length": 16}, "'blk.0.attn_q.weight' has shape [256, 256], for 8 heads of 16"),
         ({"rope.dimension_count": 16}, "rope.dimension_count is 16, the heads have 32"),
         ({"attention.sliding_window": 128}, "sliding_window is 128"),
     ],
@@ -550,6 +551,15 @@ def test_a_llama_that_transformers_has_not_keeps_its_tensors(keys, message, tmp_
         assert file.check_document("gguf.json")["llama.block_count"] == 2
         with pytest.raises(WriteError, match="holds tensors but no model"):
             export(file, str(tmp_path / "b.gguf"))
+
+
+@pytest.mark.parametrize("shape", [(), (256,), (1, 256, 256)])
+def test_what_is_no_matrix_has_no_rows_to_reorder(shape, tmp_path):
+    ten_types(tmp_path / "m.gguf")
+    file = GGUFFile(str(tmp_path / "m.gguf"))
+    shapes = {tensor.name: tensor.shape for tensor in file.tensors} | {"blk.0.attn_q.weight": shape}
+    with pytest.raises(SourceError, match=r"'blk.0.attn_q.weight' has shape .*, for 8 heads of 32"):
+        config_of(FAMILIES["llama"], file.metadata, shapes, None)
 
 
 def plain(path, architecture="strange", name="blk.0.w", array=None, raw=None, **keys) -> None:

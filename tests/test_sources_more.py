@@ -323,6 +323,11 @@ def test_a_config_that_is_none_is_refused(content, message, saved, folder):
     refused(folder, folder.parent, f"hf/config.json: .*{message}")
 
 
+def test_a_model_type_may_be_anything():
+    for kind in ({}, [], None, 5):
+        assert not bitsandbytes.conv1d_rule({"model_type": kind})("h.0.attn.c_attn.weight")
+
+
 def test_the_table_of_conv1d_weights_is_that_of_transformers():
     """Where transformers has Conv1D, as its own sources say."""
     models = pathlib.Path(tf.__file__).parent / "models"
@@ -514,6 +519,9 @@ def test_an_archive_of_torch_that_contradicts_itself_is_refused(saved, folder):
     refused(folder, folder.parent, "'b': 400 bytes of storage at .*, where the archive has no member")
     saved_again(method=zipfile.ZIP_DEFLATED)
     refused(folder, folder.parent, "is compressed, .* bytes for")
+    saved_again()
+    poke(path, "byteorder", 10, b"\x08")  # said to be deflated, which it is not
+    refused(folder, folder.parent, "byteorder' is compressed, 6 bytes for 6")
     saved_again(edit=lambda name, data: b"big" if name.endswith("byteorder") else data)
     refused(folder, folder.parent, "byte order b'big'")
     for content in (b"", b"PK\x03\x04", b"PK\x03\x04" + bytes(100), b"\x80\x04.", b"\x80\x02}q\x00."):

@@ -1,40 +1,56 @@
-"""Fuzz the reader: open, validate, decode and verify, over a mapped file and over bytes.
+"""Fuzz what reads files that others wrote.
 
-    python tools/fuzz.py --seconds 60                 a minute, from the fixtures
+    python tools/fuzz.py --seconds 60                 a minute of the reader, from the fixtures
+    python tools/fuzz.py --target gguf --seconds 60   a minute of another target
     python tools/fuzz.py --seconds 3600 --corpus DIR  an hour; inputs that reach something new are kept in DIR
     python tools/fuzz.py --replay FILE...             what one input comes to
+
+The targets:
+
+    reader       one .aibit file: open, validate, decode and verify, over a mapped file and over bytes
+    signatures   a file with signatures in it and beside it, checked with a key
+    shards       a model in several files, opened by the first
+    safetensors, gguf, pickle, archive, checkpoint
+                 what a converter reads: model.safetensors, GGUF, pytorch_model.bin, the old ZIP archive, and a
+                 directory with its config.json and index; what is read is also converted and verified
 
 Needs Atheris (https://github.com/google/atheris, part of the ``dev`` extra). It measures which branches of the package
 an input reaches, and mutates those that reach new ones. Mutation alone would never get past the digests, so a mutator
 that knows the file's records changes one thing, such as a field, a metadata value, a name, a document or a plane, and
-then makes the root and the leaves right again; some inputs stay unsealed, to keep the digests themselves honest.
+then makes the root and the leaves right again; some inputs stay unsealed, to keep the digests themselves honest. The
+mutators of the other targets know their formats as far as bytes at random would lead nowhere.
 
 A finding is: an exception other than a coded one, a verdict that depends on how the bytes are held, an accepted file
-that serialises to other bytes, a minute on one input, or more than a GiB of memory. It ends the run with a status
-other than 0 and leaves the input in the folder of ``--findings``. FUZZING.md tells what was run and found.
+that serialises to other bytes, a signature found on what was not signed, a pickle that gets anything imported or run,
+a conversion that does not verify or holds other planes, a minute of the processor on one input, or more than a GiB of
+memory. It ends the run with a status other than 0 and leaves the input in the folder of ``--findings``. FUZZING.md
+tells what was run and found.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import logging
 import os
-import random
 import resource
-import shutil
+import signal
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import fuzzing
+from fuzzing import LONGEST, TARGETS
 
-LONGEST = 1 << 15  # bytes of an input: several times the largest fixture, few enough for hundreds of them a second
-MEMORY_MIB = 1024
-SECONDS_AN_INPUT = 60  # by the clock: the machine may be busy with something else
+MEMORY_MIB = 1024  # on top of what Python and its modules have taken before the first input
+SECONDS_AN_INPUT = 60  # of the processor: the machine may be busy with something else
+SECONDS_AWAY = 600  # by the clock, for an input that waits for something that never comes
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", choices=TARGETS, default="reader", help="what to fuzz (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=60, help="how long to run (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers; 0 takes another each time")
     parser.add_argument("--corpus", type=Path, help="folder of inputs to begin with, where new ones are kept")
@@ -42,15 +58,12 @@ def main() -> int:
     parser.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="inputs to run once each, unfuzzed")
     arguments = parser.parse_args()
     if arguments.replay:
+        target = fuzzing.make(arguments.target)
         for path in arguments.replay:
-            print(f"{path}: {Target().run(path.read_bytes())}")
+            print(f"{path}: {target.run(path.read_bytes())}")
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        seeds = Path(folder)
-        for path in sorted((ROOT / "fixtures").glob("*/*.aibit")):
-            if path.stat().st_size <= LONGEST:
-                shutil.copy(path, seeds / f"{path.parent.name}-{path.name}")
-        return fuzz(arguments, seeds)
+        return fuzz(arguments, Path(folder))
 
 
 def fuzz(arguments: argparse.Namespace, seeds: Path) -> int:
@@ -60,168 +73,47 @@ def fuzz(arguments: argparse.Namespace, seeds: Path) -> int:
     arguments.findings.mkdir(parents=True, exist_ok=True)
     child = os.fork()
     if not child:
-        start([
-            sys.argv[0], f"-max_total_time={arguments.seconds}", f"-max_len={LONGEST}", f"-seed={arguments.seed}",
-            f"-timeout={SECONDS_AN_INPUT}", f"-rss_limit_mb={MEMORY_MIB}", "-print_final_stats=1", "-verbosity=1",
-            f"-artifact_prefix={arguments.findings}{os.sep}", str(corpus), str(seeds),
-        ])  # fmt: skip
+        start(arguments, corpus, seeds)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def start(options: list[str]) -> None:
+def start(arguments: argparse.Namespace, corpus: Path, seeds: Path) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["aibit_format"]):
-        import aibit_format.remote
-        import aibit_format.writer  # noqa: F401 - instrumented with all that it imports
-        from aibit_format.schemes import BUILTIN, make
+        import craft
 
-        for name in BUILTIN:  # each is a module of its own
-            make(name)
+        target = fuzzing.make(arguments.target)
+    craft.LARGEST = LONGEST  # what a mutator would build beyond that is cut off, and its memory taken for a reader's
+    for name, data in target.seeds().items():
+        (seeds / name).write_bytes(data)
+    taken, resident = (int(n) * resource.getpagesize() for n in Path("/proc/self/statm").read_text().split()[:2])
     # What an input claims must not be reserved either: address space, of which Python and numpy have taken some.
-    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + (2 * MEMORY_MIB << 20),) * 2)
-    atheris.Setup(options, Target().run, custom_mutator=Mutator(lambda data, size: atheris.Mutate(data, size)))
+    limit = taken + (2 * MEMORY_MIB << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    options = [
+        sys.argv[0], f"-max_total_time={arguments.seconds}", f"-max_len={LONGEST}", f"-seed={arguments.seed}",
+        f"-timeout={SECONDS_AWAY}", f"-rss_limit_mb={MEMORY_MIB + (resident >> 20)}", "-print_final_stats=1",
+        "-verbosity=1", f"-artifact_prefix={arguments.findings}{os.sep}", str(corpus), str(seeds),
+    ]  # fmt: skip
+    warnings.simplefilter("ignore")  # what libraries have to say of such inputs
+    logging.disable()
+    mutator = target.mutator(lambda data, size: atheris.Mutate(data, size))
+    signal.signal(signal.SIGPROF, out_of_time)
+
+    def run(data: bytes) -> None:
+        signal.setitimer(signal.ITIMER_PROF, SECONDS_AN_INPUT)
+        target.run(data)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+    atheris.Setup(options, run, custom_mutator=mutator)
     atheris.Fuzz()
 
 
-class Target:
-    """What is done with an input."""
-
-    def __init__(self) -> None:
-        import verdict
-
-        self._verdicts = verdict
-        self._folder = tempfile.TemporaryDirectory(dir=verdict.memory())
-        self._path = os.path.join(self._folder.name, "m.aibit")
-
-    def run(self, data: bytes) -> str:
-        with open(self._path, "wb") as out:
-            out.write(data)
-        mapped, held = self._verdicts.verdict(self._path), self._verdicts.verdict(data)
-        if mapped != held:
-            raise ValueError(f"mapped: {mapped}; from bytes: {held}")
-        self._verdicts.check_comes_out_the_same(data)
-        return mapped
-
-
-class Mutator:
-    """Changes one thing in a file, and makes its digests right again.
-
-    ``mutate(data, max_size)`` is libFuzzer's own mutation of bytes, which also draws on the constants that the code
-    compares with.
-    """
-
-    def __init__(self, mutate) -> None:
-        import craft
-
-        self._craft, self._mutate = craft, mutate
-        self._ways = [
-            self._field, self._field, self._field, self._metadata, self._metadata, self._name, self._plane,
-            self._document, self._front_matter, self._row, self._bytes,
-        ]  # fmt: skip
-
-    def __call__(self, data: bytes, max_size: int, seed: int) -> bytes:
-        rng = random.Random(seed)
-        try:
-            changed = data
-            for _ in range(rng.choice((1, 1, 1, 2, 3))):
-                changed = rng.choice(self._ways)(bytes(changed), rng)
-            changed = self._sealed(changed, rng)
-        except Exception:  # no file to take apart any more: what its records say leads nowhere
-            changed = self._mutate(data, max_size)
-        return bytes(changed[:max_size])
-
-    def _sealed(self, data: bytes, rng: random.Random) -> bytes:
-        if rng.random() < 0.02:
-            return data
-        if rng.random() < 0.05:
-            return self._craft.reseal(data)
-        return self._craft.reseal(data, leaves=True)
-
-    def _bytes(self, data: bytes, rng: random.Random) -> bytes:
-        return self._mutate(data, LONGEST)
-
-    def _front_matter(self, data: bytes, rng: random.Random) -> bytes:
-        """Other bytes in one section, of the same length."""
-        rows = self._craft.table(data, "section")
-        row = rows[rng.randrange(len(rows))]
-        return self._replaced(data, int(row["offset"]), int(row["length"]))
-
-    def _field(self, data: bytes, rng: random.Random) -> bytes:
-        """A value nobody sane would write, a near one, or another record's, in a field of a record."""
-        kind = rng.choice(("header", "section", "scheme", "scheme", "document", "tensor", "tensor", "plane"))
-        spots = self._craft.spots.__wrapped__(data, kind)
-        at, width = rng.choice(spots)
-        old, other = (int.from_bytes(data[i : i + width], "little") for i in (at, rng.choice(spots)[0]))
-        value = rng.choice((*self._craft.EVIL, old + 1, old - 1, old * 2, old + 64, old ^ 1 << rng.randrange(8), other,
-                            rng.randrange(20)))  # fmt: skip
-        return data[:at] + (value % (1 << 8 * width)).to_bytes(width, "little") + data[at + width :]
-
-    def _row(self, data: bytes, rng: random.Random) -> bytes:
-        """Another shape, dtype or scheme of a tensor, and planes of the lengths that follow, as far as any do."""
-        from aibit_format.dtypes import DTYPES
-        from aibit_format.reader import File
-
-        file = File(data)
-        name = rng.choice(file.keys())
-        info, table = file.info(name), file.info_of_file.tensor_table.copy()
-        planes, at = file.info_of_file.plane_table.copy(), file.info_of_file.index[name]
-        shape = [rng.choice((n, n, n + 1, n * 2, n // 2, 1, 0, rng.randrange(70))) for n in info.shape]
-        dtype = rng.choice((info.dtype, info.dtype, *DTYPES))
-        table["shape"][at, : len(shape)], table["dtype"][at] = shape, DTYPES[dtype].code
-        first = int(table["first_plane"][at])
-        for i, spec in enumerate(info.scheme.planes(tuple(shape), dtype) if not info.alias_of else ()):
-            planes["length"][first + i], planes["dtype"][first + i] = spec.nbytes, DTYPES[spec.dtype].code
-            if spec.nbytes > LONGEST:
-                raise ValueError("longer than an input may be")
-        return self._craft.rebuilt(
-            tensors=(len(table), table.tobytes()), planes=(len(planes), planes.tobytes()), metadata=(0, b"")
-        )(data)
-
-    def _metadata(self, data: bytes, rng: random.Random) -> bytes:
-        """Another metadata section: bytes of any length, or one entry fewer, twice, or made anew."""
-        row = self._craft.section(data, "metadata")
-        body, count = self._craft.body(data, "metadata"), int(row["count"])
-        if rng.random() < 0.5:
-            content = self._mutate(body or b"\0", 1 << 12)
-            return self._craft.rebuilt(metadata=(max(0, count + rng.choice((0, 0, 0, 1, -1))), content))(data)
-        key = rng.choice((b"a.b", b"model.type", b"model.parameters", b"source.kind", b"quantization.error.tensor"))
-        kind, is_array = rng.choice((1, 2, 3, 4, 5)), rng.choice((0, 1))
-        entry = self._craft.entry(key, kind, self._mutate(rng.randbytes(8), 64), is_array, rng.choice((0, 1, 1, 2)))
-        place = rng.choice((0, len(body)))
-        return self._craft.rebuilt(metadata=(count + 1, body[:place] + entry + body[place:]))(data)
-
-    def _name(self, data: bytes, rng: random.Random) -> bytes:
-        record = rng.choice(("scheme", "document", "tensor"))
-        rows, pool = self._craft.table(data, record), self._craft.body(data, "strings")
-        i = rng.randrange(len(rows))
-        old = pool[int(rows["name_offset"][i]) :][: int(rows["name_length"][i])]
-        return self._craft.renamed(record, i, self._mutate(old, 300))(data)
-
-    def _plane(self, data: bytes, rng: random.Random) -> bytes:
-        """Other contents of a plane: of the whole of it, or of what may be scales."""
-        row = rng.choice(self._craft.table(data, "plane"))
-        return self._replaced(data, int(row["offset"]), int(row["length"]))
-
-    def _document(self, data: bytes, rng: random.Random) -> bytes:
-        """Other contents of a document, of any length."""
-        from aibit_format.layout import align
-
-        rows = self._craft.table(data, "document").copy()
-        i = rng.randrange(len(rows))
-        start, length = int(rows["offset"][i]), int(rows["length"][i])
-        content = self._mutate(data[start : start + length] or b"{}", 1 << 12)
-        rows["length"][i] = len(content)
-        data = self._craft.rebuilt(documents=(len(rows), rows.tobytes()))(data)
-        start = int(self._craft.table(data, "document")["offset"][i])
-        room = align(len(content), 64)
-        return data[:start] + content.ljust(room, b"\0")[: max(0, len(data) - start)] + data[start + room :]
-
-    def _replaced(self, data: bytes, start: int, length: int) -> bytes:
-        old = data[start : start + length]  # which may be less than the records claim
-        content = self._mutate(old or b"\0", max(len(old), 1))[: len(old)]
-        return data[:start] + content.ljust(len(old), b"\0") + data[start + len(old) :]
+def out_of_time(*_: object) -> None:
+    """End the process, in a way of which libFuzzer keeps the input."""
+    faulthandler.dump_traceback()
+    os.abort()
 
 
 if __name__ == "__main__":

@@ -215,6 +215,8 @@ def signed() -> Fixture:
         documents={"config.json": b"{}\n"},
         signed=True,
     )
+
+
 def sharded(index: int) -> Fixture:
     """Shard ``index`` of three: a tensor of the first is tied to by the last of the model, which lies beside it."""
     embedding = stored("embed.weight", ramp(3, 4), "int8", "f16")

@@ -158,8 +158,7 @@ def depth_of(value: Any) -> int:
 KNOWN = {
     ("string", False): "model.architecture model.type model.dtype model.missing source.kind tool.name tool.version"
     " quantization.compute_dtype",
-    ("string", True): "source.files source.xxh3_128 tool.libraries config.dropped_keys quantization.recipe"
-    " shard.roots",
+    ("string", True): "source.files source.xxh3_128 tool.libraries config.dropped_keys quantization.recipe shard.roots",
     ("int", False): "model.parameters shard.index shard.count",
     ("int", True): "source.sizes quantization.error.tensor shard.places",
     ("float", False): "quantization.outlier_threshold",

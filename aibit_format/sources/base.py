@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from ..errors import SourceError
+from ..layout import MAX_ELEMENTS, MAX_RANK
 from ..metadata import Value
 from ..schemes import Scheme, make
 
@@ -20,6 +23,9 @@ class SourceTensor:
     ``scheme`` is how a quantized one is stored, ``None`` for values as they are. ``transposed`` says that ``shape``
     is that of the stored tensor, and the architecture wants its transpose (GPT-2's quantized Conv1D weights).
     ``alias_of`` names an earlier tensor that this is another name of, where the source says so.
+
+    Raises:
+        SourceError: the format has no place for a tensor of this shape.
     """
 
     name: str
@@ -29,6 +35,14 @@ class SourceTensor:
     scheme: Scheme | None = None
     transposed: bool = False
     alias_of: str | None = None
+
+    def __post_init__(self) -> None:
+        # Beside a size of 0 any others are no bytes, and no array can have them all.
+        if len(self.shape) > MAX_RANK or math.prod(size for size in self.shape if size) > MAX_ELEMENTS:
+            raise SourceError(
+                f"{self.file}: tensor {self.name!r}: shape {str(list(self.shape))[:80]}; "
+                f"at most {MAX_RANK} dimensions and {MAX_ELEMENTS} elements, without the sizes that are 0"
+            )
 
     @property
     def stored(self) -> Scheme:

@@ -47,7 +47,7 @@ _STORAGE = ("u8", "f16", "bf16", "f32")  # what ``bnb_4bit_quant_storage`` calls
 
 def conv1d_rule(config: Mapping[str, Any]) -> Callable[[str], bool]:
     """Which weights of a model with this config belong to Conv1D modules."""
-    found = any(c.get("model_type") in _CONV1D_MODELS for c in sub_configs(config))
+    found = any(str(c.get("model_type")) in _CONV1D_MODELS for c in sub_configs(config))
     return lambda name: found and _CONV1D_WEIGHT.fullmatch(name) is not None
 
 

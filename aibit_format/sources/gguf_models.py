@@ -216,8 +216,13 @@ def config_of(
         raise SourceError(f"{heads} heads of {head_dim} dimensions in a model {width} wide")
     for name, shape in shapes.items():
         key = family.heads_key(name)
-        if key and (head_dim % 2 or shape[0] != keys.integer(key) * head_dim):
-            raise SourceError(f"tensor {name!r} has {shape[0]} rows, for {keys.integer(key)} heads of {head_dim}")
+        if key and (
+            len(shape) != (1 if name.endswith(".bias") else 2)  # the blocks of a vector would be taken for rows
+            or head_dim % 2
+            or shape[0] != keys.integer(key) * head_dim
+        ):
+            found = f"tensor {name!r} has shape {list(shape)}"
+            raise SourceError(f"{found}, for {keys.integer(key)} heads of {head_dim}")
     config["rope_parameters"] = gguf_rope.from_gguf(keys.rope(), factors, config["max_position_embeddings"])
     return config
 

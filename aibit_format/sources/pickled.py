@@ -71,12 +71,16 @@ class PickledFile:
         try:
             with zipfile.ZipFile(Bytes(self._data)) as archive:
                 members = archive.infolist()
-                order = next((archive.read(m) for m in members if m.filename.endswith("/byteorder")), b"little")
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, RuntimeError) as error:
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
             raise SourceError(f"{self.label}: not a torch file, or truncated: {error}") from error
-        if order != b"little":
-            raise SourceError(f"{self.label}: byte order {order[:8]!r}, expected b'little'")
-        return {self._start_of(member): member.file_size for member in members}
+        records: dict[int, int] = {}
+        for member in members:
+            start = self._start_of(member)
+            records[start] = member.file_size
+            order = self._data[start : start + member.file_size][:8].tobytes()
+            if member.filename.endswith("/byteorder") and order != b"little":
+                raise SourceError(f"{self.label}: byte order {order!r}, expected b'little'")
+        return records
 
     def _start_of(self, member: zipfile.ZipInfo) -> int:
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:

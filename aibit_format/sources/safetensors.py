@@ -41,6 +41,8 @@ class SafetensorsFile:
         self._map = pages(path)
         header = self._header()
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for text in self.metadata.values()):
+            raise SourceError(f"{path}: __metadata__ of the header is not an object of strings")
         self.tensors: dict[str, SourceTensor] = {}
         self._places: dict[str, tuple[int, int]] = {}
         for name, entry in header.items():
@@ -72,7 +74,7 @@ class SafetensorsFile:
             return dict(items)
 
         try:
-            header = json.loads(self._map[8 : self._data].tobytes(), object_pairs_hook=pairs)
+            header = json.loads(self._map[8 : self._data].tobytes().decode("utf-8"), object_pairs_hook=pairs)
         except (ValueError, RecursionError) as error:
             raise SourceError(f"{self.path}: header is not valid JSON: {error}") from error
         if not isinstance(header, dict):
@@ -81,17 +83,16 @@ class SafetensorsFile:
 
     def _add(self, name: str, entry: Any) -> None:
         try:
-            shape = tuple(int(n) for n in entry["shape"])
-            dtype = DTYPE_NAMES[entry["dtype"]]
-            start, end = (int(n) for n in entry["data_offsets"])
+            shape, dtype = _sizes(entry["shape"]), DTYPE_NAMES[entry["dtype"]]
+            start, end = _sizes(entry["data_offsets"])
         except KeyError as error:
             raise SourceError(f"{self.path}: tensor {name!r}: unknown dtype or missing field {error}") from error
         except (TypeError, ValueError) as error:
-            raise SourceError(f"{self.path}: tensor {name!r}: malformed entry") from error
+            raise SourceError(f"{self.path}: tensor {name!r}: malformed entry: {error}") from error
         wanted = math.prod(shape) * DTYPES[dtype].bits // 8
-        if min(shape, default=0) < 0 or end - start != wanted:
+        if end - start != wanted:
             raise SourceError(f"{self.path}: tensor {name!r}: {end - start} bytes, {wanted} for {dtype}{list(shape)}")
-        if not 0 <= start <= end <= self.size - self._data:
+        if end > self.size - self._data:
             raise SourceError(
                 f"{self.path}: tensor {name!r} ends at {self._data + end}, the file at {self.size}: truncated"
             )
@@ -106,3 +107,10 @@ class SafetensorsFile:
             end = stop
         if end != self.size:
             raise SourceError(f"{self.path}: {self.size} bytes, the header accounts for {end}")
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    """A JSON list of integers from 0; ``int`` would also take 2.5, "3" and true."""
+    if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
+        raise ValueError(f"{value!r:.80} is no list of sizes")
+    return tuple(value)
