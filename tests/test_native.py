@@ -9,12 +9,14 @@ import subprocess
 import sys
 import sysconfig
 
+import bitsandbytes.functional as bnb
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aibit_format import engine, native, schemes
+from aibit_format import bridge, engine, native, schemes
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.errors import SchemeError
 from aibit_format.torch import openmp
@@ -186,6 +188,18 @@ def test_products_of_arrays_of_another_size_are_refused(i):
         a, row_scales, b, scales, bias, out = (*arrays[:i], wrong, *arrays[i + 1 :])
         with pytest.raises(ValueError, match="bytes, where"):
             native.int8_product(a, row_scales, b, scales, 1.0, bias, out)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+def test_inputs_are_quantized_as_by_bitsandbytes(dtype):
+    random = np.random.default_rng(0)
+    values = random.standard_normal((3000, 333)).astype(np.float32) * random.random((3000, 1), np.float32)
+    array = from_float32(values, dtype)
+    codes, absmax = np.empty((3000, 336), np.int16), np.empty(3000, np.float32)
+    assert native.int8_inputs(array, dtype, 6.0, codes, absmax)
+    wanted, scales, _ = bnb.int8_vectorwise_quant(bridge.to_torch(array, dtype).to(torch.float16))
+    assert np.array_equal(codes[:, :333], wanted.numpy()) and np.array_equal(absmax, scales.numpy())
 
 
 @needs_native

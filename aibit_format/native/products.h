@@ -43,7 +43,7 @@ INLINE int quantize_row(Source source, const char *values, size_t columns, float
     if (!(largest < threshold))
         return 0;
     *absmax = largest;
-    __m256 scale = _mm256_set1_ps(largest > 0 ? 127.0f / largest : 0);
+    __m256 scale = _mm256_set1_ps(largest > 0 ? 1.0f / largest * 127.0f : 0); /* torch divides a number so */
     for (size_t i = 0; i < whole; i += 16)
         store_codes(source, values, i, scale, codes + i);
     if (rest)
