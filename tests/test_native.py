@@ -219,3 +219,30 @@ def test_inputs_with_a_magnitude_at_the_threshold_are_left_alone(columns, dtype)
 def test_torch_has_threads_to_share():
     """Where this fails, int8 layers are multiplied by torch, more slowly: on Linux it always has an OpenMP runtime."""
     assert openmp.parallel()
+
+
+@needs_native
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 17), st.integers(1, 300), st.integers(1, 200), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_products_of_floats_whatever_the_shape(rows, columns, features, threads, seed):
+    random = np.random.default_rng(seed)
+    codes = random.integers(-128, 128, (features, columns)).astype(np.int8)
+    inputs = np.zeros((rows, -(-columns // 8) * 8), np.float32)
+    inputs[:, :columns] = random.standard_normal((rows, columns))
+    out = np.full((rows, features), np.nan, np.float32)
+    native.float_product(inputs, codes, out, threads, openmp.parallel())
+    exact = inputs[:, :columns].astype(np.float64) @ codes.T.astype(np.float64)
+    most = np.abs(inputs[:, :columns].astype(np.float64)) @ np.abs(codes.T.astype(np.float64))
+    assert (np.abs(out - exact) <= 4e-7 * columns**0.5 * most + 1e-6).all()
+
+
+@needs_native
+def test_a_product_of_whole_numbers_in_floats_is_exact_and_refuses_arrays_that_do_not_fit():
+    inputs, codes = np.arange(64, dtype=np.float32).reshape(2, 32), np.ones((70, 30), np.int8)
+    out = np.empty((2, 70), np.float32)
+    inputs[:, 30:] = 0
+    native.float_product(inputs, codes, out)
+    assert np.array_equal(out, np.repeat(inputs.sum(1)[:, None], 70, 1))
+    for wrong in ((inputs[:, :30].copy(), codes, out), (inputs, codes[:69], out), (inputs, codes, out[:1])):
+        with pytest.raises(ValueError, match="bytes, where"):
+            native.float_product(*wrong)

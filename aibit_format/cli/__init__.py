@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from .. import native
 from .._version import __version__
 from ..errors import AibitError, FormatError, RecipeError
 
@@ -99,7 +100,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="aibit", description="One file for a quantized language model: made, checked, and run from the mapping."
     )
-    parser.add_argument("--version", action="version", version=f"aibit {__version__}")
+    compiled = "with" if native.available else "without"
+    parser.add_argument("--version", action="version", version=f"aibit {__version__} ({compiled} compiled code)")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     asked = next((ALIASES.get(argument, argument) for argument in arguments if not argument.startswith("-")), None)
     for name, (module, text) in VERBS.items():

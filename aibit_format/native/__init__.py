@@ -9,9 +9,10 @@ functions release the GIL.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 try:
     from . import kernels as _compiled  # type: ignore[attr-defined]
@@ -105,3 +106,16 @@ def int8_product(
     kernels.int8_product(
         len(inputs), columns, features, inputs, row_scales, codes, scales, factor, bias, out, threads, parallel
     )
+
+
+def float_product(inputs: np.ndarray, codes: np.ndarray, out: np.ndarray, threads: int = 1, parallel: int = 0) -> None:
+    """``out`` f32 [rows, features] = inputs @ codes.T, for few rows.
+
+    Args:
+        inputs: f32 [rows, columns filled up with zeros to a multiple of 8].
+        codes: i8 [features, columns].
+        out: for the result.
+        threads, parallel: as for ``int8_product``.
+    """
+    features, columns = codes.shape
+    kernels.float_product(len(inputs), columns, features, inputs, codes, out, threads, parallel)

@@ -227,7 +227,33 @@ static PyObject *int8_product(PyObject *self, PyObject *args)
         (bias_array == Py_None || (product.bias = memory(&buffers, bias_array, out_features * 4, 0))) &&
         (product.out = memory(&buffers, out_array, rows * out_features * 4, 1))) {
         Py_BEGIN_ALLOW_THREADS
-        multiply_int8(&product, threads, (Parallel)(uintptr_t)parallel);
+        multiply_in_threads((Work){multiply_features, &product, out_features, 0}, threads, (Parallel)(uintptr_t)parallel);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    release(&buffers);
+    return result;
+}
+
+static PyObject *float_product(PyObject *self, PyObject *args)
+{
+    PyObject *input_array, *code_array, *out_array, *result = NULL;
+    Py_ssize_t rows, columns, out_features;
+    unsigned threads;
+    unsigned long long parallel;
+    Buffers buffers = {.count = 0};
+    FloatProduct product;
+    if (!PyArg_ParseTuple(args, "nnnOOOIK", &rows, &columns, &out_features, &input_array, &code_array, &out_array,
+                          &threads, &parallel))
+        return NULL;
+    product.rows = rows, product.columns = columns, product.out_features = out_features;
+    product.stride = (columns + 7) / 8 * 8;
+    if ((product.input = memory(&buffers, input_array, rows * product.stride * 4, 0)) &&
+        (product.codes = memory(&buffers, code_array, out_features * columns, 0)) &&
+        (product.out = memory(&buffers, out_array, rows * out_features * 4, 1))) {
+        Py_BEGIN_ALLOW_THREADS
+        multiply_in_threads((Work){multiply_float_features, &product, out_features, 0}, threads,
+                            (Parallel)(uintptr_t)parallel);
         Py_END_ALLOW_THREADS
         result = Py_NewRef(Py_None);
     }
@@ -250,6 +276,8 @@ static PyMethodDef methods[] = {
      "int8_inputs(dtype, values, rows, columns, threshold, codes, absmax) -> whether all were below the threshold"},
     {"int8_product", int8_product, METH_VARARGS,
      "int8_product(rows, columns, out_features, inputs, row_scales, codes, scales, factor, bias, out, threads, parallel)"},
+    {"float_product", float_product, METH_VARARGS,
+     "float_product(rows, columns, out_features, inputs, codes, out, threads, parallel)"},
     {"error_sums", error_sums, METH_VARARGS,
      "error_sums(dtype, values, rows, columns, first, step, count, decoded) -> squares of differences, of values, largest"},
 #endif

@@ -195,8 +195,9 @@ INLINE void multiply_many(const Product *product, size_t top, size_t rows, size_
 }
 
 /* Output features ``first`` to ``last`` of a product. */
-VECTORS static void multiply_features(const Product *product, size_t first, size_t last)
+VECTORS static void multiply_features(const void *argument, size_t first, size_t last)
 {
+    const Product *product = argument;
     Sums sums;
     size_t width = product->rows <= TALL ? LANES : WIDE;
     for (size_t top = 0; top < product->rows; top += MOST) {
@@ -216,29 +217,85 @@ VECTORS static void multiply_features(const Product *product, size_t first, size
     }
 }
 
+/* Float inputs times codes as they are, without scales: [rows, out_features]. */
+typedef struct {
+    const float *input; /* [rows, stride]: rows are filled up with zeros to a multiple of 8 */
+    size_t rows, stride, columns;
+    const int8_t *codes; /* [out_features, columns] */
+    float *out;          /* [rows, out_features] */
+    size_t out_features;
+} FloatProduct;
+
+/* ``rows`` of the input, one or two, and four of the weight. */
+INLINE void multiply_floats(int rows, const FloatProduct *product, size_t top, size_t feature)
+{
+    __m256 added[TALL][LANES];
+    const int8_t *codes[LANES];
+    size_t columns = product->columns, last = product->out_features - 1;
+#pragma GCC unroll 8
+    for (int i = 0; i < TALL * LANES; i++)
+        added[i / LANES][i % LANES] = _mm256_setzero_ps();
+#pragma GCC unroll 4
+    for (size_t lane = 0; lane < LANES; lane++) /* behind the last row comes the last row again */
+        codes[lane] = product->codes + (feature + lane < last ? feature + lane : last) * columns;
+    for (size_t k = 0; k < columns; k += 8)
+#pragma GCC unroll 4
+        for (int lane = 0; lane < LANES; lane++) {
+            int8_t end[8] = {0};
+            if (k + 8 > columns)
+                memcpy(end, codes[lane] + k, columns - k);
+            __m256 weights = load_codes(k + 8 > columns ? end : codes[lane] + k);
+#pragma GCC unroll 2
+            for (int row = 0; row < rows; row++) {
+                __m256 values = _mm256_loadu_ps(product->input + (top + row) * product->stride + k);
+                added[row][lane] = _mm256_fmadd_ps(values, weights, added[row][lane]);
+            }
+        }
+    for (int row = 0; row < rows; row++)
+        for (size_t lane = 0; lane < LANES && feature + lane <= last; lane++) {
+            __m128 half = _mm_add_ps(_mm256_castps256_ps128(added[row][lane]),
+                                     _mm256_extractf128_ps(added[row][lane], 1));
+            half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+            product->out[(top + row) * product->out_features + feature + lane] =
+                _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+        }
+}
+
+/* Output features ``first`` to ``last`` of a product: four rows of the weight stay in the cache for all of the input. */
+VECTORS static void multiply_float_features(const void *argument, size_t first, size_t last)
+{
+    const FloatProduct *product = argument;
+    for (size_t feature = first; feature < last; feature += LANES)
+        for (size_t row = 0; row < product->rows; row += TALL)
+            if (product->rows - row == 1)
+                multiply_floats(1, product, row, feature);
+            else
+                multiply_floats(TALL, product, row, feature);
+}
+
 enum { SHARE = 4 * WIDE }; /* output features that a thread takes at a time */
 
 typedef struct {
-    const Product *product;
-    size_t next; /* the first feature that no thread has taken */
+    void (*multiply)(const void *product, size_t first, size_t last);
+    const void *product;
+    size_t out_features, next; /* the first feature that no thread has taken */
 } Work;
 
-static void multiply_shares(void *argument)
+static void take_shares(void *argument)
 {
     Work *work = argument;
-    size_t features = work->product->out_features, first;
-    while ((first = __atomic_fetch_add(&work->next, SHARE, __ATOMIC_RELAXED)) < features)
-        multiply_features(work->product, first, first + SHARE < features ? first + SHARE : features);
+    size_t first;
+    while ((first = __atomic_fetch_add(&work->next, SHARE, __ATOMIC_RELAXED)) < work->out_features)
+        work->multiply(work->product, first, first + SHARE < work->out_features ? first + SHARE : work->out_features);
 }
 
 /* GOMP_parallel of an OpenMP runtime: calls a function from so many threads of its own. */
 typedef void (*Parallel)(void (*function)(void *), void *argument, unsigned threads, unsigned flags);
 
-static void multiply_int8(const Product *product, unsigned threads, Parallel parallel)
+static void multiply_in_threads(Work work, unsigned threads, Parallel parallel)
 {
-    Work work = {product, 0};
-    if (parallel && threads > 1 && product->out_features > SHARE)
-        parallel(multiply_shares, &work, threads, 0);
+    if (parallel && threads > 1 && work.out_features > SHARE)
+        parallel(take_shares, &work, threads, 0);
     else
-        multiply_shares(&work);
+        take_shares(&work);
 }

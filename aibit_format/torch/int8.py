@@ -21,9 +21,9 @@ from torch.nn.functional import pad
 
 from .. import native
 from ..bridge import to_numpy
+from . import products
 from .joined import Joined, product
 from .openmp import parallel
-from .products import widened
 
 _bnb: Any = bitsandbytes.nn  # not typed
 
@@ -33,7 +33,7 @@ _OF_CODE, _OF_PRODUCT = 7.874015718698502e-3, 6.200124e-05
 # bitsandbytes asks the same: without AVX512 torch's product of 8-bit integers is slower than one of floats.
 _INTEGERS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 # The compiled product is for processors where torch multiplies floats instead.
-COMPILED = native.available and not _INTEGERS and parallel() != 0
+COMPILED = products.COMPILED and not _INTEGERS
 # Of the input, where floats are multiplied: for more, bitsandbytes' one product with a float32 copy of the weight is
 # faster (1,024 rows: 0.9 of the time; 128 rows: 1.7 times).
 _MANY_ROWS = 512
@@ -170,4 +170,4 @@ class Inputs:
         """Of products of codes, whole numbers [rows, out] in i32 or f32."""
         if _INTEGERS:
             return torch.ops.aten._int_mm(self.codes, codes.t())
-        return widened(self.codes.float(), codes)
+        return products.widened(self.codes.float(), codes)

@@ -10,12 +10,17 @@ from importlib.util import find_spec
 
 import torch
 from bitsandbytes.functional import has_avx512bf16
+from torch.nn.functional import pad
+
+from .. import native
+from .openmp import parallel
 
 _PIECE = 1 << 18  # elements of the matrix a thread widens at a time: in float32 they stay in the caches of its core
 # Of the input; for more it is faster to widen the matrix once. 16 is also the least that a GPU's tensor cores multiply.
 FEW_ROWS = 16
 # Whether bf16 matrices are fast: processors without it are several times slower at them than at float32 ones.
 BF16 = has_avx512bf16()
+COMPILED = native.available and parallel() != 0
 
 
 def has_kernel(x: torch.Tensor) -> bool:
@@ -28,11 +33,15 @@ def has_kernel(x: torch.Tensor) -> bool:
 def times_codes(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """On a CPU, x [rows, in] times codes i8 [out, in], in bf16 or in float32, whichever is faster: [rows, out].
 
-    In bf16 the inputs are rounded to it, products are added in float32, and sums are rounded to bf16. That is for few
-    rows, where torch has a kernel that reads 8-bit codes as they are, and for processors that multiply bf16; on others
-    nothing is rounded.
+    In bf16 the inputs are rounded to it, products are added in float32, and sums are rounded to bf16. That is for many
+    rows on processors that multiply bf16; and for few rows, where there is no compiled code, as torch has a kernel in
+    bf16 that reads 8-bit codes as they are. Otherwise nothing is rounded.
     """
     out_features, in_features = codes.shape
+    if len(x) <= FEW_ROWS and COMPILED:
+        padded, product = pad(x.detach().float(), (0, -in_features % 8)), torch.empty(len(x), out_features)
+        native.float_product(padded.numpy(), codes.numpy(), product.numpy(), torch.get_num_threads(), parallel())
+        return product
     if len(x) <= FEW_ROWS and in_features % 64 == 0 and out_features % 16 == 0:
         x = x.to(torch.bfloat16).contiguous()
         return torch.ops.aten._weight_int8pack_mm(x, codes, _ones(out_features))

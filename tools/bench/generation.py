@@ -83,8 +83,11 @@ def decode(bench: Bench) -> list[Figure]:
         if batch == 1 and (llama := _llama_bench(bench)):
             label, shown[label] = "llama.cpp, q8_0", llama[1]
             found[label] = llama[0]
+        for run in (run for runs in found.values() for run in runs):
+            run["rate"] = batch / run["token"]
         figures += of_runs(found, "first", "s", f", batch {batch}, {_PROMPT} tokens", 1, shown)
         figures += of_runs(found, "token", "ms", f", batch {batch}, each token", 1e-3, shown)
+        figures += of_runs(found, "rate", "tokens/s", f", batch {batch}", 1, shown)
     return figures
 
 
