@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import stat
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -195,6 +196,22 @@ def sweep(folder: int) -> None:
                     os.unlink(name, dir_fd=folder)
             finally:
                 os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone_in(folder: str) -> Iterator[None]:
+    """While others wait who want the same: for what takes several names in one folder, and must not be mixed.
+
+    Where there are no locks, nobody waits.
+    """
+    descriptor = _open_folder(folder)
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # some network file systems have none
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(path: str) -> None:

@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from . import digest, draft, layout
+from . import digest, draft, layout, partial
 from .draft import Tensor
 from .errors import WriteError
 from .manifest import FileInfo
@@ -169,6 +169,8 @@ class ShardedWriter:
         if first is not None:
             info = first.finish({**metadata, **_of_set(self.parts, roots[1:])})
             roots[0] = np.frombuffer(info.root(), np.uint8)
+            # Two models written over one another at once would end as some shards of each.
+            self._stack.enter_context(partial.alone_in(os.path.dirname(self.paths[0]) or "."))
         roots = self.peers.share(roots)
         self._listed = listed(self.paths[0], len(self.paths))  # still the older one: no process is past ``agree``
         for i, writer in self._writers.items():

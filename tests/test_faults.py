@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import craft
 import numpy as np
@@ -22,7 +23,8 @@ import pytest
 from conftest import ROOT
 
 import aibit_format as aibit
-from aibit_format import layout, partial, still
+from aibit_format import layout, partial, shards, still
+from aibit_format import rewrite as rewriting
 from aibit_format.errors import FormatError, SourceError, WriteError
 from aibit_format.reader import File
 from aibit_format.schemes import make
@@ -330,6 +332,28 @@ def test_two_writers_of_one_target(how, overwrite, tmp_path, monkeypatch):
         assert os.listdir(tmp_path) == ["m.aibit"]
         if not overwrite:
             os.unlink(path)
+
+
+def test_two_writers_of_one_set_of_shards(tmp_path):
+    """Both replace it at once, again and again: what is there afterwards is all of one."""
+    models = []
+    for value in (1, 2):
+        models.append(str(tmp_path / f"{value}.aibit"))
+        tensors = {Tensor(f"t{i}", (64,), "f32", make("f32")): {"values": np.full(64, value, "<f4")} for i in range(30)}
+        write(models[-1], tensors, {"a.b": value}, {})
+    target, start = str(tmp_path / "m.aibit"), threading.Barrier(2)
+
+    def replace(path):
+        start.wait()
+        rewriting.split(path, target, 256, overwrite=True)
+
+    for _ in range(20):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(replace, models))
+        names = sorted(os.listdir(tmp_path))
+        assert not [name for name in names if name.startswith(".") or name.endswith(".previous")]
+        with shards.open(tmp_path / next(name for name in names if name.startswith("m-00001")), "full") as file:
+            assert {float(file.dequantize(name)[0]) for name in file.keys()} == {float(file.metadata["a.b"])}
 
 
 def test_two_converters_of_one_target(model, tmp_path):
