@@ -64,6 +64,7 @@ def test_nested_scales_equal_bitsandbytes_given_the_offset(kind, shape):
     assert np.array_equal(planes["nested_absmax"], nested.absmax.numpy())
 
 
+@pytest.mark.usefixtures("encoders")
 @pytest.mark.parametrize("nested", [0, 1])
 @pytest.mark.parametrize(("columns", "block_size"), [(128, 64), (33, 64), (256, 256)])
 @pytest.mark.parametrize("name", ["nf4", "fp4"])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from aibit_format import engine, native, schemes
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.errors import SchemeError
+from aibit_format.schemes import fourbit
 from aibit_format.torch import openmp
 
 needs_native = pytest.mark.skipif(not native.available, reason="the compiled code is not here")
@@ -109,6 +110,8 @@ def calls():
     values = np.zeros((4, 64), np.float16)
     yield native.int8_rows, [values, "f16", codes, absmax]
     yield native.four_bit_blocks, [values, "f16", bounds, order, np.zeros(128, np.uint8), absmax]
+    packed, book = np.zeros((2, 64), np.uint8), np.zeros(16, np.float32)
+    yield native.four_bit_values, [packed, "f16", book, absmax, 64, values.copy()]
     yield native.error_sums, [values, "f16", range(0, 4, 2), np.zeros((2, 64), np.float32)]
     yield native.int8_error_sums, [values, "f16", 2, codes, absmax]
     yield native.int8_inputs, [values, "f16", 6.0, np.zeros((4, 64), np.int16), absmax]
@@ -138,6 +141,59 @@ def test_results_go_into_memory_that_may_be_written():
         native.int8_rows(values, "f16", codes, absmax)
     with pytest.raises((ValueError, BufferError)):
         native.int8_rows(values[:, ::2], "f16", np.zeros((4, 32), np.int8), absmax)
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_every_byte_of_two_codes_is_decoded(name, kind):
+    """Under scales of all sizes, those whose products are subnormal, infinite or no numbers among them."""
+    scheme = fourbit.FourBit(name, block_size=512)
+    sizes = np.float32(2) ** np.arange(-149, 128, dtype=np.float32) * np.float32(1.2345678)
+    scales = np.concatenate([sizes, -sizes, np.float32([0, 6e4, 7e4, np.inf, np.nan])]).astype(np.float32)
+    codes = np.tile(np.arange(256, dtype=np.uint8), (len(scales), 1))
+    with np.errstate(all="ignore"):
+        exact = scheme.decode_blocks(codes, scales[:, None])
+        wanted = from_float32(exact, kind)
+    narrow, wide = np.empty_like(wanted), np.empty_like(exact)
+    for out in (narrow, wide):
+        native.four_bit_values(codes, kind, fourbit.CODEBOOKS[name].values, scales, 512, out)
+    numbers = ~np.isnan(exact)
+    for found in (to_float32(narrow, kind), wide):
+        assert np.array_equal(np.isnan(found), ~numbers)
+        assert np.array_equal(found[numbers], to_float32(wanted, kind)[numbers])
+        assert np.array_equal(np.signbit(found[numbers]), np.signbit(exact[numbers]))
+
+
+@needs_native
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(["nf4", "fp4"]),
+    st.sampled_from(fourbit.BLOCK_SIZES),
+    st.integers(0, 1),
+    st.integers(1, 40),
+    st.integers(0, 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_decoded_rows_are_those_of_numpy(name, block_size, nested, rows, blocks, seed):
+    random, scheme = np.random.default_rng(seed), schemes.make(name, 1, (block_size, nested))
+    shape = rows, blocks * block_size
+    planes = scheme.encode(random.standard_normal(shape).astype(np.float32), "f32")
+    chosen = np.flatnonzero(random.random(rows) < 0.5)
+    for part in (slice(0, rows), slice(rows // 3, rows, 3), slice(rows, None), chosen):
+        found = scheme.decode_rows(planes, shape, "f32", part)
+        wanted = scheme.decode_blocks(*scheme.whole_rows(planes, shape, part))
+        assert found.shape == wanted.shape and np.array_equal(found, wanted)
+
+
+@needs_native
+@pytest.mark.parametrize("block_size", [0, -64, 48, 31])
+def test_blocks_that_cannot_be_decoded_are_refused(block_size):
+    codes, book, absmax = np.zeros((2, 64), np.uint8), np.zeros(16, np.float32), np.zeros(4, np.float32)
+    with pytest.raises(ValueError, match="not of a multiple of 32"):
+        native.four_bit_values(codes, "f32", book, absmax, block_size, np.zeros((4, 64), np.float32))
+    with pytest.raises(ValueError, match="f32 in 2 bytes"):
+        native.four_bit_values(codes, "f32", book, absmax, 64, np.zeros((4, 64), np.float16))
 
 
 @needs_native

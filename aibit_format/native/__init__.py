@@ -1,4 +1,4 @@
-"""Compiled encoders and products: what the schemes' numpy code and bitsandbytes' layers compute, bit for bit.
+"""Compiled encoders, decoders and products: what the schemes' numpy code and bitsandbytes' layers compute, bit for bit.
 
 The module ``kernels`` is built when the package is installed, where there is a compiler. It is used on processors
 that have AVX2; ``available`` says whether it is here and may be, and ``AIBIT_NATIVE=0`` in the environment turns it
@@ -48,6 +48,22 @@ def four_bit_blocks(
         False where a value is not finite; codes and scales are then incomplete.
     """
     return kernels.four_bit_blocks(dtype, values, *values.shape, bounds, order, codes, absmax)
+
+
+def four_bit_values(
+    codes: np.ndarray, dtype: str, book: np.ndarray, absmax: np.ndarray, block_size: int, out: np.ndarray
+) -> None:
+    """Decode whole blocks as ``schemes.fourbit`` does: ``out`` = book[code] * absmax, rounded to ``dtype``.
+
+    Args:
+        codes: u8 [blocks * block_size / 2], the first of two elements in the high nibble.
+        dtype: what values are rounded to: f16, bf16 or f32.
+        book: f32 [16].
+        absmax: f32 [blocks].
+        block_size: a multiple of 32.
+        out: [blocks * block_size], for the result: of that dtype, or f32.
+    """
+    kernels.four_bit_values(dtype, absmax.size, block_size, codes, book, absmax, out.itemsize, out)
 
 
 def error_sums(values: np.ndarray, dtype: str, rows: range, decoded: np.ndarray) -> tuple[float, float, float]:

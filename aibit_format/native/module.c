@@ -12,6 +12,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAVE_VECTORS 1
+#include "decode.h"
 #include "encode.h"
 #include "errors.h"
 #include "products.h"
@@ -122,6 +123,35 @@ static PyObject *four_bit_blocks(PyObject *self, PyObject *args)
         finite = encode_four_bit(source, values, blocks, block_size, bounds, order, codes, absmax);
         Py_END_ALLOW_THREADS
         result = PyBool_FromLong(finite);
+    }
+    release(&buffers);
+    return result;
+}
+
+static PyObject *four_bit_values(PyObject *self, PyObject *args)
+{
+    const char *dtype;
+    PyObject *code_array, *book_array, *scale_array, *out_array, *result = NULL;
+    Py_ssize_t blocks, block_size, item;
+    Buffers buffers = {.count = 0};
+    Source to;
+    const void *codes, *book, *absmax;
+    void *out;
+    if (!PyArg_ParseTuple(args, "snnOOOnO", &dtype, &blocks, &block_size, &code_array, &book_array, &scale_array,
+                          &item, &out_array) ||
+        !source_type(dtype, &to))
+        return NULL;
+    if (block_size <= 0 || block_size % 32)
+        return PyErr_Format(PyExc_ValueError, "blocks of %zd elements, not of a multiple of 32", block_size);
+    if (item != 4 && item != (Py_ssize_t)width(to))
+        return PyErr_Format(PyExc_ValueError, "%s in %zd bytes", dtype, item);
+    if ((codes = memory(&buffers, code_array, blocks * block_size / 2, 0)) &&
+        (book = memory(&buffers, book_array, 16 * 4, 0)) && (absmax = memory(&buffers, scale_array, blocks * 4, 0)) &&
+        (out = memory(&buffers, out_array, blocks * block_size * item, 1))) {
+        Py_BEGIN_ALLOW_THREADS
+        decode_four_bit(codes, blocks, block_size, book, absmax, to, item == 4 ? F32 : to, out);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
     }
     release(&buffers);
     return result;
@@ -244,6 +274,8 @@ static PyMethodDef methods[] = {
      "int8_rows(dtype, values, rows, columns, codes, absmax) -> whether all values were finite in float16"},
     {"four_bit_blocks", four_bit_blocks, METH_VARARGS,
      "four_bit_blocks(dtype, values, blocks, block_size, bounds, order, codes, absmax) -> whether all were finite"},
+    {"four_bit_values", four_bit_values, METH_VARARGS,
+     "four_bit_values(dtype, blocks, block_size, codes, book, absmax, item, out): out has item bytes an element"},
     {"int8_error_sums", int8_error_sums, METH_VARARGS,
      "int8_error_sums(dtype, values, rows, columns, step, codes, scales) -> the same of every step-th row's codes"},
     {"int8_inputs", int8_inputs, METH_VARARGS,
