@@ -5,6 +5,7 @@
  * looked up.
  */
 #pragma once
+#include "shares.h"
 #include "vectors.h"
 
 /* The 16 values of a block's codes: two vectors of eight, picked by the highest bit of a code. */
@@ -81,11 +82,21 @@ INLINE void look_up_halves(const uint8_t *codes, const Halves *halves, uint16_t 
     _mm256_storeu_si256((__m256i *)(out + 16), _mm256_permute2x128_si256(a, b, 0x31));
 }
 
-INLINE void decode_blocks(const uint8_t *codes, size_t blocks, size_t size, const float *book, const float *absmax,
-                          Source to, Source stored, char *out)
+typedef struct {
+    const uint8_t *codes;
+    size_t blocks, size;
+    const float *book, *absmax; /* [16] and [blocks] */
+    Source to, stored;          /* what values are rounded to, and the dtype that holds them: the same, or F32 */
+    void *out;
+} Decoding;
+
+INLINE void decode_blocks(const Decoding *all, size_t first, size_t last, Source to, Source stored)
 {
-    for (size_t block = 0; block < blocks; block++, codes += size / 2, out += size * width(stored)) {
-        const Values values = values_of(book, absmax[block], to);
+    size_t size = all->size;
+    const uint8_t *codes = all->codes + first * size / 2;
+    char *out = (char *)all->out + first * size * width(stored);
+    for (size_t block = first; block < last; block++, codes += size / 2, out += size * width(stored)) {
+        const Values values = values_of(all->book, all->absmax[block], to);
         if (stored == F32) {
             for (size_t i = 0; i < size; i += 8)
                 _mm256_storeu_ps((float *)out + i, looked_up(codes + i / 2, &values));
@@ -97,18 +108,30 @@ INLINE void decode_blocks(const uint8_t *codes, size_t blocks, size_t size, cons
     }
 }
 
-/* Blocks of ``size`` elements, rounded to one dtype and stored in the same one or, widened, in float32. */
-VECTORS static void decode_four_bit(const uint8_t *codes, size_t blocks, size_t size, const float *book,
-                                    const float *absmax, Source to, Source stored, void *out)
+VECTORS static void decode_share(const void *task, size_t first, size_t last)
 {
-    if (to == F32)
-        decode_blocks(codes, blocks, size, book, absmax, F32, F32, out);
-    else if (to == F16 && stored == F32)
-        decode_blocks(codes, blocks, size, book, absmax, F16, F32, out);
-    else if (to == F16)
-        decode_blocks(codes, blocks, size, book, absmax, F16, F16, out);
-    else if (stored == F32)
-        decode_blocks(codes, blocks, size, book, absmax, BF16, F32, out);
+    const Decoding *all = task;
+    if (all->to == F32)
+        decode_blocks(all, first, last, F32, F32);
+    else if (all->to == F16 && all->stored == F16)
+        decode_blocks(all, first, last, F16, F16);
+    else if (all->to == F16)
+        decode_blocks(all, first, last, F16, F32);
+    else if (all->stored == BF16)
+        decode_blocks(all, first, last, BF16, BF16);
     else
-        decode_blocks(codes, blocks, size, book, absmax, BF16, BF16, out);
+        decode_blocks(all, first, last, BF16, F32);
+}
+
+static void decode_four_bit(const Decoding *all, unsigned threads, Parallel parallel)
+{
+    in_shares(decode_share, all, all->blocks, (1 << 16) / all->size + 1, threads, parallel);
+}
+
+/* Scales that are stored in 8 bits: f32 [count], of codes u8 [count] and a scale f32 for each 256 of them. */
+static void decode_scales(const uint8_t *codes, size_t count, const float *book, const float *absmax, float offset,
+                          float *out)
+{
+    for (size_t i = 0; i < count; i++)
+        out[i] = book[codes[i]] * absmax[i / 256] + offset;
 }

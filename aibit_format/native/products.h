@@ -4,6 +4,7 @@
  * loss (vpmaddwd): twice as many products in a cycle as of float32. A block stays in the first-level cache while all
  * rows of the input pass by; rows and columns that are missing at the ends are zeros.
  */
+#include "shares.h"
 #include "vectors.h"
 
 enum {
@@ -218,27 +219,12 @@ VECTORS static void multiply_features(const Product *product, size_t first, size
 
 enum { SHARE = 4 * WIDE }; /* output features that a thread takes at a time */
 
-typedef struct {
-    const Product *product;
-    size_t next; /* the first feature that no thread has taken */
-} Work;
-
-static void multiply_shares(void *argument)
+static void multiply_share(const void *product, size_t first, size_t last)
 {
-    Work *work = argument;
-    size_t features = work->product->out_features, first;
-    while ((first = __atomic_fetch_add(&work->next, SHARE, __ATOMIC_RELAXED)) < features)
-        multiply_features(work->product, first, first + SHARE < features ? first + SHARE : features);
+    multiply_features(product, first, last);
 }
-
-/* GOMP_parallel of an OpenMP runtime: calls a function from so many threads of its own. */
-typedef void (*Parallel)(void (*function)(void *), void *argument, unsigned threads, unsigned flags);
 
 static void multiply_int8(const Product *product, unsigned threads, Parallel parallel)
 {
-    Work work = {product, 0};
-    if (parallel && threads > 1 && product->out_features > SHARE)
-        parallel(multiply_shares, &work, threads, 0);
-    else
-        multiply_shares(&work);
+    in_shares(multiply_share, product, product->out_features, SHARE, threads, parallel);
 }
