@@ -14,6 +14,7 @@ from . import native
 from .bridge import to_torch
 from .schemes import Scheme
 from .schemes.base import matrix
+from .schemes.fourbit import FourBit
 from .schemes.int8 import Int8
 from .schemes.plain import Plain
 
@@ -124,5 +125,8 @@ def _rows_of(
         scales = to_torch(_scales(planes), "f32").view(rows, 1)[::stride]
         codes = to_torch(planes["codes"], "i8").view(rows, columns)[::stride]
         return lambda part, out: out.copy_(codes[part]).mul_(scales[part])
+    if native.available and isinstance(scheme, FourBit) and columns % scheme.block_size == 0:
+        packed, absmax = scheme.whole_rows(planes, (rows, columns), slice(None, None, stride))
+        return lambda part, out: scheme.decode_into(packed[part], absmax[part], out.numpy())
     indices = np.arange(0, rows, stride)
     return lambda part, out: out.copy_(torch.from_numpy(scheme.decode_rows(planes, shape, dtype, indices[part])))

@@ -44,7 +44,7 @@ def fixtures():
 
 @pytest.fixture(params=["compiled", "torch"])
 def encoders(request, monkeypatch):
-    """Whoever uses this holds for the compiled encoders and for torch's."""
+    """Whoever uses this holds for the compiled encoders and decoders, and without them."""
     from aibit_format import native
 
     if request.param == "torch":

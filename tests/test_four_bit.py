@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import architectures
 import bitsandbytes as bnb
 import numpy as np
@@ -12,7 +14,7 @@ from test_models import parameters_inside
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import aibit_format as aibit
-from aibit_format import bridge, engine, schemes, writer
+from aibit_format import bridge, engine, native, schemes, writer
 from aibit_format.errors import SchemeError
 from aibit_format.schemes import fourbit
 from aibit_format.torch import modules
@@ -64,6 +66,7 @@ def test_nested_scales_equal_bitsandbytes_given_the_offset(kind, shape):
     assert np.array_equal(planes["nested_absmax"], nested.absmax.numpy())
 
 
+@pytest.mark.usefixtures("encoders")
 @pytest.mark.parametrize("nested", [0, 1])
 @pytest.mark.parametrize(("columns", "block_size"), [(128, 64), (33, 64), (256, 256)])
 @pytest.mark.parametrize("name", ["nf4", "fp4"])
@@ -167,6 +170,102 @@ def test_rows_that_blocks_reach_over_are_decoded_rightly(width, nested, tmp_path
     assert (found - expected).abs().max() < 0.02 * expected.abs().max()
     x = torch.randn(3, width)
     assert torch.allclose(layer(x), plain.model.layers[0].mlp.down_proj(x), atol=1e-5)
+
+
+def layers_of(text, shape, dtype, bias=False):
+    """A layer of ours, as it is by default and with ``weight_only``, and the planes that both are over."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(3)).mul_(0.02)
+    scheme = schemes.parse(text)
+    planes = engine.encode(scheme, values.numpy(), "f32")
+    kind = next(name for name, found in DTYPES.items() if found is dtype)
+    info = SimpleNamespace(scheme=scheme, shape=shape, dtype=kind)
+    tensors = {role: torch.from_numpy(plane) for role, plane in planes.items()}
+    made = []
+    for weight_only in (False, True):
+        target = modules.Target(torch.device("cpu"), weight_only=weight_only)
+        module = torch.nn.Linear(*shape[::-1], bias=bias, device="meta")
+        layer = modules.BUILDERS[type(scheme)](module, info, tensors, target).eval()
+        layer.bias = torch.nn.Parameter(torch.linspace(-1, 1, shape[0]).to(dtype), False) if bias else None
+        made.append(layer)
+    return *made, torch.from_numpy(scheme.decode(planes, shape, kind))
+
+
+def refuse(*_, **__):
+    raise AssertionError("bitsandbytes decoded")
+
+
+COMPILED = pytest.mark.skipif(not native.available or F.has_avx512bf16(), reason="bitsandbytes' own product is used")
+
+
+@COMPILED
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 16, 17, 130])
+@pytest.mark.parametrize(
+    ("text", "shape", "bias"),
+    [("nf4", (200, 256), False), ("fp4,block_size=128", (1500, 640), True), ("nf4,nested=1", (704, 2048), True)],
+)
+def test_products_of_compiled_decoders(text, shape, bias, rows, dtype, monkeypatch):
+    """By default equal to bitsandbytes'; with ``weight_only`` as close to what float64 gives with the same weights."""
+    layer, fast, weight = layers_of(text, shape, dtype, bias)
+    x = torch.randn(2, rows, shape[1], generator=torch.Generator().manual_seed(rows)).to(dtype)[:1]
+    theirs = bnb.nn.Linear4bit.forward(layer, x)
+    monkeypatch.setattr(bnb, "matmul_4bit", refuse)
+    found, close = layer(x), fast(x)
+    assert torch.equal(found, theirs) and close.shape == found.shape and close.dtype == found.dtype
+    true = torch.nn.functional.linear(x.double(), weight.to(dtype).double(), layer.bias.double() if bias else None)
+    off, allowed = ((values.double() - true).norm() / true.norm() for values in (close, theirs))
+    # float32: sums in another order. Else both are off by the last rounding, to the dtype of the inputs.
+    assert off <= allowed * (1.6 if dtype is torch.float32 else 1.02)
+
+
+@COMPILED
+def test_gradients_and_training_are_left_to_bitsandbytes(monkeypatch):
+    layer, fast, _ = layers_of("nf4", (128, 64), torch.float32)
+    x = torch.randn(3, 64, requires_grad=True)
+    for each in (layer, fast):
+        each(x).sum().backward()
+    expected, x.grad = x.grad / 2, None
+    layer(x).sum().backward()
+    assert torch.equal(x.grad, expected)
+    monkeypatch.setattr(bnb, "matmul_4bit", refuse)
+    with torch.no_grad():
+        assert torch.equal(layer(x), layer(x.detach()))
+        for each in (layer.train(), fast.train()):
+            with pytest.raises(AssertionError, match="bitsandbytes decoded"):
+                each(x)
+    with pytest.raises(AssertionError, match="bitsandbytes decoded"):
+        layer.eval()(x)
+
+
+@COMPILED
+def test_without_compiled_code_bitsandbytes_decodes(monkeypatch):
+    layer, fast, _ = layers_of("nf4", (128, 64), torch.float32)
+    x = torch.randn(3, 64)
+    expected = layer(x)
+    monkeypatch.setattr(native, "available", False)
+    assert torch.equal(layer(x), expected) and torch.equal(fast(x), expected)
+
+
+@COMPILED
+def test_weights_of_several_sizes_and_dtypes_share_a_scratch():
+    shapes = (64, 64), (256, 128), (32, 64)
+    made = [layers_of("nf4", shape, dtype)[0] for shape in shapes for dtype in DTYPES.values()]
+    inputs = [torch.randn(2, layer.in_features).to(layer.compute_dtype) for layer in made]
+    with torch.inference_mode():
+        first = [layer(x) for layer, x in zip(made, inputs, strict=True)]
+    again = [layer(x) for layer, x in reversed(list(zip(made, inputs, strict=True)))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "nf4,nested=1"])
+def test_weight_only_output_is_close_to_load_in_4bit(scheme, tmp_path):
+    architectures.save("llama-untied", tmp_path / "hf", torch.bfloat16)
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme=scheme)
+    expected, found = (
+        architectures.output(aibit.load_model(tmp_path / "m.aibit", weight_only=each), "llama-untied")
+        for each in (False, True)
+    )
+    assert (found - expected).abs().max() < 0.03 * expected.abs().max()
 
 
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="goes wrong with AVX512 only")

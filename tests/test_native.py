@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from aibit_format import bridge, engine, native, schemes
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.errors import SchemeError
+from aibit_format.schemes import fourbit
 from aibit_format.torch import openmp
 
 needs_native = pytest.mark.skipif(not native.available, reason="the compiled code is not here")
@@ -111,6 +112,10 @@ def calls():
     values = np.zeros((4, 64), np.float16)
     yield native.int8_rows, [values, "f16", codes, absmax]
     yield native.four_bit_blocks, [values, "f16", bounds, order, np.zeros(128, np.uint8), absmax]
+    packed, book = np.zeros((2, 64), np.uint8), np.zeros(16, np.float32)
+    yield native.four_bit_values, [packed, "f16", book, absmax, 64, values.copy()]
+    inputs, out = np.zeros((3, 64), np.float32), np.zeros((3, 4), np.float32)
+    yield native.four_bit_product, [inputs, "f16", packed.reshape(4, 32), book, absmax, 64, out]
     yield native.error_sums, [values, "f16", range(0, 4, 2), np.zeros((2, 64), np.float32)]
     yield native.int8_error_sums, [values, "f16", 2, codes, absmax]
     yield native.int8_inputs, [values, "f16", 6.0, np.zeros((4, 64), np.int16), absmax]
@@ -140,6 +145,107 @@ def test_results_go_into_memory_that_may_be_written():
         native.int8_rows(values, "f16", codes, absmax)
     with pytest.raises((ValueError, BufferError)):
         native.int8_rows(values[:, ::2], "f16", np.zeros((4, 32), np.int8), absmax)
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_every_byte_of_two_codes_is_decoded(name, kind):
+    """Under scales of all sizes, those whose products are subnormal, infinite or no numbers among them."""
+    scheme = fourbit.FourBit(name, block_size=512)
+    sizes = np.float32(2) ** np.arange(-149, 128, dtype=np.float32) * np.float32(1.2345678)
+    scales = np.concatenate([sizes, -sizes, np.float32([0, 6e4, 7e4, np.inf, np.nan])]).astype(np.float32)
+    codes = np.tile(np.arange(256, dtype=np.uint8), (len(scales), 1))
+    with np.errstate(all="ignore"):
+        exact = scheme.decode_blocks(codes, scales[:, None])
+        wanted = from_float32(exact, kind)
+    narrow, wide = np.empty_like(wanted), np.empty_like(exact)
+    for out in (narrow, wide):
+        native.four_bit_values(codes, kind, fourbit.CODEBOOKS[name].values, scales, 512, out)
+    numbers = ~np.isnan(exact)
+    for found in (to_float32(narrow, kind), wide):
+        assert np.array_equal(np.isnan(found), ~numbers)
+        assert np.array_equal(found[numbers], to_float32(wanted, kind)[numbers])
+        assert np.array_equal(np.signbit(found[numbers]), np.signbit(exact[numbers]))
+
+
+@needs_native
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(["nf4", "fp4"]),
+    st.sampled_from(fourbit.BLOCK_SIZES),
+    st.integers(0, 1),
+    st.integers(1, 40),
+    st.integers(0, 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_decoded_rows_are_those_of_numpy(name, block_size, nested, rows, blocks, seed):
+    random, scheme = np.random.default_rng(seed), schemes.make(name, 1, (block_size, nested))
+    shape = rows, blocks * block_size
+    planes = scheme.encode(random.standard_normal(shape).astype(np.float32), "f32")
+    chosen = np.flatnonzero(random.random(rows) < 0.5)
+    for part in (slice(0, rows), slice(rows // 3, rows, 3), slice(rows, None), chosen):
+        found = scheme.decode_rows(planes, shape, "f32", part)
+        wanted = scheme.decode_blocks(*scheme.whole_rows(planes, shape, part))
+        assert found.shape == wanted.shape and np.array_equal(found, wanted)
+
+
+@needs_native
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 100), st.integers(1, 3), st.sampled_from([32, 64, 256]),
+       st.sampled_from(["f32", "bf16", "f16"]), st.integers(1, 3), st.integers(0, 2**32 - 1))  # fmt: skip
+def test_four_bit_products(rows, features, blocks, size, dtype, threads, seed):
+    """Of whole numbers that are exact in every dtype, so sums are too, in any order and on any thread."""
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, 256, (features, blocks * size // 2)).astype(np.uint8)
+    book, scales = np.arange(-8, 8, dtype=np.float32), random.integers(1, 4, (features, blocks)).astype(np.float32)
+    inputs = random.integers(-8, 9, (rows, blocks * size)).astype(np.float32)
+    weight, out = np.empty((features, blocks * size), np.float32), np.full((rows, features), np.nan, np.float32)
+    native.four_bit_values(codes, dtype, book, scales, size, weight, threads, openmp.parallel())
+    wanted = book[np.stack([codes >> 4, codes & 15], 2).reshape(features, -1)] * np.repeat(scales, size, 1)
+    assert np.array_equal(weight, wanted)
+    native.four_bit_product(inputs, dtype, codes, book, scales, size, out, threads, openmp.parallel())
+    assert np.array_equal(out, inputs @ wanted.T)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+def test_large_weights_are_decoded_by_several_threads_as_by_one(dtype):
+    random = np.random.default_rng(0)
+    codes, scales = random.integers(0, 256, (1000, 1000)).astype(np.uint8), random.random(31250, np.float32)
+    book, alone, shared = fourbit.NF4, np.empty((1000, 2000), np.float32), np.empty((1000, 2000), np.float32)
+    native.four_bit_values(codes, dtype, book, scales, 64, alone)
+    native.four_bit_values(codes, dtype, book, scales, 64, shared, 3, openmp.parallel())
+    assert np.array_equal(alone, shared)
+
+
+@needs_native
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 5000])
+def test_nested_scales_are_those_of_numpy(count):
+    random, scheme = np.random.default_rng(count), schemes.parse("nf4,nested=1")
+    codes, absmax = random.integers(0, 256, count).astype(np.uint8), random.random(-(-count // 256), np.float32)
+    out, offset = np.empty(count, np.float32), np.float32(0.1234)
+    planes = {"absmax": codes, "nested_absmax": absmax, "nested_offset": np.array([offset])}
+    native.nested_scales(codes, fourbit.dynamic_map(), absmax, float(offset), out)
+    assert np.array_equal(out, scheme.absmax(planes, slice(None)))
+    for i, wrong in ((0, np.zeros(count + 256, np.uint8)), (1, out), (2, np.append(absmax, absmax)), (4, out[1:])):
+        arguments = [codes, fourbit.dynamic_map(), absmax, float(offset), out]
+        arguments[i] = wrong
+        if wrong.size != [count, 256, -(-count // 256), 0, count][i]:
+            with pytest.raises(ValueError, match="bytes, where"):
+                native.nested_scales(*arguments)
+
+
+@needs_native
+@pytest.mark.parametrize("block_size", [0, -64, 48, 31])
+def test_blocks_that_cannot_be_decoded_are_refused(block_size):
+    codes, book, absmax = np.zeros((2, 64), np.uint8), np.zeros(16, np.float32), np.zeros(4, np.float32)
+    with pytest.raises(ValueError, match="not of a multiple of 32"):
+        native.four_bit_values(codes, "f32", book, absmax, block_size, np.zeros((4, 64), np.float32))
+    with pytest.raises(ValueError, match="f32 in 2 bytes"):
+        native.four_bit_values(codes, "f32", book, absmax, 64, np.zeros((4, 64), np.float16))
+    with pytest.raises(ValueError, match="96 columns, not whole blocks of 64"):
+        native.four_bit_product(np.zeros((1, 96), np.float32), "f32", codes, book, absmax, 64, np.zeros((1, 2), "f4"))
 
 
 @needs_native

@@ -1,4 +1,4 @@
-"""Compiled encoders and products: what the schemes' numpy code and bitsandbytes' layers compute, bit for bit.
+"""Compiled encoders, decoders and products: what the schemes' numpy code and bitsandbytes' layers compute, bit for bit.
 
 The module ``kernels`` is built when the package is installed, where there is a compiler. It is used on processors
 that have AVX2; ``available`` says whether it is here and may be, and ``AIBIT_NATIVE=0`` in the environment turns it
@@ -49,6 +49,60 @@ def four_bit_blocks(
         False where a value is not finite; codes and scales are then incomplete.
     """
     return kernels.four_bit_blocks(dtype, values, *values.shape, bounds, order, codes, absmax)
+
+
+def four_bit_values(
+    codes: np.ndarray, dtype: str, book: np.ndarray, absmax: np.ndarray, block_size: int, out: np.ndarray,
+    threads: int = 1, parallel: int = 0,
+) -> None:  # fmt: skip
+    """Decode whole blocks as ``schemes.fourbit`` does: ``out`` = book[code] * absmax, rounded to ``dtype``.
+
+    Args:
+        codes: u8 [blocks * block_size / 2], the first of two elements in the high nibble.
+        dtype: what values are rounded to: f16, bf16 or f32.
+        book: f32 [16].
+        absmax: f32 [blocks].
+        block_size: a multiple of 32.
+        out: [blocks * block_size], for the result: of that dtype, or f32.
+        threads, parallel: as for ``int8_product``.
+    """
+    kernels.four_bit_values(
+        dtype, absmax.size, block_size, codes, book, absmax, out.itemsize, out, threads, parallel
+    )  # fmt: skip
+
+
+def nested_scales(codes: np.ndarray, book: np.ndarray, absmax: np.ndarray, offset: float, out: np.ndarray) -> None:
+    """``out`` = book[code] * absmax + offset, as ``schemes.fourbit`` decodes nested scales.
+
+    Args:
+        codes: u8 [count].
+        book: f32 [256].
+        absmax: f32 [count / 256, rounded up].
+        offset: a float32.
+        out: f32 [count], for the result.
+    """
+    kernels.nested_scales(codes.size, codes, book, absmax, offset, out)
+
+
+def four_bit_product(
+    inputs: np.ndarray, dtype: str, codes: np.ndarray, book: np.ndarray, absmax: np.ndarray, block_size: int,
+    out: np.ndarray, threads: int = 1, parallel: int = 0,
+) -> None:  # fmt: skip
+    """``out`` f32 [rows, features] = inputs @ weight.T, added in float32: for few rows.
+
+    Args:
+        inputs: f32 [rows, columns].
+        dtype: what weights are rounded to: f16, bf16 or f32.
+        codes: u8 [features, columns / 2].
+        book: f32 [16].
+        absmax: f32 [features, columns / block_size].
+        block_size: a multiple of 32, of which columns are a multiple.
+        out: for the result.
+        threads, parallel: as for ``int8_product``.
+    """
+    kernels.four_bit_product(
+        dtype, *inputs.shape, len(codes), inputs, codes, book, absmax, block_size, out, threads, parallel
+    )
 
 
 def error_sums(values: np.ndarray, dtype: str, rows: range, decoded: np.ndarray) -> tuple[float, float, float]:

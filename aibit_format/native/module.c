@@ -12,8 +12,10 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAVE_VECTORS 1
+#include "decode.h"
 #include "encode.h"
 #include "errors.h"
+#include "fourbit.h"
 #include "products.h"
 #else
 #define HAVE_VECTORS 0
@@ -73,6 +75,13 @@ static int source_type(const char *name, Source *source)
     return 1;
 }
 
+static int block_size_fits(Py_ssize_t size)
+{
+    if (size <= 0 || size % 32)
+        return PyErr_Format(PyExc_ValueError, "blocks of %zd elements, not of a multiple of 32", size), 0;
+    return 1;
+}
+
 static PyObject *int8_rows(PyObject *self, PyObject *args)
 {
     const char *dtype;
@@ -110,10 +119,8 @@ static PyObject *four_bit_blocks(PyObject *self, PyObject *args)
     int finite;
     if (!PyArg_ParseTuple(args, "sOnnOOOO", &dtype, &array, &blocks, &block_size, &bound_array, &order_array,
                           &code_array, &scale_array) ||
-        !source_type(dtype, &source))
+        !source_type(dtype, &source) || !block_size_fits(block_size))
         return NULL;
-    if (block_size <= 0 || block_size % 32)
-        return PyErr_Format(PyExc_ValueError, "blocks of %zd elements, not of a multiple of 32", block_size);
     if ((values = memory(&buffers, array, blocks * block_size * width(source), 0)) &&
         (bounds = memory(&buffers, bound_array, 15 * 4, 0)) && (order = memory(&buffers, order_array, 16, 0)) &&
         (codes = memory(&buffers, code_array, blocks * block_size / 2, 1)) &&
@@ -122,6 +129,87 @@ static PyObject *four_bit_blocks(PyObject *self, PyObject *args)
         finite = encode_four_bit(source, values, blocks, block_size, bounds, order, codes, absmax);
         Py_END_ALLOW_THREADS
         result = PyBool_FromLong(finite);
+    }
+    release(&buffers);
+    return result;
+}
+
+static PyObject *four_bit_values(PyObject *self, PyObject *args)
+{
+    const char *dtype;
+    PyObject *code_array, *book_array, *scale_array, *out_array, *result = NULL;
+    Py_ssize_t blocks, size, item;
+    unsigned threads;
+    unsigned long long parallel;
+    Buffers buffers = {.count = 0};
+    Decoding all;
+    if (!PyArg_ParseTuple(args, "snnOOOnOIK", &dtype, &blocks, &size, &code_array, &book_array, &scale_array, &item,
+                          &out_array, &threads, &parallel) ||
+        !source_type(dtype, &all.to) || !block_size_fits(size))
+        return NULL;
+    if (item != 4 && item != (Py_ssize_t)width(all.to))
+        return PyErr_Format(PyExc_ValueError, "%s in %zd bytes", dtype, item);
+    all.blocks = blocks, all.size = size, all.stored = item == 4 ? F32 : all.to;
+    if ((all.codes = memory(&buffers, code_array, blocks * size / 2, 0)) &&
+        (all.book = memory(&buffers, book_array, 16 * 4, 0)) &&
+        (all.absmax = memory(&buffers, scale_array, blocks * 4, 0)) &&
+        (all.out = memory(&buffers, out_array, blocks * size * item, 1))) {
+        Py_BEGIN_ALLOW_THREADS
+        decode_four_bit(&all, threads, (Parallel)(uintptr_t)parallel);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    release(&buffers);
+    return result;
+}
+
+static PyObject *nested_scales(PyObject *self, PyObject *args)
+{
+    PyObject *code_array, *book_array, *scale_array, *out_array, *result = NULL;
+    Py_ssize_t count;
+    Buffers buffers = {.count = 0};
+    const void *codes, *book, *absmax;
+    float offset;
+    void *out;
+    if (!PyArg_ParseTuple(args, "nOOOfO", &count, &code_array, &book_array, &scale_array, &offset, &out_array))
+        return NULL;
+    if ((codes = memory(&buffers, code_array, count, 0)) && (book = memory(&buffers, book_array, 256 * 4, 0)) &&
+        (absmax = memory(&buffers, scale_array, (count + 255) / 256 * 4, 0)) &&
+        (out = memory(&buffers, out_array, count * 4, 1))) {
+        Py_BEGIN_ALLOW_THREADS
+        decode_scales(codes, count, book, absmax, offset, out);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    release(&buffers);
+    return result;
+}
+
+static PyObject *four_bit_product(PyObject *self, PyObject *args)
+{
+    const char *dtype;
+    PyObject *input_array, *code_array, *book_array, *scale_array, *out_array, *result = NULL;
+    Py_ssize_t rows, columns, out_features, size;
+    unsigned threads;
+    unsigned long long parallel;
+    Buffers buffers = {.count = 0};
+    FourBitProduct product;
+    if (!PyArg_ParseTuple(args, "snnnOOOOnOIK", &dtype, &rows, &columns, &out_features, &input_array, &code_array,
+                          &book_array, &scale_array, &size, &out_array, &threads, &parallel) ||
+        !source_type(dtype, &product.to) || !block_size_fits(size))
+        return NULL;
+    if (columns % size)
+        return PyErr_Format(PyExc_ValueError, "%zd columns, not whole blocks of %zd", columns, size);
+    product.rows = rows, product.columns = columns, product.out_features = out_features, product.size = size;
+    if ((product.input = memory(&buffers, input_array, rows * columns * 4, 0)) &&
+        (product.codes = memory(&buffers, code_array, out_features * columns / 2, 0)) &&
+        (product.book = memory(&buffers, book_array, 16 * 4, 0)) &&
+        (product.absmax = memory(&buffers, scale_array, out_features * (columns / size) * 4, 0)) &&
+        (product.out = memory(&buffers, out_array, rows * out_features * 4, 1))) {
+        Py_BEGIN_ALLOW_THREADS
+        multiply_four_bit(&product, threads, (Parallel)(uintptr_t)parallel);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
     }
     release(&buffers);
     return result;
@@ -227,7 +315,7 @@ static PyObject *int8_product(PyObject *self, PyObject *args)
         (bias_array == Py_None || (product.bias = memory(&buffers, bias_array, out_features * 4, 0))) &&
         (product.out = memory(&buffers, out_array, rows * out_features * 4, 1))) {
         Py_BEGIN_ALLOW_THREADS
-        multiply_in_threads((Work){multiply_features, &product, out_features, 0}, threads, (Parallel)(uintptr_t)parallel);
+        in_shares(multiply_features, &product, out_features, SHARE, threads, (Parallel)(uintptr_t)parallel);
         Py_END_ALLOW_THREADS
         result = Py_NewRef(Py_None);
     }
@@ -252,8 +340,7 @@ static PyObject *float_product(PyObject *self, PyObject *args)
         (product.codes = memory(&buffers, code_array, out_features * columns, 0)) &&
         (product.out = memory(&buffers, out_array, rows * out_features * 4, 1))) {
         Py_BEGIN_ALLOW_THREADS
-        multiply_in_threads((Work){multiply_float_features, &product, out_features, 0}, threads,
-                            (Parallel)(uintptr_t)parallel);
+        in_shares(multiply_float_features, &product, out_features, SHARE, threads, (Parallel)(uintptr_t)parallel);
         Py_END_ALLOW_THREADS
         result = Py_NewRef(Py_None);
     }
@@ -270,6 +357,12 @@ static PyMethodDef methods[] = {
      "int8_rows(dtype, values, rows, columns, codes, absmax) -> whether all values were finite in float16"},
     {"four_bit_blocks", four_bit_blocks, METH_VARARGS,
      "four_bit_blocks(dtype, values, blocks, block_size, bounds, order, codes, absmax) -> whether all were finite"},
+    {"four_bit_values", four_bit_values, METH_VARARGS,
+     "four_bit_values(dtype, blocks, block_size, codes, book, absmax, item, out, threads, parallel): item bytes of out"},
+    {"nested_scales", nested_scales, METH_VARARGS, "nested_scales(count, codes, book, absmax, offset, out)"},
+    {"four_bit_product", four_bit_product, METH_VARARGS,
+     "four_bit_product(dtype, rows, columns, out_features, inputs, codes, book, absmax, block_size, out, threads, "
+     "parallel)"},
     {"int8_error_sums", int8_error_sums, METH_VARARGS,
      "int8_error_sums(dtype, values, rows, columns, step, codes, scales) -> the same of every step-th row's codes"},
     {"int8_inputs", int8_inputs, METH_VARARGS,

@@ -4,6 +4,7 @@
  * loss (vpmaddwd): twice as many products in a cycle as of float32. A block stays in the first-level cache while all
  * rows of the input pass by; rows and columns that are missing at the ends are zeros.
  */
+#include "shares.h"
 #include "vectors.h"
 
 enum {
@@ -274,28 +275,3 @@ VECTORS static void multiply_float_features(const void *argument, size_t first, 
 }
 
 enum { SHARE = 4 * WIDE }; /* output features that a thread takes at a time */
-
-typedef struct {
-    void (*multiply)(const void *product, size_t first, size_t last);
-    const void *product;
-    size_t out_features, next; /* the first feature that no thread has taken */
-} Work;
-
-static void take_shares(void *argument)
-{
-    Work *work = argument;
-    size_t first;
-    while ((first = __atomic_fetch_add(&work->next, SHARE, __ATOMIC_RELAXED)) < work->out_features)
-        work->multiply(work->product, first, first + SHARE < work->out_features ? first + SHARE : work->out_features);
-}
-
-/* GOMP_parallel of an OpenMP runtime: calls a function from so many threads of its own. */
-typedef void (*Parallel)(void (*function)(void *), void *argument, unsigned threads, unsigned flags);
-
-static void multiply_in_threads(Work work, unsigned threads, Parallel parallel)
-{
-    if (parallel && threads > 1 && work.out_features > SHARE)
-        parallel(take_shares, &work, threads, 0);
-    else
-        take_shares(&work);
-}

@@ -20,6 +20,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
+from .. import native
 from ..dtypes import to_float32
 from ..errors import SchemeError
 from .base import Planes, PlaneSpec, Rows, Scheme, bad_scales, check_weights, matrix
@@ -215,13 +216,11 @@ class FourBit(Scheme):
     def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
         count, columns = matrix(shape)
         if columns % self.block_size == 0:  # a row begins and ends where bytes and blocks do
-            codes = planes["codes"].reshape(count, columns // 2)[rows]
-            # A byte is always an index, so nothing is clipped: numpy has a faster way where it need not complain.
-            values = np.take(CODEBOOKS[self.name].both, codes, mode="clip").view(np.float32)
-            each_row = columns // self.block_size
-            blocks = np.arange(count)[rows, None] * each_row + np.arange(each_row)
-            scaled = values.reshape(*blocks.shape, self.block_size)
-            scaled *= self.absmax(planes, blocks)[..., None]
+            codes, scales = self.whole_rows(planes, (count, columns), rows)
+            if not native.available:
+                return self.decode_blocks(codes, scales)
+            values = np.empty((len(codes), columns), np.float32)
+            self.decode_into(codes, scales, values)
             return values
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(count)
@@ -229,6 +228,26 @@ class FourBit(Scheme):
             return self._stretch(planes, start * columns, stop * columns).reshape(stop - start, columns)
         parts = [self._stretch(planes, row * columns, (row + 1) * columns) for row in rows.tolist()]
         return np.concatenate(parts or [np.zeros(0, np.float32)]).reshape(len(parts), columns)
+
+    def whole_rows(self, planes: Planes, shape: tuple[int, int], rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Codes u8 [rows, columns / 2] and scales f32 [rows, blocks of a row], where rows are made of whole blocks."""
+        count, columns = shape
+        each = columns // self.block_size
+        scales = self.absmax(planes, np.arange(count * each).reshape(count, each)[rows])
+        return planes["codes"].reshape(count, columns // 2)[rows], scales
+
+    def decode_blocks(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """f32 [rows, columns] of whole rows."""
+        # A byte is always an index, so nothing is clipped: numpy has a faster way where it need not complain.
+        values = np.take(CODEBOOKS[self.name].both, codes, mode="clip").view(np.float32)
+        scaled = values.reshape(*scales.shape, self.block_size)
+        scaled *= scales[..., None]
+        return values
+
+    def decode_into(self, codes: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
+        """The same by compiled code, into ``out``: for ``native.available``."""
+        book = CODEBOOKS[self.name].values
+        native.four_bit_values(np.ascontiguousarray(codes), "f32", book, scales, self.block_size, out)
 
     def _stretch(self, planes: Planes, start: int, stop: int) -> np.ndarray:
         """The flat elements from ``start`` to ``stop``, which may begin and end inside a byte and a block."""

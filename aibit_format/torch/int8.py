@@ -46,7 +46,7 @@ class Linear8bitLt(_bnb.Linear8bitLt):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features], in the dtype of x."""
-        if self.training or x.device.type != "cpu" or not x.numel() or _elsewhere(x, self.bias) or not self._ready():
+        if self.training or x.device.type != "cpu" or not x.numel() or products.elsewhere(x, self.bias) or not self._ready():
             return super().forward(x)
         if not _INTEGERS and not COMPILED and x.numel() > _MANY_ROWS * x.shape[-1]:
             return super().forward(x)
@@ -68,12 +68,6 @@ class Linear8bitLt(_bnb.Linear8bitLt):
     ) -> list[torch.Tensor]:
         """x [rows, in] times these rows of codes: of each size, [rows, size] in the dtype of x."""
         return Inputs.of(x, self.state.threshold).times(codes, scales, bias, x, sizes)
-
-
-def _elsewhere(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether bitsandbytes has to do it: gradients are wanted, dtypes are chosen for it, or a compiler looks on."""
-    wanted = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    return wanted or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
 
 
 @dataclass(slots=True)

@@ -26,6 +26,7 @@ from ..schemes.int8 import Int8
 from ..schemes.nf4_cpu import COLUMNS, NF4CPU, ROWS
 from ..schemes.plain import Plain
 from .decode import DECODERS, decode_rows
+from .four_bit import MappedLinear4bit
 from .int8 import Linear8bitLt
 from .quantized import QuantizedEmbedding, QuantizedLinear
 
@@ -43,7 +44,7 @@ class Target:
     device: torch.device
     compute_dtype: torch.dtype | None = None  # of 4-bit layers; None: the logical dtype
     threshold: float = THRESHOLD
-    weight_only: bool = False  # int8 rows without bitsandbytes: inputs are not quantized
+    weight_only: bool = False  # products as a processor is fast at them, and not bitsandbytes': see ``load_model``
 
 
 Builder = Callable[[nn.Module, TensorInfo, Planes, Target], nn.Module]
@@ -70,33 +71,6 @@ def _int8_linear(module: nn.Module, info: TensorInfo, planes: Planes, target: Ta
     return linear
 
 
-class MappedLinear4bit(_bnb.Linear4bit):
-    """``bnb.nn.Linear4bit`` over mapped planes. Two of its habits on a CPU are mended.
-
-    bitsandbytes 0.50 decodes wrongly where a block of the flat weight reaches over the end of a row of even length:
-    such weights are decoded here. And once it has rewritten a weight for AVX512-BF16, its ``state_dict`` is lossy:
-    here it gives the planes of the file.
-    """
-
-    canonical: tuple[torch.Tensor, Any]  # codes and QuantState as they were loaded
-    decode: Callable[[], torch.Tensor] | None = None  # of the whole weight, where bitsandbytes cannot
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., in_features] -> [..., out_features], in the dtype of x."""
-        if self.decode is None or x.device.type != "cpu":
-            return super().forward(x)
-        weight = self.decode().to(self.compute_dtype or x.dtype)
-        bias = None if self.bias is None else self.bias.to(weight.dtype)
-        return nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        codes, state = self.canonical
-        nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
-        destination[prefix + "weight"] = codes
-        for key, value in state.as_dict(packed=True).items():
-            destination[f"{prefix}weight.{key}"] = value
-
-
 def _four_bit_linear(module: nn.Module, info: TensorInfo, planes: Planes, target: Target) -> nn.Module:
     """``bnb.nn.Linear4bit`` in the place of ``module``, its ``Params4bit`` over the planes as they are.
 
@@ -115,7 +89,7 @@ def _four_bit_linear(module: nn.Module, info: TensorInfo, planes: Planes, target
         compress_statistics=bool(scheme.nested), quant_type=scheme.name, device="meta",
     )  # fmt: skip
     codes, state = planes["codes"].view(-1, 1), _quant_state(scheme, info, planes)
-    linear.canonical = codes, state
+    linear.canonical, linear.weight_only = (codes, state), target.weight_only
     fits = not (out_features % ROWS or in_features % COLUMNS or in_features % scheme.block_size)
     on_cpu = target.device.type == "cpu"
     fast = on_cpu and fits and has_avx512bf16()

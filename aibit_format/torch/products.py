@@ -23,6 +23,12 @@ BF16 = has_avx512bf16()
 COMPILED = native.available and parallel() != 0
 
 
+def elsewhere(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether bitsandbytes has to do it: gradients are wanted, dtypes are chosen for it, or a compiler looks on."""
+    wanted = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    return wanted or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+
+
 def has_kernel(x: torch.Tensor) -> bool:
     """Whether ``kernel.small_product`` is for x [rows, in]: few rows of 16 bits, on a GPU that multiplies bf16."""
     if x.device.type != "cuda" or len(x) > FEW_ROWS or x.dtype not in (torch.bfloat16, torch.float16):

@@ -1,0 +1,137 @@
+/* Decoders of 4-bit codes, for AVX2. A value is one of 16 of a codebook times the scale of its block, one float32
+ * multiplication as in schemes/fourbit.py and in bitsandbytes, so results are equal bit for bit.
+ *
+ * A block has at most 16 different values. They are multiplied, and rounded, once for the block; its elements are then
+ * looked up.
+ */
+#pragma once
+#include "shares.h"
+#include "vectors.h"
+
+/* The 16 values of a block's codes: two vectors of eight, picked by the highest bit of a code. */
+typedef struct {
+    __m256 low, high;
+} Values;
+
+/* Eight values rounded to a dtype, to nearest and ties to even, and again in float32. */
+INLINE __m256 rounded(Source to, __m256 values)
+{
+    if (to == F32)
+        return values;
+    if (to == F16)
+        return _mm256_cvtph_ps(_mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
+    __m256i bits = _mm256_castps_si256(values);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256 whole = _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32((int)0xffff0000)));
+    /* What is not a number stays that, and does not run over into another exponent. */
+    return _mm256_blendv_ps(whole, _mm256_set1_ps(__builtin_nanf("")), _mm256_cmp_ps(values, values, _CMP_UNORD_Q));
+}
+
+INLINE Values values_of(const float *book, float scale, Source to)
+{
+    __m256 all = _mm256_set1_ps(scale);
+    return (Values){rounded(to, _mm256_mul_ps(_mm256_loadu_ps(book), all)),
+                    rounded(to, _mm256_mul_ps(_mm256_loadu_ps(book + 8), all))};
+}
+
+/* The values of eight codes in four bytes. */
+INLINE __m256 looked_up(const uint8_t *codes, const Values *values)
+{
+    int32_t four;
+    memcpy(&four, codes, 4);
+    /* Of every byte the high nibble comes first. What lies above a code's bits does not matter below. */
+    __m256i each = _mm256_srlv_epi32(_mm256_set1_epi32(four), _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24));
+    __m256 highest = _mm256_castsi256_ps(_mm256_slli_epi32(each, 28));
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(values->low, each), _mm256_permutevar8x32_ps(values->high, each),
+                            highest);
+}
+
+/* The upper and the lower bytes of 16 values of 16 bits, for both halves of a vector of bytes. */
+typedef struct {
+    __m256i lower, upper;
+} Halves;
+
+INLINE Halves halves_of(const Values *values, Source to)
+{
+    __m128i low, high;
+    if (to == F16) {
+        low = _mm256_cvtps_ph(values->low, _MM_FROUND_TO_NEAREST_INT);
+        high = _mm256_cvtps_ph(values->high, _MM_FROUND_TO_NEAREST_INT);
+    } else {
+        __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(_mm256_castps_si256(values->low), 16),
+                                             _mm256_srli_epi32(_mm256_castps_si256(values->high), 16));
+        packed = _mm256_permute4x64_epi64(packed, 0xd8);
+        low = _mm256_castsi256_si128(packed), high = _mm256_extracti128_si256(packed, 1);
+    }
+    const __m128i byte = _mm_set1_epi16(0xff);
+    return (Halves){
+        _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_and_si128(low, byte), _mm_and_si128(high, byte))),
+        _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_srli_epi16(low, 8), _mm_srli_epi16(high, 8)))};
+}
+
+/* The values, of 16 bits, of 32 codes in 16 bytes. */
+INLINE void look_up_halves(const uint8_t *codes, const Halves *halves, uint16_t *out)
+{
+    __m128i bytes = _mm_loadu_si128((const __m128i *)codes), nibble = _mm_set1_epi8(15);
+    __m128i first = _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble), second = _mm_and_si128(bytes, nibble);
+    __m256i each = _mm256_set_m128i(_mm_unpackhi_epi8(first, second), _mm_unpacklo_epi8(first, second));
+    __m256i lower = _mm256_shuffle_epi8(halves->lower, each), upper = _mm256_shuffle_epi8(halves->upper, each);
+    __m256i a = _mm256_unpacklo_epi8(lower, upper), b = _mm256_unpackhi_epi8(lower, upper);
+    _mm256_storeu_si256((__m256i *)out, _mm256_permute2x128_si256(a, b, 0x20));
+    _mm256_storeu_si256((__m256i *)(out + 16), _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+typedef struct {
+    const uint8_t *codes;
+    size_t blocks, size;
+    const float *book, *absmax; /* [16] and [blocks] */
+    Source to, stored;          /* what values are rounded to, and the dtype that holds them: the same, or F32 */
+    void *out;
+} Decoding;
+
+INLINE void decode_blocks(const Decoding *all, size_t first, size_t last, Source to, Source stored)
+{
+    size_t size = all->size;
+    const uint8_t *codes = all->codes + first * size / 2;
+    char *out = (char *)all->out + first * size * width(stored);
+    for (size_t block = first; block < last; block++, codes += size / 2, out += size * width(stored)) {
+        const Values values = values_of(all->book, all->absmax[block], to);
+        if (stored == F32) {
+            for (size_t i = 0; i < size; i += 8)
+                _mm256_storeu_ps((float *)out + i, looked_up(codes + i / 2, &values));
+            continue;
+        }
+        const Halves halves = halves_of(&values, to);
+        for (size_t i = 0; i < size; i += 32)
+            look_up_halves(codes + i / 2, &halves, (uint16_t *)out + i);
+    }
+}
+
+VECTORS static void decode_share(const void *task, size_t first, size_t last)
+{
+    const Decoding *all = task;
+    if (all->to == F32)
+        decode_blocks(all, first, last, F32, F32);
+    else if (all->to == F16 && all->stored == F16)
+        decode_blocks(all, first, last, F16, F16);
+    else if (all->to == F16)
+        decode_blocks(all, first, last, F16, F32);
+    else if (all->stored == BF16)
+        decode_blocks(all, first, last, BF16, BF16);
+    else
+        decode_blocks(all, first, last, BF16, F32);
+}
+
+static void decode_four_bit(const Decoding *all, unsigned threads, Parallel parallel)
+{
+    in_shares(decode_share, all, all->blocks, (1 << 16) / all->size + 1, threads, parallel);
+}
+
+/* Scales that are stored in 8 bits: f32 [count], of codes u8 [count] and a scale f32 for each 256 of them. */
+static void decode_scales(const uint8_t *codes, size_t count, const float *book, const float *absmax, float offset,
+                          float *out)
+{
+    for (size_t i = 0; i < count; i++)
+        out[i] = book[codes[i]] * absmax[i / 256] + offset;
+}

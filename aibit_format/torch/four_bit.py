@@ -1,0 +1,161 @@
+"""4-bit layers on a CPU without AVX512-BF16: weights decoded by compiled code, products by torch or compiled too.
+
+bitsandbytes has a fast product for AVX512-BF16 alone. On other processors it decodes the whole weight at each call, and
+that takes ten times as long as a token's product. Decoded here, a weight has the same values, bit for bit, so torch
+gives the same product with it. With ``weight_only`` the values, still rounded to the dtype of the inputs, are
+multiplied in float32, which these processors are faster at: of few rows while they are in registers, of more rows a
+piece at a time that stays in cache. That is closer to the true product, and so not equal to what bitsandbytes gives.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import bitsandbytes
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from .. import native
+from ..bridge import to_numpy
+from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK
+from .openmp import parallel
+from .products import BF16, FEW_ROWS, elsewhere
+
+_bnb: Any = bitsandbytes.nn  # not typed
+
+# Elements that a thread decodes at a time. Smaller pieces would stay in its core's own cache, but a product with few
+# rows of a wide weight is slow: of [2048, 5632], 46 rows at a time take half as long again as 186.
+_PIECE = 1 << 20
+_DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+class MappedLinear4bit(_bnb.Linear4bit):
+    """``bnb.nn.Linear4bit`` over mapped planes. Three of its habits on a CPU are mended.
+
+    bitsandbytes 0.50 decodes wrongly where a block of the flat weight reaches over the end of a row of even length:
+    such weights are decoded here. Where it has no fast product it decodes slowly: that is done here too, in eval mode
+    and without gradients. And once it has rewritten a weight for AVX512-BF16, its ``state_dict`` is lossy: here it
+    gives the planes of the file.
+    """
+
+    canonical: tuple[torch.Tensor, Any]  # codes and QuantState as they were loaded
+    decode: Callable[[], torch.Tensor] | None = None  # of the whole weight, where bitsandbytes cannot
+    weight_only: bool = False  # products in float32
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in_features] -> [..., out_features], in the dtype of x."""
+        if x.device.type != "cpu":
+            return super().forward(x)
+        if self.decode is not None:
+            weight = self.decode().to(self.compute_dtype or x.dtype)
+            bias = None if self.bias is None else self.bias.to(weight.dtype)
+            return linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+        weight = None if self.training or not x.numel() or elsewhere(x, self.bias) else Weight.of(self)
+        if weight is None or self.compute_dtype not in _DTYPES:
+            return super().forward(x)
+        given, x = x, x.to(self.compute_dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.weight_only and not BF16:
+            product = weight.times(x.reshape(-1, self.in_features), bias).view(*x.shape[:-1], self.out_features)
+        else:
+            product = linear(x, weight.values(x.dtype), bias)
+        return product.to(given.dtype)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        codes, state = self.canonical
+        nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
+        destination[prefix + "weight"] = codes
+        for key, value in state.as_dict(packed=True).items():
+            destination[f"{prefix}weight.{key}"] = value
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A layer's codes u8 [out, in / 2] and scales f32 [out, blocks of a row], in rows of whole blocks."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    book: np.ndarray  # f32 [16]
+    block_size: int
+
+    @classmethod
+    def of(cls, layer: Any) -> Weight | None:
+        """As the layer has it now; None where compiled code cannot decode it, or bitsandbytes has a faster way."""
+        state, codes = getattr(layer.weight, "quant_state", None), layer.weight.data
+        if not native.available or state is None or layer.support_avx512bf16_for_cpu:
+            return None
+        rows, columns = layer.out_features, layer.in_features
+        if getattr(state, "packing_format_for_cpu", False) or tuple(state.shape) != (rows, columns):
+            return None
+        if columns % state.blocksize or codes.dtype != torch.uint8 or codes.device.type != "cpu":
+            return None
+        packed = codes.numpy().reshape(rows, columns // 2)
+        scales = _scales(state).reshape(rows, columns // state.blocksize)
+        return cls(packed, scales, CODEBOOKS[state.quant_type].values, state.blocksize)
+
+    def values(self, dtype: torch.dtype) -> torch.Tensor:
+        """All of it, [out, in] in ``dtype``, until this thread asks for another weight."""
+        rows, half = self.codes.shape
+        values = _scratch(rows * 2 * half * dtype.itemsize).view(dtype).view(rows, 2 * half)
+        self._decode(slice(None), dtype, values)
+        return values
+
+    def times(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [rows, in] times the weight rounded to the dtype of x, in float32 and then rounded: [rows, out]."""
+        wide, rows = x.float().contiguous(), len(x)
+        product = torch.empty(rows, len(self.codes))
+        if rows <= FEW_ROWS:  # weights are decoded in registers, once for every four rows of x
+            native.four_bit_product(
+                wide.numpy(), _DTYPES[x.dtype], self.codes, self.book, self.scales, self.block_size, product.numpy(),
+                torch.get_num_threads(), parallel(),
+            )  # fmt: skip
+        else:
+            self._multiply_pieces(wide, x.dtype, product)
+        return (product if bias is None else product.add_(bias)).to(x.dtype)
+
+    def _multiply_pieces(self, wide: torch.Tensor, dtype: torch.dtype, product: torch.Tensor) -> None:
+        out_features, in_features = product.shape[1], wide.shape[1]
+        step = max(1, min(_PIECE * torch.get_num_threads() // in_features, out_features))
+        piece = torch.empty(step, in_features)
+        for start in range(0, out_features, step):
+            part = slice(start, min(start + step, out_features))
+            values = piece[: part.stop - start]
+            self._decode(part, dtype, values)
+            torch.mm(wide, values.T, out=product[:, part])
+
+    def _decode(self, rows: slice, dtype: torch.dtype, out: torch.Tensor) -> None:
+        """Some rows, rounded to ``dtype``, into ``out``, which is of it or float32."""
+        native.four_bit_values(
+            self.codes[rows], _DTYPES[dtype], self.book, self.scales[rows], self.block_size, to_numpy(out)[0],
+            torch.get_num_threads(), parallel(),
+        )  # fmt: skip
+
+
+_kept = threading.local()
+
+
+def _scratch(size: int) -> torch.Tensor:
+    """u8 [size], memory that each thread keeps for its largest weight: new memory takes longer to be mapped in than a
+    weight to be decoded."""
+    kept = getattr(_kept, "memory", None)
+    if kept is None or len(kept) < size:
+        kept = _kept.memory = torch.empty(size, dtype=torch.uint8)
+    return kept[:size]
+
+
+def _scales(state: Any) -> np.ndarray:
+    """f32: the scales of a ``QuantState``. Nested ones are decoded at each call, which takes a twentieth of a token's
+    product: kept, they would take four times the memory that nesting was to save."""
+    if not state.nested:
+        return state.absmax.numpy()
+    if state.state2.blocksize != NESTED_BLOCK:
+        raise NotImplementedError(f"nested scales in blocks of {state.state2.blocksize}")
+    scales = np.empty(state.absmax.numel(), np.float32)
+    outer = state.state2
+    native.nested_scales(state.absmax.numpy(), outer.code.numpy(), outer.absmax.numpy(), float(state.offset), scales)
+    return scales
