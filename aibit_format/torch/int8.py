@@ -46,7 +46,13 @@ class Linear8bitLt(_bnb.Linear8bitLt):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features], in the dtype of x."""
-        if self.training or x.device.type != "cpu" or not x.numel() or products.elsewhere(x, self.bias) or not self._ready():
+        if (
+            self.training
+            or x.device.type != "cpu"
+            or not x.numel()
+            or products.elsewhere(x, self.bias)
+            or not self._ready()
+        ):
             return super().forward(x)
         if not _INTEGERS and not COMPILED and x.numel() > _MANY_ROWS * x.shape[-1]:
             return super().forward(x)
