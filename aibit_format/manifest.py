@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -183,15 +184,14 @@ class FileInfo:
         Raises:
             KeyError: there is none.
         """
-        record = self.tensor_table[self.index[name]]
-        alias_of = None
+        record = self._row(self.index[name])
+        alias_of, owner = None, record
         if record["flags"] & layout.TENSOR_ALIAS:
-            alias_of = self.names[record["target"]]
-        owner = self.tensor_table[record["target"]] if alias_of else record
+            alias_of, owner = self.names[record["target"]], self._row(record["target"])
         scheme = self.schemes[owner["scheme"]]
         shape = tuple(record["shape"][: record["rank"]].tolist())
-        dtype = BY_CODE[int(record["dtype"])].name
-        first = int(owner["first_plane"])
+        dtype = BY_CODE[record["dtype"]].name
+        first = owner["first_plane"]
         specs = scheme.planes(shape, dtype)
         planes = tuple(
             Plane(spec.role, spec.dtype, spec.shape, offset, length)
@@ -204,6 +204,10 @@ class FileInfo:
         )
         transposed = bool(record["flags"] & layout.TENSOR_TRANSPOSED)
         return TensorInfo(name, shape, dtype, scheme, planes, alias_of, transposed)
+
+    def _row(self, place: int) -> dict[str, Any]:
+        """A record of the directory as Python's numbers, all at once: numpy takes as long for each field."""
+        return dict(zip(self.tensor_table.dtype.names or (), self.tensor_table[place].item(), strict=True))
 
     def header(self, front_matter: bytes) -> bytes:
         """The header that belongs to ``front_matter``, root digest included."""

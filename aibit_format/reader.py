@@ -25,7 +25,6 @@ from .storage import InMemory, Mapped, Path, Storage, is_url
 
 Level = Literal["structure", "touched", "full"]
 LEVELS = get_args(Level)
-_MANY_LEAVES = 32  # of a file that is worth another thread
 _MUCH = 16 << 20  # bytes of scales
 
 
@@ -194,39 +193,25 @@ class File:
                 zero, AIB-E502 for values that no encoder writes, AIB-E503 for codes that none writes.
         """
         with still(self.storage) as storage:
-            if jobs == 1 or len(self.info_of_file.leaves) < _MANY_LEAVES:
-                self._verify_leaves(storage, jobs)
-                self._verify_contents(storage, 1)
-            else:  # contents while digests are taken: the latter let go of the interpreter's lock
-                from concurrent.futures import ThreadPoolExecutor  # not worth importing for a look at a small file
-
-                with ThreadPoolExecutor(1) as beside:
-                    contents = beside.submit(self._verify_contents, storage, jobs)
-                    self._verify_leaves(storage, jobs)
-                    contents.result()
-            return self._verify_documents()
+            for region in self._placed.regions:
+                found = _leaves(storage, region.start, region.end, jobs)
+                bad = np.flatnonzero(found != self.info_of_file.leaves[region.first : region.first + len(found)])
+                if len(bad):
+                    raise FormatError([self._damage(region, int(i), int(found[i])) for i in bad[:10]], self.path)
+            return self._verify_contents(storage, jobs)
 
     def verify_rest(self) -> Verified:
         """``verify``, but for the digests of leaves that have been checked since the file was opened."""
         with still(self.storage) as storage:
             for region in self._placed.regions:
                 self.check_leaves(region.start, region.end - region.start, storage)
-            self._verify_contents(storage)
-            return self._verify_documents()
+            return self._verify_contents(storage)
 
-    def _verify_leaves(self, storage: Storage, jobs: int | None) -> None:
-        for region in self._placed.regions:
-            found = _leaves(storage, region.start, region.end, jobs)
-            bad = np.flatnonzero(found != self.info_of_file.leaves[region.first : region.first + len(found)])
-            if len(bad):
-                raise FormatError([self._damage(region, int(i), int(found[i])) for i in bad[:10]], self.path)
+    def _verify_contents(self, storage: Storage, jobs: int | None = None) -> Verified:
+        """What ``verify`` looks at besides digests."""
         self._checked[:] = True
-
-    def _verify_contents(self, storage: Storage, jobs: int | None = None) -> None:
         self._check_padding(storage)
         digest.in_threads(partial(self._check_tensors, storage), self.keys(), jobs if self._is_much_to_check() else 1)
-
-    def _verify_documents(self) -> Verified:
         for name in self.documents:
             self.check_document(name)
         return self.verified("full")
