@@ -13,10 +13,11 @@ import bitsandbytes.functional as bnb
 import numpy as np
 import pytest
 import torch
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aibit_format import bridge, engine, native, schemes
+from aibit_format import bridge, digest, engine, native, schemes
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.errors import SchemeError
 from aibit_format.schemes import fourbit
@@ -352,3 +353,28 @@ def test_a_product_of_whole_numbers_in_floats_is_exact_and_refuses_arrays_that_d
     for wrong in ((inputs[:, :30].copy(), codes, out), (inputs, codes[:69], out), (inputs, codes, out[:1])):
         with pytest.raises(ValueError, match="bytes, where"):
             native.float_product(*wrong)
+
+
+@needs_native
+@settings(max_examples=60, deadline=None)
+@given(st.integers(241, 9000), st.integers(0, 5), st.integers(0, 2**32 - 1))
+def test_digests_of_leaves_are_those_of_xxhash(size, count, seed):
+    data, found = np.random.default_rng(seed).integers(0, 256, count * size, np.uint8), np.empty(count, np.uint64)
+    native.leaf_digests(data, size, found)
+    assert found.tolist() == [xxhash.xxh3_64_intdigest(data[i * size : (i + 1) * size].data) for i in range(count)]
+
+
+@needs_native
+def test_leaves_that_are_short_or_missing_are_refused():
+    with pytest.raises(ValueError, match="leaves of 240 bytes"):
+        native.leaf_digests(np.zeros(240, np.uint8), 240, np.zeros(1, np.uint64))
+    with pytest.raises(ValueError, match="bytes, where"):
+        native.leaf_digests(np.zeros(500, np.uint8), 500, np.zeros(2, np.uint64))
+
+
+@pytest.mark.parametrize("which", [None, [0], [1, 2, 3], [3, 1], [0, 2], [4], [3, 4], []])
+def test_leaves_of_a_region_whichever_are_wanted(which, monkeypatch):
+    region = np.random.default_rng(0).integers(0, 256, 4 * digest.LEAF + 100, np.uint8)
+    found = digest.leaves(region, which)
+    monkeypatch.setattr(native, "available", False)
+    assert np.array_equal(found, digest.leaves(region, which)) and len(found) == (5 if which is None else len(which))

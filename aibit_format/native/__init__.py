@@ -173,3 +173,8 @@ def float_product(inputs: np.ndarray, codes: np.ndarray, out: np.ndarray, thread
     """
     features, columns = codes.shape
     kernels.float_product(len(inputs), columns, features, inputs, codes, out, threads, parallel)
+
+
+def leaf_digests(data: np.ndarray, size: int, digests: np.ndarray) -> None:
+    """xxh3_64 of each ``size`` bytes, 241 or more, of u8 ``data``, into u64 ``digests``."""
+    kernels.leaf_digests(data, len(digests), size, digests)

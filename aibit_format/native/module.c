@@ -15,6 +15,7 @@
 #include "decode.h"
 #include "encode.h"
 #include "errors.h"
+#include "leaves.h"
 #include "fourbit.h"
 #include "products.h"
 #else
@@ -348,6 +349,27 @@ static PyObject *float_product(PyObject *self, PyObject *args)
     return result;
 }
 
+static PyObject *leaf_digests(PyObject *self, PyObject *args)
+{
+    PyObject *array, *digest_array, *result = NULL;
+    Py_ssize_t count, size;
+    Buffers buffers = {.count = 0};
+    const void *data;
+    void *digests;
+    if (!PyArg_ParseTuple(args, "OnnO", &array, &count, &size, &digest_array))
+        return NULL;
+    if (size < SHORTEST)
+        return PyErr_Format(PyExc_ValueError, "leaves of %zd bytes, fewer than %d", size, SHORTEST);
+    if ((data = memory(&buffers, array, count * size, 0)) && (digests = memory(&buffers, digest_array, count * 8, 1))) {
+        Py_BEGIN_ALLOW_THREADS
+        leaf_digests_of(data, count, size, digests);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    release(&buffers);
+    return result;
+}
+
 #endif
 
 static PyMethodDef methods[] = {
@@ -373,6 +395,7 @@ static PyMethodDef methods[] = {
      "float_product(rows, columns, out_features, inputs, codes, out, threads, parallel)"},
     {"error_sums", error_sums, METH_VARARGS,
      "error_sums(dtype, values, rows, columns, first, step, count, decoded) -> squares of differences, of values, largest"},
+    {"leaf_digests", leaf_digests, METH_VARARGS, "leaf_digests(data, count, size, digests)"},
 #endif
     {NULL, NULL, 0, NULL},
 };
