@@ -68,21 +68,12 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def main() -> None:
-    given = arguments()
-    if given.list:
-        print("\n".join(f"{row:8} {about}" for row, about in ABOUT.items()))
-        return
-    given.work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(given.model, given.runs, given.work.resolve())
-    results: dict[str, list[Figure]] = {}
-    facts: dict[str, dict[str, Any]] = {}
-    busy: dict[str, float] = {}  # how much others had to do: a row that starts above 1 is worth another run
-    for row in given.row or ROWS:
-        print(f"{row}: {ABOUT[row]} ...", file=sys.stderr, flush=True)
-        begin, bench.facts, busy[row] = time.perf_counter(), {}, os.getloadavg()[0]
-        results[row], facts[row] = ROWS[row](bench), bench.facts
-        print(f"{row}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+def write(
+    given: argparse.Namespace,
+    results: dict[str, list[Figure]],
+    facts: dict[str, dict[str, Any]],
+    busy: dict[str, float],
+) -> None:
     found = {
         "machine": machine(),
         "model": given.model,
@@ -98,6 +89,24 @@ def main() -> None:
         },
     }
     given.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
+def main() -> None:
+    given = arguments()
+    if given.list:
+        print("\n".join(f"{row:8} {about}" for row, about in ABOUT.items()))
+        return
+    given.work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(given.model, given.runs, given.work.resolve())
+    results: dict[str, list[Figure]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    busy: dict[str, float] = {}  # how much others had to do: a row that starts above 1 is worth another run
+    for row in given.row or ROWS:
+        print(f"{row}: {ABOUT[row]} ...", file=sys.stderr, flush=True)
+        begin, bench.facts, busy[row] = time.perf_counter(), {}, os.getloadavg()[0]
+        results[row], facts[row] = ROWS[row](bench), bench.facts
+        print(f"{row}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+        write(given, results, facts, busy)  # after every row: a later one may fail, or be waited for no longer
     print(table(results, facts))
 
 
