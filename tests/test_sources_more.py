@@ -524,6 +524,9 @@ def test_an_archive_of_torch_that_contradicts_itself_is_refused(saved, folder):
     refused(folder, folder.parent, "byteorder' is compressed, 6 bytes for 6")
     saved_again(edit=lambda name, data: b"big" if name.endswith("byteorder") else data)
     refused(folder, folder.parent, "byte order b'big'")
+    torch.save({"a": torch.zeros(0, 5)}, path)
+    rezip(path, edit=lambda name, data: data.replace(b"K\0K\5\x86", b"K\0J\xff\xff\xff\xff\x86"))
+    refused(folder, folder.parent, r"shape \[0, -1\]")
     for content in (b"", b"PK\x03\x04", b"PK\x03\x04" + bytes(100), b"\x80\x04.", b"\x80\x02}q\x00."):
         path.write_bytes(content)
         refused(folder, folder.parent, "pytorch_model.bin")

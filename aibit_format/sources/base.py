@@ -38,9 +38,10 @@ class SourceTensor:
 
     def __post_init__(self) -> None:
         # Beside a size of 0 any others are no bytes, and no array can have them all.
-        if len(self.shape) > MAX_RANK or math.prod(size for size in self.shape if size) > MAX_ELEMENTS:
+        elements = math.prod(size for size in self.shape if size)
+        if len(self.shape) > MAX_RANK or min(self.shape, default=0) < 0 or elements > MAX_ELEMENTS:
             raise SourceError(
-                f"{self.file}: tensor {self.name!r}: shape {str(list(self.shape))[:80]}; "
+                f"{self.file}: tensor {self.name!r}: shape {str(list(self.shape))[:80]}; sizes are not negative, "
                 f"at most {MAX_RANK} dimensions and {MAX_ELEMENTS} elements, without the sizes that are 0"
             )
 
