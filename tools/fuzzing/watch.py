@@ -20,7 +20,9 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 class Watch:
     """Stops, and then reports, whatever a reader must not do. An audit hook stays: make one only.
 
-    torch imports parts of itself when an input first needs them, and may; nobody else may.
+    torch imports parts of itself when an input first needs them, and may. So may Python look for a codec among its own:
+    torch lets a pickle encode text, by any codec's name, and names without a dot are looked for in ``encodings`` alone.
+    Nobody else may.
     """
 
     def __init__(self) -> None:
@@ -49,7 +51,7 @@ class Watch:
             return isinstance(arguments[2], int) and bool(arguments[2] & _WRITING)
         if not event.startswith(_FORBIDDEN):
             return False
-        allowed = sys.stdlib_module_names | {"torch"} if _importing() else {"torch"}
+        allowed = sys.stdlib_module_names | {"torch"} if _importing() else {"torch", "encodings"}
         if event == "import":
             return str(arguments[0]).partition(".")[0] not in allowed
         return not _importing()  # whatever a module does while it is imported: that was decided above
