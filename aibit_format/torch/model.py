@@ -83,10 +83,9 @@ def load_model(
         verify: how far to check the file first; see ``File``. On a GPU digests are checked while the bytes pass.
         signed_by: public keys of which one must have signed it; see ``File``.
         device_map: accepted when it comes down to one device: ``{"": device}``, or ``"auto"``.
-        weight_only: multiply int8 weights with inputs as they are, where bitsandbytes quantizes these too. On a CPU
-            that is faster and closer to the true product, and so not equal to what bitsandbytes gives. On one
-            without AVX512-BF16 4-bit weights are multiplied in float32 then, whatever the dtype of the inputs; for
-            these the same holds.
+        weight_only: multiply int8 weights with inputs as they are, where bitsandbytes quantizes these too. That
+            is closer to the true product, and so not equal to what bitsandbytes gives. On a CPU without AVX512-BF16
+            4-bit weights are multiplied in float32 then, whatever the dtype of the inputs: closer and faster.
         tp: several processes hold the model together, each with its rows of the weights that transformers'
             tensor-parallel plan names, on its ``device``; all call it with the same inputs and get the same outputs.
             ``"auto"``: all processes of torch.distributed; their number; a process group; or a device mesh, of one
