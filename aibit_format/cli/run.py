@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--weight-only", action="store_true",
-        help="weights with inputs as they are: more exact, for nf4 faster, and not what bitsandbytes gives to the last bit",
+        help="weights with inputs as they are: more exact, faster for nf4, not to the last bit what bitsandbytes gives",
     )  # fmt: skip
     parser.add_argument("--verify", choices=["structure", "touched", "full"], default="structure")
     parser.add_argument(
