@@ -29,7 +29,7 @@ INLINE __m256i int8_codes(Source source, const void *values, size_t i, __m256 sc
 INLINE __m256i int8_top(Source source, const void *values, size_t i, __m256i top)
 {
     for (int k = 0; k < STEP; k += 8)
-        top = _mm256_max_epu32(top, magnitudes(load_half(source, values, i + k)));
+        top = half_top(source, values, i + k, top);
     return top;
 }
 

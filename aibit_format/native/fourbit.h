@@ -18,13 +18,6 @@ typedef struct {
     size_t out_features;
 } FourBitProduct;
 
-INLINE float sum_of_eight(__m256 lanes)
-{
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
-    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
-
 /* ``rows`` of the input from ``top`` on, times one row of the weight. Two sums each, so that one addition need not wait
  * for the one before. */
 INLINE void multiply_row(const FourBitProduct *product, size_t top, int rows, size_t feature, Source to)

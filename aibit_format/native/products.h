@@ -16,11 +16,6 @@ enum {
     MOST = 192,   /* rows of the input for which sums are kept */
 };
 
-INLINE __m256i top_of(Source source, const void *values, size_t i, __m256i top)
-{
-    return _mm256_max_epu32(top, magnitudes(load_half(source, values, i)));
-}
-
 INLINE void store_codes(Source source, const void *values, size_t i, __m256 scale, int16_t *codes)
 {
     __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(load_half(source, values, i), scale));
@@ -37,9 +32,9 @@ INLINE int quantize_row(Source source, const char *values, size_t columns, float
     char end[16 * 4] = {0}; /* the end of the row, filled up with zeros */
     size_t whole = columns / 16 * 16, rest = columns - whole;
     memcpy(end, values + whole * width(source), rest * width(source));
-    __m256i top = top_of(source, end, 0, top_of(source, end, 8, _mm256_setzero_si256()));
+    __m256i top = half_top(source, end, 0, half_top(source, end, 8, _mm256_setzero_si256()));
     for (size_t i = 0; i < whole; i += 8)
-        top = top_of(source, values, i, top);
+        top = half_top(source, values, i, top);
     float largest = largest_magnitude(top);
     if (!(largest < threshold))
         return 0;
@@ -119,10 +114,10 @@ INLINE void multiply_block(const int16_t *input, size_t rows, size_t stride, int
         for (int lane = 0; lane < WIDE; lane += LANES) {
             const int16_t *from = input + row * stride;
             int32_t(*to)[WIDE] = (int32_t(*)[WIDE])(sums[row] + lane);
-            switch (rows - row) {
-            case 1: multiply(1, from, stride, block + lane, depth, to); break;
-            default: multiply(TALL, from, stride, block + lane, depth, to);
-            }
+            if (rows - row == 1)
+                multiply(1, from, stride, block + lane, depth, to);
+            else
+                multiply(TALL, from, stride, block + lane, depth, to);
         }
 }
 
@@ -150,6 +145,14 @@ typedef struct {
     size_t out_features;
 } Product;
 
+/* Where four rows of codes [features, columns] begin. Behind the last row comes the last row again. */
+INLINE void four_rows(const int8_t *codes, size_t columns, size_t features, size_t feature, const int8_t *rows[LANES])
+{
+#pragma GCC unroll 4
+    for (size_t lane = 0; lane < LANES; lane++)
+        rows[lane] = codes + (feature + lane < features ? feature + lane : features - 1) * columns;
+}
+
 /* Sums of one or two rows of the input and four of the weight, which is read once and kept nowhere. */
 INLINE void multiply_few(int rows, const Product *product, size_t feature, Sums sums)
 {
@@ -159,10 +162,7 @@ INLINE void multiply_few(int rows, const Product *product, size_t feature, Sums 
 #pragma GCC unroll 8
     for (int i = 0; i < TALL * LANES; i++)
         added[i / LANES][i % LANES] = _mm256_setzero_si256();
-#pragma GCC unroll 4
-    for (size_t lane = 0; lane < LANES; lane++) /* behind the last row comes the last row again */
-        codes[lane] = product->codes +
-                      (feature + lane < product->out_features ? feature + lane : product->out_features - 1) * columns;
+    four_rows(product->codes, columns, product->out_features, feature, codes);
     for (size_t k = 0; k < columns; k += 16)
 #pragma GCC unroll 4
         for (int lane = 0; lane < LANES; lane++) {
@@ -232,13 +232,11 @@ INLINE void multiply_floats(int rows, const FloatProduct *product, size_t top, s
 {
     __m256 added[TALL][LANES];
     const int8_t *codes[LANES];
-    size_t columns = product->columns, last = product->out_features - 1;
+    size_t columns = product->columns;
 #pragma GCC unroll 8
     for (int i = 0; i < TALL * LANES; i++)
         added[i / LANES][i % LANES] = _mm256_setzero_ps();
-#pragma GCC unroll 4
-    for (size_t lane = 0; lane < LANES; lane++) /* behind the last row comes the last row again */
-        codes[lane] = product->codes + (feature + lane < last ? feature + lane : last) * columns;
+    four_rows(product->codes, columns, product->out_features, feature, codes);
     for (size_t k = 0; k < columns; k += 8)
 #pragma GCC unroll 4
         for (int lane = 0; lane < LANES; lane++) {
@@ -253,13 +251,8 @@ INLINE void multiply_floats(int rows, const FloatProduct *product, size_t top, s
             }
         }
     for (int row = 0; row < rows; row++)
-        for (size_t lane = 0; lane < LANES && feature + lane <= last; lane++) {
-            __m128 half = _mm_add_ps(_mm256_castps256_ps128(added[row][lane]),
-                                     _mm256_extractf128_ps(added[row][lane], 1));
-            half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-            product->out[(top + row) * product->out_features + feature + lane] =
-                _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-        }
+        for (size_t lane = 0; lane < LANES && feature + lane < product->out_features; lane++)
+            product->out[(top + row) * product->out_features + feature + lane] = sum_of_eight(added[row][lane]);
 }
 
 /* Output features ``first`` to ``last`` of a product: four rows of the weight stay in the cache for all of the input. */

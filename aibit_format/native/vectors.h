@@ -35,19 +35,36 @@ INLINE __m256 load_codes(const int8_t *codes)
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
 }
 
+/* Rounded to float16, to nearest and ties to even, and again in float32. */
+INLINE __m256 through_half(__m256 values)
+{
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
+}
+
 /* What int8 is made of: values that went through float16. */
 INLINE __m256 load_half(Source source, const void *values, size_t i)
 {
     __m256 loaded = load(source, values, i);
-    if (source == F16)
-        return loaded;
-    return _mm256_cvtph_ps(_mm256_cvtps_ph(loaded, _MM_FROUND_TO_NEAREST_INT));
+    return source == F16 ? loaded : through_half(loaded);
 }
 
 /* Bits of magnitudes, compared as whole numbers: so a NaN is the largest of all and not lost. */
 INLINE __m256i magnitudes(__m256 values)
 {
     return _mm256_and_si256(_mm256_castps_si256(values), _mm256_set1_epi32(0x7fffffff));
+}
+
+/* ``top``, or the magnitudes of eight values that int8 is made of, where they are larger. */
+INLINE __m256i half_top(Source source, const void *values, size_t i, __m256i top)
+{
+    return _mm256_max_epu32(top, magnitudes(load_half(source, values, i)));
+}
+
+INLINE float sum_of_eight(__m256 lanes)
+{
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
 INLINE float largest_magnitude(__m256i bits)

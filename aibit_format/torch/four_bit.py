@@ -23,7 +23,7 @@ from torch.nn.functional import linear
 from .. import native
 from ..bridge import to_numpy
 from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK
-from .openmp import parallel
+from .openmp import threads
 from .products import BF16, FEW_ROWS, elsewhere
 
 _bnb: Any = bitsandbytes.nn  # not typed
@@ -112,7 +112,7 @@ class Weight:
         if rows <= FEW_ROWS:  # weights are decoded in registers, once for every four rows of x
             native.four_bit_product(
                 wide.numpy(), _DTYPES[x.dtype], self.codes, self.book, self.scales, self.block_size, product.numpy(),
-                torch.get_num_threads(), parallel(),
+                *threads(),
             )  # fmt: skip
         else:
             self._multiply_pieces(wide, x.dtype, product)
@@ -132,7 +132,7 @@ class Weight:
         """Some rows, rounded to ``dtype``, into ``out``, which is of it or float32."""
         native.four_bit_values(
             self.codes[rows], _DTYPES[dtype], self.book, self.scales[rows], self.block_size, to_numpy(out)[0],
-            torch.get_num_threads(), parallel(),
+            *threads(),
         )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from .. import native
 from ..bridge import to_numpy
 from . import products
 from .joined import Joined, product
-from .openmp import parallel
+from .openmp import threads
 
 _bnb: Any = bitsandbytes.nn  # not typed
 
@@ -146,7 +146,7 @@ class Inputs:
         out = torch.empty(len(wide), len(codes))
         native.int8_product(
             wide.numpy(), self.absmax.numpy(), codes.numpy(), absmax.numpy(), _OF_PRODUCT,
-            None if bias is None else bias.detach().float().numpy(), out.numpy(), torch.get_num_threads(), parallel(),
+            None if bias is None else bias.detach().float().numpy(), out.numpy(), *threads(),
         )  # fmt: skip
         return [values.to(x.dtype).contiguous() for values in out.split(sizes, 1)]
 

@@ -9,6 +9,13 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 
+import torch
+
+
+def threads() -> tuple[int, int]:
+    """How many threads torch uses, and what calls a function from them: the last two arguments of ``native``'s."""
+    return torch.get_num_threads(), parallel()
+
 
 @cache
 def parallel() -> int:

@@ -13,7 +13,7 @@ from bitsandbytes.functional import has_avx512bf16
 from torch.nn.functional import pad
 
 from .. import native
-from .openmp import parallel
+from .openmp import parallel, threads
 
 _PIECE = 1 << 18  # elements of the matrix a thread widens at a time: in float32 they stay in the caches of its core
 # Of the input; for more it is faster to widen the matrix once. 16 is also the least that a GPU's tensor cores multiply.
@@ -46,7 +46,7 @@ def times_codes(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     out_features, in_features = codes.shape
     if len(x) <= FEW_ROWS and COMPILED:
         padded, product = pad(x.detach().float(), (0, -in_features % 8)), torch.empty(len(x), out_features)
-        native.float_product(padded.numpy(), codes.numpy(), product.numpy(), torch.get_num_threads(), parallel())
+        native.float_product(padded.numpy(), codes.numpy(), product.numpy(), *threads())
         return product
     if len(x) <= FEW_ROWS and in_features % 64 == 0 and out_features % 16 == 0:
         x = x.to(torch.bfloat16).contiguous()

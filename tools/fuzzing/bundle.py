@@ -1,10 +1,11 @@
-"""Several small files as one input: for each, its name and its bytes behind their lengths."""
+"""Several small files as one input, each behind its name and lengths; and a folder to put them into."""
 
 from __future__ import annotations
 
 import os
 import re
 import struct
+import tempfile
 from collections.abc import Mapping
 
 _HEAD = struct.Struct("<BI")
@@ -40,3 +41,31 @@ def write(files: Mapping[str, bytes], folder: str) -> None:
     for name, data in files.items():
         with open(os.path.join(folder, name), "wb") as file:
             file.write(data)
+
+
+class Written:
+    """A target that needs its input as files in a folder, ``_inside``. Beside that is room for what is made of them."""
+
+    def __init__(self) -> None:
+        import verdict
+
+        self._verdicts = verdict
+        self._folder = tempfile.TemporaryDirectory(dir=verdict.memory())
+        self._inside = os.path.join(self._folder.name, "inside")
+        os.mkdir(self._inside)
+
+    def run(self, data: bytes) -> str:
+        """Write the files of an input, and say what they come to."""
+        try:
+            files = self._files(data)
+        except ValueError as error:
+            return f"no files: {error}"
+        write(files, self._inside)
+        return self._come_to(files)
+
+    def _files(self, data: bytes) -> dict[str, bytes]:
+        """The files of an input; ValueError if it has not those that are needed."""
+        return unpack(data)
+
+    def _come_to(self, files: Mapping[str, bytes]) -> str:
+        raise NotImplementedError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
+from collections.abc import Mapping
 
 from . import LONGEST, ROOT, Mutate, bundle
 from .mutation import OneOf
@@ -13,38 +13,34 @@ from .records import Mutator
 _ROOT_DIGEST = slice(112, 128)
 
 
-class Shards:
+class Shards(bundle.Written):
     """Files by name, and the first of them in order is opened. A set that is accepted must also merge into one file."""
 
     def __init__(self) -> None:
         import craft
-        import verdict
 
+        super().__init__()
         from aibit_format import metadata, reader, rewrite, shards
         from aibit_format.schemes import BUILTIN, make
 
         for name in BUILTIN:
             make(name)
-        self._craft, self._verdicts, self._metadata = craft, verdict, metadata
+        self._craft, self._metadata = craft, metadata
         self._reader, self._rewrite, self._shards = reader, rewrite, shards
-        self._folder = tempfile.TemporaryDirectory(dir=verdict.memory())
-        self._inside = os.path.join(self._folder.name, "inside")
-        os.mkdir(self._inside)
         self._seeds = self._make()
 
     def seeds(self) -> dict[str, bytes]:
         return {name: bundle.pack(files) for name, files in self._seeds.items()}
 
-    def run(self, data: bytes) -> str:
+    def _files(self, data: bytes) -> dict[str, bytes]:
+        files = super()._files(data)
+        if not files:
+            raise ValueError("none to open")
+        return files
+
+    def _come_to(self, files: Mapping[str, bytes]) -> str:
         from aibit_format.errors import AibitError
 
-        try:
-            files = bundle.unpack(data)
-        except ValueError as error:
-            return f"no files: {error}"
-        if not files:
-            return "no files"
-        bundle.write(files, self._inside)
         first = os.path.join(self._inside, min(files))
         found = []
         for level in ("structure", "full"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
+from collections.abc import Mapping
 
 from . import LONGEST, ROOT, Mutate, bundle
 from .mutation import OneOf
@@ -15,7 +15,7 @@ _STRANGER = bytes(range(32))  # the private half of a key that nobody asks for
 _FILE, _BESIDE = "m.aibit", "m.aibit.sig"
 
 
-class Signatures:
+class Signatures(bundle.Written):
     """A file, and perhaps signatures beside it.
 
     What the key's signature is found on must be, but for signatures and root, one of the files that it was made for.
@@ -24,16 +24,13 @@ class Signatures:
 
     def __init__(self) -> None:
         import craft
-        import verdict
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+        super().__init__()
         from aibit_format import reader, signatures, signing
 
-        self._craft, self._verdicts = craft, verdict
+        self._craft = craft
         self._reader, self._signatures, self._signing = reader, signatures, signing
-        self._folder = tempfile.TemporaryDirectory(dir=verdict.memory())
-        self._inside = os.path.join(self._folder.name, "inside")
-        os.mkdir(self._inside)
         self._stranger = os.path.join(self._folder.name, "stranger.pem")
         self._stranger_key = Ed25519PrivateKey.from_private_bytes(_STRANGER)
         serialization, _ = signatures.primitives()
@@ -46,14 +43,13 @@ class Signatures:
     def seeds(self) -> dict[str, bytes]:
         return {name: bundle.pack(files) for name, files in self._seeds.items()}
 
-    def run(self, data: bytes) -> str:
-        try:
-            files = bundle.unpack(data)
-        except ValueError as error:
-            return f"no files: {error}"
+    def _files(self, data: bytes) -> dict[str, bytes]:
+        files = super()._files(data)
         if _FILE not in files:
-            return "no files"
-        bundle.write(files, self._inside)
+            raise ValueError(f"no {_FILE}")
+        return files
+
+    def _come_to(self, files: Mapping[str, bytes]) -> str:
         path, content = os.path.join(self._inside, _FILE), files[_FILE]
         found = self._checked(path, content)
         if _BESIDE not in files and (held := self._checked(content, content)) != found:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import os
 import random
-import tempfile
 from collections.abc import Callable, Mapping
 
 from . import Mutate, archives, bundle, gguf_bytes, json_text, safetensors_bytes
@@ -15,7 +14,7 @@ from .watch import Watch
 _WHY = "only its tensors are wanted here"  # no model: building one of a config is transformers' business
 
 
-class _Source:
+class _Source(bundle.Written):
     """An input written to a folder, opened as a source, and converted.
 
     What is converted must verify in full and hold, plane by plane, what the source gives.
@@ -27,8 +26,8 @@ class _Source:
 
     def __init__(self) -> None:
         import torch  # noqa: F401 - which takes seconds and memory: not the first input's
-        import verdict
 
+        super().__init__()
         from aibit_format import conversion, recipe, sources
         from aibit_format.reader import File
         from aibit_format.schemes import BUILTIN, make
@@ -37,21 +36,13 @@ class _Source:
             make(name)
         for target in sources.BUILTIN.values():
             sources._family(target)
-        self._verdicts, self._conversion, self._recipe = verdict, conversion, recipe
+        self._conversion, self._recipe = conversion, recipe
         self._open, self._file = sources.open_source, File
-        self._folder = tempfile.TemporaryDirectory(dir=verdict.memory())
-        self._inside = os.path.join(self._folder.name, "inside")
-        os.mkdir(self._inside)
         self._output = os.path.join(self._folder.name, "m.aibit")
 
-    def run(self, data: bytes) -> str:
+    def _come_to(self, files: Mapping[str, bytes]) -> str:
         from aibit_format.errors import AibitError
 
-        try:
-            files = self._files(data)
-        except ValueError as error:
-            return f"no files: {error}"
-        bundle.write(files, self._inside)
         try:
             source = self._read(os.path.join(self._inside, self.opened) if self.opened else self._inside)
             source.no_model = _WHY
