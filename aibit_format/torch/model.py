@@ -28,6 +28,7 @@ try:
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
     from ..bridge import dtype_name, to_torch, torch_dtypes
+    from . import attention
     from .arena import LINKS, Arena
     from .joined import join
     from .modules import THRESHOLD, Linear4bit, Linear8bitLt, Target, builder_for, planes_for
@@ -85,7 +86,7 @@ def load_model(
         device_map: accepted when it comes down to one device: ``{"": device}``, or ``"auto"``.
         weight_only: multiply int8 weights with inputs as they are, where bitsandbytes quantizes these too. That
             is closer to the true product, and so not equal to what bitsandbytes gives. On a CPU without AVX512-BF16
-            4-bit weights are multiplied in float32 then, whatever the dtype of the inputs: closer and faster.
+            4-bit weights are multiplied, and models of 16 bits attend, in float32 then: closer and faster.
         tp: several processes hold the model together, each with its rows of the weights that transformers'
             tensor-parallel plan names, on its ``device``; all call it with the same inputs and get the same outputs.
             ``"auto"``: all processes of torch.distributed; their number; a process group; or a device mesh, of one
@@ -119,6 +120,8 @@ def _load(
             part.verify_rest()
     assembly.run()
     _finish(file, model, vocabulary)
+    if weight_only and device.type == "cpu":
+        attention.in_float32(model)
     if slices is not None:
         slices.connect()
     return file, model
