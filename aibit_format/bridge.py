@@ -32,7 +32,12 @@ def dtype_name(dtype: torch.dtype) -> str:
     Raises:
         KeyError: the format has no such dtype.
     """
-    return {value: name for name, value in torch_dtypes().items()}[dtype]
+    return _names()[dtype]
+
+
+@cache
+def _names() -> dict[torch.dtype, str]:
+    return {value: name for name, value in torch_dtypes().items()}
 
 
 def to_torch(array: np.ndarray, dtype: str) -> torch.Tensor:
@@ -53,6 +58,8 @@ def to_numpy(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
 
     name = dtype_name(tensor.dtype)
     flat = tensor.detach().contiguous()
+    if tensor.dtype in (torch.float16, torch.float32):  # numpy has them too
+        return flat.numpy(), name
     flat = flat.as_strided((flat.numel(),), (1,))  # a lone element may have any stride, and counts as contiguous
     flat = flat.view(torch.uint8).numpy()
     return flat.view(DTYPES[name].numpy).reshape(tuple(tensor.shape)), name

@@ -119,7 +119,9 @@ def calls():
     yield native.four_bit_product, [inputs, "f16", packed.reshape(4, 32), book, absmax, 64, out]
     yield native.error_sums, [values, "f16", range(0, 4, 2), np.zeros((2, 64), np.float32)]
     yield native.int8_error_sums, [values, "f16", 2, codes, absmax]
-    yield native.int8_inputs, [values, "f16", 6.0, np.zeros((4, 64), np.int16), absmax]
+    weight, scales, result = np.zeros((8, 64), np.int8), np.zeros(8, np.float32), np.zeros((4, 8), np.float16)
+    yield native.int8_linear, [values, "f16", 6.0, weight, scales, 1.0, None, result]
+    yield native.float_linear, [values, "f16", weight, scales, 1.0, None, result]
 
 
 @needs_native
@@ -269,20 +271,20 @@ def test_blocks_are_multiples_of_a_vector():
 @settings(max_examples=100, deadline=None)
 @given(
     st.integers(1, 400), st.integers(1, 1200), st.integers(1, 200), st.booleans(), st.integers(1, 5),
-    st.integers(0, 2**32 - 1),
+    st.sampled_from(["f32", "f16", "bf16"]), st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_products_of_codes_are_exact_whatever_the_shape(rows, columns, features, with_bias, threads, seed):
+def test_products_of_codes_are_exact_whatever_the_shape(rows, columns, features, with_bias, threads, dtype, seed):
     random = np.random.default_rng(seed)
     codes = random.integers(-128, 128, (features, columns)).astype(np.int8)
     inputs = np.zeros((rows, -(-columns // 16) * 16), np.int16)
     inputs[:, :columns] = random.integers(-128, 128, (rows, columns))
     row_scales, scales, bias = (random.random(n, np.float32) for n in (rows, features, features))
-    out, factor = np.full((rows, features), np.nan, np.float32), np.float32(6.2e-5)
+    out, factor = from_float32(np.full((rows, features), np.nan, np.float32), dtype), np.float32(6.2e-5)
     used = bias if with_bias else None
-    native.int8_product(inputs, row_scales, codes, scales, factor, used, out, threads, openmp.parallel())
+    native.int8_product(inputs, row_scales, codes, scales, factor, used, out, dtype, threads, openmp.parallel())
     sums = (inputs[:, :columns].astype(np.float64) @ codes.T.astype(np.float64)).astype(np.float32)
     wanted = sums * (row_scales[:, None] * scales) * factor
-    assert np.array_equal(out, wanted + bias if with_bias else wanted)
+    assert np.array_equal(out, from_float32(wanted + bias if with_bias else wanted, dtype))
 
 
 @needs_native
@@ -294,7 +296,16 @@ def test_products_of_arrays_of_another_size_are_refused(i):
     for wrong in (np.zeros(arrays[i].size + 1, arrays[i].dtype).reshape(-1, 1), np.zeros((0, 20), arrays[i].dtype)):
         a, row_scales, b, scales, bias, out = (*arrays[:i], wrong, *arrays[i + 1 :])
         with pytest.raises(ValueError, match="bytes, where"):
-            native.int8_product(a, row_scales, b, scales, 1.0, bias, out)
+            native.int8_product(a, row_scales, b, scales, 1.0, bias, out, "f32")
+
+
+def _quantized(array: np.ndarray, dtype: str) -> np.ndarray | None:
+    """Inputs in 8 bits, times their scales: what a product with the whole numbers 0 and 1 makes of them."""
+    columns = array.shape[1]
+    out, ones = np.empty(array.shape, np.float32), np.ones(columns, np.float32)
+    wide = to_float32(array, dtype).astype(np.float32)  # the result is then of float32, which rounds nothing
+    fine = native.int8_linear(wide, "f32", 6.0, np.eye(columns, dtype=np.int8), ones, 1.0, None, out)
+    return out if fine else None
 
 
 @needs_native
@@ -303,10 +314,12 @@ def test_inputs_are_quantized_as_by_bitsandbytes(dtype):
     random = np.random.default_rng(0)
     values = random.standard_normal((3000, 333)).astype(np.float32) * random.random((3000, 1), np.float32)
     array = from_float32(values, dtype)
-    codes, absmax = np.empty((3000, 336), np.int16), np.empty(3000, np.float32)
-    assert native.int8_inputs(array, dtype, 6.0, codes, absmax)
-    wanted, scales, _ = bnb.int8_vectorwise_quant(bridge.to_torch(array, dtype).to(torch.float16))
-    assert np.array_equal(codes[:, :333], wanted.numpy()) and np.array_equal(absmax, scales.numpy())
+    codes, scales, _ = bnb.int8_vectorwise_quant(bridge.to_torch(array, dtype).to(torch.float16))
+    assert np.array_equal(_quantized(array, dtype), codes.numpy() * scales.numpy()[:, None])
+    result = from_float32(np.zeros_like(values), dtype)
+    ones = np.ones(333, np.float32)
+    assert native.int8_linear(array, dtype, 6.0, np.eye(333, dtype=np.int8), ones, 1.0, None, result)
+    assert np.array_equal(result, from_float32(codes.numpy() * scales.numpy()[:, None], dtype))
 
 
 @needs_native
@@ -314,13 +327,17 @@ def test_inputs_are_quantized_as_by_bitsandbytes(dtype):
 @pytest.mark.parametrize("columns", [1, 15, 16, 100, 2048])
 def test_inputs_with_a_magnitude_at_the_threshold_are_left_alone(columns, dtype):
     values = np.linspace(-1, 1, 3 * columns, dtype=np.float32).reshape(3, columns)
-    codes, absmax = np.ones((3, -(-columns // 16) * 16), np.int16), np.empty(3, np.float32)
-    assert native.int8_inputs(from_float32(values, dtype), dtype, 6.0, codes, absmax)
-    assert not codes[:, columns:].any()
+    codes, scales, out = (
+        np.ones((4, columns), np.int8),
+        np.ones(4, np.float32),
+        from_float32(np.ones((3, 4), np.float32), dtype),
+    )
+    assert native.int8_linear(from_float32(values, dtype), dtype, 6.0, codes, scales, 1.0, None, out)
     for bad in (6.0, -6.0, np.nan, np.inf, -np.inf):
-        changed = values.copy()
+        changed, kept = values.copy(), out.copy()
         changed[1, -1] = bad
-        assert not native.int8_inputs(from_float32(changed, dtype), dtype, 6.0, codes, absmax)
+        assert not native.int8_linear(from_float32(changed, dtype), dtype, 6.0, codes, scales, 1.0, None, out)
+        assert np.array_equal(out, kept)
 
 
 def test_torch_has_threads_to_share():
@@ -334,25 +351,24 @@ def test_torch_has_threads_to_share():
 def test_products_of_floats_whatever_the_shape(rows, columns, features, threads, seed):
     random = np.random.default_rng(seed)
     codes = random.integers(-128, 128, (features, columns)).astype(np.int8)
-    inputs = np.zeros((rows, -(-columns // 8) * 8), np.float32)
-    inputs[:, :columns] = random.standard_normal((rows, columns))
+    inputs, scales = random.standard_normal((rows, columns)).astype(np.float32), np.ones(features, np.float32)
     out = np.full((rows, features), np.nan, np.float32)
-    native.float_product(inputs, codes, out, threads, openmp.parallel())
-    exact = inputs[:, :columns].astype(np.float64) @ codes.T.astype(np.float64)
-    most = np.abs(inputs[:, :columns].astype(np.float64)) @ np.abs(codes.T.astype(np.float64))
+    native.float_linear(inputs, "f32", codes, scales, 1.0, None, out, threads, openmp.parallel())
+    exact = inputs.astype(np.float64) @ codes.T.astype(np.float64)
+    most = np.abs(inputs.astype(np.float64)) @ np.abs(codes.T.astype(np.float64))
     assert (np.abs(out - exact) <= 4e-7 * columns**0.5 * most + 1e-6).all()
 
 
 @needs_native
-def test_a_product_of_whole_numbers_in_floats_is_exact_and_refuses_arrays_that_do_not_fit():
-    inputs, codes = np.arange(64, dtype=np.float32).reshape(2, 32), np.ones((70, 30), np.int8)
-    out = np.empty((2, 70), np.float32)
-    inputs[:, 30:] = 0
-    native.float_product(inputs, codes, out)
-    assert np.array_equal(out, np.repeat(inputs.sum(1)[:, None], 70, 1))
-    for wrong in ((inputs[:, :30].copy(), codes, out), (inputs, codes[:69], out), (inputs, codes, out[:1])):
-        with pytest.raises(ValueError, match="bytes, where"):
-            native.float_product(*wrong)
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+def test_a_product_of_whole_numbers_in_floats_is_exact_and_then_scaled(dtype):
+    inputs, codes = np.arange(90, dtype=np.float32).reshape(3, 30), np.ones((70, 30), np.int8)
+    scales, bias = np.linspace(-1, 1, 70, dtype=np.float32), np.linspace(3, 4, 70, dtype=np.float32)
+    out = from_float32(np.empty((3, 70), np.float32), dtype)
+    for added in (bias, None):
+        native.float_linear(from_float32(inputs, dtype), dtype, codes, scales, 0.1, added, out)
+        wanted = np.repeat(inputs.sum(1)[:, None], 70, 1) * scales * np.float32(0.1)
+        assert np.array_equal(out, from_float32(wanted if added is None else wanted + bias, dtype))
 
 
 @needs_native

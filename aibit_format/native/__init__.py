@@ -121,27 +121,11 @@ def int8_error_sums(
     return kernels.int8_error_sums(dtype, values, *values.shape, step, codes, scales)
 
 
-def int8_inputs(values: np.ndarray, dtype: str, threshold: float, codes: np.ndarray, absmax: np.ndarray) -> bool:
-    """Quantize ``values`` [rows, columns] as bitsandbytes' ``int8_vectorwise_quant`` does inputs.
-
-    Args:
-        values: [rows, columns].
-        dtype: of the values: f16, bf16 or f32.
-        threshold: what every magnitude is to be below.
-        codes: i16 [rows, columns filled up with zeros to a multiple of 16], for the result.
-        absmax: f32 [rows], for the result.
-
-    Returns:
-        False where a magnitude is not below the threshold; codes and scales are then incomplete.
-    """
-    return kernels.int8_inputs(dtype, values, *values.shape, threshold, codes, absmax)
-
-
 def int8_product(
     inputs: np.ndarray, row_scales: np.ndarray, codes: np.ndarray, scales: np.ndarray, factor: float,
-    bias: np.ndarray | None, out: np.ndarray, threads: int = 1, parallel: int = 0,
+    bias: np.ndarray | None, out: np.ndarray, dtype: str, threads: int = 1, parallel: int = 0,
 ) -> None:  # fmt: skip
-    """``out`` f32 [rows, features] = (inputs @ codes.T) * (row_scales[:, None] * scales) * factor + bias.
+    """``out`` [rows, features] = (inputs @ codes.T) * (row_scales[:, None] * scales) * factor + bias.
 
     Sums are exact; the rest are float32 operations in this order, as in bitsandbytes' ``int8_mm_dequant``.
 
@@ -153,26 +137,48 @@ def int8_product(
         factor: what every product is multiplied by.
         bias: f32 [features].
         out: for the result.
+        dtype: of the result, which it is rounded to: f16, bf16 or f32.
         threads: how many to use.
         parallel: the address of ``GOMP_parallel`` in an OpenMP runtime, whose threads they are; 0: this thread alone.
     """
     features, columns = codes.shape
     kernels.int8_product(
-        len(inputs), columns, features, inputs, row_scales, codes, scales, factor, bias, out, threads, parallel
+        dtype, len(inputs), columns, features, inputs, row_scales, codes, scales, factor, bias, out, threads, parallel
     )
 
 
-def float_product(inputs: np.ndarray, codes: np.ndarray, out: np.ndarray, threads: int = 1, parallel: int = 0) -> None:
-    """``out`` f32 [rows, features] = inputs @ codes.T, for few rows.
+def int8_linear(
+    inputs: np.ndarray, dtype: str, threshold: float, codes: np.ndarray, scales: np.ndarray, factor: float,
+    bias: np.ndarray | None, out: np.ndarray, threads: int = 1, parallel: int = 0,
+) -> bool:  # fmt: skip
+    """``int8_product`` of inputs that are quantized first, as bitsandbytes' ``int8_vectorwise_quant`` does it.
 
     Args:
-        inputs: f32 [rows, columns filled up with zeros to a multiple of 8].
-        codes: i8 [features, columns].
-        out: for the result.
-        threads, parallel: as for ``int8_product``.
+        inputs: [rows, columns].
+        dtype: of inputs and result: f16, bf16 or f32.
+        threshold: what the magnitudes of all inputs are to be below.
+        codes, scales, factor, bias, out, threads, parallel: as for ``int8_product``.
+
+    Returns:
+        False where a magnitude is not below the threshold, or no number; there is no result then.
     """
-    features, columns = codes.shape
-    kernels.float_product(len(inputs), columns, features, inputs, codes, out, threads, parallel)
+    return kernels.int8_linear(
+        dtype, *inputs.shape, len(codes), inputs, threshold, codes, scales, factor, bias, out, threads, parallel
+    )
+
+
+def float_linear(
+    inputs: np.ndarray, dtype: str, codes: np.ndarray, scales: np.ndarray, factor: float, bias: np.ndarray | None,
+    out: np.ndarray, threads: int = 1, parallel: int = 0,
+) -> None:  # fmt: skip
+    """``out`` [rows, features] = (inputs @ codes.T) * scales * factor + bias, in float32, then rounded: for few rows.
+
+    Args:
+        inputs: [rows, columns].
+        dtype: of inputs and result: f16, bf16 or f32.
+        codes, scales, factor, bias, out, threads, parallel: as for ``int8_product``.
+    """
+    kernels.float_linear(dtype, *inputs.shape, len(codes), inputs, codes, scales, factor, bias, out, threads, parallel)
 
 
 def leaf_digests(data: np.ndarray, size: int, digests: np.ndarray) -> None:

@@ -13,21 +13,6 @@ typedef struct {
     __m256 low, high;
 } Values;
 
-/* Eight values rounded to a dtype, to nearest and ties to even, and again in float32. */
-INLINE __m256 rounded(Source to, __m256 values)
-{
-    if (to == F32)
-        return values;
-    if (to == F16)
-        return through_half(values);
-    __m256i bits = _mm256_castps_si256(values);
-    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    __m256 whole = _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32((int)0xffff0000)));
-    /* What is not a number stays that, and does not run over into another exponent. */
-    return _mm256_blendv_ps(whole, _mm256_set1_ps(__builtin_nanf("")), _mm256_cmp_ps(values, values, _CMP_UNORD_Q));
-}
-
 INLINE Values values_of(const float *book, float scale, Source to)
 {
     __m256 all = _mm256_set1_ps(scale);
@@ -54,16 +39,7 @@ typedef struct {
 
 INLINE Halves halves_of(const Values *values, Source to)
 {
-    __m128i low, high;
-    if (to == F16) {
-        low = _mm256_cvtps_ph(values->low, _MM_FROUND_TO_NEAREST_INT);
-        high = _mm256_cvtps_ph(values->high, _MM_FROUND_TO_NEAREST_INT);
-    } else {
-        __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(_mm256_castps_si256(values->low), 16),
-                                             _mm256_srli_epi32(_mm256_castps_si256(values->high), 16));
-        packed = _mm256_permute4x64_epi64(packed, 0xd8);
-        low = _mm256_castsi256_si128(packed), high = _mm256_extracti128_si256(packed, 1);
-    }
+    __m128i low = in_16_bits(to, values->low), high = in_16_bits(to, values->high);
     const __m128i byte = _mm_set1_epi16(0xff);
     return (Halves){
         _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_and_si128(low, byte), _mm_and_si128(high, byte))),

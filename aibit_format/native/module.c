@@ -8,6 +8,7 @@
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
+#include <stdlib.h>
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -269,52 +270,37 @@ static PyObject *int8_error_sums(PyObject *self, PyObject *args)
     return result;
 }
 
-static PyObject *int8_inputs(PyObject *self, PyObject *args)
+/* The output of a product: scales, bias, and where results go, in the dtype ``to``. */
+static int output_of(Buffers *buffers, PyObject *scale_array, PyObject *bias_array, PyObject *out_array,
+                     Py_ssize_t rows, Output *output)
 {
-    const char *dtype;
-    PyObject *array, *code_array, *scale_array, *result = NULL;
-    Py_ssize_t rows, columns;
-    Buffers buffers = {.count = 0};
-    Source source;
-    const void *values;
-    void *codes, *absmax;
-    float threshold;
-    int fine;
-    if (!PyArg_ParseTuple(args, "sOnnfOO", &dtype, &array, &rows, &columns, &threshold, &code_array, &scale_array) ||
-        !source_type(dtype, &source))
-        return NULL;
-    if ((values = memory(&buffers, array, rows * columns * width(source), 0)) &&
-        (codes = memory(&buffers, code_array, rows * ((columns + 15) / 16 * 16) * 2, 1)) &&
-        (absmax = memory(&buffers, scale_array, rows * 4, 1))) {
-        Py_BEGIN_ALLOW_THREADS
-        fine = quantize_inputs(source, values, rows, columns, threshold, codes, absmax);
-        Py_END_ALLOW_THREADS
-        result = PyBool_FromLong(fine);
-    }
-    release(&buffers);
-    return result;
+    Py_ssize_t features = output->out_features;
+    output->bias = NULL;
+    return (output->scales = memory(buffers, scale_array, features * 4, 0)) &&
+           (bias_array == Py_None || (output->bias = memory(buffers, bias_array, features * 4, 0))) &&
+           (output->out = memory(buffers, out_array, rows * features * width(output->to), 1));
 }
 
 static PyObject *int8_product(PyObject *self, PyObject *args)
 {
+    const char *dtype;
     PyObject *input_array, *row_array, *code_array, *scale_array, *bias_array, *out_array, *result = NULL;
     Py_ssize_t rows, columns, out_features;
     unsigned threads;
     unsigned long long parallel;
     Buffers buffers = {.count = 0};
     Product product;
-    if (!PyArg_ParseTuple(args, "nnnOOOOfOOIK", &rows, &columns, &out_features, &input_array, &row_array, &code_array,
-                          &scale_array, &product.factor, &bias_array, &out_array, &threads, &parallel))
+    if (!PyArg_ParseTuple(args, "snnnOOOOfOOIK", &dtype, &rows, &columns, &out_features, &input_array, &row_array,
+                          &code_array, &scale_array, &product.output.factor, &bias_array, &out_array, &threads,
+                          &parallel) ||
+        !source_type(dtype, &product.output.to))
         return NULL;
-    product.rows = rows, product.columns = columns, product.out_features = out_features;
-    product.stride = (columns + 15) / 16 * 16;
-    product.bias = NULL;
+    product.rows = rows, product.columns = columns, product.stride = (columns + 15) / 16 * 16;
+    product.output.out_features = out_features;
     if ((product.input = memory(&buffers, input_array, rows * product.stride * 2, 0)) &&
         (product.row_scales = memory(&buffers, row_array, rows * 4, 0)) &&
         (product.codes = memory(&buffers, code_array, out_features * columns, 0)) &&
-        (product.scales = memory(&buffers, scale_array, out_features * 4, 0)) &&
-        (bias_array == Py_None || (product.bias = memory(&buffers, bias_array, out_features * 4, 0))) &&
-        (product.out = memory(&buffers, out_array, rows * out_features * 4, 1))) {
+        output_of(&buffers, scale_array, bias_array, out_array, rows, &product.output)) {
         Py_BEGIN_ALLOW_THREADS
         in_shares(multiply_features, &product, out_features, SHARE, threads, (Parallel)(uintptr_t)parallel);
         Py_END_ALLOW_THREADS
@@ -324,26 +310,76 @@ static PyObject *int8_product(PyObject *self, PyObject *args)
     return result;
 }
 
-static PyObject *float_product(PyObject *self, PyObject *args)
+/* Inputs are quantized, or widened, into memory of this call, and multiplied. */
+static PyObject *int8_linear(PyObject *self, PyObject *args)
 {
-    PyObject *input_array, *code_array, *out_array, *result = NULL;
+    const char *dtype;
+    PyObject *input_array, *code_array, *scale_array, *bias_array, *out_array, *result = NULL;
+    Py_ssize_t rows, columns, out_features;
+    unsigned threads;
+    unsigned long long parallel;
+    float threshold;
+    Buffers buffers = {.count = 0};
+    Product product;
+    const void *values;
+    if (!PyArg_ParseTuple(args, "snnnOfOOfOOIK", &dtype, &rows, &columns, &out_features, &input_array, &threshold,
+                          &code_array, &scale_array, &product.output.factor, &bias_array, &out_array, &threads,
+                          &parallel) ||
+        !source_type(dtype, &product.output.to))
+        return NULL;
+    product.rows = rows, product.columns = columns, product.stride = (columns + 15) / 16 * 16;
+    product.output.out_features = out_features;
+    if ((values = memory(&buffers, input_array, rows * columns * width(product.output.to), 0)) &&
+        (product.codes = memory(&buffers, code_array, out_features * columns, 0)) &&
+        output_of(&buffers, scale_array, bias_array, out_array, rows, &product.output)) {
+        int16_t *codes = malloc(rows * product.stride * 2 + 1);
+        float *absmax = malloc(rows * 4 + 1);
+        int fine = 0;
+        product.input = codes, product.row_scales = absmax;
+        if (codes && absmax) {
+            Py_BEGIN_ALLOW_THREADS
+            fine = quantize_inputs(product.output.to, values, rows, columns, threshold, codes, absmax);
+            if (fine)
+                in_shares(multiply_features, &product, out_features, SHARE, threads, (Parallel)(uintptr_t)parallel);
+            Py_END_ALLOW_THREADS
+        }
+        result = codes && absmax ? PyBool_FromLong(fine) : PyErr_NoMemory();
+        free(codes);
+        free(absmax);
+    }
+    release(&buffers);
+    return result;
+}
+
+static PyObject *float_linear(PyObject *self, PyObject *args)
+{
+    const char *dtype;
+    PyObject *input_array, *code_array, *scale_array, *bias_array, *out_array, *result = NULL;
     Py_ssize_t rows, columns, out_features;
     unsigned threads;
     unsigned long long parallel;
     Buffers buffers = {.count = 0};
     FloatProduct product;
-    if (!PyArg_ParseTuple(args, "nnnOOOIK", &rows, &columns, &out_features, &input_array, &code_array, &out_array,
-                          &threads, &parallel))
+    const void *values;
+    if (!PyArg_ParseTuple(args, "snnnOOOfOOIK", &dtype, &rows, &columns, &out_features, &input_array, &code_array,
+                          &scale_array, &product.output.factor, &bias_array, &out_array, &threads, &parallel) ||
+        !source_type(dtype, &product.output.to))
         return NULL;
-    product.rows = rows, product.columns = columns, product.out_features = out_features;
-    product.stride = (columns + 7) / 8 * 8;
-    if ((product.input = memory(&buffers, input_array, rows * product.stride * 4, 0)) &&
+    product.rows = rows, product.columns = columns, product.stride = (columns + 7) / 8 * 8;
+    product.output.out_features = out_features;
+    if ((values = memory(&buffers, input_array, rows * columns * width(product.output.to), 0)) &&
         (product.codes = memory(&buffers, code_array, out_features * columns, 0)) &&
-        (product.out = memory(&buffers, out_array, rows * out_features * 4, 1))) {
-        Py_BEGIN_ALLOW_THREADS
-        in_shares(multiply_float_features, &product, out_features, SHARE, threads, (Parallel)(uintptr_t)parallel);
-        Py_END_ALLOW_THREADS
-        result = Py_NewRef(Py_None);
+        output_of(&buffers, scale_array, bias_array, out_array, rows, &product.output)) {
+        float *wide = malloc(rows * product.stride * 4 + 1);
+        product.input = wide;
+        if (wide) {
+            Py_BEGIN_ALLOW_THREADS
+            widen_inputs(product.output.to, values, rows, columns, wide);
+            in_shares(multiply_float_features, &product, out_features, SHARE, threads, (Parallel)(uintptr_t)parallel);
+            Py_END_ALLOW_THREADS
+        }
+        result = wide ? Py_NewRef(Py_None) : PyErr_NoMemory();
+        free(wide);
     }
     release(&buffers);
     return result;
@@ -387,12 +423,14 @@ static PyMethodDef methods[] = {
      "parallel)"},
     {"int8_error_sums", int8_error_sums, METH_VARARGS,
      "int8_error_sums(dtype, values, rows, columns, step, codes, scales) -> the same of every step-th row's codes"},
-    {"int8_inputs", int8_inputs, METH_VARARGS,
-     "int8_inputs(dtype, values, rows, columns, threshold, codes, absmax) -> whether all were below the threshold"},
     {"int8_product", int8_product, METH_VARARGS,
-     "int8_product(rows, columns, out_features, inputs, row_scales, codes, scales, factor, bias, out, threads, parallel)"},
-    {"float_product", float_product, METH_VARARGS,
-     "float_product(rows, columns, out_features, inputs, codes, out, threads, parallel)"},
+     "int8_product(dtype, rows, columns, out_features, inputs, row_scales, codes, scales, factor, bias, out, threads, "
+     "parallel)"},
+    {"int8_linear", int8_linear, METH_VARARGS,
+     "int8_linear(dtype, rows, columns, out_features, inputs, threshold, codes, scales, factor, bias, out, threads, "
+     "parallel) -> whether all inputs were below the threshold"},
+    {"float_linear", float_linear, METH_VARARGS,
+     "float_linear(dtype, rows, columns, out_features, inputs, codes, scales, factor, bias, out, threads, parallel)"},
     {"error_sums", error_sums, METH_VARARGS,
      "error_sums(dtype, values, rows, columns, first, step, count, decoded) -> squares of differences, of values, largest"},
     {"leaf_digests", leaf_digests, METH_VARARGS, "leaf_digests(data, count, size, digests)"},

@@ -122,16 +122,23 @@ INLINE void multiply_block(const int16_t *input, size_t rows, size_t stride, int
         }
 }
 
-/* float32 [rows, count] of whole sums times the scales of row and column, times ``factor``, and the bias, if there is
- * one: bitsandbytes' operations in their order. */
-INLINE void scale_sums(Sums sums, size_t rows, size_t count, const float *row_scales, const float *scales, float factor,
-                       const float *bias, float *out, size_t out_stride)
+/* What becomes of sums: each times a scale of its column of the output, and a bias, if there is one, is added. */
+typedef struct {
+    const float *scales; /* [out_features] */
+    const float *bias;   /* [out_features], or NULL */
+    float factor;
+    void *out; /* [rows, out_features] */
+    Source to;
+    size_t out_features;
+} Output;
+
+/* Up to eight sums of one row times ``scales`` and the factor, from output feature ``feature`` on. */
+INLINE void put(Source to, const Output *output, size_t row, size_t feature, size_t count, __m256 sums, __m256 scales)
 {
-    for (size_t row = 0; row < rows; row++)
-        for (size_t i = 0; i < count; i++) {
-            float value = (float)sums[row][i] * (row_scales[row] * scales[i]) * factor;
-            out[row * out_stride + i] = bias ? value + bias[i] : value;
-        }
+    __m256 values = _mm256_mul_ps(_mm256_mul_ps(sums, scales), _mm256_set1_ps(output->factor));
+    if (output->bias)
+        values = _mm256_add_ps(values, load_some(output->bias + feature, count));
+    store(to, values, output->out, row * output->out_features + feature, count);
 }
 
 typedef struct {
@@ -139,12 +146,22 @@ typedef struct {
     size_t rows, stride, columns;
     const float *row_scales; /* [rows] */
     const int8_t *codes;     /* [out_features, columns] */
-    const float *scales;     /* [out_features] */
-    const float *bias;       /* [out_features], or NULL */
-    float factor;
-    float *out; /* [rows, out_features] */
-    size_t out_features;
+    Output output;
 } Product;
+
+/* Sums of ``rows`` rows of the input, from ``top`` on: times the scales of row and column, as bitsandbytes does it, whose
+ * operations these are in their order. */
+INLINE void put_sums(Source to, const Product *product, size_t top, size_t rows, size_t feature, size_t count, Sums sums)
+{
+    const Output *output = &product->output;
+    for (size_t row = 0; row < rows; row++)
+        for (size_t i = 0; i < count; i += 8) {
+            __m256 of_row = _mm256_set1_ps(product->row_scales[top + row]);
+            __m256 scales = _mm256_mul_ps(of_row, load_some(output->scales + feature + i, count - i));
+            __m256 values = _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(sums[row] + i)));
+            put(to, output, top + row, feature + i, count - i, values, scales);
+        }
+}
 
 /* One or two rows of the input, from column ``k`` on, times 16 codes. */
 INLINE void add_products(int rows, const Product *product, size_t k, const int8_t *codes, int lane,
@@ -202,10 +219,8 @@ INLINE void multiply_many(const Product *product, size_t top, size_t rows, size_
     }
 }
 
-/* Output features ``first`` to ``last`` of a product. */
-VECTORS static void multiply_features(const void *argument, size_t first, size_t last)
+INLINE void multiply_features_to(Source to, const Product *product, size_t first, size_t last)
 {
-    const Product *product = argument;
     Sums sums;
     for (size_t top = 0; top < product->rows; top += MOST) {
         size_t rows = product->rows - top < MOST ? product->rows - top : MOST;
@@ -218,21 +233,43 @@ VECTORS static void multiply_features(const void *argument, size_t first, size_t
                     multiply_few(1, product, feature + i, i, sums);
                 else
                     multiply_few(2, product, feature + i, i, sums);
-            scale_sums(sums, rows, count, product->row_scales + top, product->scales + feature, product->factor,
-                       product->bias ? product->bias + feature : NULL,
-                       product->out + top * product->out_features + feature, product->out_features);
+            put_sums(to, product, top, rows, feature, count, sums);
         }
     }
 }
 
-/* Float inputs times codes as they are, without scales: [rows, out_features]. */
+/* Output features ``first`` to ``last`` of a product. */
+VECTORS static void multiply_features(const void *argument, size_t first, size_t last)
+{
+    const Product *product = argument;
+    switch (product->output.to) {
+    case F16: multiply_features_to(F16, product, first, last); break;
+    case BF16: multiply_features_to(BF16, product, first, last); break;
+    case F32: multiply_features_to(F32, product, first, last); break;
+    }
+}
+
+/* Float inputs times codes as they are, and then the codes' scales. */
 typedef struct {
     const float *input; /* [rows, stride]: rows are filled up with zeros to a multiple of 8 */
     size_t rows, stride, columns;
     const int8_t *codes; /* [out_features, columns] */
-    float *out;          /* [rows, out_features] */
-    size_t out_features;
+    Output output;
 } FloatProduct;
+
+/* Inputs of any dtype as a product takes them. */
+VECTORS static void widen_inputs(Source source, const char *values, size_t rows, size_t columns, float *wide)
+{
+    for (; rows; rows--, values += columns * width(source), wide += (columns + 7) / 8 * 8) {
+        size_t whole = columns / 8 * 8;
+        char end[8 * 4] = {0};
+        for (size_t i = 0; i < whole; i += 8)
+            _mm256_storeu_ps(wide + i, load(source, values, i));
+        memcpy(end, values + whole * width(source), (columns - whole) * width(source));
+        if (whole < columns)
+            _mm256_storeu_ps(wide + whole, load(source, end, 0));
+    }
+}
 
 /* One or two rows of the input, from column ``k`` of row ``top`` on, times 8 codes. */
 INLINE void add_float_products(int rows, const FloatProduct *product, size_t top, size_t k, const int8_t *codes,
@@ -246,8 +283,8 @@ INLINE void add_float_products(int rows, const FloatProduct *product, size_t top
     }
 }
 
-/* One or two rows of the input and one of the weight, as above. */
-INLINE void multiply_floats(int rows, const FloatProduct *product, size_t top, size_t feature)
+/* Sums of one or two rows of the input and one of the weight, which is read in a stream as above. */
+INLINE void multiply_floats(int rows, const FloatProduct *product, size_t top, size_t feature, float sums[TALL])
 {
     const int8_t *codes = product->codes + feature * product->columns;
     size_t columns = product->columns, k = 0;
@@ -269,20 +306,27 @@ INLINE void multiply_floats(int rows, const FloatProduct *product, size_t top, s
     for (int row = 0; row < rows; row++) {
         __m256 *lanes = added[row];
         lanes[0] = _mm256_add_ps(_mm256_add_ps(lanes[0], lanes[1]), _mm256_add_ps(lanes[2], lanes[3]));
-        product->out[(top + row) * product->out_features + feature] = sum_of_eight(lanes[0]);
+        sums[row] = sum_of_eight(lanes[0]);
     }
 }
 
-/* Output features ``first`` to ``last`` of a product: a row of the weight stays in the cache for all of the input. */
+/* Output features ``first`` to ``last``: a row of the weight stays in the cache for all of the input. */
 VECTORS static void multiply_float_features(const void *argument, size_t first, size_t last)
 {
     const FloatProduct *product = argument;
+    const Output *output = &product->output;
+    float sums[TALL];
     for (size_t feature = first; feature < last; feature++)
-        for (size_t row = 0; row < product->rows; row += TALL)
-            if (product->rows - row == 1)
-                multiply_floats(1, product, row, feature);
+        for (size_t top = 0; top < product->rows; top += TALL) {
+            int rows = product->rows - top < TALL ? 1 : TALL;
+            if (rows == 1)
+                multiply_floats(1, product, top, feature, sums);
             else
-                multiply_floats(TALL, product, row, feature);
+                multiply_floats(TALL, product, top, feature, sums);
+            for (int row = 0; row < rows; row++)
+                put(output->to, output, top + row, feature, 1, _mm256_set1_ps(sums[row]),
+                    _mm256_set1_ps(output->scales[feature]));
+        }
 }
 
 enum { SHARE = 4 * WIDE }; /* output features that a thread takes at a time */

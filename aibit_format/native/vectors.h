@@ -41,6 +41,52 @@ INLINE __m256 through_half(__m256 values)
     return _mm256_cvtph_ps(_mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
 }
 
+/* Eight values rounded to a dtype, to nearest and ties to even, and again in float32. */
+INLINE __m256 rounded(Source to, __m256 values)
+{
+    if (to == F32)
+        return values;
+    if (to == F16)
+        return through_half(values);
+    __m256i bits = _mm256_castps_si256(values);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256 whole = _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32((int)0xffff0000)));
+    /* What is not a number stays that, and does not run over into another exponent. */
+    return _mm256_blendv_ps(whole, _mm256_set1_ps(__builtin_nanf("")), _mm256_cmp_ps(values, values, _CMP_UNORD_Q));
+}
+
+/* Eight values that were rounded to F16 or BF16, in that dtype. */
+INLINE __m128i in_16_bits(Source to, __m256 values)
+{
+    if (to == F16)
+        return _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT);
+    __m256i bits = _mm256_srli_epi32(_mm256_castps_si256(values), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+}
+
+/* The first ``count`` of eight values, rounded to a dtype, from element i on. */
+INLINE void store(Source to, __m256 values, void *out, size_t i, size_t count)
+{
+    float wide[8];
+    uint16_t half[8];
+    if (to == F32)
+        _mm256_storeu_ps(wide, values);
+    else
+        _mm_storeu_si128((__m128i *)half, in_16_bits(to, rounded(to, values)));
+    memcpy((char *)out + i * width(to), to == F32 ? (void *)wide : half, (count < 8 ? count : 8) * width(to));
+}
+
+/* Eight numbers, of which there are only ``count``: zeros for the others. */
+INLINE __m256 load_some(const float *values, size_t count)
+{
+    float some[8] = {0};
+    if (count >= 8)
+        return _mm256_loadu_ps(values);
+    memcpy(some, values, count * 4);
+    return _mm256_loadu_ps(some);
+}
+
 /* What int8 is made of: values that went through float16. */
 INLINE __m256 load_half(Source source, const void *values, size_t i)
 {

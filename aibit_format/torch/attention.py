@@ -33,7 +33,7 @@ def attend(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None,
     position_bias: torch.Tensor | None = None, cache: Any = None, **options: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """transformers' ``sdpa``, of query [batch, heads, queries, size] and the like, in float32; in the dtype of query."""
+    """transformers' ``sdpa``, in float32: of query, key and value [batch, heads, length, size], in their dtype."""
     if cache is not None or query.device.type != "cpu":  # a paged cache takes keys and values as the model has them
         return sdpa_attention_forward(
             module, query, key, value, mask, position_bias=position_bias, cache=cache, **options

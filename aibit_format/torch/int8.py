@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import bitsandbytes
+import numpy as np
 import torch
 from torch.nn.functional import pad
 
 from .. import native
 from ..bridge import to_numpy
 from . import products
-from .joined import Joined, product
+from .joined import Joined, parts, product
 from .openmp import threads
 
 _bnb: Any = bitsandbytes.nn  # not typed
@@ -73,25 +74,41 @@ class Linear8bitLt(_bnb.Linear8bitLt):
         self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, sizes: list[int]
     ) -> list[torch.Tensor]:
         """x [rows, in] times these rows of codes: of each size, [rows, size] in the dtype of x."""
-        return Inputs.of(x, self.state.threshold).times(codes, scales, bias, x, sizes)
+        threshold = self.state.threshold
+        if COMPILED and (found := _product(x, threshold, codes, scales, bias)) is not None:
+            return parts(found, sizes)
+        return Inputs.of(x, threshold).times(codes, scales, bias, x, sizes)
+
+
+def _product(
+    x: torch.Tensor, threshold: float, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor | None:
+    """[rows, out] in the dtype of x, all in one compiled call; None if there are columns to keep aside."""
+    values, dtype = to_numpy(x)
+    out = torch.empty(len(x), len(codes), dtype=x.dtype)
+    fine = native.int8_linear(
+        values, dtype, threshold if threshold > 0 else math.inf, codes.numpy(), absmax.numpy(), _OF_PRODUCT,
+        _bias(bias, x.dtype), to_numpy(out)[0], *threads(),
+    )  # fmt: skip
+    return out if fine else None
+
+
+def _bias(bias: torch.Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
+    """A bias in float32, once it was rounded to ``dtype``."""
+    return None if bias is None else bias.detach().to(dtype).float().numpy()
 
 
 @dataclass(slots=True)
 class Inputs:
-    """Inputs in 8 bits: codes, the largest magnitude of each row f32 [rows], and columns kept aside.
+    """Inputs in 8 bits: codes, the largest magnitude of each row f32 [rows], and columns kept aside."""
 
-    Codes are i8 [rows, in], or i16 and filled up with zeros, as ``native.int8_inputs`` makes them.
-    """
-
-    codes: torch.Tensor
+    codes: torch.Tensor  # i8 [rows, in]
     absmax: torch.Tensor
     outliers: torch.Tensor | None  # i64, columns with a magnitude of the threshold or more; None: there are none
 
     @classmethod
     def of(cls, x: torch.Tensor, threshold: float) -> Inputs:
         """Quantize x [rows, in] as ``int8_vectorwise_quant`` does."""
-        if COMPILED and (found := cls._without_outliers(x, threshold)):
-            return found
         values, columns = x.to(torch.float16).float(), None
         absmax = values.abs().amax(1)
         if threshold > 0 and not float(absmax.max()) < threshold:
@@ -103,16 +120,6 @@ class Inputs:
         if columns is not None and len(codes) > 1:
             codes[:, columns] = 0
         return cls(codes, absmax, columns if columns is not None and len(columns) else None)
-
-    @classmethod
-    def _without_outliers(cls, x: torch.Tensor, threshold: float) -> Inputs | None:
-        """The same in one pass, codes as the compiled product takes them; None if there are columns to keep aside."""
-        values, dtype = to_numpy(x)
-        rows, columns = values.shape
-        codes, absmax = torch.empty(rows, -(-columns // 16) * 16, dtype=torch.int16), torch.empty(rows)
-        limit = threshold if threshold > 0 else math.inf
-        below = native.int8_inputs(values, dtype, limit, codes.numpy(), absmax.numpy())
-        return cls(codes, absmax, None) if below else None
 
     def times(
         self, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, sizes: list[int]
@@ -127,7 +134,6 @@ class Inputs:
         Returns:
             [rows, size] in the dtype of x, of each weight.
         """
-        bias = None if bias is None else bias.to(x.dtype)
         scaled = self._scaled if COMPILED else self._scaled_by_torch
         results = scaled(codes, absmax, bias, x, sizes)
         if self.outliers is not None:
@@ -140,15 +146,13 @@ class Inputs:
         self, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, sizes: list[int]
     ) -> list[torch.Tensor]:
         """Of each size, products of codes and scales, and the bias."""
-        wide = self.codes
-        if wide.dtype != torch.int16:
-            wide = pad(wide.to(torch.int16), (0, -wide.shape[1] % 16))
-        out = torch.empty(len(wide), len(codes))
+        wide, out = pad(self.codes.to(torch.int16), (0, -self.codes.shape[1] % 16)), x.new_empty(len(x), len(codes))
+        values, dtype = to_numpy(out)
         native.int8_product(
-            wide.numpy(), self.absmax.numpy(), codes.numpy(), absmax.numpy(), _OF_PRODUCT,
-            None if bias is None else bias.detach().float().numpy(), out.numpy(), *threads(),
+            wide.numpy(), self.absmax.numpy(), codes.numpy(), absmax.numpy(), _OF_PRODUCT, _bias(bias, x.dtype),
+            values, dtype, *threads(),
         )  # fmt: skip
-        return [values.to(x.dtype).contiguous() for values in out.split(sizes, 1)]
+        return parts(out, sizes)
 
     def _scaled_by_torch(
         self, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, sizes: list[int]
@@ -161,7 +165,7 @@ class Inputs:
             scaled = torch.outer(self.absmax[part], absmax)
             torch.mul(sums[part].float(), scaled, out=scaled).mul_(_OF_PRODUCT)
             if bias is not None:
-                scaled += bias
+                scaled += bias.to(x.dtype)
             for result, values in zip(results, scaled.split(sizes, 1), strict=True):
                 result[part] = values
         return results

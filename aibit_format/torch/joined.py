@@ -53,6 +53,11 @@ def product(layer: Int8Layer, x: torch.Tensor) -> torch.Tensor:
     return found.view(*x.shape[:-1], layer.out_features)
 
 
+def parts(product: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
+    """[rows, size] of each size, of a product [rows, sum of sizes]."""
+    return [product] if len(sizes) == 1 else [part.contiguous() for part in product.split(sizes, 1)]
+
+
 class Joined:
     """Layers over codes that lie side by side. Each thread has its own parts that wait.
 

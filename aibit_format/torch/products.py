@@ -10,9 +10,9 @@ from importlib.util import find_spec
 
 import torch
 from bitsandbytes.functional import has_avx512bf16
-from torch.nn.functional import pad
 
 from .. import native
+from ..bridge import to_numpy
 from .openmp import parallel, threads
 
 _PIECE = 1 << 18  # elements of the matrix a thread widens at a time: in float32 they stay in the caches of its core
@@ -36,22 +36,36 @@ def has_kernel(x: torch.Tensor) -> bool:
     return find_spec("triton") is not None and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
-def times_codes(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """On a CPU, x [rows, in] times codes i8 [out, in], in bf16 or in float32, whichever is faster: [rows, out].
+def times_codes(
+    x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, factor: float, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """On a CPU, x [rows, in] times codes i8 [out, in], scaled in float32: [rows, out] in the dtype of x.
 
-    In bf16 the inputs are rounded to it, products are added in float32, and sums are rounded to bf16. That is for many
-    rows on processors that multiply bf16; and for few rows, where there is no compiled code, as torch has a kernel in
-    bf16 that reads 8-bit codes as they are. Otherwise nothing is rounded.
+    Codes are multiplied in float32, or in bf16 where that is faster; then the inputs are rounded to it, products are
+    added in float32, and sums are rounded to bf16. That is for many rows on processors that multiply bf16; and for few
+    rows, where there is no compiled code, as torch has a kernel in bf16 that reads 8-bit codes as they are.
+
+    Args:
+        scales: f32 [out].
+        factor: what all scales are multiplied by.
+        bias: [out], added in float32.
     """
     out_features, in_features = codes.shape
     if len(x) <= FEW_ROWS and COMPILED:
-        padded, product = pad(x.detach().float(), (0, -in_features % 8)), torch.empty(len(x), out_features)
-        native.float_product(padded.numpy(), codes.numpy(), product.numpy(), *threads())
+        (values, dtype), product = to_numpy(x), torch.empty(len(x), out_features, dtype=x.dtype)
+        added = None if bias is None else bias.detach().float().numpy()
+        native.float_linear(
+            values, dtype, codes.numpy(), scales.numpy(), factor, added, to_numpy(product)[0], *threads()
+        )
         return product
     if len(x) <= FEW_ROWS and in_features % 64 == 0 and out_features % 16 == 0:
-        x = x.to(torch.bfloat16).contiguous()
-        return torch.ops.aten._weight_int8pack_mm(x, codes, _ones(out_features))
-    return widened(x.to(torch.bfloat16 if BF16 else torch.float32), codes)
+        short = x.to(torch.bfloat16).contiguous()
+        sums = torch.ops.aten._weight_int8pack_mm(short, codes, _ones(out_features))
+    else:
+        sums = widened(x.to(torch.bfloat16 if BF16 else torch.float32), codes)
+    values = sums.float().mul_(scales)
+    values = values if factor == 1 else values.mul_(factor)
+    return (values if bias is None else values + bias).to(x.dtype)
 
 
 def widened(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from ..schemes.base import ROW
 from ..schemes.int8 import Int8
 from ..schemes.int8_affine import Int8Absmax
 from .decode import decode_rows
-from .joined import Joined, product
+from .joined import Joined, parts, product
 from .products import has_kernel, times_codes
 
 _PIECE = 1 << 21  # elements decoded at a time
@@ -102,7 +102,7 @@ class QuantizedLinear(Quantized):
         """Codes i8 [out, in] and the plane of their scales f32 [out]."""
         if self._scales is None:
             raise TypeError(f"{self.scheme.text} has no scale a row")
-        return self.get_buffer("codes"), self.get_buffer(self._scales[0]).view(-1)
+        return self._buffers["codes"], self._buffers[self._scales[0]].view(-1)  # type: ignore[return-value, union-attr]
 
     def products(
         self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, sizes: list[int]
@@ -112,12 +112,8 @@ class QuantizedLinear(Quantized):
         if has_kernel(x):
             from .kernel import small_product
 
-            values = small_product(x, codes, scales, factor, bias)
-        else:
-            values = times_codes(x, codes).float().mul_(scales)
-            values = values if factor == 1 else values.mul_(factor)
-            values = values if bias is None else values + bias
-        return [part.to(x.dtype).contiguous() for part in values.split(sizes, 1)]
+            return parts(small_product(x, codes, scales, factor, bias).to(x.dtype), sizes)
+        return parts(times_codes(x, codes, scales, factor, bias), sizes)
 
     def _by_pieces(self, x: torch.Tensor) -> torch.Tensor:
         step = max(1, _PIECE // max(self.in_features, 1))
