@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from threading import Barrier
 from typing import Any
@@ -278,7 +279,7 @@ def _metadata(
             "source.xxh3_128": digests,
             "tool.name": "aibit",
             "tool.version": __version__,
-            "tool.libraries": [f"{name} {version(name).split('+')[0]}" for name in _LIBRARIES],
+            "tool.libraries": [*_libraries()],
             "quantization.recipe": plan.recipe.lines(),
             "quantization.error.tensor": np.array(inexact, np.int64),
             "quantization.error.relative_rms": figures[:, 0],
@@ -289,6 +290,11 @@ def _metadata(
     if dropped:
         values["config.dropped_keys"] = dropped
     return values
+
+
+@cache
+def _libraries() -> tuple[str, ...]:
+    return tuple(f"{name} {version(name).split('+')[0]}" for name in _LIBRARIES)
 
 
 def _report(planned: Planned, figures: np.ndarray | None) -> TensorReport:
