@@ -205,17 +205,17 @@ COMPILED = pytest.mark.skipif(not native.available or F.has_avx512bf16(), reason
     [("nf4", (200, 256), False), ("fp4,block_size=128", (1500, 640), True), ("nf4,nested=1", (704, 2048), True)],
 )
 def test_products_of_compiled_decoders(text, shape, bias, rows, dtype, monkeypatch):
-    """By default equal to bitsandbytes'; with ``weight_only`` as close to what float64 gives with the same weights."""
+    """By default equal to bitsandbytes'; with ``weight_only`` as close to what float64 gives, or closer."""
     layer, fast, weight = layers_of(text, shape, dtype, bias)
     x = torch.randn(2, rows, shape[1], generator=torch.Generator().manual_seed(rows)).to(dtype)[:1]
     theirs = bnb.nn.Linear4bit.forward(layer, x)
     monkeypatch.setattr(bnb, "matmul_4bit", refuse)
     found, close = layer(x), fast(x)
     assert torch.equal(found, theirs) and close.shape == found.shape and close.dtype == found.dtype
-    true = torch.nn.functional.linear(x.double(), weight.to(dtype).double(), layer.bias.double() if bias else None)
+    true = torch.nn.functional.linear(x.double(), weight.double(), layer.bias.double() if bias else None)
     off, allowed = ((values.double() - true).norm() / true.norm() for values in (close, theirs))
-    # float32: sums in another order. Else both are off by the last rounding, to the dtype of the inputs.
-    assert off <= allowed * (1.6 if dtype is torch.float32 else 1.02)
+    # float32: sums in another order. Else bitsandbytes' are off by the rounding of weights too.
+    assert off <= allowed * (1.6 if dtype is torch.float32 else 1)
 
 
 @COMPILED

@@ -85,14 +85,13 @@ def nested_scales(codes: np.ndarray, book: np.ndarray, absmax: np.ndarray, offse
 
 
 def four_bit_product(
-    inputs: np.ndarray, dtype: str, codes: np.ndarray, book: np.ndarray, absmax: np.ndarray, block_size: int,
-    out: np.ndarray, threads: int = 1, parallel: int = 0,
+    inputs: np.ndarray, codes: np.ndarray, book: np.ndarray, absmax: np.ndarray, block_size: int, out: np.ndarray,
+    threads: int = 1, parallel: int = 0,
 ) -> None:  # fmt: skip
-    """``out`` f32 [rows, features] = inputs @ weight.T, added in float32: for few rows.
+    """``out`` f32 [rows, features] = inputs @ weight.T in float32, of a weight that nothing rounds: for few rows.
 
     Args:
         inputs: f32 [rows, columns].
-        dtype: what weights are rounded to: f16, bf16 or f32.
         codes: u8 [features, columns / 2].
         book: f32 [16].
         absmax: f32 [features, columns / block_size].
@@ -101,8 +100,8 @@ def four_bit_product(
         threads, parallel: as for ``int8_product``.
     """
     kernels.four_bit_product(
-        dtype, *inputs.shape, len(codes), inputs, codes, book, absmax, block_size, out, threads, parallel
-    )
+        *inputs.shape, len(codes), inputs, codes, book, absmax, block_size, out, threads, parallel
+    )  # fmt: skip
 
 
 def error_sums(values: np.ndarray, dtype: str, rows: range, decoded: np.ndarray) -> tuple[float, float, float]:

@@ -189,29 +189,35 @@ static PyObject *nested_scales(PyObject *self, PyObject *args)
 
 static PyObject *four_bit_product(PyObject *self, PyObject *args)
 {
-    const char *dtype;
     PyObject *input_array, *code_array, *book_array, *scale_array, *out_array, *result = NULL;
     Py_ssize_t rows, columns, out_features, size;
     unsigned threads;
     unsigned long long parallel;
     Buffers buffers = {.count = 0};
     FourBitProduct product;
-    if (!PyArg_ParseTuple(args, "snnnOOOOnOIK", &dtype, &rows, &columns, &out_features, &input_array, &code_array,
-                          &book_array, &scale_array, &size, &out_array, &threads, &parallel) ||
-        !source_type(dtype, &product.to) || !block_size_fits(size))
+    const float *inputs;
+    if (!PyArg_ParseTuple(args, "nnnOOOOnOIK", &rows, &columns, &out_features, &input_array, &code_array, &book_array,
+                          &scale_array, &size, &out_array, &threads, &parallel) ||
+        !block_size_fits(size))
         return NULL;
     if (columns % size)
         return PyErr_Format(PyExc_ValueError, "%zd columns, not whole blocks of %zd", columns, size);
     product.rows = rows, product.columns = columns, product.out_features = out_features, product.size = size;
-    if ((product.input = memory(&buffers, input_array, rows * columns * 4, 0)) &&
+    if ((inputs = memory(&buffers, input_array, rows * columns * 4, 0)) &&
         (product.codes = memory(&buffers, code_array, out_features * columns / 2, 0)) &&
         (product.book = memory(&buffers, book_array, 16 * 4, 0)) &&
         (product.absmax = memory(&buffers, scale_array, out_features * (columns / size) * 4, 0)) &&
         (product.out = memory(&buffers, out_array, rows * out_features * 4, 1))) {
-        Py_BEGIN_ALLOW_THREADS
-        multiply_four_bit(&product, threads, (Parallel)(uintptr_t)parallel);
-        Py_END_ALLOW_THREADS
-        result = Py_NewRef(Py_None);
+        float *arranged = malloc(rows * chunks_of(columns) * CHUNK * 4 + 1);
+        product.input = arranged;
+        if (arranged) {
+            Py_BEGIN_ALLOW_THREADS
+            arrange(inputs, rows, columns, arranged);
+            multiply_four_bit(&product, threads, (Parallel)(uintptr_t)parallel);
+            Py_END_ALLOW_THREADS
+        }
+        result = arranged ? Py_NewRef(Py_None) : PyErr_NoMemory();
+        free(arranged);
     }
     release(&buffers);
     return result;
@@ -419,8 +425,7 @@ static PyMethodDef methods[] = {
      "four_bit_values(dtype, blocks, block_size, codes, book, absmax, item, out, threads, parallel): item bytes of out"},
     {"nested_scales", nested_scales, METH_VARARGS, "nested_scales(count, codes, book, absmax, offset, out)"},
     {"four_bit_product", four_bit_product, METH_VARARGS,
-     "four_bit_product(dtype, rows, columns, out_features, inputs, codes, book, absmax, block_size, out, threads, "
-     "parallel)"},
+     "four_bit_product(rows, columns, out_features, inputs, codes, book, absmax, block_size, out, threads, parallel)"},
     {"int8_error_sums", int8_error_sums, METH_VARARGS,
      "int8_error_sums(dtype, values, rows, columns, step, codes, scales) -> the same of every step-th row's codes"},
     {"int8_product", int8_product, METH_VARARGS,

@@ -13,7 +13,6 @@ enum {
     WIDE = 16,    /* rows of the weight in a block: 16 KiB of 16-bit numbers */
     TALL = 2,     /* rows of the input that are multiplied at once, by ... */
     LANES = 4,    /* ... so many rows of the weight */
-    AHEAD = 1024, /* bytes of the weight that are asked for before they are needed, where it is read in one stream */
     MOST = 192,   /* rows of the input for which sums are kept */
 };
 

@@ -11,6 +11,8 @@
 #define VECTORS __attribute__((target("avx2,fma,f16c")))
 #define INLINE VECTORS static inline __attribute__((always_inline))
 
+enum { AHEAD = 1024 }; /* bytes that are asked for before they are needed, where memory is read in one stream */
+
 typedef enum { F16, BF16, F32 } Source;
 
 static size_t width(Source source)

@@ -2,8 +2,8 @@
 
 bitsandbytes has a fast product for AVX512-BF16 alone. On other processors it decodes the whole weight at each call, and
 that takes ten times as long as a token's product. Decoded here, a weight has the same values, bit for bit, so torch
-gives the same product with it. With ``weight_only`` the values, still rounded to the dtype of the inputs, are
-multiplied in float32, which these processors are faster at: of few rows while they are in registers, of more rows a
+gives the same product with it. With ``weight_only`` the values, which nothing rounds to the dtype of the inputs then,
+are multiplied in float32, which these processors are faster at: of few rows while they are in registers, of more rows a
 piece at a time that stays in cache. That is closer to the true product, and so not equal to what bitsandbytes gives.
 """
 
@@ -106,30 +106,29 @@ class Weight:
         return values
 
     def times(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """x [rows, in] times the weight rounded to the dtype of x, in float32 and then rounded: [rows, out]."""
+        """x [rows, in] times the weight, in float32 and then rounded to the dtype of x: [rows, out]."""
         wide, rows = x.float().contiguous(), len(x)
         product = torch.empty(rows, len(self.codes))
         if rows <= FEW_ROWS:  # weights are decoded in registers, once for every four rows of x
             native.four_bit_product(
-                wide.numpy(), _DTYPES[x.dtype], self.codes, self.book, self.scales, self.block_size, product.numpy(),
-                *threads(),
-            )  # fmt: skip
+                wide.numpy(), self.codes, self.book, self.scales, self.block_size, product.numpy(), *threads()
+            )
         else:
-            self._multiply_pieces(wide, x.dtype, product)
+            self._multiply_pieces(wide, product)
         return (product if bias is None else product.add_(bias)).to(x.dtype)
 
-    def _multiply_pieces(self, wide: torch.Tensor, dtype: torch.dtype, product: torch.Tensor) -> None:
+    def _multiply_pieces(self, wide: torch.Tensor, product: torch.Tensor) -> None:
         out_features, in_features = product.shape[1], wide.shape[1]
         step = max(1, min(_PIECE * torch.get_num_threads() // in_features, out_features))
         piece = torch.empty(step, in_features)
         for start in range(0, out_features, step):
             part = slice(start, min(start + step, out_features))
             values = piece[: part.stop - start]
-            self._decode(part, dtype, values)
+            self._decode(part, torch.float32, values)
             torch.mm(wide, values.T, out=product[:, part])
 
     def _decode(self, rows: slice, dtype: torch.dtype, out: torch.Tensor) -> None:
-        """Some rows, rounded to ``dtype``, into ``out``, which is of it or float32."""
+        """Some rows, rounded to ``dtype``, into ``out``, which is of it."""
         native.four_bit_values(
             self.codes[rows], _DTYPES[dtype], self.book, self.scales[rows], self.block_size, to_numpy(out)[0],
             *threads(),
