@@ -121,10 +121,11 @@ def test_dropped_pages_are_gone_or_nobody_can_tell(tmp_path):
 
 FAKE = """#!{python}
 import json, sys
-assert sys.argv[sys.argv.index("-o") + 1] == "json" and sys.argv[sys.argv.index("-p") + 1] == "128"
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+assert given["-o"] == "json" and (given["-p"], given.get("-d")) in {{("128", None), ("0", "128")}}
+rates = [64.0, 128.0] if "-d" not in given else [10.0, 20.0]
 print(json.dumps([
-    {{"build_commit": "abc", "n_prompt": 128, "n_gen": 0, "samples_ts": [64.0, 128.0]}},
-    {{"build_commit": "abc", "n_prompt": 0, "n_gen": 16, "samples_ts": [10.0, 20.0]}},
+    {{"build_commit": "abc", "n_prompt": int(given["-p"]), "n_gen": int(given["-n"]), "samples_ts": rates}},
 ]))
 """
 
@@ -136,10 +137,10 @@ def test_llama_bench_is_asked_where_it_is_and_missed_where_it_is_not(tmp_path, m
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     bench = Bench("tiny", 2, tmp_path)
-    assert generation._llama_bench(bench) is None and "not measured" in bench.facts["llama.cpp"]
+    assert generation._llama_bench(bench, 128) is None and "not measured" in bench.facts["llama.cpp"]
     program = tmp_path / "bin" / "llama-bench"
     program.write_text(FAKE.format(python=sys.executable))
     program.chmod(0o755)
-    runs, command = generation._llama_bench(bench)
+    runs, command = generation._llama_bench(bench, 128)
     assert runs == [{"first": 2.0, "token": 0.1}, {"first": 1.0, "token": 0.05}]
     assert command.startswith("llama-bench -m WORK/tiny-q8_0.gguf") and "abc" in bench.facts["llama.cpp"]

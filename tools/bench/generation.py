@@ -20,6 +20,7 @@ from loaders import loader
 from pairing import Bench
 
 _PROMPT = 128  # tokens before the first that is generated
+_LONG = 1024  # the same in the row ``context``
 _TOKENS = 16  # generated, each timed
 _TOKENIZER = probe.ROOT / "fixtures" / "models" / "tiny-llama"  # its ids are below every vocabulary here
 _TEXT = "If the file is open, "
@@ -35,23 +36,23 @@ print(tokenizer.decode(model.generate(**batch, max_new_tokens=1, do_sample=False
 """
 
 
-def generate(way: str, path: str, tiny: str, batch: int) -> probe.Result:
-    """Seconds of a prompt of 128 tokens and of each token after it, greedily, with a cache."""
+def generate(way: str, path: str, tiny: str, batch: int, prompt: int = _PROMPT) -> probe.Result:
+    """Seconds of a prompt and of each token after it, greedily, with a cache."""
     import torch
 
     run = loader(way)
-    _steps(run(tiny), batch, 2)
+    _steps(run(tiny), batch, prompt, 2)
     model = run(path)
     with torch.inference_mode():
         model(torch.ones(1, 8, dtype=torch.long))  # the first touch of mapped pages is the row `load`'s
-    first, others = _steps(model, batch, _TOKENS)
+    first, others = _steps(model, batch, prompt, _TOKENS)
     return {"first": first, "token": statistics.median(others)}
 
 
-def _steps(model: Any, batch: int, tokens: int) -> tuple[float, list[float]]:
+def _steps(model: Any, batch: int, prompt: int, tokens: int) -> tuple[float, list[float]]:
     import torch
 
-    ids = torch.arange(1, _PROMPT + 1).expand(batch, -1)
+    ids = torch.arange(1, prompt + 1).expand(batch, -1)
     seconds, cache = [], None
     with torch.inference_mode():
         for _ in range(tokens + 1):
@@ -66,7 +67,7 @@ def decode(bench: Bench) -> list[Figure]:
     """The row ``decode``."""
     figures: list[Figure] = []
     for batch in (1, 8):
-        ways: dict[str, tuple[str, dict[str, Any]]] = {
+        ways = {
             label: ("generate", {"way": way, "path": str(p), "tiny": str(tiny), "batch": batch})
             for label, way, p, tiny in (
                 ("transformers, saved in 8 bits", "saved", bench.saved, bench.tiny_saved),
@@ -74,48 +75,69 @@ def decode(bench: Bench) -> list[Figure]:
                 ("aibit int8, weight only", "weight only", bench.file, bench.tiny_file),
                 ("aibit int8-absmax", "aibit", bench.converted("int8-absmax"), bench.tiny_file),
                 ("aibit nf4", "aibit", bench.converted("nf4"), bench.tiny_file),
+                ("aibit nf4, weight only", "weight only", bench.converted("nf4"), bench.tiny_file),
                 ("aibit nf4-cpu", "aibit", bench.converted("nf4-cpu"), bench.tiny_file),
                 ("transformers, bf16", "bf16", bench.source, bench.tiny),
             )
         }
-        found = bench.paired(ways)
-        shown = {label: bench.shown(probe.command(*way)) for label, way in ways.items()}
-        if batch == 1 and (llama := _llama_bench(bench)):
-            label, shown[label] = "llama.cpp, q8_0", llama[1]
-            found[label] = llama[0]
-        for run in (run for runs in found.values() for run in runs):
-            run["rate"] = batch / run["token"]
-        figures += of_runs(found, "first", "s", f", batch {batch}, {_PROMPT} tokens", 1, shown)
-        figures += of_runs(found, "token", "ms", f", batch {batch}, each token", 1e-3, shown)
-        figures += of_runs(found, "rate", "tokens/s", f", batch {batch}", 1, shown)
+        figures += _generated(bench, ways, batch, _PROMPT)
     return figures
 
 
-def _llama_bench(bench: Bench) -> tuple[list[probe.Result], str] | None:
-    """The same two figures by llama.cpp's own benchmark, with as many threads; None where it is not installed.
+def context(bench: Bench) -> list[Figure]:
+    """The row ``context``: the cache of a long prompt has to be attended to by each token after it."""
+    ways = {
+        label: ("generate", {"way": way, "path": str(p), "tiny": str(tiny), "batch": 1, "prompt": _LONG})
+        for label, way, p, tiny in (
+            ("transformers, saved in 8 bits", "saved", bench.saved, bench.tiny_saved),
+            ("aibit int8", "aibit", bench.file, bench.tiny_file),
+            ("aibit int8, weight only", "weight only", bench.file, bench.tiny_file),
+            ("aibit nf4, weight only", "weight only", bench.converted("nf4"), bench.tiny_file),
+        )
+    }
+    return _generated(bench, ways, 1, _LONG)
 
-    It times a prompt and then tokens without one before them: 128 fewer to attend to.
-    """
+
+def _generated(bench: Bench, ways: dict[str, tuple[str, dict[str, Any]]], batch: int, prompt: int) -> list[Figure]:
+    """Three figures of each way, and of llama.cpp."""
+    found = bench.paired(ways)
+    shown = {label: bench.shown(probe.command(*way)) for label, way in ways.items()}
+    if batch == 1 and (llama := _llama_bench(bench, prompt)):
+        label, shown[label] = "llama.cpp, q8_0", llama[1]
+        found[label] = llama[0]
+    for run in (run for runs in found.values() for run in runs):
+        run["rate"] = batch / run["token"]
+    figures = of_runs(found, "first", "s", f", batch {batch}, {prompt} tokens", 1, shown)
+    figures += of_runs(found, "token", "ms", f", batch {batch}, each token after {prompt}", 1e-3, shown)
+    return figures + of_runs(found, "rate", "tokens/s", f", batch {batch}, after {prompt}", 1, shown)
+
+
+def _llama_bench(bench: Bench, prompt: int) -> tuple[list[probe.Result], str] | None:
+    """The same two figures by llama.cpp's own benchmark, with as many threads; None where it is not installed."""
     program = shutil.which("llama-bench")
     if program is None:
         bench.facts["llama.cpp"] = "no llama-bench on PATH, not measured"
         return None
     path = foreign.gguf_q8_0(models.SHAPES[bench.model], bench.work / f"{bench.model}-q8_0.gguf")
-    threads, sizes = len(os.sched_getaffinity(0)), ["-p", str(_PROMPT), "-n", str(_TOKENS)]
-    command = [program, "-m", str(path), *sizes, "-t", str(threads), "-r", str(bench.runs), "-o", "json"]
+    threads, rates, shown = len(os.sched_getaffinity(0)), {}, []
     models.read_through(path)
-    ended = subprocess.run(command, capture_output=True, text=True)
-    if ended.returncode:
-        bench.facts["llama.cpp"] = f"llama-bench ended with {ended.returncode}: {ended.stderr.strip()[-200:]}"
-        return None
-    tests = json.loads(ended.stdout)
-    rates = {kind: next(test["samples_ts"] for test in tests if test[kind]) for kind in ("n_prompt", "n_gen")}
+    # Tokens are generated after a prompt that is not timed, as long as the one that is.
+    for kind, sizes in (("n_prompt", ["-p", prompt, "-n", 0]), ("n_gen", ["-p", 0, "-n", _TOKENS, "-d", prompt])):
+        options = [*map(str, sizes), "-t", str(threads), "-r", str(bench.runs), "-o", "json"]
+        command = [program, "-m", str(path), *options]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        if ended.returncode:
+            bench.facts["llama.cpp"] = f"llama-bench ended with {ended.returncode}: {ended.stderr.strip()[-200:]}"
+            return None
+        test = next(test for test in json.loads(ended.stdout) if test[kind])
+        rates[kind] = test["samples_ts"]
+        bench.facts["llama.cpp"] = f"build {test.get('build_commit')}, {threads} threads"
+        shown.append(bench.shown(["llama-bench", *command[1:]]))
     runs = [
-        {"first": _PROMPT / prompt, "token": 1 / each}
-        for prompt, each in zip(rates["n_prompt"], rates["n_gen"], strict=True)
+        {"first": prompt / asked, "token": 1 / each}
+        for asked, each in zip(rates["n_prompt"], rates["n_gen"], strict=True)
     ]
-    bench.facts["llama.cpp"] = f"build {tests[0].get('build_commit')}, {threads} threads"
-    return runs, bench.shown(["llama-bench", *command[1:]])
+    return runs, "; ".join(shown)
 
 
 def first_token(bench: Bench) -> list[Figure]:
@@ -149,8 +171,9 @@ def _give_tokenizer(folder: Path) -> None:
             shutil.copy(_TOKENIZER / name, folder / name)
 
 
-ROWS = {"decode": decode, "first": first_token}
+ROWS = {"decode": decode, "context": context, "first": first_token}
 ABOUT = {
     "decode": "tokens, one after the other, and a prompt of 128: batch 1 and 8",
+    "context": "the same with a prompt of 1,024, batch 1",
     "first": "whole processes to the first token",
 }
