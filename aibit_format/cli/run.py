@@ -29,7 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--weight-only", action="store_true",
-        help="weights with inputs as they are: more exact, faster for nf4, not to the last bit what bitsandbytes gives",
+        help="weights with inputs as they are: more exact, faster for nf4 and after long prompts, "
+        "not to the last bit what bitsandbytes gives",
     )  # fmt: skip
     parser.add_argument("--verify", choices=["structure", "touched", "full"], default="structure")
     parser.add_argument(

@@ -52,7 +52,7 @@ def generate(way: str, path: str, tiny: str, batch: int, prompt: int = _PROMPT) 
 def _steps(model: Any, batch: int, prompt: int, tokens: int) -> tuple[float, list[float]]:
     import torch
 
-    ids = torch.arange(1, prompt + 1).expand(batch, -1)
+    ids = (torch.arange(prompt) % _PROMPT + 1).expand(batch, -1)  # every vocabulary has as many
     seconds, cache = [], None
     with torch.inference_mode():
         for _ in range(tokens + 1):
