@@ -44,7 +44,7 @@ def test_it_is_closer_to_the_true_attention(groups, queries, keys, kind, dtype):
         mask = mask.to(DTYPES[dtype])
     bias = torch.randn(1, 8, queries, keys, generator=generator).to(DTYPES[dtype]) if kind == "bias" else None
     before = [each.clone() for each in given]
-    found, weights = attention.attend(module, *given, mask, position_bias=bias, **options)
+    found, weights = attention.attend(module, *given, attention_mask=mask, position_bias=bias, **options)
     plain, _ = sdpa_attention_forward(module, *given, mask, position_bias=bias, **options)
     wide = [None if x is None or x.dtype == torch.bool else x.double() for x in (mask, bias)]
     true, _ = sdpa_attention_forward(

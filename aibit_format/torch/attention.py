@@ -30,17 +30,17 @@ def in_float32(model: PreTrainedModel) -> None:
 
 
 def attend(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None,
-    position_bias: torch.Tensor | None = None, cache: Any = None, **options: Any,
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    attention_mask: torch.Tensor | None, position_bias: torch.Tensor | None = None, cache: Any = None, **options: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """transformers' ``sdpa``, in float32: of query, key and value [batch, heads, length, size], in their dtype."""
-    if cache is not None or query.device.type != "cpu":  # a paged cache takes keys and values as the model has them
-        return sdpa_attention_forward(
-            module, query, key, value, mask, position_bias=position_bias, cache=cache, **options
-        )
-    bias = None if position_bias is None else position_bias.float()
-    mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
+    dtype = query.dtype
+    if cache is None and query.device.type == "cpu":  # a paged cache takes keys and values as the model has them
+        query, key, value = query.float(), key.float(), value.float()
+        position_bias = None if position_bias is None else position_bias.float()
+        if attention_mask is not None and attention_mask.dtype != torch.bool:
+            attention_mask = attention_mask.float()
     output, _ = sdpa_attention_forward(
-        module, query.float(), key.float(), value.float(), mask, position_bias=bias, **options
+        module, query, key, value, attention_mask, position_bias=position_bias, cache=cache, **options
     )
-    return output.to(query.dtype), None
+    return output.to(dtype), None
