@@ -14,7 +14,7 @@ from torch import nn
 
 import aibit_format as aibit
 from aibit_format import bridge, schemes
-from aibit_format.torch import decode, quantized
+from aibit_format.torch import decode, products, quantized
 from aibit_format.torch.quantized import QuantizedEmbedding, QuantizedLinear
 
 sys.path.insert(0, str(ROOT / "tools" / "bench"))
@@ -137,14 +137,15 @@ def test_gradients_reach_the_input(tmp_path):
     assert copy.deepcopy(layer)(x.detach()).shape == (5, 48)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "f16", "f32"])
 @pytest.mark.parametrize("rows", [1, 4, 16, 17, 200])
-def test_the_int8_product_is_as_close_to_the_true_one_as_the_decoded(rows):
+def test_the_int8_product_is_as_close_to_the_true_one_as_the_decoded(rows, dtype):
     scheme = schemes.make("int8-absmax")
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((256, 512)).astype(np.float32)
     planes = {role: torch.from_numpy(plane) for role, plane in scheme.encode(weight, "f32").items()}
-    layer = QuantizedLinear(scheme, planes, (256, 512), "bf16")
-    x = torch.from_numpy(rng.standard_normal((rows, 512)).astype(np.float32)).to(torch.bfloat16)
+    layer = QuantizedLinear(scheme, planes, (256, 512), bridge.dtype_name(dtype))
+    x = torch.from_numpy(rng.standard_normal((rows, 512)).astype(np.float32)).to(dtype)
     weights = scheme.decode({role: plane.numpy() for role, plane in planes.items()}, (256, 512), "f32")
     true = x.double() @ torch.from_numpy(weights).double().T
 
@@ -152,6 +153,7 @@ def test_the_int8_product_is_as_close_to_the_true_one_as_the_decoded(rows):
         return (product.double() - true).square().mean().sqrt()
 
     assert rms(layer(x)) <= 1.1 * rms(layer._by_pieces(x))
+    assert layer._takes(x) or products.BF16 or not products.COMPILED
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ FEW_ROWS = 16
 # Whether bf16 matrices are fast: processors without it are several times slower at them than at float32 ones.
 BF16 = has_avx512bf16()
 COMPILED = native.available and parallel() != 0
+# Whether codes are always multiplied in float32, so that nothing is lost whatever the dtype of the inputs.
+IN_FLOAT32 = COMPILED and not BF16
 
 
 def elsewhere(x: torch.Tensor, bias: torch.Tensor | None) -> bool:

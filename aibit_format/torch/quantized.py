@@ -20,7 +20,7 @@ from ..schemes.int8 import Int8
 from ..schemes.int8_affine import Int8Absmax
 from .decode import decode_rows
 from .joined import Joined, parts, product
-from .products import has_kernel, times_codes
+from .products import IN_FLOAT32, has_kernel, times_codes
 
 _PIECE = 1 << 21  # elements decoded at a time
 
@@ -90,12 +90,12 @@ class QuantizedLinear(Quantized):
     def _takes(self, x: torch.Tensor) -> bool:
         """Whether codes are multiplied as they are, and scaled afterwards.
 
-        On a CPU int8 is only here when that was asked for; other schemes keep the precision of their inputs.
+        On a CPU int8 is only here when that was asked for; with other schemes it must not lose what the inputs have.
         """
         if self._scales is None or x.requires_grad:
             return False
         if x.device.type == "cpu":
-            return x.dtype == torch.bfloat16 or isinstance(self.scheme, Int8)
+            return IN_FLOAT32 or x.dtype == torch.bfloat16 or isinstance(self.scheme, Int8)
         return has_kernel(x) and not (torch.is_grad_enabled() and self.bias is not None and self.bias.requires_grad)
 
     def int8_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
