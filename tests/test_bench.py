@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import shutil
 import subprocess
 import sys
 import types
@@ -163,3 +165,10 @@ def test_a_prompt_has_tokens_of_every_vocabulary(prompt):
     first, others = generation._steps(model, 2, prompt, 2)
     assert first > 0 and len(others) == 2
     assert given == [((2, prompt), 1, 128, None), ((2, 1), 7, 7, 3), ((2, 1), 7, 7, 3)]
+
+
+def test_the_conversion_in_c_alone_compiles(tmp_path):
+    if platform.machine() != "x86_64" or not shutil.which("gcc"):
+        pytest.skip("no compiler, or another kind of processor")
+    options = ["-O1", "-ffp-contract=off", "-pthread", "-Wall", "-Werror", "-Wno-unused-function"]
+    subprocess.run(["gcc", *options, ROOT / "tools/bench/limit.c", "-o", tmp_path / "limit"], check=True)
