@@ -139,6 +139,34 @@ def test_arrays_of_another_size_are_refused(call):
 
 
 @needs_native
+def test_four_bit_products_of_arrays_of_another_size_are_refused():
+    inputs, out = np.zeros((3, 64), np.float32), np.zeros((3, 4), np.float32)
+    codes, book, absmax = np.zeros((4, 32), np.uint8), np.zeros(16, np.float32), np.zeros(4, np.float32)
+    arguments = [inputs, codes, book, absmax, 64, out]
+    native.four_bit_product(*arguments)
+    for i, argument in enumerate(arguments):
+        if isinstance(argument, np.ndarray):
+            for wrong in (np.zeros(argument.size + 1, argument.dtype), np.zeros(0, argument.dtype), None):
+                given = wrong.reshape(1, -1) if i == 0 and wrong is not None else wrong
+                with pytest.raises((ValueError, TypeError, AttributeError)):
+                    native.four_bit_product(*arguments[:i], given, *arguments[i + 1 :])
+
+
+@needs_native
+@pytest.mark.parametrize("size", [0, 7, 9])
+def test_a_bias_of_another_size_is_refused(size):
+    values, codes, scales, out = (
+        np.zeros((4, 64), "f4"),
+        np.zeros((8, 64), "i1"),
+        np.zeros(8, "f4"),
+        np.zeros((4, 8), "f4"),
+    )
+    for function, first in ((native.int8_linear, [values, "f32", 6.0]), (native.float_linear, [values, "f32"])):
+        with pytest.raises(ValueError, match="bytes, where 32 belong"):
+            function(*first, codes, scales, 1.0, np.zeros(size, np.float32), out)
+
+
+@needs_native
 def test_results_go_into_memory_that_may_be_written():
     values, codes, absmax = np.zeros((4, 64), np.float16), np.zeros((4, 64), np.int8), np.zeros(4, np.float32)
     codes.flags.writeable = False

@@ -162,7 +162,7 @@ def int8_linear(
         False where a magnitude is not below the threshold, or no number; there is no result then.
     """
     return kernels.int8_linear(
-        dtype, *inputs.shape, len(codes), inputs, threshold, codes, scales, factor, bias, out, threads, parallel
+        dtype, *inputs.shape, len(codes), inputs, codes, scales, factor, bias, out, threads, parallel, threshold
     )
 
 

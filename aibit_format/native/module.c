@@ -316,78 +316,82 @@ static PyObject *int8_product(PyObject *self, PyObject *args)
     return result;
 }
 
-/* Inputs are quantized, or widened, into memory of this call, and multiplied. */
-static PyObject *int8_linear(PyObject *self, PyObject *args)
+/* A call of a layer: inputs of the output's dtype, which are brought into the form that a product takes them in. */
+typedef struct {
+    Buffers buffers;
+    Py_ssize_t rows, columns;
+    const void *inputs; /* [rows, columns] */
+    const int8_t *codes;
+    Output output;
+    float threshold; /* of int8_linear */
+    unsigned threads;
+    Parallel parallel;
+} Layer;
+
+/* Its arguments; 0, with a Python error, if they do not fit. The buffers are to be released in any case. */
+static int layer_of(PyObject *args, Layer *layer)
 {
     const char *dtype;
-    PyObject *input_array, *code_array, *scale_array, *bias_array, *out_array, *result = NULL;
-    Py_ssize_t rows, columns, out_features;
-    unsigned threads;
+    PyObject *input_array, *code_array, *scale_array, *bias_array, *out_array;
+    Py_ssize_t out_features;
     unsigned long long parallel;
-    float threshold;
-    Buffers buffers = {.count = 0};
-    Product product;
-    const void *values;
-    if (!PyArg_ParseTuple(args, "snnnOfOOfOOIK", &dtype, &rows, &columns, &out_features, &input_array, &threshold,
-                          &code_array, &scale_array, &product.output.factor, &bias_array, &out_array, &threads,
-                          &parallel) ||
-        !source_type(dtype, &product.output.to))
-        return NULL;
-    product.rows = rows, product.columns = columns, product.stride = (columns + 15) / 16 * 16;
-    product.output.out_features = out_features;
-    if ((values = memory(&buffers, input_array, rows * columns * width(product.output.to), 0)) &&
-        (product.codes = memory(&buffers, code_array, out_features * columns, 0)) &&
-        output_of(&buffers, scale_array, bias_array, out_array, rows, &product.output)) {
-        int16_t *codes = malloc(rows * product.stride * 2 + 1);
+    layer->buffers.count = 0;
+    if (!PyArg_ParseTuple(args, "snnnOOOfOOIK|f", &dtype, &layer->rows, &layer->columns, &out_features, &input_array,
+                          &code_array, &scale_array, &layer->output.factor, &bias_array, &out_array, &layer->threads,
+                          &parallel, &layer->threshold) ||
+        !source_type(dtype, &layer->output.to))
+        return 0;
+    layer->parallel = (Parallel)(uintptr_t)parallel, layer->output.out_features = out_features;
+    Py_ssize_t input_bytes = layer->rows * layer->columns * width(layer->output.to);
+    return (layer->inputs = memory(&layer->buffers, input_array, input_bytes, 0)) &&
+           (layer->codes = memory(&layer->buffers, code_array, out_features * layer->columns, 0)) &&
+           output_of(&layer->buffers, scale_array, bias_array, out_array, layer->rows, &layer->output);
+}
+
+static PyObject *int8_linear(PyObject *self, PyObject *args)
+{
+    PyObject *result = NULL;
+    Layer layer;
+    if (layer_of(args, &layer)) {
+        size_t rows = layer.rows, columns = layer.columns, stride = (columns + 15) / 16 * 16;
+        int16_t *codes = malloc(rows * stride * 2 + 1);
         float *absmax = malloc(rows * 4 + 1);
         int fine = 0;
-        product.input = codes, product.row_scales = absmax;
+        Product product = {codes, rows, stride, columns, absmax, layer.codes, layer.output};
         if (codes && absmax) {
             Py_BEGIN_ALLOW_THREADS
-            fine = quantize_inputs(product.output.to, values, rows, columns, threshold, codes, absmax);
+            fine = quantize_inputs(layer.output.to, layer.inputs, rows, columns, layer.threshold, codes, absmax);
             if (fine)
-                in_shares(multiply_features, &product, out_features, SHARE, threads, (Parallel)(uintptr_t)parallel);
+                in_shares(multiply_features, &product, layer.output.out_features, SHARE, layer.threads, layer.parallel);
             Py_END_ALLOW_THREADS
         }
         result = codes && absmax ? PyBool_FromLong(fine) : PyErr_NoMemory();
         free(codes);
         free(absmax);
     }
-    release(&buffers);
+    release(&layer.buffers);
     return result;
 }
 
 static PyObject *float_linear(PyObject *self, PyObject *args)
 {
-    const char *dtype;
-    PyObject *input_array, *code_array, *scale_array, *bias_array, *out_array, *result = NULL;
-    Py_ssize_t rows, columns, out_features;
-    unsigned threads;
-    unsigned long long parallel;
-    Buffers buffers = {.count = 0};
-    FloatProduct product;
-    const void *values;
-    if (!PyArg_ParseTuple(args, "snnnOOOfOOIK", &dtype, &rows, &columns, &out_features, &input_array, &code_array,
-                          &scale_array, &product.output.factor, &bias_array, &out_array, &threads, &parallel) ||
-        !source_type(dtype, &product.output.to))
-        return NULL;
-    product.rows = rows, product.columns = columns, product.stride = (columns + 7) / 8 * 8;
-    product.output.out_features = out_features;
-    if ((values = memory(&buffers, input_array, rows * columns * width(product.output.to), 0)) &&
-        (product.codes = memory(&buffers, code_array, out_features * columns, 0)) &&
-        output_of(&buffers, scale_array, bias_array, out_array, rows, &product.output)) {
-        float *wide = malloc(rows * product.stride * 4 + 1);
-        product.input = wide;
+    PyObject *result = NULL;
+    Layer layer;
+    if (layer_of(args, &layer)) {
+        size_t rows = layer.rows, columns = layer.columns, stride = (columns + 7) / 8 * 8;
+        float *wide = malloc(rows * stride * 4 + 1);
+        FloatProduct product = {wide, rows, stride, columns, layer.codes, layer.output};
         if (wide) {
             Py_BEGIN_ALLOW_THREADS
-            widen_inputs(product.output.to, values, rows, columns, wide);
-            in_shares(multiply_float_features, &product, out_features, SHARE, threads, (Parallel)(uintptr_t)parallel);
+            widen_inputs(layer.output.to, layer.inputs, rows, columns, wide);
+            in_shares(multiply_float_features, &product, layer.output.out_features, SHARE, layer.threads,
+                      layer.parallel);
             Py_END_ALLOW_THREADS
         }
         result = wide ? Py_NewRef(Py_None) : PyErr_NoMemory();
         free(wide);
     }
-    release(&buffers);
+    release(&layer.buffers);
     return result;
 }
 
@@ -432,8 +436,8 @@ static PyMethodDef methods[] = {
      "int8_product(dtype, rows, columns, out_features, inputs, row_scales, codes, scales, factor, bias, out, threads, "
      "parallel)"},
     {"int8_linear", int8_linear, METH_VARARGS,
-     "int8_linear(dtype, rows, columns, out_features, inputs, threshold, codes, scales, factor, bias, out, threads, "
-     "parallel) -> whether all inputs were below the threshold"},
+     "int8_linear(dtype, rows, columns, out_features, inputs, codes, scales, factor, bias, out, threads, parallel, "
+     "threshold) -> whether all inputs were below the threshold"},
     {"float_linear", float_linear, METH_VARARGS,
      "float_linear(dtype, rows, columns, out_features, inputs, codes, scales, factor, bias, out, threads, parallel)"},
     {"error_sums", error_sums, METH_VARARGS,

@@ -227,11 +227,12 @@ INLINE void multiply_features_to(Source to, const Product *product, size_t first
             size_t count = last - feature < WIDE ? last - feature : WIDE;
             if (product->rows > TALL)
                 multiply_many(product, top, rows, feature, count, sums);
-            for (size_t i = 0; product->rows <= TALL && i < count; i++)
-                if (product->rows == 1)
-                    multiply_few(1, product, feature + i, i, sums);
-                else
-                    multiply_few(2, product, feature + i, i, sums);
+            else
+                for (size_t i = 0; i < count; i++)
+                    if (rows == 1)
+                        multiply_few(1, product, feature + i, i, sums);
+                    else
+                        multiply_few(TALL, product, feature + i, i, sums);
             put_sums(to, product, top, rows, feature, count, sums);
         }
     }

@@ -158,6 +158,7 @@ class Inputs:
         self, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, sizes: list[int]
     ) -> list[torch.Tensor]:
         sums = self._sums(codes)
+        bias = None if bias is None else bias.to(x.dtype)
         results = [x.new_empty(len(sums), size) for size in sizes]
         step = max(1, _PIECE // max(len(codes), 1))
         for start in range(0, len(sums), step):
@@ -165,7 +166,7 @@ class Inputs:
             scaled = torch.outer(self.absmax[part], absmax)
             torch.mul(sums[part].float(), scaled, out=scaled).mul_(_OF_PRODUCT)
             if bias is not None:
-                scaled += bias.to(x.dtype)
+                scaled += bias
             for result, values in zip(results, scaled.split(sizes, 1), strict=True):
                 result[part] = values
         return results

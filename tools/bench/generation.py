@@ -36,7 +36,7 @@ print(tokenizer.decode(model.generate(**batch, max_new_tokens=1, do_sample=False
 """
 
 
-def generate(way: str, path: str, tiny: str, batch: int, prompt: int = _PROMPT) -> probe.Result:
+def generate(way: str, path: str, tiny: str, batch: int, prompt: int) -> probe.Result:
     """Seconds of a prompt and of each token after it, greedily, with a cache."""
     import torch
 
@@ -63,43 +63,42 @@ def _steps(model: Any, batch: int, prompt: int, tokens: int) -> tuple[float, lis
     return seconds[0], seconds[1:]
 
 
+# What is shown, a way of ``loaders``, the model, and what its process warms up with.
+_Way = tuple[str, str, Path, Path]
+
+
 def decode(bench: Bench) -> list[Figure]:
     """The row ``decode``."""
-    figures: list[Figure] = []
-    for batch in (1, 8):
-        ways = {
-            label: ("generate", {"way": way, "path": str(p), "tiny": str(tiny), "batch": batch})
-            for label, way, p, tiny in (
-                ("transformers, saved in 8 bits", "saved", bench.saved, bench.tiny_saved),
-                ("aibit int8", "aibit", bench.file, bench.tiny_file),
-                ("aibit int8, weight only", "weight only", bench.file, bench.tiny_file),
-                ("aibit int8-absmax", "aibit", bench.converted("int8-absmax"), bench.tiny_file),
-                ("aibit nf4", "aibit", bench.converted("nf4"), bench.tiny_file),
-                ("aibit nf4, weight only", "weight only", bench.converted("nf4"), bench.tiny_file),
-                ("aibit nf4-cpu", "aibit", bench.converted("nf4-cpu"), bench.tiny_file),
-                ("transformers, bf16", "bf16", bench.source, bench.tiny),
-            )
-        }
-        figures += _generated(bench, ways, batch, _PROMPT)
-    return figures
+    ways: list[_Way] = [
+        ("transformers, saved in 8 bits", "saved", bench.saved, bench.tiny_saved),
+        ("aibit int8", "aibit", bench.file, bench.tiny_file),
+        ("aibit int8, weight only", "weight only", bench.file, bench.tiny_file),
+        ("aibit int8-absmax", "aibit", bench.converted("int8-absmax"), bench.tiny_file),
+        ("aibit nf4", "aibit", bench.converted("nf4"), bench.tiny_file),
+        ("aibit nf4, weight only", "weight only", bench.converted("nf4"), bench.tiny_file),
+        ("aibit nf4-cpu", "aibit", bench.converted("nf4-cpu"), bench.tiny_file),
+        ("transformers, bf16", "bf16", bench.source, bench.tiny),
+    ]
+    return [figure for batch in (1, 8) for figure in _generated(bench, ways, batch, _PROMPT)]
 
 
 def context(bench: Bench) -> list[Figure]:
     """The row ``context``: the cache of a long prompt has to be attended to by each token after it."""
-    ways = {
-        label: ("generate", {"way": way, "path": str(p), "tiny": str(tiny), "batch": 1, "prompt": _LONG})
-        for label, way, p, tiny in (
-            ("transformers, saved in 8 bits", "saved", bench.saved, bench.tiny_saved),
-            ("aibit int8", "aibit", bench.file, bench.tiny_file),
-            ("aibit int8, weight only", "weight only", bench.file, bench.tiny_file),
-            ("aibit nf4, weight only", "weight only", bench.converted("nf4"), bench.tiny_file),
-        )
-    }
+    ways: list[_Way] = [
+        ("transformers, saved in 8 bits", "saved", bench.saved, bench.tiny_saved),
+        ("aibit int8", "aibit", bench.file, bench.tiny_file),
+        ("aibit int8, weight only", "weight only", bench.file, bench.tiny_file),
+        ("aibit nf4, weight only", "weight only", bench.converted("nf4"), bench.tiny_file),
+    ]
     return _generated(bench, ways, 1, _LONG)
 
 
-def _generated(bench: Bench, ways: dict[str, tuple[str, dict[str, Any]]], batch: int, prompt: int) -> list[Figure]:
+def _generated(bench: Bench, given: list[_Way], batch: int, prompt: int) -> list[Figure]:
     """Three figures of each way, and of llama.cpp."""
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        label: ("generate", {"way": way, "path": str(path), "tiny": str(tiny), "batch": batch, "prompt": prompt})
+        for label, way, path, tiny in given
+    }
     found = bench.paired(ways)
     shown = {label: bench.shown(probe.command(*way)) for label, way in ways.items()}
     if batch == 1 and (llama := _llama_bench(bench, prompt)):
