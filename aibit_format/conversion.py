@@ -5,27 +5,24 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
-from threading import Barrier
 from typing import Any
 
 import numpy as np
 
-from . import digest, documents, recipe, sharding
+from . import documents, recipe, sharding
 from ._version import __version__
-from .engine import encode
-from .errors import AibitError, SchemeError, SourceError, WriteError
-from .measure import EncodingError, measure
+from .errors import AibitError, SourceError, WriteError
+from .measure import EncodingError
 from .metadata import Value
 from .peers import ALONE, Peers, of_torch
+from .pipeline import Pipeline
 from .recipe import Plan, Planned, Recipe
 from .skeleton import skeleton
 from .sources import open_source
-from .storage import Path, pages
-from .writer import Writer
+from .storage import Path
 
 # Bytes of the source done and in all, and the tensor that is being worked on.
 Progress = Callable[[int, int, str], None]
@@ -175,32 +172,23 @@ def run(
     done, total = 0, sum(plan.tensors[i].source_bytes for i in mine)
     with (
         sharding.writer(path, tensors, metadata, sizes, parts, overwrite=overwrite, peers=peers) as out,
-        ThreadPoolExecutor(1) as reading,
-        _workers(jobs or os.cpu_count() or 1) as workers,
+        Pipeline(plan, mine, peers.mine(len(files)), out, jobs or os.cpu_count() or 1) as pipeline,
     ):
-        # Taking the source's digests reads each file from end to end, a little ahead of the encoders.
-        digests = {i: reading.submit(_digest, files[i].path) for i in peers.mine(len(files))}
-        errors = {i: workers.submit(_write, out, plan.tensors[i], plan.source.path) for i in mine}
-        try:
-            for name, text in texts.items() if peers.rank == 0 else ():
-                out.write_document(name, text)
-            for i, pending in errors.items():
-                if (error := pending.result()) is not None:
-                    figures[column[i]] = error.relative_rms, error.largest, error.signal_to_noise_db
-                done += plan.tensors[i].source_bytes
-                if on_progress is not None:
-                    on_progress(done, total, tensors[i].name)
-            wait(digests.values())
-            _check_unchanged(plan)
-            found = np.zeros((len(files), 16), np.uint8)
-            for i, future in digests.items():
-                found[i] = np.frombuffer(bytes.fromhex(future.result()), np.uint8)
-        finally:  # after an error, what has not begun is not begun
-            workers.shutdown(cancel_futures=True)
-            reading.shutdown(cancel_futures=True)
+        for name, text in texts.items() if peers.rank == 0 else ():
+            out.write_document(name, text)
+        for i, error in pipeline.run():
+            if error is not None:
+                figures[column[i]] = error.relative_rms, error.largest, error.signal_to_noise_db
+            done += plan.tensors[i].source_bytes
+            if on_progress is not None:
+                on_progress(done, total, tensors[i].name)
+        _check_unchanged(plan)
+        found = np.zeros((len(files), 16), np.uint8)
+        for i, digits in pipeline.digests.items():
+            found[i] = np.frombuffer(bytes.fromhex(digits), np.uint8)
         figures, found = peers.share(figures, owners[inexact]), peers.share(found)
-        digits = [row.tobytes().hex() for row in found]
-        written = sharding.commit(out, _metadata(plan, dropped, inexact, figures, digits))
+        digests = [row.tobytes().hex() for row in found]
+        written = sharding.commit(out, _metadata(plan, dropped, inexact, figures, digests))
     reports = (_report(p, figures[column[i]] if i in column else None) for i, p in enumerate(plan.tensors))
     return Report(
         written.paths[0], written.paths, tuple(reports), plan.original_bytes, plan.stored_bytes, written.nbytes,
@@ -208,36 +196,11 @@ def run(
     )  # fmt: skip
 
 
-def _write(out: Writer | sharding.ShardedWriter, planned: Planned, path: str) -> EncodingError | None:
-    """Read, round, encode and write one tensor; the error made."""
-    tensor = planned.tensor
-    try:
-        if planned.keep is not None:
-            out.write(tensor.name, planned.keep())
-        if planned.read is None:
-            return None
-        values, dtype = planned.read()
-        if tensor.transposed != planned.source_transposed:
-            values = np.ascontiguousarray(values.T)  # laid out once here: encoding and measuring would each do it again
-        if tensor.scheme.lossy:
-            planes = encode(tensor.scheme, recipe.rounded(values, dtype, planned.slot_dtype), planned.slot_dtype)
-        else:
-            planes = encode(tensor.scheme, values, dtype)
-        out.write(tensor.name, planes)
-        return measure(tensor.scheme, planes, values, dtype)
-    except SchemeError as error:
-        raise SchemeError(f"{path}: tensor {tensor.name!r} (from {', '.join(planned.sources[:2])}): {error}") from error
-
-
 def _check_unchanged(plan: Plan) -> None:
     """Raise SourceError if a file of the source is not what it was when the conversion was planned."""
     for file, state in zip(plan.source.files, plan.states, strict=False):
         if file.state != state:
             raise SourceError(f"{file.path}: changed while it was being converted")
-
-
-def _digest(path: str) -> str:
-    return digest.stream_digest(pages(path))
 
 
 def _documents(plan: Plan) -> tuple[dict[str, bytes], list[str]]:
@@ -310,25 +273,3 @@ def _report(planned: Planned, figures: np.ndarray | None) -> TensorReport:
         tensor.alias_of,
         planned.keep is not None,
     )
-
-
-def _workers(jobs: int) -> ThreadPoolExecutor:
-    """Threads that encode a tensor each, with torch's operations on that thread alone.
-
-    torch's own threads would meet at a barrier after every small operation, and stand there whenever another process
-    has one of the cores.
-    """
-    import torch
-
-    def alone() -> None:
-        # At its first operation a thread takes over the number that was last set anywhere. Asking counts as one.
-        torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    before = torch.get_num_threads()
-    workers, all_there = ThreadPoolExecutor(jobs, initializer=alone), Barrier(jobs + 1)
-    for _ in range(jobs):
-        workers.submit(all_there.wait)
-    all_there.wait()
-    torch.set_num_threads(before)  # for threads that begin after these
-    return workers

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
 from . import native
 from .errors import SchemeError
 from .schemes import Scheme
-from .schemes.base import matrix
+from .schemes.base import FLOATS, matrix
 from .schemes.fourbit import CODEBOOKS, FourBit
 from .schemes.int8 import NO_HALF, Int8
 from .schemes.nf4_cpu import NF4CPU
+from .schemes.plain import Plain
 
 Encoder = Callable[[Scheme, np.ndarray, str], dict[str, np.ndarray]]
 
@@ -30,17 +32,18 @@ def encode(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarra
     """
     if isinstance(scheme, NF4CPU):
         return scheme.tiled(encode(scheme.canonical, array, dtype), array.shape)
-    fast = _encoders().get(type(scheme))
+    fast = _encoders(native.available).get(type(scheme))
     return fast(scheme, array, dtype) if fast else scheme.encode(array, dtype)
 
 
-def _encoders() -> dict[type[Scheme], Encoder]:
+@cache
+def _encoders(compiled: bool) -> dict[type[Scheme], Encoder]:
     encoders: dict[type[Scheme], Encoder] = {}
     if importlib.util.find_spec("torch"):
         from .engine_torch import ENCODERS
 
         encoders |= ENCODERS
-    return encoders | _COMPILED if native.available else encoders
+    return encoders | _COMPILED if compiled else encoders
 
 
 def _int8(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
@@ -66,4 +69,12 @@ def _four_bit(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.nda
     return {"codes": codes, **scheme.scales(absmax)}
 
 
-_COMPILED: dict[type[Scheme], Encoder] = {Int8: _int8, FourBit: _four_bit}
+def _plain(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    if scheme.name != dtype or dtype not in FLOATS:  # rounding, which torch is good at, or whole numbers
+        return _encoders(False).get(Plain, Scheme.encode)(scheme, array, dtype)
+    if not native.finite(np.ascontiguousarray(array), dtype):
+        raise SchemeError("a value is not finite")
+    return {"values": array}
+
+
+_COMPILED: dict[type[Scheme], Encoder] = {Int8: _int8, FourBit: _four_bit, Plain: _plain}

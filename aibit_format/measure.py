@@ -6,6 +6,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,27 +55,43 @@ class EncodingError:
 
 def measure(scheme: Scheme, planes: Mapping[str, np.ndarray], array: np.ndarray, dtype: str) -> EncodingError | None:
     """The error that encoding ``array`` to ``planes`` made; ``None`` if there is none."""
-    if scheme.name == dtype or not array.size or not importlib.util.find_spec("torch"):
-        return None
+    return EncodingError.of(*sums(scheme, planes, array, dtype, measured(matrix(array.shape)[0])))
+
+
+def measured(count: int) -> range:
+    """Which of ``count`` rows of a tensor the error is measured on."""
+    return range(0, count, _STRIDE if count >= _MANY_ROWS else 1)
+
+
+def sums(
+    scheme: Scheme, planes: Mapping[str, np.ndarray], array: np.ndarray, dtype: str, rows: range
+) -> tuple[float, float, float]:
+    """What ``EncodingError.of`` takes: sums of squares of errors and of values in these rows, and the largest error."""
+    if scheme.name == dtype or not array.size or not len(rows) or not _has_torch():
+        return 0.0, 0.0, 0.0
     import torch
 
-    rows, columns = matrix(array.shape)
-    stride = _STRIDE if rows >= _MANY_ROWS else 1
+    shape = matrix(array.shape)
     if native.available and isinstance(scheme, Int8):
-        values = np.ascontiguousarray(array).reshape(rows, columns)
-        return EncodingError.of(*native.int8_error_sums(values, dtype, stride, planes["codes"], _scales(planes)))
-    count = -(-rows // stride)
-    stored, sums = _rows_of(scheme, planes, array.shape, dtype, stride), _sums(array, dtype, stride)
-    step = min(max(1, _MEASURED // columns), count)
-    buffer = torch.empty(step, columns)
+        first, values = rows.start, np.ascontiguousarray(array).reshape(shape)
+        codes, scales = planes["codes"].reshape(shape), _scales(planes).reshape(-1)
+        return native.int8_error_sums(values[first:], dtype, rows.step, codes[first:], scales[first:])
+    stored, differ = _rows_of(scheme, planes, array.shape, dtype, rows), _sums(array, dtype, rows)
+    step = min(max(1, _MEASURED // shape[1]), len(rows))
+    buffer = torch.empty(step, shape[1])
     noise = signal = largest = 0.0
-    for start in range(0, count, step):
-        part = slice(start, min(start + step, count))
+    for start in range(0, len(rows), step):
+        part = slice(start, min(start + step, len(rows)))
         decoded = buffer[: part.stop - start]
         stored(part, decoded)
-        more_noise, more_signal, most = sums(part, decoded)
+        more_noise, more_signal, most = differ(part, decoded)
         noise, signal, largest = noise + more_noise, signal + more_signal, max(largest, most)
-    return EncodingError.of(noise, signal, largest)
+    return noise, signal, largest
+
+
+@cache
+def _has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
 
 
 def _scales(planes: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -82,16 +99,15 @@ def _scales(planes: Mapping[str, np.ndarray]) -> np.ndarray:
     return planes["row_absmax"] * np.float32(1 / 127)
 
 
-def _sums(array: np.ndarray, dtype: str, stride: int) -> Callable[[slice, torch.Tensor], tuple[float, float, float]]:
-    """What compares a stretch of every ``stride``-th row with its decoded values: squares added up, the largest."""
+def _sums(array: np.ndarray, dtype: str, rows: range) -> Callable[[slice, torch.Tensor], tuple[float, float, float]]:
+    """What compares a stretch of these rows with its decoded values: squares added up, the largest."""
     shape = matrix(array.shape)
     if native.available:
         values = np.ascontiguousarray(array).reshape(shape)
-        rows = range(0, shape[0], stride)
         return lambda part, decoded: native.error_sums(values, dtype, rows[part], decoded.numpy())
     import torch
 
-    source = to_torch(array, dtype).view(shape)[::stride]
+    source = to_torch(array, dtype).view(shape)[rows.start :: rows.step]
     most = max(1, _MEASURED // shape[1])
     wide, x = (torch.empty(most, shape[1], dtype=kind) for kind in (torch.float64, torch.float32))
 
@@ -112,21 +128,22 @@ def _sum_of_squares(values: torch.Tensor) -> float:
 
 
 def _rows_of(
-    scheme: Scheme, planes: Mapping[str, np.ndarray], shape: tuple[int, ...], dtype: str, stride: int
+    scheme: Scheme, planes: Mapping[str, np.ndarray], shape: tuple[int, ...], dtype: str, chosen: range
 ) -> Callable[[slice, torch.Tensor], object]:
-    """What decodes a stretch of every ``stride``-th row into a buffer: for the commonest schemes without numpy."""
+    """What decodes a stretch of the chosen rows into a buffer: for the commonest schemes without numpy."""
     import torch
 
     rows, columns = matrix(shape)
+    every = slice(chosen.start, None, chosen.step)
     if isinstance(scheme, Plain):
-        values = to_torch(planes["values"], scheme.name).view(rows, columns)[::stride]
+        values = to_torch(planes["values"], scheme.name).view(rows, columns)[every]
         return lambda part, out: out.copy_(values[part])
     if isinstance(scheme, Int8):
-        scales = to_torch(_scales(planes), "f32").view(rows, 1)[::stride]
-        codes = to_torch(planes["codes"], "i8").view(rows, columns)[::stride]
+        scales = to_torch(_scales(planes), "f32").view(rows, 1)[every]
+        codes = to_torch(planes["codes"], "i8").view(rows, columns)[every]
         return lambda part, out: out.copy_(codes[part]).mul_(scales[part])
     if native.available and isinstance(scheme, FourBit) and columns % scheme.block_size == 0:
-        packed, absmax = scheme.whole_rows(planes, (rows, columns), slice(None, None, stride))
+        packed, absmax = scheme.whole_rows(planes, (rows, columns), every)
         return lambda part, out: scheme.decode_into(packed[part], absmax[part], out.numpy())
-    indices = np.arange(0, rows, stride)
+    indices = np.arange(rows)[every]
     return lambda part, out: out.copy_(torch.from_numpy(scheme.decode_rows(planes, shape, dtype, indices[part])))

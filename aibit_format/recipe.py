@@ -114,7 +114,8 @@ class Planned:
 
     ``read`` gives the values, not yet transposed unless ``source_transposed``; ``keep`` gives finished planes, where
     the source's are taken over as they are; an alias has neither. ``slot_dtype`` is what the model computes in, to
-    which values are rounded before they are quantized, as transformers does.
+    which values are rounded before they are quantized, as transformers does. ``at_hand`` says that ``read`` costs
+    nothing, because it gives what the source has: a view of its file, or an array.
     """
 
     tensor: Tensor
@@ -125,6 +126,7 @@ class Planned:
     read: Callable[[], Values] | None = None
     source_transposed: bool = False
     keep: Callable[[], Mapping[str, np.ndarray]] | None = None
+    at_hand: bool = False
 
     @property
     def stored_bytes(self) -> int:
@@ -242,7 +244,8 @@ def _tensor(source: Source, slot: Slot, found: SourceTensor, scheme: Scheme) -> 
 
     scheme = _fitted(scheme, slot, read, found.transposed)
     return Planned(
-        _target(slot, scheme), (name,), found.stored, slot.dtype, found.nbytes, read, found.transposed
+        _target(slot, scheme), (name,), found.stored, slot.dtype, found.nbytes, read, found.transposed,
+        at_hand=found.scheme is None,
     )  # fmt: skip
 
 

@@ -158,6 +158,14 @@ class ShardedWriter:
         """See ``Writer.write``; for a tensor of one of this process's shards."""
         self._holder[name].write(name, planes)
 
+    def stretches(self, name: str) -> list[range]:
+        """See ``Writer.stretches``."""
+        return self._holder[name].stretches(name)
+
+    def write_rows(self, name: str, rows: range, planes: Mapping[str, np.ndarray], stretch: range) -> None:
+        """See ``Writer.write_rows``."""
+        self._holder[name].write_rows(name, rows, planes, stretch)
+
     def commit(self, metadata: Mapping[str, Value]) -> Written:
         """Finish all shards and give them their names; see ``Writer.commit``."""
         roots = np.zeros((len(self.parts), 16), np.uint8)

@@ -6,10 +6,13 @@ hand; the file gets its name when it is whole and on disk, and not before (``par
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from threading import Lock
 from types import TracebackType
 from typing import Self
 
@@ -19,11 +22,13 @@ from . import digest, documents, layout, validate
 from .draft import Tensor, as_read, plan
 from .dtypes import DTYPES
 from .errors import SchemeError, WriteError
-from .manifest import FileInfo
+from .manifest import FileInfo, Plane, TensorInfo
 from .metadata import Value
 from .metadata import encode as encode_metadata
 from .partial import PartialFile
-from .placement import Placement, Region
+from .placement import Region
+from .room import make_room
+from .schemes.base import PlaneSpec, matrix
 from .signatures import Read
 from .storage import Path
 
@@ -32,6 +37,7 @@ __all__ = ["Tensor", "Writer", "plan", "write"]
 Sign = Callable[[FileInfo, Read], FileInfo]
 
 _SYNC_EVERY = 128 << 20  # bytes after which the disk is set to work, so that it has little left to do at the end
+_LONG_ROW = layout.LEAF // 8  # bytes of a row of the largest plane, up to which tensors are written by rows
 _PIECE = 16 << 20  # bytes of one write: large, so that the page cache fills with large folios
 
 
@@ -43,10 +49,7 @@ class Writer:
         info: from ``plan``.
         overwrite: replace an existing file; without it an existing one is an error.
 
-    ``write`` may be called by several threads at once: each tensor has its own place.
-
-    Room on the disk is made in a thread: in a file system in memory that takes as long as filling it, and the first to
-    write waits for it.
+    ``write`` and ``write_rows`` may be called by several threads at once: all have their own places.
 
     Raises:
         WriteError: there is such a file, or none can be made there.
@@ -54,12 +57,14 @@ class Writer:
 
     def __init__(self, path: Path, info: FileInfo, *, overwrite: bool = False) -> None:
         self.path, self.info, self.overwrite = os.fspath(path), info, overwrite
-        self._placed: Placement = validate.locate(info)
+        self._regions = validate.locate(info).regions
         self._leaves = np.zeros(len(info.leaves), np.uint64)
-        self._hashed = np.zeros(len(info.leaves), bool)
+        self._hashed = bytearray(len(info.leaves))  # whether each leaf's digest is known
         stored = (info.tensor_table["flags"] & layout.TENSOR_ALIAS) == 0
         self._missing = {info.names[i] for i in np.flatnonzero(stored)}
         self._missing_documents = set(info.document_names)
+        self._by_rows: dict[str, _ByRows] = {}
+        self._counting = Lock()
         self._unsynced = 0
         self._syncing: Future[None] | None = None
         self._disk = ThreadPoolExecutor(1)
@@ -68,7 +73,9 @@ class Writer:
             self._file = self._partial.file
         except OSError as error:
             raise self._no_room(error) from error
-        self._allocation = self._disk.submit(_allocate, self._file, info.file_size)  # while the first tensor is encoded
+        self._room: Future[None] | None = self._disk.submit(
+            make_room, self._file, info.file_size
+        )  # while the first tensor is encoded
 
     def __enter__(self) -> Self:
         return self
@@ -95,24 +102,63 @@ class Writer:
     def write(self, name: str, planes: Mapping[str, np.ndarray]) -> None:
         """Write one tensor's planes; roles, dtypes and shapes must be the planned ones."""
         info = self.info.tensor(name)
-        if list(planes) != [plane.role for plane in info.planes] or info.alias_of:
-            raise WriteError(f"{self.path}: tensor {name!r}: planes {list(planes)} do not fit {info.scheme.name}")
-        for plane in info.planes:
-            array = planes[plane.role]
-            if array.dtype != DTYPES[plane.dtype].numpy or array.shape != plane.shape:
-                raise WriteError(
-                    f"{self.path}: tensor {name!r} plane {plane.role!r}: {array.dtype}{list(array.shape)}, "
-                    f"planned {plane.dtype}{list(plane.shape)}"
-                )
-        for role, reason in (*info.scheme.bad_values(planes), *info.scheme.bad_codes(planes, info.shape)):
-            raise SchemeError(f"tensor {name!r} plane {role!r}: {reason}")
+        _check(self.path, info, planes, info.shape, info.scheme.planes(info.shape, info.dtype))
         self._missing.discard(name)
+        for plane in info.planes:
+            self._write_plane(plane.offset, planes[plane.role])
+
+    def stretches(self, name: str) -> list[range]:
+        """The bytes of a tensor's largest plane, cut where leaves end: what ``write_rows`` writes at a time.
+
+        Empty where the tensor has to be written as a whole: it has no bytes, its scheme is not one of rows, or its
+        rows are so long that those on both sides of a cut would be much of what lies between two.
+        """
+        info = self.info.tensor(name)
+        bulk = _largest(info)
+        if not bulk.length or not info.scheme.by_rows(info.shape) or bulk.length // matrix(info.shape)[0] > _LONG_ROW:
+            return []
+        region = self._region(bulk.offset)
+        ends = [region.leaf(i)[1] - bulk.offset for i in region.covering(bulk.offset, bulk.length)]
+        cuts = [0, *ends[:-1], bulk.length]
+        return [range(start, end) for start, end in itertools.pairwise(cuts)]
+
+    def write_rows(self, name: str, rows: range, planes: Mapping[str, np.ndarray], stretch: range) -> None:
+        """Write the planes of some rows of a tensor; those of all rows together are what ``write`` takes.
+
+        Args:
+            name: the tensor.
+            rows: of the tensor seen as a matrix.
+            planes: of these rows, those of a tensor [rows, columns].
+            stretch: one of ``stretches``, all of it in these rows. Of the largest plane its bytes are written and no
+                others, so that a row that lies on both sides of a cut comes twice.
+        """
+        held = self._held(name)
+        info, bulk = held.info, held.bulk
+        _check(self.path, info, planes, (len(rows), held.columns), held.specs(len(rows)))
+        for role, plane in held.small.items():
+            plane[rows.start : rows.stop] = planes[role].reshape(len(rows), -1)
+        begin = rows.start * held.row_bytes
+        if stretch not in held.missing or stretch.start < begin or stretch.stop > rows.stop * held.row_bytes:
+            raise WriteError(f"{self.path}: tensor {name!r}: no {stretch} is missing that lies in the {rows} of rows")
+        data = np.ascontiguousarray(planes[bulk.role]).reshape(-1).view(np.uint8)
         try:
-            for plane in info.planes:
-                if plane.length:
-                    self._write(plane.offset, np.ascontiguousarray(planes[plane.role]).reshape(-1).view(np.uint8))
+            self._write(bulk.offset + stretch.start, data[stretch.start - begin : stretch.stop - begin])
         except OSError as error:
             raise WriteError(f"{self.path}: {error.strerror}") from error
+        with self._counting:
+            held.missing.discard(stretch)
+            done = not held.missing and self._by_rows.pop(name, None) is held
+        if done:
+            for plane in info.planes:
+                if plane is not bulk:
+                    self._write_plane(plane.offset, held.small[plane.role])
+            self._missing.discard(name)
+
+    def _held(self, name: str) -> _ByRows:
+        with self._counting:
+            if name not in self._by_rows:
+                self._by_rows[name] = _ByRows.of(self.info.tensor(name), self.stretches(name))
+            return self._by_rows[name]
 
     def commit(self, metadata: Mapping[str, Value] | None = None, sign: Sign | None = None) -> FileInfo:
         """Finish the file and give it its name: ``finish``, and then ``publish``."""
@@ -161,12 +207,23 @@ class Writer:
         except OSError as error:
             raise WriteError(f"{self.path}: {error.strerror}") from error
 
+    def _write_plane(self, offset: int, plane: np.ndarray) -> None:
+        try:
+            if plane.size:
+                self._write(offset, np.ascontiguousarray(plane).reshape(-1).view(np.uint8))
+        except OSError as error:
+            raise WriteError(f"{self.path}: {error.strerror}") from error
+
+    def _region(self, offset: int) -> Region:
+        documents, data = self._regions
+        return data if offset >= documents.end else documents
+
     def _write(self, offset: int, data: np.ndarray) -> None:
         """Write u8 ``data`` in pieces that end where leaves end, and take the digests of the leaves in them."""
         if self._file < 0:
             raise WriteError(f"{self.path}: is already written")
         self._wait_for_room()
-        region = self._placed.region(offset)
+        region = self._region(offset)
         position = 0
         while position < len(data):
             end = min(position + _PIECE, len(data))
@@ -180,7 +237,7 @@ class Writer:
             start, end = region.leaf(i)
             if start >= offset and end <= offset + len(data):
                 self._leaves[region.first + i] = digest.leaf(data[start - offset : end - offset].data)
-                self._hashed[region.first + i] = True
+                self._hashed[region.first + i] = 1
         _write_all(self._file, data.data, offset)
         self._unsynced += len(data)  # threads may lose a count to each other: it decides nothing but when to sync
         if self._unsynced > _SYNC_EVERY and (self._syncing is None or self._syncing.done()):
@@ -188,32 +245,77 @@ class Writer:
             self._syncing = self._disk.submit(_sync, self._file)
 
     def _wait_for_room(self) -> None:
-        try:
-            self._allocation.result()
-        except OSError as error:
-            raise self._no_room(error) from error
+        if (room := self._room) is not None:
+            try:
+                room.result()
+            except OSError as error:
+                raise self._no_room(error) from error
+            self._room = None
 
     def _no_room(self, error: OSError) -> WriteError:
         return WriteError(f"{self.path}: cannot write {self.info.file_size} bytes: {error.strerror}")
 
     def _hash_shared(self) -> None:
         """Digests of the leaves that no single write covers, from what was written."""
-        buffer = memoryview(bytearray(layout.LEAF))  # one for all: fresh memory would cost more than reading into it
-        for region in self._placed.regions:
-            for i in range(region.leaves):
-                if not self._hashed[region.first + i]:
-                    start, end = region.leaf(i)
-                    piece = buffer[: end - start]
-                    os.preadv(self._file, [piece], start)
-                    self._leaves[region.first + i] = digest.leaf(piece)
+
+        def digests(leaves: Sequence[tuple[int, int, int]]) -> list[None]:
+            buffer = memoryview(bytearray(layout.LEAF))  # for all of them: fresh memory costs more than reading into it
+            for i, start, end in leaves:
+                piece = buffer[: end - start]
+                os.preadv(self._file, [piece], start)
+                self._leaves[i] = digest.leaf(piece)
+            return []
+
+        leaves = [(region.first + i, *region.leaf(i)) for region in self._regions for i in range(region.leaves)]
+        digest.in_threads(digests, [leaf for leaf in leaves if not self._hashed[leaf[0]]])
 
 
-def _allocate(file: int, size: int) -> None:
-    """Make room for all of a file, so that a full disk is found out before anything is written."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.truncate(file, size)
+@dataclass(slots=True)
+class _ByRows:
+    """A tensor that is being written by rows: what there is of it but for the largest plane."""
+
+    info: TensorInfo
+    bulk: Plane  # the largest plane
+    row_bytes: int  # of it
+    columns: int  # of the tensor
+    small: dict[str, np.ndarray]  # the other planes, [rows, elements of a row]
+    missing: set[range]  # stretches of it
+    counts: dict[int, tuple[PlaneSpec, ...]] = field(default_factory=dict)
+
+    def specs(self, count: int) -> tuple[PlaneSpec, ...]:
+        """The planes of so many rows."""
+        if count not in self.counts:
+            self.counts[count] = self.info.scheme.planes((count, self.columns), self.info.dtype)
+        return self.counts[count]
+
+    @classmethod
+    def of(cls, info: TensorInfo, stretches: list[range]) -> _ByRows:
+        rows, columns = matrix(info.shape)
+        bulk = _largest(info)
+        others = [plane for plane in info.planes if plane is not bulk]
+        small = {p.role: np.zeros((rows, math.prod(p.shape) // rows), DTYPES[p.dtype].numpy) for p in others}
+        return cls(info, bulk, bulk.length // rows, columns, small, set(stretches))
+
+
+def _check(
+    path: str, info: TensorInfo, planes: Mapping[str, np.ndarray], shape: tuple[int, ...], specs: Sequence[PlaneSpec]
+) -> None:
+    """Raise WriteError or SchemeError unless these are planes of the tensor, or of rows of it that have this shape."""
+    if list(planes) != [spec.role for spec in specs] or info.alias_of:
+        raise WriteError(f"{path}: tensor {info.name!r}: planes {list(planes)} do not fit {info.scheme.name}")
+    for spec in specs:
+        array = planes[spec.role]
+        if array.dtype != DTYPES[spec.dtype].numpy or array.shape != spec.shape:
+            raise WriteError(
+                f"{path}: tensor {info.name!r} plane {spec.role!r}: {array.dtype}{list(array.shape)}, "
+                f"planned {spec.dtype}{list(spec.shape)}"
+            )
+    for role, reason in (*info.scheme.bad_values(planes), *info.scheme.bad_codes(planes, shape)):
+        raise SchemeError(f"tensor {info.name!r} plane {role!r}: {reason}")
+
+
+def _largest(info: TensorInfo) -> Plane:
+    return max(info.planes, key=lambda plane: plane.length)
 
 
 def _sync(file: int) -> None:

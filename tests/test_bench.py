@@ -139,7 +139,7 @@ def test_llama_bench_is_asked_where_it_is_and_missed_where_it_is_not(tmp_path, m
 
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    bench = Bench("tiny", 2, tmp_path)
+    bench = Bench("tiny", 2, tmp_path, tmp_path)
     assert generation._llama_bench(bench, 128) is None and "not measured" in bench.facts["llama.cpp"]
     program = tmp_path / "bin" / "llama-bench"
     program.write_text(FAKE.format(python=sys.executable))

@@ -32,6 +32,11 @@ def int8_rows(values: np.ndarray, dtype: str, codes: np.ndarray, absmax: np.ndar
     return kernels.int8_rows(dtype, values, *values.shape, codes, absmax)
 
 
+def finite(values: np.ndarray, dtype: str) -> bool:
+    """Whether all of ``values``, which are f16, bf16 or f32, are finite."""
+    return kernels.finite(dtype, values, values.size)
+
+
 def four_bit_blocks(
     values: np.ndarray, dtype: str, bounds: np.ndarray, order: np.ndarray, codes: np.ndarray, absmax: np.ndarray
 ) -> bool:

@@ -68,6 +68,25 @@ VECTORS static int encode_int8(Source source, const void *values, size_t rows, s
     return int8_rows_of(F32, values, rows, columns, codes, absmax);
 }
 
+/* Whether no value is infinite or not a number, which both have an exponent of ones. */
+VECTORS static int all_finite(Source source, const char *values, size_t count)
+{
+    static const uint32_t infinities[] = {[F16] = 0x7c007c00, [BF16] = 0x7f807f80, [F32] = 0x7f800000};
+    __m256i infinity = _mm256_set1_epi32((int)infinities[source]), found = _mm256_setzero_si256();
+    size_t bytes = count * width(source);
+    for (size_t i = 0; i < bytes; i += 32) {
+        __m256i bits = _mm256_setzero_si256();
+        if (bytes - i >= 32)
+            bits = _mm256_loadu_si256((const __m256i *)(values + i));
+        else
+            memcpy(&bits, values + i, bytes - i);
+        bits = _mm256_and_si256(bits, infinity);
+        found = _mm256_or_si256(
+            found, source == F32 ? _mm256_cmpeq_epi32(bits, infinity) : _mm256_cmpeq_epi16(bits, infinity));
+    }
+    return _mm256_testz_si256(found, found);
+}
+
 /* How many of 15 ascending bounds lie strictly below a value, by halves: bounds 7, then 3 or 11, and so on. */
 typedef struct {
     __m256 levels[4];

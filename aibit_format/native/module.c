@@ -109,6 +109,27 @@ static PyObject *int8_rows(PyObject *self, PyObject *args)
     return result;
 }
 
+static PyObject *are_finite(PyObject *self, PyObject *args)
+{
+    const char *dtype;
+    PyObject *array, *result = NULL;
+    Py_ssize_t count;
+    Buffers buffers = {.count = 0};
+    Source source;
+    const void *values;
+    int found;
+    if (!PyArg_ParseTuple(args, "sOn", &dtype, &array, &count) || !source_type(dtype, &source))
+        return NULL;
+    if ((values = memory(&buffers, array, count * width(source), 0))) {
+        Py_BEGIN_ALLOW_THREADS
+        found = all_finite(source, values, count);
+        Py_END_ALLOW_THREADS
+        result = PyBool_FromLong(found);
+    }
+    release(&buffers);
+    return result;
+}
+
 static PyObject *four_bit_blocks(PyObject *self, PyObject *args)
 {
     const char *dtype;
@@ -423,6 +444,7 @@ static PyMethodDef methods[] = {
 #if HAVE_VECTORS
     {"int8_rows", int8_rows, METH_VARARGS,
      "int8_rows(dtype, values, rows, columns, codes, absmax) -> whether all values were finite in float16"},
+    {"finite", are_finite, METH_VARARGS, "finite(dtype, values, count) -> whether all are finite"},
     {"four_bit_blocks", four_bit_blocks, METH_VARARGS,
      "four_bit_blocks(dtype, values, blocks, block_size, bounds, order, codes, absmax) -> whether all were finite"},
     {"four_bit_values", four_bit_values, METH_VARARGS,

@@ -126,6 +126,13 @@ class Scheme(ABC):
         """
         return iter(())
 
+    def by_rows(self, shape: tuple[int, ...]) -> bool:
+        """Whether rows are encoded each on its own, to whole elements of every plane.
+
+        Then planes are those of the rows, one after another, and rows can be encoded where and when they are at hand.
+        """
+        return False
+
     @property
     def fallback(self) -> Scheme | None:
         """What takes a tensor of a shape that this scheme has no form for, unless it was asked for by name."""

@@ -259,6 +259,10 @@ class FourBit(Scheme):
         values *= each[: values.size]
         return values
 
+    def by_rows(self, shape: tuple[int, ...]) -> bool:
+        # Nested scales have one offset for all of them.
+        return not self.nested and matrix(shape)[1] % self.block_size == 0
+
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
         yield from bad_scales(planes, "nested_absmax" if self.nested else "absmax")
         if self.nested and not np.isfinite(planes["nested_offset"]).all():

@@ -264,6 +264,9 @@ class GGML(Scheme):
             values[start : start + step] = layout.decode(layout.split(piece)).reshape(len(piece), layout.block)
         return values.reshape(len(chosen), columns)
 
+    def by_rows(self, shape: tuple[int, ...]) -> bool:
+        return True
+
     def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         # Scales lie among the codes: to look at them is to read the whole tensor.
         blocks = planes["blocks"].reshape(-1, self.layout.size)

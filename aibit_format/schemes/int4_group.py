@@ -128,6 +128,9 @@ class Int4Group(Scheme):
         values *= spread("scale")
         return values
 
+    def by_rows(self, shape: tuple[int, ...]) -> bool:
+        return not self.ordered
+
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
         if not np.isfinite(planes["scale"]).all():
             yield "scale", "a scale is not finite"  # a negative one is fine: AutoRound writes them

@@ -61,6 +61,9 @@ class Int8(Scheme):
         scaled *= np.float32(1 / 127)
         return scaled
 
+    def by_rows(self, shape: tuple[int, ...]) -> bool:
+        return True
+
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
         yield from bad_scales(planes, "row_absmax")
         if planes["row_absmax"].max(initial=0) > _LARGEST:

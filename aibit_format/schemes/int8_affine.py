@@ -113,6 +113,9 @@ class Grouped(Scheme):
             steps.append(self._spread(each.astype(np.float32), shape[-1]))
         return self.dequantized(codes, *steps)
 
+    def by_rows(self, shape: tuple[int, ...]) -> bool:
+        return self.group != TENSOR
+
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
         yield from bad_scales(planes, "scale")
         scale = planes["scale"]

@@ -40,6 +40,9 @@ class Plain(Scheme):
     def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
         return to_float32(planes["values"].reshape(matrix(shape))[rows], self.name)
 
+    def by_rows(self, shape: tuple[int, ...]) -> bool:
+        return True
+
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
         if self.name == "bool" and planes["values"].view(np.uint8).max(initial=0) > 1:
             yield "values", "a bool is neither 0 nor 1"

@@ -22,6 +22,7 @@ class Bench:
     model: str
     runs: int
     work: Path
+    memory: Path  # a file system in memory
     facts: dict[str, Any] = field(default_factory=dict)  # of the row that runs: what is not a sample
     _made: dict[str, Path] = field(default_factory=dict)
 

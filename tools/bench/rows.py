@@ -21,7 +21,6 @@ from source_rows import sources
 
 _MIB = 1 << 20
 _COUNTS = (1_000, 5_000, 20_000, 50_000)  # tensors of the files that `open` opens
-_MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory, where there is one
 _ROUNDS = 10  # inside one process, where a job alternates by itself
 
 
@@ -100,10 +99,10 @@ def convert(bench: Bench) -> list[Figure]:
 
 
 def throughput(bench: Bench) -> list[Figure]:
-    if not _MEMORY.is_dir():
+    if not bench.memory.is_dir():
         bench.facts["no file system in memory"] = "not measured"
         return []
-    with tempfile.TemporaryDirectory(prefix="aibit-", dir=_MEMORY) as folder:
+    with tempfile.TemporaryDirectory(prefix="aibit-", dir=bench.memory) as folder:
         sources = {name: models.checkpoint(model, Path(folder)) for name, model in
                    (("source", bench.model), ("tiny", "tiny"))}  # fmt: skip
         models.need(Path(folder), models.size_of(sources["source"]))
@@ -111,6 +110,7 @@ def throughput(bench: Bench) -> list[Figure]:
         run = probe.run("throughput", **arguments, rounds=bench.runs)
         command = bench.shown(probe.command("throughput", arguments | {"rounds": bench.runs})).replace(folder, "MEMORY")
     gigabytes = run["bytes"] / 1e9
+    bench.facts["the file system in memory"] = _mounted(bench.memory)
     return [
         *(Figure(way, "GB/s", [gigabytes / s for s in found], None, command) for way, found in run["seconds"].items()),
         *(
@@ -118,6 +118,14 @@ def throughput(bench: Bench) -> list[Figure]:
             for way, found in run["cores"].items()
         ),
     ]
+
+
+def _mounted(folder: Path) -> str:
+    """Type and options of the file system that a folder lies in, as Linux lists them."""
+    with open("/proc/mounts", encoding="utf-8") as mounts:
+        lines = [line.split() for line in mounts]
+    found = max((line for line in lines if folder.is_relative_to(line[1])), key=lambda line: len(line[1]))
+    return f"{found[2]} ({found[3]})"
 
 
 def shared(bench: Bench) -> list[Figure]:

@@ -59,6 +59,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=models.SHAPES, default="1.1b")
     parser.add_argument("--runs", type=int, default=3, help="fresh processes of each kind (default: 3)")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "bench", help="where files are made")
+    parser.add_argument(
+        "--memory",
+        type=Path,
+        default=Path("/dev/shm"),
+        help="a file system in memory (default: /dev/shm)",  # noqa: S108
+    )
     parser.add_argument("--out", type=Path, default=Path("results.json"), help="the JSON (default: results.json)")
     given = parser.parse_args()
     if unknown := [row for row in given.row if row not in ROWS]:
@@ -97,7 +103,7 @@ def main() -> None:
         print("\n".join(f"{row:8} {about}" for row, about in ABOUT.items()))
         return
     given.work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(given.model, given.runs, given.work.resolve())
+    bench = Bench(given.model, given.runs, given.work.resolve(), given.memory.resolve())
     results: dict[str, list[Figure]] = {}
     facts: dict[str, dict[str, Any]] = {}
     busy: dict[str, float] = {}  # how much others had to do: a row that starts above 1 is worth another run

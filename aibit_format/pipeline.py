@@ -1,0 +1,270 @@
+"""Weights on their way from a source to a writer: read, encoded, hashed and written while they are in the cache.
+
+A few threads do all of it. Each takes what comes next in the order of the source's files, reads it while the others
+wait their turn, and encodes and writes it beside them. What is taken at a time are the rows that make one leaf of the
+output, about a million codes; tensors that cannot be had or encoded by rows are taken as a whole. The digest of a
+source's file is taken on the way, or, where few of its bytes go by rows, by one of the threads before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from threading import Barrier, Lock
+from typing import Self
+
+import numpy as np
+
+from . import recipe
+from .engine import encode
+from .errors import SchemeError
+from .measure import EncodingError, measure, measured, sums
+from .recipe import Plan, Planned
+from .schemes.base import matrix
+from .sharding import ShardedWriter
+from .storage import place
+from .tape import Tape
+from .writer import Writer
+
+Done = tuple[int, EncodingError | None]  # the place of a tensor in the plan, and the error made
+Work = Callable[[], None]
+Take = Callable[["_Buffer"], Work]  # reads what the work needs, when it is one's turn
+
+_NOWHERE = -1  # the file of what is in no file, or is not there as it is
+
+
+class Pipeline:
+    """What takes tensors of a plan to a writer. Use it as a context: leaving it ends its threads.
+
+    Args:
+        plan: of the conversion.
+        mine: places of the plan's tensors that are wanted.
+        files: places of the source's files whose digests are wanted.
+        out: the writer.
+        jobs: threads.
+    """
+
+    def __init__(
+        self, plan: Plan, mine: Sequence[int], files: Iterable[int], out: Writer | ShardedWriter, jobs: int
+    ) -> None:
+        self.digests: dict[int, str] = {}  # of the files, in hex, once all tensors are through
+        self._plan, self._out, self._jobs = plan, out, jobs
+        self._turn, self._counting = Lock(), Lock()
+        self._finished: SimpleQueue[Done | BaseException | None] = SimpleQueue()
+        with contextlib.ExitStack() as stack:
+            self._tapes = {i: stack.enter_context(Tape(plan.source.files[i].path)) for i in files}
+            self._workers = stack.enter_context(_threads(jobs))
+            self._closing = stack.pop_all()
+        self._steps = self._all(mine)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._turn:  # after an error, what has not begun is not begun
+            self._steps = iter(())
+        self._closing.close()
+
+    def run(self) -> Iterator[Done]:
+        """All tensors, as they are finished.
+
+        Raises:
+            SchemeError, SourceError, WriteError: the first that any of the threads met.
+        """
+        for _ in range(self._jobs):
+            self._workers.submit(self._work)
+        working = self._jobs
+        while working:
+            found = self._finished.get()
+            if isinstance(found, BaseException):
+                raise found
+            if found is None:
+                working -= 1
+            else:
+                yield found
+        missing = [i for i in self._tapes if i not in self.digests]
+        self.digests |= zip(missing, self._workers.map(Tape.digest, (self._tapes[i] for i in missing)), strict=True)
+
+    def _work(self) -> None:
+        """What each thread does until nothing is left."""
+        buffer = _Buffer()
+        try:
+            while True:
+                with self._turn:
+                    take = next(self._steps, None)
+                    work = take(buffer) if take else None
+                if work is None:
+                    break
+                work()
+            self._finished.put(None)
+        except BaseException as error:
+            self._finished.put(error)
+
+    def _all(self, mine: Sequence[int]) -> Iterator[Take]:
+        """What there is to do."""
+        files = {os.path.abspath(file.path): i for i, file in enumerate(self._plan.source.files)}
+        entries = sorted((self._entry(i, files) for i in mine), key=lambda entry: (entry.file, entry.offset))
+        covered = dict.fromkeys(self._tapes, 0)
+        for entry in entries:
+            if entry.stretches and entry.file in covered:
+                covered[entry.file] += self._plan.tensors[entry.place].source_bytes
+        apart = {i for i, nbytes in covered.items() if 2 * nbytes < self._plan.source.files[i].size}
+        for i in apart:
+            yield _unread(partial(self._digest, i))
+        for entry in entries:
+            if entry.stretches:
+                yield from self._by_rows(entry, None if entry.file in apart else self._tapes.get(entry.file))
+            else:
+                yield _unread(partial(self._whole, entry.place))
+
+    def _entry(self, i: int, files: dict[str, int]) -> _Entry:
+        planned = self._plan.tensors[i]
+        if planned.read is None or not planned.at_hand:
+            return _Entry(i, _NOWHERE, i, [])
+        stretches = []
+        if planned.tensor.transposed == planned.source_transposed:
+            stretches = self._out.stretches(planned.tensor.name)
+        where = place(planned.read()[0])
+        if where is None or where[0] not in files:
+            return _Entry(i, _NOWHERE, i, stretches)
+        return _Entry(i, files[where[0]], where[1], stretches)
+
+    def _digest(self, file: int) -> None:
+        self.digests[file] = self._tapes[file].digest()
+
+    def _whole(self, i: int) -> None:
+        """Read, round, encode and write one tensor."""
+        planned, made = self._plan.tensors[i], None
+        tensor = planned.tensor
+        try:
+            if planned.keep is not None:
+                self._out.write(tensor.name, planned.keep())
+            if planned.read is not None:
+                values, dtype = planned.read()
+                if tensor.transposed != planned.source_transposed:
+                    values = np.ascontiguousarray(values.T)  # once here: encoding and measuring would each do it again
+                planes = _encoded(planned, values, dtype)
+                self._out.write(tensor.name, planes)
+                made = measure(tensor.scheme, planes, values, dtype)
+        except SchemeError as error:
+            raise self._named(planned, error) from error
+        self._finished.put((i, made))
+
+    def _by_rows(self, entry: _Entry, tape: Tape | None) -> Iterator[Take]:
+        """The same of one tensor, leaf by leaf of what becomes of it."""
+        planned = self._plan.tensors[entry.place]
+        if planned.read is None:
+            return
+        values, dtype = planned.read()
+        rows, columns = matrix(values.shape)
+        values = values.reshape(rows, columns)
+        row_bytes, every = entry.stretches[-1].stop // rows, measured(rows).step  # of the largest plane
+        parts = _Parts(entry.place, dtype, [(0.0, 0.0, 0.0)] * len(entry.stretches), len(entry.stretches))
+
+        def take(k: int, stretch: range, here: range, chosen: range, buffer: _Buffer) -> Work:
+            piece = values[here.start : here.stop]
+            if tape is not None:
+                data = buffer.first(piece.nbytes)
+                tape.read(entry.offset + here.start * (piece.nbytes // len(here)), data)
+                piece = data.view(values.dtype).reshape(piece.shape)
+            return partial(self._rows, parts, k, piece, here, stretch, chosen)
+
+        for k, stretch in enumerate(entry.stretches):
+            here = range(stretch.start // row_bytes, -(-stretch.stop // row_bytes))
+            begun = -(-stretch.start // row_bytes)  # the first row that no stretch before has measured
+            chosen = range(-(-begun // every) * every - here.start, len(here), every)
+            yield partial(take, k, stretch, here, chosen)
+
+    def _rows(self, parts: _Parts, k: int, values: np.ndarray, rows: range, stretch: range, chosen: range) -> None:
+        """Encode and write the rows that make one stretch, and measure the ``chosen`` of them."""
+        planned = self._plan.tensors[parts.place]
+        try:
+            planes = _encoded(planned, values, parts.dtype)
+            self._out.write_rows(planned.tensor.name, rows, planes, stretch)
+            parts.sums[k] = sums(planned.tensor.scheme, planes, values, parts.dtype, chosen)
+        except SchemeError as error:
+            raise self._named(planned, error) from error
+        with self._counting:
+            parts.left -= 1
+            done = not parts.left
+        if done:
+            noise, signal, largest = zip(*parts.sums, strict=True)
+            self._finished.put((parts.place, EncodingError.of(math.fsum(noise), math.fsum(signal), max(largest))))
+
+    def _named(self, planned: Planned, error: SchemeError) -> SchemeError:
+        """What a scheme complains of, and of which tensor."""
+        names = ", ".join(planned.sources[:2])
+        return SchemeError(f"{self._plan.source.path}: tensor {planned.tensor.name!r} (from {names}): {error}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor of the plan: where its values begin in a file of the source, and the stretches it goes in, if any."""
+
+    place: int
+    file: int
+    offset: int
+    stretches: list[range]
+
+
+@dataclass(slots=True)
+class _Parts:
+    """A tensor that goes by rows, and what has been measured of each of its stretches."""
+
+    place: int
+    dtype: str  # of its values
+    sums: list[tuple[float, float, float]]
+    left: int
+
+
+class _Buffer:
+    """Memory of one thread, used again and again, so that it stays in the cache."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def first(self, length: int) -> np.ndarray:
+        """Its first ``length`` bytes."""
+        if len(self._memory) < length:
+            self._memory = np.empty(length, np.uint8)
+        return self._memory[:length]
+
+
+def _unread(work: Work) -> Take:
+    """For what reads for itself, beside the others."""
+    return lambda buffer: work
+
+
+def _encoded(planned: Planned, values: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    """Planes of a tensor's values, or of some of its rows."""
+    if planned.tensor.scheme.lossy:
+        values, dtype = recipe.rounded(values, dtype, planned.slot_dtype), planned.slot_dtype
+    return encode(planned.tensor.scheme, values, dtype)
+
+
+def _threads(jobs: int) -> ThreadPoolExecutor:
+    """Threads that use torch each on its own.
+
+    torch's own threads would meet at a barrier after every small operation, and stand there whenever another process
+    has one of the cores.
+    """
+    import torch
+
+    def alone() -> None:
+        # At its first operation a thread takes over the number that was last set anywhere. Asking counts as one.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    before = torch.get_num_threads()
+    workers, all_there = ThreadPoolExecutor(jobs, initializer=alone), Barrier(jobs + 1)
+    for _ in range(jobs):
+        workers.submit(all_there.wait)
+    all_there.wait()
+    torch.set_num_threads(before)  # for threads that begin after these
+    return workers

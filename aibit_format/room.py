@@ -1,0 +1,40 @@
+"""Room for a file, before anything is written to it: a disk that is full is found out at once, not after hours."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+_IN_MEMORY = {"tmpfs", "ramfs"}
+
+
+def make_room(file: int, size: int) -> None:
+    """Make the open ``file`` ``size`` bytes long, with room for all of them.
+
+    On a disk the room is taken at once, which takes no time, and makes writing twice as fast. In a file system in
+    memory it would take as long as writing, and nobody could write meanwhile: there it is only looked whether there is
+    enough.
+
+    Raises:
+        OSError: there is not.
+    """
+    os.truncate(file, size)  # file systems choose larger pages by it
+    if is_in_memory(file):
+        status = os.fstatvfs(file)
+        if status.f_blocks and size > status.f_bavail * status.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    elif hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+
+
+def is_in_memory(file: int) -> bool:
+    """Whether an open file lies in a file system in memory, as far as Linux tells."""
+    device = os.fstat(file).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}" if hasattr(os, "major") else ""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            # id, parent, device, root, mount point, options..., "-", type of file system, ...
+            lines = (line.split() for line in mounts)
+            return any(line[2] == number and line[line.index("-") + 1] in _IN_MEMORY for line in lines)
+    except (OSError, ValueError, IndexError):
+        return False

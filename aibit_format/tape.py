@@ -1,0 +1,85 @@
+"""A file that is read once, for what is made of it and for its digest.
+
+Bytes are hashed when they have just been read for something else, and are still in the cache. What lies between two
+pieces that somebody wants is read for the digest alone. Nothing is mapped: a page would cost more to be mapped than to
+be copied, and a file that somebody truncates is an error, and no SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import xxhash
+
+from .errors import SourceError
+
+_PIECE = 2 << 20  # bytes read at a time for the digest alone
+
+
+class Tape:
+    """The file ``path``, read by one at a time, best from front to back. Use it as a context.
+
+    Raises:
+        SourceError: it cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
+        except OSError as error:
+            raise SourceError(f"{path}: {error.strerror}") from error
+        self._size = os.fstat(self._file.fileno()).st_size
+        self._state = xxhash.xxh3_128()
+        self._hashed = 0  # bytes, from the front
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._file.close()
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """Fill u8 ``out`` with the bytes from ``start`` on.
+
+        Raises:
+            SourceError: the file cannot be read, or is shorter by now.
+        """
+        self._pass(start)
+        self._read(start, out)
+        if start + len(out) > self._hashed:
+            self._state.update(out[self._hashed - start :].data)
+            self._hashed = start + len(out)
+
+    def digest(self) -> str:
+        """xxh3_128 of the whole file, in hex; what nobody has read is read for it.
+
+        Raises:
+            SourceError: as ``read``.
+        """
+        self._pass(self._size)
+        return self._state.hexdigest()
+
+    def _pass(self, end: int) -> None:
+        """Hash what comes before ``end`` and is not hashed yet."""
+        buffer = np.empty(min(_PIECE, max(end - self._hashed, 0)), np.uint8)
+        while self._hashed < end:
+            piece = buffer[: end - self._hashed]
+            self._read(self._hashed, piece)
+            self._state.update(piece.data)
+            self._hashed += len(piece)
+
+    def _read(self, start: int, out: np.ndarray) -> None:
+        done = 0
+        try:
+            self._file.seek(start)
+            while done < len(out):
+                read = self._file.readinto(out[done:].data)
+                if not read:
+                    raise SourceError(f"{self.path}: ends at {start + done}, {start + len(out)} expected: truncated")
+                done += read
+        except OSError as error:
+            raise SourceError(f"{self.path}: {error.strerror}") from error
