@@ -68,7 +68,10 @@ def run_rank(folder):
 
     report = convert("ranks.aibit", source)
     errors = {t.name: t.error and t.error.relative_rms for t in report.tensors}
-    found = {"read": sorted(set(source.read)), "digested": digested, "root": report.root, "errors": errors, "files": report.files}
+    found = {
+        "read": sorted(set(source.read)), "digested": digested, "root": report.root, "errors": errors,
+        "files": report.files,
+    }  # fmt: skip
     convert("nf4.aibit", scheme="nf4,nested=1", max_shard_size=10**9)  # one shard: the second process has none
     lacking = next(iter(File(report.files[1])))
     found["lacking"] = message(lambda: convert("lacking.aibit", Watched(lacking)))
