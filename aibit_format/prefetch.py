@@ -39,16 +39,14 @@ def read_ahead(path: Path, enough: Event | None = None) -> int:
     absent: set[int] = set()  # where pieces begin that were not in memory when their turn came
     try:
         size = os.fstat(file).st_size
-        _advise(file, 0, 0, "RANDOM")  # nothing comes but what is asked for
+        only_asked_for(file)
         for start in range(0, size, PIECE):
             if enough is not None and enough.is_set():
                 break
             while asked < min(start + _AHEAD, size):
                 length = min(PIECE, size - asked)
-                if not is_resident(file, asked, length):
+                if ask_for(file, asked, length):
                     absent.add(asked)
-                    for at in range(asked, asked + length, _ADVICE):
-                        _advise(file, at, min(_ADVICE, asked + length - at), "WILLNEED")
                 asked += length
             if start in absent:
                 length = min(PIECE, size - start)
@@ -61,6 +59,20 @@ def read_ahead(path: Path, enough: Event | None = None) -> int:
     finally:
         os.close(file)
     return total
+
+
+def only_asked_for(file: int) -> None:
+    """Let nothing come of an open file but what is asked for."""
+    _advise(file, 0, 0, "RANDOM")
+
+
+def ask_for(file: int, start: int, length: int) -> bool:
+    """Ask the disk for a piece of an open file, without waiting for it; whether it was not in memory."""
+    if is_resident(file, start, length):
+        return False
+    for at in range(start, start + length, _ADVICE):
+        _advise(file, at, min(_ADVICE, start + length - at), "WILLNEED")
+    return True
 
 
 def _advise(file: int, start: int, length: int, what: str) -> None:

@@ -2,7 +2,7 @@
 
 Bytes are hashed when they have just been read for something else, and are still in the cache. What lies between two
 pieces that somebody wants is read for the digest alone. Nothing is mapped: a page would cost more to be mapped than to
-be copied, and a file that somebody truncates is an error, and no SIGBUS.
+be copied, and a file that somebody truncates is an error, and no SIGBUS. A disk is asked for the next pieces meanwhile.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import numpy as np
 import xxhash
 
 from .errors import SourceError
+from .prefetch import PIECE, ask_for, only_asked_for
 
 _PIECE = 2 << 20  # bytes read at a time for the digest alone
+_AHEAD = 4 * PIECE  # bytes that a disk is asked for before they are read
 
 
 class Tape:
@@ -34,7 +36,8 @@ class Tape:
             raise SourceError(f"{path}: {error.strerror}") from error
         self._size = os.fstat(self._file.fileno()).st_size
         self._state = xxhash.xxh3_128()
-        self._hashed = 0  # bytes, from the front
+        self._hashed = self._asked = 0  # bytes, from the front
+        only_asked_for(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +78,7 @@ class Tape:
     def _read(self, start: int, out: np.ndarray) -> None:
         done = 0
         try:
+            self._ask(start + len(out) + _AHEAD)
             self._file.seek(start)
             while done < len(out):
                 read = self._file.readinto(out[done:].data)
@@ -83,3 +87,10 @@ class Tape:
                 done += read
         except OSError as error:
             raise SourceError(f"{self.path}: {error.strerror}") from error
+
+    def _ask(self, end: int) -> None:
+        """Set the disk to bring what comes before ``end`` and was not asked for yet."""
+        while self._asked < min(end, self._size):
+            length = min(PIECE, self._size - self._asked)
+            ask_for(self._file.fileno(), self._asked, length)
+            self._asked += length
