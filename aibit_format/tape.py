@@ -16,6 +16,7 @@ import xxhash
 
 from .errors import SourceError
 from .prefetch import PIECE, ask_for, only_asked_for
+from .room import is_in_memory
 
 _PIECE = 2 << 20  # bytes read at a time for the digest alone
 _AHEAD = 4 * PIECE  # bytes that a disk is asked for before they are read
@@ -36,7 +37,8 @@ class Tape:
             raise SourceError(f"{path}: {error.strerror}") from error
         self._size = os.fstat(self._file.fileno()).st_size
         self._state = xxhash.xxh3_128()
-        self._hashed = self._asked = 0  # bytes, from the front
+        self._hashed = 0  # bytes, from the front
+        self._asked = self._size if is_in_memory(self._file.fileno()) else 0
         only_asked_for(self._file.fileno())
 
     def __enter__(self) -> Self:
