@@ -37,6 +37,7 @@ __all__ = ["Tensor", "Writer", "plan", "write"]
 Sign = Callable[[FileInfo, Read], FileInfo]
 
 _SYNC_EVERY = 128 << 20  # bytes after which the disk is set to work, so that it has little left to do at the end
+_MOST_LEAVES = 4  # of a stretch
 _LONG_ROW = layout.LEAF // 8  # bytes of a row of the largest plane, up to which tensors are written by rows
 _PIECE = 16 << 20  # bytes of one write: large, so that the page cache fills with large folios
 
@@ -65,6 +66,7 @@ class Writer:
         self._missing_documents = set(info.document_names)
         self._by_rows: dict[str, _ByRows] = {}
         self._counting = Lock()
+        self._stretch = layout.LEAF  # bytes of one, once there is room
         self._unsynced = 0
         self._syncing: Future[None] | None = None
         self._disk = ThreadPoolExecutor(1)
@@ -73,7 +75,7 @@ class Writer:
             self._file = self._partial.file
         except OSError as error:
             raise self._no_room(error) from error
-        self._room: Future[None] | None = self._disk.submit(
+        self._room: Future[int] | None = self._disk.submit(
             make_room, self._file, info.file_size
         )  # while the first tensor is encoded
 
@@ -110,6 +112,7 @@ class Writer:
     def stretches(self, name: str) -> list[range]:
         """The bytes of a tensor's largest plane, cut where leaves end: what ``write_rows`` writes at a time.
 
+        A stretch is one leaf, or as many as make a page of the file system, which otherwise would be filled in parts.
         Empty where the tensor has to be written as a whole: it has no bytes, its scheme is not one of rows, or its
         rows are so long that those on both sides of a cut would be much of what lies between two.
         """
@@ -117,9 +120,9 @@ class Writer:
         bulk = _largest(info)
         if not bulk.length or not info.scheme.by_rows(info.shape) or bulk.length // matrix(info.shape)[0] > _LONG_ROW:
             return []
-        region = self._region(bulk.offset)
-        ends = [region.leaf(i)[1] - bulk.offset for i in region.covering(bulk.offset, bulk.length)]
-        cuts = [0, *ends[:-1], bulk.length]
+        self._wait_for_room()
+        first = self._stretch - (bulk.offset - self._region(bulk.offset).start) % self._stretch
+        cuts = [0, *range(first, bulk.length, self._stretch), bulk.length]
         return [range(start, end) for start, end in itertools.pairwise(cuts)]
 
     def write_rows(self, name: str, rows: range, planes: Mapping[str, np.ndarray], stretch: range) -> None:
@@ -247,9 +250,10 @@ class Writer:
     def _wait_for_room(self) -> None:
         if (room := self._room) is not None:
             try:
-                room.result()
+                page = room.result()
             except OSError as error:
                 raise self._no_room(error) from error
+            self._stretch = min(max(page // layout.LEAF, 1), _MOST_LEAVES) * layout.LEAF
             self._room = None
 
     def _no_room(self, error: OSError) -> WriteError:

@@ -106,18 +106,21 @@ def throughput(bench: Bench) -> list[Figure]:
         sources = {name: models.checkpoint(model, Path(folder)) for name, model in
                    (("source", bench.model), ("tiny", "tiny"))}  # fmt: skip
         models.need(Path(folder), models.size_of(sources["source"]))
-        arguments = {**{name: str(path) for name, path in sources.items()}, "target": f"{folder}/out.aibit"}
-        run = probe.run("throughput", **arguments, rounds=bench.runs)
-        command = bench.shown(probe.command("throughput", arguments | {"rounds": bench.runs})).replace(folder, "MEMORY")
-    gigabytes = run["bytes"] / 1e9
+        figures: list[Figure] = []
+        for scheme in ("int8", "nf4"):
+            arguments = {name: str(path) for name, path in sources.items()} | {
+                "target": f"{folder}/out.aibit", "scheme": scheme, "rounds": bench.runs,
+            }  # fmt: skip
+            run = probe.run("throughput", **arguments)
+            command = bench.shown(probe.command("throughput", arguments)).replace(folder, "MEMORY")
+            gigabytes = run["bytes"] / 1e9
+            for way, found in run["seconds"].items():
+                figures.append(Figure(way, "GB/s", [gigabytes / seconds for seconds in found], None, command))
+            for way, found in run["cores"].items():
+                of_all = [seconds / gigabytes for seconds in found]
+                figures.append(Figure(f"{way}, of all cores", "s/GB", of_all, None, command))
     bench.facts["the file system in memory"] = _mounted(bench.memory)
-    return [
-        *(Figure(way, "GB/s", [gigabytes / s for s in found], None, command) for way, found in run["seconds"].items()),
-        *(
-            Figure(f"{way}, of all cores", "s/GB", [s / gigabytes for s in found], None, command)
-            for way, found in run["cores"].items()
-        ),
-    ]
+    return figures
 
 
 def _mounted(folder: Path) -> str:

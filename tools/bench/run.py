@@ -62,8 +62,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--memory",
         type=Path,
-        default=Path("/dev/shm"),
-        help="a file system in memory (default: /dev/shm)",  # noqa: S108
+        default=Path("/dev/shm"),  # noqa: S108
+        help="a file system in memory (default: /dev/shm)",
     )
     parser.add_argument("--out", type=Path, default=Path("results.json"), help="the JSON (default: results.json)")
     given = parser.parse_args()
