@@ -16,8 +16,8 @@ _PIECE = 16 << 20  # bytes of one write
 def throughput(source: str, tiny: str, target: str, scheme: str, rounds: int) -> Result:
     """Seconds, and seconds of all cores together, of each way in turn; every conversion also syncs and renames.
 
-    What one way leaves free the next one fills, at once and nearly to the byte. Memory that lies free for two seconds a
-    virtual machine may give back to its host, and to get it again takes longer than what is measured.
+    Each is done twice at a time, and the second counts: it fills what the first has just left free. Other free memory a
+    virtual machine may have given back to its host, and to get it again takes longer than what is measured.
     """
     from aibit_format.conversion import convert
     from aibit_format.digest import stream_digest
@@ -48,13 +48,14 @@ def throughput(source: str, tiny: str, target: str, scheme: str, rounds: int) ->
     }
     seconds: dict[str, list[float]] = {label: [] for label in ways}
     cores: dict[str, list[float]] = {label: [] for label in ways}
-    for i in range(rounds + 1):
+    for _ in range(rounds):
         for label, way in ways.items():
-            out.unlink(missing_ok=True)
-            start, used = time.perf_counter(), time.process_time()
-            way()
-            if i:
-                seconds[label].append(time.perf_counter() - start)
-                cores[label].append(time.process_time() - used)
+            for _ in range(2):
+                out.unlink(missing_ok=True)
+                start, used = time.perf_counter(), time.process_time()
+                way()
+                took = time.perf_counter() - start, time.process_time() - used
+            seconds[label].append(took[0])
+            cores[label].append(took[1])
     out.unlink(missing_ok=True)
     return {"bytes": nbytes, "seconds": seconds, "cores": cores}
