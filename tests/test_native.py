@@ -98,12 +98,32 @@ def _floats(bits: np.ndarray, dtype: str) -> np.ndarray:
 @pytest.mark.parametrize("place", [0, 31, 32, 40, 69])
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
-@pytest.mark.parametrize("name", ["int8", "nf4"])
+@pytest.mark.parametrize("name", ["int8", "nf4", "plain"])
 def test_a_value_that_is_not_finite_is_found_wherever_it_is(name, dtype, bad, place):
     values = np.ones((3, 70), np.float32)
     values[1, place] = bad
     with pytest.raises(SchemeError, match="not finite"):
-        engine.encode(schemes.make(name), from_float32(values, dtype), dtype)
+        engine.encode(schemes.make(dtype if name == "plain" else name), from_float32(values, dtype), dtype)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+def test_what_is_finite(dtype):
+    """All values of 16 bits, and of 32 those with the same upper bits, one by one and all at once."""
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    values = bits.astype(np.uint32) << 16 if dtype == "f32" else bits
+    values = values.view(DTYPES[dtype].numpy)
+    expected = np.isfinite(to_float32(values, dtype))
+    assert [native.finite(values[i : i + 1], dtype) for i in range(len(values))] == expected.tolist()
+    assert native.finite(values[expected], dtype) and not native.finite(values, dtype)
+    for count in range(70):  # with ends of every length, and what is behind them out of sight
+        assert native.finite(values[:count], dtype) and native.finite(
+            np.append(values[:count], values[-1:])[:count], dtype
+        )
+    with pytest.raises(ValueError, match="an array of 4 bytes, where 8 belong" if dtype != "f32" else "4 bytes"):
+        native.kernels.finite(dtype, np.zeros(4, np.uint8), 8 // DTYPES[dtype].numpy.itemsize)
+    with pytest.raises(ValueError, match="no dtype of weights: i8"):
+        native.finite(values, "i8")
 
 
 def calls():
