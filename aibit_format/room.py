@@ -7,6 +7,7 @@ import mmap
 import os
 
 _IN_MEMORY = {"tmpfs", "ramfs"}
+_LARGE_PAGE = 2 << 20  # bytes of the largest pages that files are cached in, where what fills one is written at once
 
 
 def make_room(file: int, size: int) -> int:
@@ -20,14 +21,14 @@ def make_room(file: int, size: int) -> int:
         OSError: there is not.
     """
     os.truncate(file, size)  # file systems in memory choose their pages by it
-    page = getattr(os.fstat(file), "st_blksize", mmap.PAGESIZE)
-    if page <= mmap.PAGESIZE and is_in_memory(file):
+    in_memory, page = is_in_memory(file), getattr(os.fstat(file), "st_blksize", mmap.PAGESIZE)
+    if in_memory and page <= mmap.PAGESIZE:
         status = os.fstatvfs(file)
         if status.f_blocks and size > status.f_bavail * status.f_frsize:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     elif hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
-    return page
+    return page if in_memory else max(page, _LARGE_PAGE)
 
 
 def is_in_memory(file: int) -> bool:

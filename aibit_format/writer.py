@@ -112,7 +112,7 @@ class Writer:
     def stretches(self, name: str) -> list[range]:
         """The bytes of a tensor's largest plane, cut where leaves end: what ``write_rows`` writes at a time.
 
-        A stretch is one leaf, or as many as make a page of the file system, which otherwise would be filled in parts.
+        A stretch is one leaf, or as many as make a page of the file's, which otherwise would be filled in parts.
         Empty where the tensor has to be written as a whole: it has no bytes, its scheme is not one of rows, or its
         rows are so long that those on both sides of a cut would be much of what lies between two.
         """

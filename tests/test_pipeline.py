@@ -34,6 +34,24 @@ WHOLE = ["nf4,nested=1", "nf4,block_size=256", "int8-absmax,group=tensor", "int8
 SHAPE = (37, 3, 320)  # as a matrix 111 rows; 320 is no multiple of 256
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_pages():
+    """Stretches of one leaf, whatever the file system of temporary files: as many cuts as there can be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "make_room", paged(4096))
+        yield
+
+
+def paged(page):
+    """``make_room`` of a file system whose pages have so many bytes."""
+
+    def make_room(file, size):
+        room.make_room(file, size)
+        return page
+
+    return make_room
+
+
 def values(shape, dtype="f16", seed=0):
     """Normal numbers, one row of zeros among them: an array, in the storage of ``dtype``."""
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -131,6 +149,18 @@ def test_stretches_end_where_leaves_do(tmp_path):
         assert all((offset + s.stop - regions.start) % LEAF == 0 for s in stretches[:-1])
         assert regions.start <= data + LEAF and len(stretches) == 2
         assert out.stretches("b") == []  # its rows are too long
+
+
+@pytest.mark.parametrize(("page", "leaves"), [(1, 1), (4096, 1), (LEAF, 1), (2 * LEAF, 2), (64 * LEAF, 4)])
+def test_a_stretch_fills_pages_and_never_changes_a_byte(page, leaves, tmp_path, monkeypatch):
+    content = {"a": ("int8", values((4000, 3003))), "b": ("nf4", values((2100, 2048), seed=1))}
+    usual = written(tmp_path / "usual.aibit", content)[0]
+    monkeypatch.setattr(writer, "make_room", paged(page))
+    found, count = written(tmp_path / "m.aibit", content)
+    assert found.root() == usual.root()
+    with Writer(tmp_path / "n.aibit", found) as out:
+        lengths = [len(stretch) for name in content for stretch in out.stretches(name)]
+    assert len(lengths) == count and max(lengths) == leaves * LEAF
 
 
 def test_rows_that_do_not_fit_are_refused(tmp_path):
