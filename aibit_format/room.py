@@ -7,7 +7,7 @@ import mmap
 import os
 
 _IN_MEMORY = {"tmpfs", "ramfs"}
-_LARGE_PAGE = 2 << 20  # bytes of the largest pages that files are cached in, where what fills one is written at once
+_ON_DISK = 4 << 20  # bytes: whole large pages of the cache, in which a file is mapped later if each was written at once
 
 
 def make_room(file: int, size: int) -> int:
@@ -28,7 +28,7 @@ def make_room(file: int, size: int) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     elif hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
-    return page if in_memory else max(page, _LARGE_PAGE)
+    return page if in_memory else max(page, _ON_DISK)
 
 
 def is_in_memory(file: int) -> bool:
