@@ -19,7 +19,6 @@ from .layout import LEAF
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_STRETCH = 16 << 20  # bytes of a file hashed at a time, without the GIL
 _BATCH = 16  # leaves, or tensors, of one task: enough to hide the cost of handing it out
 
 
@@ -81,11 +80,3 @@ def in_threads(
 
     with ThreadPoolExecutor(jobs) as pool:
         return [result for results in pool.map(work, batches) for result in results]
-
-
-def stream_digest(content: np.ndarray) -> str:
-    """xxh3_128 of the u8 ``content`` of a whole file, in hex, read once from end to end."""
-    state = xxhash.xxh3_128()
-    for start in range(0, len(content), _STRETCH):
-        state.update(content[start : start + _STRETCH].data)
-    return state.hexdigest()

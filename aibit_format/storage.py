@@ -52,8 +52,8 @@ _mapped: WeakValueDictionary[tuple[int, ...], np.memmap[Any, Any]] = WeakValueDi
 def pages(path: Path) -> np.ndarray:
     """A file's bytes, u8, as a mapping that everybody who asks shares while somebody has it.
 
-    A page costs a fault in each mapping it is first touched through: where two read the same file, such as a converter
-    and whoever takes the file's digest, that is more than hashing it.
+    A page costs a fault in each mapping it is first touched through: where two read the same file, that is more than
+    hashing it.
 
     Raises:
         OSError: the file cannot be read.

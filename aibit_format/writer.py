@@ -144,10 +144,7 @@ class Writer:
         if stretch not in held.missing or stretch.start < begin or stretch.stop > rows.stop * held.row_bytes:
             raise WriteError(f"{self.path}: tensor {name!r}: no {stretch} is missing that lies in the {rows} of rows")
         data = np.ascontiguousarray(planes[bulk.role]).reshape(-1).view(np.uint8)
-        try:
-            self._write(bulk.offset + stretch.start, data[stretch.start - begin : stretch.stop - begin])
-        except OSError as error:
-            raise WriteError(f"{self.path}: {error.strerror}") from error
+        self._write_plane(bulk.offset + stretch.start, data[stretch.start - begin : stretch.stop - begin])
         with self._counting:
             held.missing.discard(stretch)
             done = not held.missing and self._by_rows.pop(name, None) is held
