@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 SCRIPT = ROOT / "tools" / "bench" / "gpu.py"
-SECTIONS = ["correct", "link", "warm", "load", "decode", "cold"]
+SECTIONS = ["correct", "link", "warm", "load", "decode", "products", "cold", "compiled"]
 
 
 def run(*arguments) -> subprocess.CompletedProcess:

@@ -44,21 +44,28 @@ assert layer(x).shape == (2, 3, 48) and (layer(x).double() - true).abs().max() <
 print("checked")
 """
 
-# For two GPUs that are not here, in both dtypes; "mma" is their tensor cores' product.
+# For two GPUs that are not here, in both dtypes; "mma" is their tensor cores' product, and "cp.async" brings 16 bytes
+# while others are multiplied. Addresses and widths are multiples of 16, as those of planes and of most models are.
 _COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from aibit_format.torch.kernel import _kernel
+from aibit_format.torch.kernel import TILE, _kernel
 
 for dtype in ("bf16", "fp16"):
     for capability in (80, 90):
         types = {"x": f"*{dtype}", "codes": "*i8", "scales": "*fp32", "bias": f"*{dtype}", "product": f"*{dtype}"}
         types |= dict.fromkeys(("rows", "out_features", "in_features"), "i32") | {"factor": "fp32"}
-        constants = {"has_bias": True, "tile_rows": 16, "tile_out": 16, "tile_in": 256}
-        source = ASTSource(_kernel, types | dict.fromkeys(constants, "constexpr"), constexprs=constants)
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-        assert "mma" in compiled.asm["ptx"] and compiled.asm["cubin"]
+        constants = {"has_bias": True, "tile_rows": 16, "tile_out": TILE.out, "tile_in": TILE.inner}
+        aligned = [i for i, name in enumerate(_kernel.arg_names) if name in types and name not in ("rows", "factor")]
+        source = ASTSource(_kernel, types | dict.fromkeys(constants, "constexpr"), constexprs=constants,
+                           attrs={(i,): [["tt.divisibility", 16]] for i in aligned})
+        options = {"num_stages": TILE.stages, "num_warps": TILE.warps}
+        compiled = triton.compile(source, GPUTarget("cuda", capability, 32), options=options)
+        text = compiled.asm["ptx"]
+        assert "mma" in text and "cp.async.cg.shared.global" in text and compiled.asm["cubin"]
+        assert not [line for line in text.splitlines() if "ld.global" in line and ".b8" in line], "byte by byte"
+        assert compiled.metadata.shared <= 99 << 10
 print("checked")
 """
 

@@ -7,7 +7,7 @@ such layers one after the other with the same tensor: the first call multiplies 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Protocol
@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..bridge import to_torch
 from ..manifest import Plane
 from ..reader import File
 from ..schemes.int8 import Int8
@@ -73,6 +72,7 @@ class Joined:
         self.scales = torch.cat([scales for _, scales in rows])
         self._places = [_places(*each) for each in rows]
         self._thread = threading.local()
+        self._traced: tuple[torch.Tensor, Sequence[torch.Tensor]] | None = None
         self._apart = False
 
     def __reduce__(self) -> Any:
@@ -98,16 +98,41 @@ class Joined:
             return found
         self._apart = bool(waiting)
         waiting.clear()
-        biases = [each.bias for each in self.layers]
-        present = [bias.to(x.dtype) for bias in biases if bias is not None]
+        biases = self._biases(x.dtype)
         moved = [_places(*each.int8_rows()) for each in self.layers] != self._places
-        if self._apart or moved or len(present) not in (0, len(biases)):
+        if self._apart or moved or biases is None:
             return None
-        bias = torch.cat(present) if present else None
+        bias = torch.cat(biases) if biases else None
         first, *others = layer.products(flat, self.codes, self.scales, bias, self.sizes)
         parts = {id(each): found for each, found in zip(self.layers[1:], others, strict=True)}
         waiting.update(x=x, of=_version(x), parts=parts)
         return first
+
+    def traced(self, layer: Int8Layer, x: torch.Tensor, flat: torch.Tensor) -> torch.Tensor | None:
+        """As ``part``, while a compiler writes down what is done, which it does once and in one thread.
+
+        The graph has one operator for all layers. Where their weights lie it looks up each time it runs.
+        """
+        biases = self._biases(x.dtype)
+        if layer is self.layers[0] and biases is not None:
+            from .operators import linears  # wanted by a compiler alone
+
+            codes, scales = zip(*[each.int8_rows() for each in self.layers], strict=True)
+            found = linears(flat, list(codes), list(scales), torch.cat(biases) if biases else None)
+            self._traced = x, found.split(self.sizes, 1)
+        if self._traced is None or self._traced[0] is not x:
+            return None
+        (place,) = (i for i, each in enumerate(self.layers) if each is layer)
+        found = self._traced[1][place]
+        if layer is self.layers[-1]:
+            self._traced = None
+        return found
+
+    def _biases(self, dtype: torch.dtype) -> list[torch.Tensor] | None:
+        """Of all layers, or none; ``None`` where only some have one."""
+        biases = [layer.bias for layer in self.layers]
+        present = [bias.to(dtype) for bias in biases if bias is not None]
+        return present if len(present) in (0, len(biases)) else None
 
 
 def _places(codes: torch.Tensor, scales: torch.Tensor) -> tuple[int, int]:
@@ -119,15 +144,21 @@ def _version(x: torch.Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
-def join(model: nn.Module, file: File) -> None:
-    """Join the layers of a model over the mapped pages of ``file`` that can be."""
+def join(model: nn.Module, file: File, view: Callable[[Plane], torch.Tensor | None]) -> None:
+    """Join the layers of a model over ``file`` that can be.
+
+    Args:
+        view: a plane where the layers have their codes: of the mapped pages, or of an arena; None if it is not there.
+    """
     for name, module in model.named_modules():
         for leaves in TOGETHER:
             layers: list[Any] = [module._modules.get(leaf) for leaf in leaves]
             codes = _codes(file, [f"{name}.{leaf}.weight" for leaf in leaves])
             if codes is None or not all(hasattr(layer, "int8_rows") for layer in layers):
                 continue
-            whole = to_torch(file.view(codes), "i8")
+            whole = view(codes)
+            if whole is None:
+                continue
             joined = Joined(layers, whole)
             for layer in layers:
                 layer.joined = joined

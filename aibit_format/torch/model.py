@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -231,12 +232,20 @@ class _Assembly:
         for name, buffer in list(self.model.named_buffers()):
             owner, _, leaf = name.rpartition(".")
             self.model.get_submodule(owner)._buffers[leaf] = buffer.to(self.device)
-        if self.device.type == "cpu" and self.slices is None:
+        # On a GPU bitsandbytes computes, but where that was not wanted.
+        if self.slices is None and (self.device.type == "cpu" or self.target.weight_only):
             for part in self.file.parts:  # layers whose codes follow each other lie in one file
-                join(self.model, part)
+                join(self.model, part, partial(self._view, part))
         empty = [name for name, value in self.model.named_parameters() if value.device.type == "meta"]
         if empty:
             raise LoadError(f"{self.file.path}: {len(empty)} parameters stayed empty: {', '.join(empty[:5])}")
+
+    def _view(self, part: File, plane: Plane) -> torch.Tensor | None:
+        """A plane of a file where the model has it; None where each was copied by itself."""
+        arena = self.arenas.get(part)
+        if arena is not None:
+            return arena.view(plane) if plane in arena else None
+        return to_torch(part.view(plane), plane.dtype) if self.device.type == "cpu" else None
 
     def _check_names(self) -> None:
         known = self.empty.keys() | self.buffers.keys()

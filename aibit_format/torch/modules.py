@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import bitsandbytes
@@ -25,10 +26,10 @@ from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
 from ..schemes.int8 import Int8
 from ..schemes.nf4_cpu import COLUMNS, NF4CPU, ROWS
 from ..schemes.plain import Plain
-from .decode import DECODERS, decode_rows
+from .decode import DECODERS
 from .four_bit import MappedLinear4bit
 from .int8 import Linear8bitLt
-from .quantized import QuantizedEmbedding, QuantizedLinear
+from .quantized import Quantized, QuantizedEmbedding, QuantizedLinear
 
 _bnb: Any = bitsandbytes.nn  # not typed
 Planes = dict[str, torch.Tensor]
@@ -100,8 +101,8 @@ def _four_bit_linear(module: nn.Module, info: TensorInfo, planes: Planes, target
         # The rewriting changes the state it is given, so it gets one of its own.
         state = _quant_state(scheme, info, planes)
     if on_cpu and in_features % scheme.block_size and in_features % 2 == 0:
-        shape, everything = (out_features, in_features), slice(0, out_features)
-        linear.decode = lambda: decode_rows(scheme, planes, shape, info.dtype, everything)
+        stored = Quantized(scheme, planes, (out_features, in_features), info.dtype)
+        linear.decode = partial(stored.rows, slice(0, out_features), torch.float32)
     linear.weight = _bnb.Params4bit(
         codes, requires_grad=False, quant_state=state, blocksize=scheme.block_size,
         compress_statistics=bool(scheme.nested), quant_type=scheme.name, bnb_quantized=True, module=linear,

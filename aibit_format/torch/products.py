@@ -33,9 +33,13 @@ def elsewhere(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
 
 def has_kernel(x: torch.Tensor) -> bool:
     """Whether ``kernel.small_product`` is for x [rows, in]: few rows of 16 bits, on a GPU that multiplies bf16."""
-    if x.device.type != "cuda" or len(x) > FEW_ROWS or x.dtype not in (torch.bfloat16, torch.float16):
-        return False
-    return find_spec("triton") is not None and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    short = x.dtype in (torch.bfloat16, torch.float16)
+    return x.device.type == "cuda" and len(x) <= FEW_ROWS and short and _has_triton(x.device)
+
+
+@cache
+def _has_triton(device: torch.device) -> bool:
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def times_codes(

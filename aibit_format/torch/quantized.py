@@ -22,7 +22,8 @@ from .decode import decode_rows
 from .joined import Joined, parts, product
 from .products import IN_FLOAT32, has_kernel, times_codes
 
-_PIECE = 1 << 21  # elements decoded at a time
+_PIECE = 1 << 21  # elements decoded at a time, so that they stay in a CPU's cache
+_PIECE_ELSEWHERE = 1 << 24  # on other devices, where each piece is several launches
 
 
 class Quantized(nn.Module):
@@ -41,6 +42,8 @@ class Quantized(nn.Module):
         self._roles = tuple(planes)
         for role, plane in planes.items():
             self.register_buffer(role, plane)
+        # What operators make the module of again, beside the planes: a compiler cannot ask a scheme for its text.
+        self._known = " ".join(planes), scheme.text, list(shape), dtype
 
     def planes(self) -> dict[str, torch.Tensor]:
         """The planes by role."""
@@ -48,6 +51,10 @@ class Quantized(nn.Module):
 
     def rows(self, rows: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Values of these rows, [rows, columns] in ``dtype``, on the planes' device."""
+        if torch.compiler.is_compiling() and isinstance(rows, slice):
+            from . import operators  # wanted by a compiler alone
+
+            return operators.rows([*self.planes().values()], *self._known, rows.start, rows.stop).to(dtype)
         return decode_rows(self.scheme, self.planes(), self.shape, self.logical_dtype, rows).to(dtype)
 
     @property
@@ -70,7 +77,7 @@ class QuantizedLinear(Quantized):
         planes: Mapping[str, torch.Tensor],
         shape: tuple[int, int],
         dtype: str,
-        bias: nn.Parameter | None = None,
+        bias: torch.Tensor | None = None,
     ) -> None:
         super().__init__(scheme, planes, shape, dtype)
         self.out_features, self.in_features = shape
@@ -80,12 +87,21 @@ class QuantizedLinear(Quantized):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features]."""
         flat = x.reshape(-1, self.in_features)
+        if torch.compiler.is_compiling() and not self._learns(flat):
+            return self._traced(x, flat).view(*x.shape[:-1], self.out_features)
         if self._takes(flat):
             return product(self, x)
         values = self._by_pieces(flat)
         if self.bias is not None:
             values = values + self.bias.to(values.dtype)
         return values.view(*x.shape[:-1], self.out_features)
+
+    def _traced(self, x: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        """[rows, out] of x, which is ``flat`` [rows, in] in its own shape, as an operator that a compiler sees."""
+        from . import operators  # wanted by a compiler alone
+
+        found = None if self.joined is None else self.joined.traced(self, x, flat)
+        return operators.linear(flat, [*self.planes().values()], *self._known, self.bias) if found is None else found
 
     def _takes(self, x: torch.Tensor) -> bool:
         """Whether codes are multiplied as they are, and scaled afterwards.
@@ -96,7 +112,11 @@ class QuantizedLinear(Quantized):
             return False
         if x.device.type == "cpu":
             return IN_FLOAT32 or x.dtype == torch.bfloat16 or isinstance(self.scheme, Int8)
-        return has_kernel(x) and not (torch.is_grad_enabled() and self.bias is not None and self.bias.requires_grad)
+        return has_kernel(x) and not self._learns(x)
+
+    def _learns(self, x: torch.Tensor) -> bool:
+        """Whether gradients are wanted."""
+        return torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad))
 
     def int8_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes i8 [out, in] and the plane of their scales f32 [out]."""
@@ -116,7 +136,7 @@ class QuantizedLinear(Quantized):
         return parts(times_codes(x, codes, scales, factor, bias), sizes)
 
     def _by_pieces(self, x: torch.Tensor) -> torch.Tensor:
-        step = max(1, _PIECE // max(self.in_features, 1))
+        step = max(1, (_PIECE if x.device.type == "cpu" else _PIECE_ELSEWHERE) // max(self.in_features, 1))
         if x.requires_grad:
             return torch.cat([linear(x, self._piece(i, step, x.dtype)) for i in range(0, self.out_features, step)], 1)
         product = x.new_empty(len(x), self.out_features)
@@ -148,6 +168,11 @@ class QuantizedEmbedding(Quantized):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [...] -> [..., embedding_dim], in the logical dtype."""
+        if torch.compiler.is_compiling():
+            from . import operators  # wanted by a compiler alone
+
+            found = operators.embedding(ids.reshape(-1), [*self.planes().values()], *self._known)
+            return found.view(*ids.shape, self.embedding_dim)
         wanted, places = torch.unique(ids, return_inverse=True)
         if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < self.num_embeddings:
             raise IndexError(f"token ids {int(wanted[0])} to {int(wanted[-1])}: the table has {self.num_embeddings}")

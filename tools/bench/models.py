@@ -75,6 +75,7 @@ SHAPES = {
     "1.1b": Shape(32000, 2048, 5632, 22, 32, 4),
     "160m": Shape(32000, 768, 2048, 12, 12, 4),
     "tiny": Shape(1024, 256, 704, 4, 8, 4),
+    "7b-8-layers": Shape(32000, 4096, 11008, 8, 32, 32),  # for a GPU, which 1.1b keeps busy with anything but weights
 }
 
 

@@ -1,0 +1,99 @@
+"""What ``quantized.py`` computes, as operators of torch: for ``torch.compile``, and ``generate`` with a static cache.
+
+Threads, compiled code and numpy mean nothing to a compiler. It takes an operator as one step whose outcome's shape it
+knows, so that a model is one graph, which a GPU can then be given as a whole. Without a compiler modules compute by
+themselves: an operator costs 50 us a call.
+"""
+
+# Not "from __future__ import annotations": torch reads the types of an operator's arguments.
+
+import torch
+from torch import Tag, Tensor
+from torch.library import custom_op
+
+from .. import schemes
+from ..bridge import torch_dtypes
+from ..schemes.int8 import Int8
+from .decode import decode_rows
+from .quantized import QuantizedEmbedding, QuantizedLinear
+
+
+@custom_op("aibit::linear", mutates_args=())
+def linear(
+    x: Tensor, planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str, bias: Tensor | None
+) -> Tensor:
+    """x [rows, in] -> [rows, out], in the dtype of x, without gradients: ``QuantizedLinear`` of the other arguments.
+
+    Args:
+        roles: of the planes, with spaces between them.
+        scheme: as users write it.
+    """
+    made = dict(zip(roles.split(), planes, strict=True))
+    return QuantizedLinear(schemes.parse(scheme), made, (shape[0], shape[1]), dtype, bias)(x)
+
+
+@linear.register_fake
+def _(
+    x: Tensor, planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str, bias: Tensor | None
+) -> Tensor:
+    return x.new_empty(x.shape[0], shape[0])
+
+
+@custom_op("aibit::rows", mutates_args=())
+def rows(planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str, start: int, stop: int) -> Tensor:
+    """f32 [stop - start, columns]: values of rows, as ``decode_rows`` has them."""
+    made = dict(zip(roles.split(), planes, strict=True))
+    return decode_rows(schemes.parse(scheme), made, (shape[0], shape[1]), dtype, slice(start, stop))
+
+
+@rows.register_fake
+def _(planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str, start: int, stop: int) -> Tensor:
+    return planes[0].new_empty(stop - start, shape[1], dtype=torch.float32)
+
+
+@custom_op("aibit::linears", mutates_args=())
+def linears(x: Tensor, codes: list[Tensor], absmax: list[Tensor], bias: Tensor | None) -> Tensor:
+    """x [rows, in] -> [rows, sum of out]: of layers in int8, side by side, as one product where their codes are.
+
+    Args:
+        codes, absmax: i8 [out, in] and f32 [out] of each layer.
+        bias: of all of them, [sum of out].
+    """
+    biases = [None] * len(codes) if bias is None else list(bias.split([len(each) for each in codes]))
+    whole = side_by_side(codes)
+    if whole is not None:
+        codes, absmax, biases = [whole], [torch.cat(absmax)], [bias]
+    products = []
+    for each, scales, added in zip(codes, absmax, biases, strict=True):
+        planes = {"codes": each, "row_absmax": scales}
+        products.append(QuantizedLinear(Int8(), planes, (each.shape[0], each.shape[1]), "f32", added)(x))
+    return products[0] if whole is not None else torch.cat(products, 1)
+
+
+@linears.register_fake
+def _(x: Tensor, codes: list[Tensor], absmax: list[Tensor], bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], sum(each.shape[0] for each in codes))
+
+
+def side_by_side(parts: list[Tensor]) -> Tensor | None:
+    """One matrix over the memory of some that follow each other in one allocation; None where they do not."""
+    first, end = parts[0], parts[0].data_ptr()
+    allocation = first.untyped_storage().data_ptr()
+    for part in parts:
+        if part.data_ptr() != end or part.untyped_storage().data_ptr() != allocation or not part.is_contiguous():
+            return None
+        end += part.nbytes
+    return first.as_strided((sum(len(part) for part in parts), first.shape[1]), first.stride())
+
+
+# Which ids there are decides how much is decoded, and that they are in the table is looked up on the host.
+@custom_op("aibit::embedding", mutates_args=(), tags=(Tag.cudagraph_unsafe,))
+def embedding(ids: Tensor, planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str) -> Tensor:
+    """ids [n] -> [n, columns], in the logical dtype: ``QuantizedEmbedding`` of the other arguments."""
+    made = dict(zip(roles.split(), planes, strict=True))
+    return QuantizedEmbedding(schemes.parse(scheme), made, (shape[0], shape[1]), dtype)(ids)
+
+
+@embedding.register_fake
+def _(ids: Tensor, planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str) -> Tensor:
+    return planes[0].new_empty(ids.shape[0], shape[1], dtype=torch_dtypes()[dtype])
