@@ -130,7 +130,7 @@ class Pipeline:
         stretches = []
         if planned.tensor.transposed == planned.source_transposed:
             stretches = self._out.stretches(planned.tensor.name)
-        where = place(planned.read()[0])
+        where = place(planned.read()[0]) if files else None  # to read from a model in memory may be to copy
         if where is None or where[0] not in files:
             return _Entry(i, _NOWHERE, i, stretches)
         return _Entry(i, files[where[0]], where[1], stretches)

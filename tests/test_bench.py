@@ -151,9 +151,9 @@ def test_llama_bench_is_asked_where_it_is_and_missed_where_it_is_not(tmp_path, m
 
 @pytest.mark.parametrize("prompt", [128, 1024])
 def test_a_prompt_has_tokens_of_every_vocabulary(prompt):
-    import generation
-
     torch = pytest.importorskip("torch")
+    from aibit_format.torch import timing
+
     given = []
 
     def model(ids, past_key_values, use_cache, logits_to_keep):
@@ -162,7 +162,8 @@ def test_a_prompt_has_tokens_of_every_vocabulary(prompt):
             logits=torch.zeros(2, 1, 160).index_fill_(2, torch.tensor(7), 1), past_key_values=3
         )
 
-    first, others = generation._steps(model, 2, prompt, 2)
+    model.device = torch.device("cpu")
+    first, others = timing.generate(model, 2, prompt, 2)
     assert first > 0 and len(others) == 2
     assert given == [((2, prompt), 1, 128, None), ((2, 1), 7, 7, 3), ((2, 1), 7, 7, 3)]
 

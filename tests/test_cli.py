@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pathlib
@@ -86,6 +87,10 @@ def test_dry_run_writes_nothing_and_its_sizes_are_those_of_the_file(model, tmp_p
         (["run", "{text}", "hello"], 3, "AIB-E102"),
         (["extract", "{file}", "nothing.txt"], 1, "nothing called"),
         (["run", "{file}", "hello"], 1, "no tokenizer"),
+        (["bench", "{text}"], 3, "AIB-E102"),
+        (["bench", "{file}", "-p", "0"], 2, "'0' is no number from 1 up"),
+        (["bench", "{file}", "-o", "xml"], 2, "invalid choice"),
+        (["bench", "{file}", "-p", "60", "-n", "5"], 1, "60 and 5 tokens, the model takes 64"),
         (["frobnicate"], 2, "invalid choice"),
         ([], 2, "required"),
     ],
@@ -259,3 +264,32 @@ from aibit_format.cli import main
 assert main(["run", sys.argv[1], "If the", "-n", "12"]) == 0
 print("\\n" + str(len(sys.modules)))
 """
+
+
+def test_bench_measures_what_there_is_to_wait_for(model, capsys):
+    """Markdown, JSON and CSV say the same; prompts and tokens are those that were asked for."""
+    asked = ("bench", model / "m.aibit", "-p", "12", "-n", "3", "-b", "2", "-r", "2", "--weight-only")
+    status, out, err = run(*asked, capsys=capsys)
+    assert (status, err) == (0, "")
+    tests = ["open", "verify", "load", "pp12", "tg3"]
+    lines = out.splitlines()
+    assert "most in int8" in lines[0] and "batch 2, weight only" in lines[1]
+    assert [line.split(" | ")[0].strip("| ") for line in lines[5:]] == tests
+    status, out, _ = run(*asked, "--json", capsys=capsys)
+    found = json.loads(out)
+    with aibit.open(model / "m.aibit") as file:
+        stored = [file.info(name) for name in file if file.info(name).alias_of is None]
+    assert found["bytes"] == os.path.getsize(model / "m.aibit") and found["scheme"] == "int8" and found["weight_only"]
+    assert found["parameters"] == sum(int(np.prod(info.shape)) for info in stored)
+    assert [test["test"] for test in found["tests"]] == tests
+    assert all(len(test["samples"]) == 2 and min(test["samples"]) > 0 for test in found["tests"])
+    status, out, _ = run(*asked, "-o", "csv", capsys=capsys)
+    rows = list(csv.DictReader(out.splitlines()))
+    assert [row["test"] for row in rows] == tests and float(rows[0]["least"]) <= float(rows[0]["median"])
+
+
+def test_bench_says_so_where_nothing_continues_a_prompt(tmp_path, capsys):
+    architectures.save("bert", tmp_path / "hf", torch.float16)
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit")
+    status, out, err = run("bench", tmp_path / "m.aibit", "-r", "1", capsys=capsys)
+    assert status == 1 and out == "" and "BertModel does not continue a prompt" in err

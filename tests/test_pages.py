@@ -19,7 +19,8 @@ from aibit_format import layout, signatures
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
-    "README.md", "SECURITY.md", "spec/COMPATIBILITY.md", "spec/ERRATA.md", "spec/PERMISSIVE.md", "spec/media-type.md",
+    "README.md", "USING.md", "SECURITY.md", "spec/README.md", "spec/schemes/README.md", "spec/COMPATIBILITY.md",
+    "spec/ERRATA.md", "spec/PERMISSIVE.md", "spec/media-type.md",
 ]  # fmt: skip
 MAGIC = ROOT / "spec" / "aibit.magic"
 

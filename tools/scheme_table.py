@@ -1,4 +1,4 @@
-"""Real weights through every scheme: the table of the README.
+"""Real weights through every scheme: the table of spec/schemes/README.md, and what the README shows of it.
 
     python tools/scheme_table.py            # convert MiniLM once a scheme, load it, embed 50 sentences, print the table
     python tools/scheme_table.py --json     # the same figures as JSON
@@ -90,7 +90,7 @@ def table(schemes: list[str] = SCHEMES) -> list[dict[str, Any]]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as the README has them."""
+    """The rows as the pages have them."""
     lines = ["| scheme | file, MB | bits | error | cosine, mean | least |", "|---|--:|--:|--:|--:|--:|"]
     lines += [
         f"| `{r['scheme']}` | {r['file_bytes'] / 1e6:.1f} | {r['bits_per_weight']:.2f} | {r['relative_rms_error']:.3%} "

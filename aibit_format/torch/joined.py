@@ -113,7 +113,7 @@ class Joined:
 
         The graph has one operator for all layers. Where their weights lie it looks up each time it runs.
         """
-        biases = self._biases(x.dtype)
+        biases = None if self._apart else self._biases(x.dtype)
         if layer is self.layers[0] and biases is not None:
             from .operators import linears  # wanted by a compiler alone
 

@@ -40,27 +40,15 @@ def generate(way: str, path: str, tiny: str, batch: int, prompt: int) -> probe.R
     """Seconds of a prompt and of each token after it, greedily, with a cache."""
     import torch
 
+    from aibit_format.torch import timing
+
     run = loader(way)
-    _steps(run(tiny), batch, prompt, 2)
+    timing.generate(run(tiny), batch, prompt, 2)
     model = run(path)
     with torch.inference_mode():
         model(torch.ones(1, 8, dtype=torch.long))  # the first touch of mapped pages is the row `load`'s
-    first, others = _steps(model, batch, prompt, _TOKENS)
+    first, others = timing.generate(model, batch, prompt, _TOKENS)
     return {"first": first, "token": statistics.median(others)}
-
-
-def _steps(model: Any, batch: int, prompt: int, tokens: int) -> tuple[float, list[float]]:
-    import torch
-
-    ids = (torch.arange(prompt) % _PROMPT + 1).expand(batch, -1)  # every vocabulary has as many
-    seconds, cache = [], None
-    with torch.inference_mode():
-        for _ in range(tokens + 1):
-            start = time.perf_counter()
-            result = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            ids, cache = result.logits[:, -1:].argmax(-1), result.past_key_values
-            seconds.append(time.perf_counter() - start)
-    return seconds[0], seconds[1:]
 
 
 # What is shown, a way of ``loaders``, the model, and what its process warms up with.

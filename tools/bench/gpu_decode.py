@@ -16,9 +16,10 @@ from gpu_run import NoTimeError, Run, pretrained
 
 from aibit_format.torch.model import load_model
 from aibit_format.torch.products import times_codes
+from aibit_format.torch.timing import generate
 
 _PROMPT, _TOKENS = 128, 32
-_FIRST = 4  # tokens before a CUDA graph runs: compiled, warmed up, written down, and once for good measure
+_FIRST = 3  # tokens before one is written down as a CUDA graph: compiled, and tried
 # Rows and columns of weights: queries, keys and values, what follows attention, gate and up, down; of 1.1b and 7b.
 _WEIGHTS = [(2560, 2048), (2048, 2048), (11264, 2048), (2048, 5632), (12288, 4096), (22016, 4096), (4096, 11008)]
 # Rows, columns, stages and warps of the kernel's tiles: the default first.
@@ -41,8 +42,9 @@ def decode(run: Run) -> None:
             model = way()
             for batch in (1, 8):
                 run.need(5)
-                steps(run, model, batch, 3)
-                samples = [batch / seconds for seconds in steps(run, model, batch, _TOKENS if run.on_gpu else 3)]
+                generate(model, batch, _PROMPT, 3)
+                _, each = generate(model, batch, _PROMPT, _TOKENS if run.on_gpu else 3)
+                samples = [batch / seconds for seconds in each]
                 rates[f"{name}, batch {batch}"] = statistics.median(samples)
                 run.note(f"{name}, batch {batch}", statistics.median(samples), "tokens/s", "", samples)
             del model
@@ -54,21 +56,6 @@ def decode(run: Run) -> None:
     with contextlib.suppress(KeyError):
         ratio = rates["aibit int8, weight only, batch 1"] / rates["transformers bf16, batch 1"]
         run.note("weight only, of bf16, batch 1, bound by Python both", ratio)
-
-
-def steps(run: Run, model: Any, batch: int, tokens: int) -> list[float]:
-    """Seconds of each token after the first."""
-    ids = torch.arange(1, _PROMPT + 1, device=run.device).expand(batch, -1)
-    seconds, cache = [], None
-    with torch.inference_mode():
-        for _ in range(tokens + 1):
-            run.sync()
-            start = time.perf_counter()
-            result = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            ids, cache = result.logits[:, -1:].argmax(-1), result.past_key_values
-            run.sync()
-            seconds.append(time.perf_counter() - start)
-    return seconds[1:]
 
 
 def products(run: Run) -> None:
@@ -107,7 +94,7 @@ def microseconds(run: Run, way: Callable[[], Any]) -> float:
 
 
 def compiled(run: Run) -> None:
-    """Tokens a second with a cache of fixed size and the forward of one token compiled, on a GPU to one CUDA graph."""
+    """Tokens a second where a token is compiled and, on a GPU, one CUDA graph, so that Python takes no part in it."""
     for model in dict.fromkeys((run.model, "7b-8-layers")) if run.on_gpu else [run.model]:
         run.need(120 if run.on_gpu else 1)
         checkpoint = models.checkpoint(model, run.work)
@@ -119,7 +106,7 @@ def compiled(run: Run) -> None:
         rates: list[float] = []
         for name, way in ways.items():
             run.need(60 if run.on_gpu else 1)
-            samples = [1 / seconds for seconds in graph_steps(run, way(), _TOKENS if run.on_gpu else 3)]
+            samples = graph_rates(run, way(), 8 * _TOKENS if run.on_gpu else 1)
             rates.append(statistics.median(samples))
             run.note(f"{model}: {name}", rates[-1], "tokens/s", "", samples)
             gc.collect()
@@ -127,24 +114,45 @@ def compiled(run: Run) -> None:
         run.note(f"{model}: weight only, of bf16", rates[1] / rates[0], "", ">= 1.5")
 
 
-def graph_steps(run: Run, model: Any, tokens: int) -> list[float]:
-    """Seconds of each token, once the graph is there; the prompt is not compiled."""
+def graph_rates(run: Run, model: Any, tokens: int, rounds: int = 3) -> list[float]:
+    """Tokens a second of each round, with a cache of fixed size; the prompt before them is not compiled."""
     from transformers import StaticCache
 
-    how: dict[str, Any] = {"mode": "reduce-overhead"} if run.on_gpu else {"backend": "aot_eager"}
+    how: dict[str, Any] = {} if run.on_gpu else {"backend": "aot_eager"}
     step = torch.compile(model.forward, fullgraph=True, dynamic=False, **how)
-    cache = StaticCache(config=model.config, max_cache_len=_PROMPT + tokens + _FIRST)
-    seconds = []
+    cache = StaticCache(config=model.config, max_cache_len=_PROMPT + _FIRST + 1 + rounds * tokens)
     with torch.inference_mode():
-        ids = torch.arange(1, _PROMPT + 1, device=run.device)[None]
-        place = torch.arange(_PROMPT, device=run.device)[None]
-        ids = model(ids, position_ids=place, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
-        for at in range(_PROMPT, _PROMPT + _FIRST + tokens):
-            place = torch.full((1, 1), at, device=run.device)
+        ids, places = (torch.arange(first, first + _PROMPT, device=run.device)[None] for first in (1, 0))
+        ids = model(ids, position_ids=places, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+        place = torch.full((1, 1), _PROMPT, device=run.device)
+
+        def token() -> None:
+            """The next one, with nothing but what lies on the device."""
+            logits = step(ids, position_ids=place, past_key_values=cache, logits_to_keep=1).logits
+            ids.copy_(logits[:, -1:].argmax(-1))
+            place.add_(1)
+
+        next_token = replayed(token) if run.on_gpu else token
+        found = []
+        for _ in range(rounds):
             run.sync()
             start = time.perf_counter()
-            logits = step(ids, position_ids=place, past_key_values=cache, logits_to_keep=1).logits
-            ids = logits[:, -1:].argmax(-1)  # read before the graph runs again, which writes over it
+            for _ in range(tokens):
+                next_token()
             run.sync()
-            seconds.append(time.perf_counter() - start)
-    return seconds[_FIRST:]
+            found.append(tokens / (time.perf_counter() - start))
+    return found
+
+
+def replayed(token: Callable[[], None]) -> Callable[[], None]:
+    """What does on the GPU what ``token`` did once, without its Python."""
+    aside: Any = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):  # as torch wants it before a graph: nothing of this on the usual stream
+        for _ in range(_FIRST):
+            token()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        token()
+    return graph.replay
