@@ -23,17 +23,24 @@ def make_room(file: int, size: int) -> int:
     os.truncate(file, size)  # file systems in memory choose their pages by it
     in_memory, page = is_in_memory(file), getattr(os.fstat(file), "st_blksize", mmap.PAGESIZE)
     if in_memory and page <= mmap.PAGESIZE:
-        status = os.fstatvfs(file)
-        if status.f_blocks and size > status.f_bavail * status.f_frsize:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        need_room(file, size)
     elif hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     return page if in_memory else max(page, _ON_DISK)
 
 
-def is_in_memory(file: int) -> bool:
-    """Whether an open file lies in a file system in memory, as far as Linux tells."""
-    device = os.fstat(file).st_dev
+def need_room(where: int | str, size: int) -> None:
+    """Raise OSError if a file system in memory, that of an open file or a path, has fewer than ``size`` bytes left."""
+    if not is_in_memory(where):
+        return
+    status = os.statvfs(where)
+    if status.f_blocks and size > status.f_bavail * status.f_frsize:  # without blocks it has no limit
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def is_in_memory(where: int | str) -> bool:
+    """Whether an open file, or what is at a path, lies in a file system in memory, as far as Linux tells."""
+    device = os.stat(where).st_dev
     number = f"{os.major(device)}:{os.minor(device)}" if hasattr(os, "major") else ""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:

@@ -18,6 +18,7 @@ from .errors import WriteError
 from .manifest import FileInfo
 from .metadata import Value
 from .peers import ALONE, Peers
+from .room import need_room
 from .shards import PREVIOUS, find, listed, root_of, shard_path
 from .storage import Path
 from .writer import Writer
@@ -136,8 +137,14 @@ class ShardedWriter:
         self._listed: list[str | None] = []  # roots of the shards of the model that is to be replaced
         self._kept: set[int] = set()  # shards whose older ones lie beside them
         self._writers: dict[int, Writer] = {}
+        mine = list(peers.mine(len(plans)))
+        folder, size = os.path.dirname(self.paths[0]) or ".", sum(plans[i].file_size for i in mine)
+        try:
+            need_room(folder, size)  # for all of them: each by itself would find the room that others will take
+        except OSError as error:
+            raise WriteError(f"{folder}: cannot write {size} bytes: {error.strerror}") from error
         with contextlib.ExitStack() as stack:
-            for i in peers.mine(len(plans)):
+            for i in mine:
                 self._writers[i] = stack.enter_context(Writer(self.paths[i], plans[i], overwrite=overwrite))
             self._stack = stack.pop_all()
         self._holder = {name: writer for writer in self._writers.values() for name in writer.info.names}

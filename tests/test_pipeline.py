@@ -3,6 +3,7 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,6 +261,22 @@ def test_which_file_systems_are_in_memory(tmp_path):
                 room.make_room(file.fileno(), free + (1 << 30))
     finally:
         os.unlink(name)
+
+
+def test_shards_need_room_together(models, tmp_path, monkeypatch):
+    """In memory room is only looked for: each shard would find what the others will take."""
+    shards = {"max_shard_size": 1 << 20}
+    aibit.convert(models["float16"], tmp_path / "a.aibit", **shards)
+    sizes = [path.stat().st_size for path in tmp_path.glob("a-*.aibit")]
+    assert len(sizes) > 2
+    full = SimpleNamespace(f_blocks=1, f_bavail=sum(sizes), f_frsize=1)
+    monkeypatch.setattr(room, "is_in_memory", lambda where: True)
+    monkeypatch.setattr(room.os, "statvfs", lambda where: full)
+    aibit.convert(models["float16"], tmp_path / "b.aibit", **shards)
+    full.f_bavail -= 1
+    with pytest.raises(WriteError, match=f"cannot write {sum(sizes)} bytes: No space left"):
+        aibit.convert(models["float16"], tmp_path / "c.aibit", **shards)
+    assert not list(tmp_path.glob("c-*"))
 
 
 # Whole conversions
