@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "check a file's structure and every checksum"),
     "sign": ("sign", "sign a file, or make a key to sign with"),
     "run": ("run", "generate text"),
+    "eval": ("eval", "measure how well a model predicts a text, and how far it is from another"),
     "bench": ("bench", "measure how fast a model opens, verifies, loads and generates here"),
     "export": ("export", "write a file in another format: huggingface, safetensors or gguf"),
     "extract": ("extract", "write a file's documents or tensors out"),

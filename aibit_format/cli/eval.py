@@ -1,0 +1,110 @@
+"""``aibit eval FILE --text TEXT``: how well a model predicts a text, and how far it is from another."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LoadError, MissingPackageError
+from .output import Progress, emit
+
+if TYPE_CHECKING:
+    from ..torch.quality import Quality
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--text", metavar="TEXT", required=True, help="a file in UTF-8, predicted token by token")
+    parser.add_argument("--ref", metavar="MODEL", help="what to compare with: a model's directory, or an .aibit file")
+    parser.add_argument("--context", type=int, default=512, metavar="N", help="tokens seen at once (512)")
+    parser.add_argument("--stride", type=int, metavar="N", help="from window to window (half of the context)")
+    parser.add_argument("--limit", type=int, metavar="N", help="the text's first N tokens only")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--weight-only", action="store_true", help="as in aibit run")
+    parser.set_defaults(parser=parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict the text, and show how well."""
+    stride = args.stride if args.stride is not None else max(1, args.context // 2)
+    if args.context < 2 or not 1 <= stride <= args.context or (args.limit is not None and args.limit < 2):
+        args.parser.error("--context and --limit are 2 or more, --stride is from 1 to --context")
+    from .quiet import quiet_libraries
+
+    quiet_libraries()
+    try:
+        from ..torch.model import load
+        from ..torch.quality import evaluate
+    except ImportError as error:
+        if isinstance(error, MissingPackageError):
+            raise
+        raise MissingPackageError("running a model needs torch: pip install 'aibit-format[hf]'") from error
+    model, tokenizer = load(args.file, args.device, weight_only=args.weight_only)
+    if not model.can_generate() or model.config.is_encoder_decoder:
+        raise LoadError(f"{args.file}: {type(model).__name__} does not predict the next token")
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and args.context > longest:
+        args.parser.error(f"--context {args.context}: the model takes {longest} tokens")
+    ids = _tokens(args, tokenizer)
+    reference = None if args.ref is None else _reference(args.ref, args.device)
+    with Progress("predicting") as progress:
+        update = progress.update
+        step = None if update is None else lambda done, total: update(done, total, "")
+        found = evaluate(model, ids, args.context, stride, reference, step)
+    if args.json:
+        emit({
+            "file": args.file, "text": args.text, "reference": args.ref, "context": args.context, "stride": stride,
+            **asdict(found), "perplexity": found.perplexity, "reference_perplexity": found.reference_perplexity,
+        })  # fmt: skip
+    else:
+        _show(args, found)
+    return 0
+
+
+def _tokens(args: argparse.Namespace, tokenizer: Any) -> Any:
+    """i64 [n]: the text, with what the tokenizer begins texts with."""
+    import torch
+
+    try:
+        text = Path(args.text).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise LoadError(f"{args.text}: no UTF-8 at byte {error.start}") from error
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    if len(ids) < 2:
+        raise LoadError(f"{args.text}: {len(ids)} tokens, two or more are needed")
+    return torch.tensor(ids[: args.limit])
+
+
+def _reference(path: str, device: str) -> Any:
+    """The model to compare with, as transformers loads it, in the dtype it is stored in; or an .aibit file's."""
+    if not Path(path).is_dir():
+        from ..torch.model import load_model
+
+        return load_model(path, device)
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        found = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map=device, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{path}: transformers cannot load it: {error}") from error
+    return found.eval()
+
+
+def _show(args: argparse.Namespace, found: Quality) -> None:
+    print(f"{args.text}: {found.tokens:,} tokens predicted, in windows of {args.context}")
+    print(f"perplexity     {found.perplexity:.4f} ± {found.perplexity * found.loss_error:.4f}")
+    if found.divergence is None or found.reference_perplexity is None:
+        return
+    ratio = found.perplexity / found.reference_perplexity
+    print(f"reference      {found.reference_perplexity:.4f}, ratio {ratio:.4f}")
+    apart = found.divergence
+    print(
+        f"divergence     mean {apart.mean:.6f} nats, median {apart.median:.6f}, 99 % below {apart.percentile_99:.4f}, "
+        f"largest {apart.largest:.4f}"
+    )
+    print(f"same first     {apart.same_first:.2%} of tokens")
