@@ -105,11 +105,10 @@ def prose_of(path):
     return re.sub(r"<!-- generated: .*?<!-- end -->", "", path.read_text("utf-8"), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "spec").rglob("*.md")))
+@pytest.mark.parametrize("page", sorted(str(path.relative_to(ROOT)) for path in (ROOT / "spec").rglob("*.md")))
 def test_every_must_of_the_prose_has_its_number(page):
     """In brackets, after the word and before the next one or the end of the paragraph."""
-    (path,) = (ROOT / "spec").rglob(page)
-    for paragraph in re.split(r"\n\s*\n|\n(?=[-|#])", prose_of(path)):
+    for paragraph in re.split(r"\n\s*\n|\n(?=[-|#])", prose_of(ROOT / page)):
         for part in re.split(r"(?<!\*)\bMUST\b", paragraph)[1:]:
             assert re.search(rf"\[{NUMBER}(?:, {NUMBER})*\]", part), f"{page}: MUST{part}"
 

@@ -13,6 +13,7 @@ from torch.library import custom_op
 
 from .. import schemes
 from ..bridge import torch_dtypes
+from ..schemes import Scheme
 from ..schemes.int8 import Int8
 from .decode import decode_rows
 from .quantized import QuantizedEmbedding, QuantizedLinear
@@ -28,8 +29,7 @@ def linear(
         roles: of the planes, with spaces between them.
         scheme: as users write it.
     """
-    made = dict(zip(roles.split(), planes, strict=True))
-    return QuantizedLinear(schemes.parse(scheme), made, (shape[0], shape[1]), dtype, bias)(x)
+    return QuantizedLinear(*_parts(planes, roles, scheme, shape), dtype, bias)(x)
 
 
 @linear.register_fake
@@ -42,8 +42,7 @@ def _(
 @custom_op("aibit::rows", mutates_args=())
 def rows(planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str, start: int, stop: int) -> Tensor:
     """f32 [stop - start, columns]: values of rows, as ``decode_rows`` has them."""
-    made = dict(zip(roles.split(), planes, strict=True))
-    return decode_rows(schemes.parse(scheme), made, (shape[0], shape[1]), dtype, slice(start, stop))
+    return decode_rows(*_parts(planes, roles, scheme, shape), dtype, slice(start, stop))
 
 
 @rows.register_fake
@@ -90,10 +89,16 @@ def side_by_side(parts: list[Tensor]) -> Tensor | None:
 @custom_op("aibit::embedding", mutates_args=(), tags=(Tag.cudagraph_unsafe,))
 def embedding(ids: Tensor, planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str) -> Tensor:
     """ids [n] -> [n, columns], in the logical dtype: ``QuantizedEmbedding`` of the other arguments."""
-    made = dict(zip(roles.split(), planes, strict=True))
-    return QuantizedEmbedding(schemes.parse(scheme), made, (shape[0], shape[1]), dtype)(ids)
+    return QuantizedEmbedding(*_parts(planes, roles, scheme, shape), dtype)(ids)
 
 
 @embedding.register_fake
 def _(ids: Tensor, planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str) -> Tensor:
     return planes[0].new_empty(ids.shape[0], shape[1], dtype=torch_dtypes()[dtype])
+
+
+def _parts(
+    planes: list[Tensor], roles: str, scheme: str, shape: list[int]
+) -> tuple[Scheme, dict[str, Tensor], tuple[int, int]]:
+    """What was taken apart to be arguments of an operator."""
+    return schemes.parse(scheme), dict(zip(roles.split(), planes, strict=True)), (shape[0], shape[1])
