@@ -23,7 +23,7 @@ def make_room(file: int, size: int) -> int:
     os.truncate(file, size)  # file systems in memory choose their pages by it
     in_memory, page = is_in_memory(file), getattr(os.fstat(file), "st_blksize", mmap.PAGESIZE)
     if in_memory and page <= mmap.PAGESIZE:
-        need_room(file, size)
+        _look_for_room(file, size)
     elif hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     return page if in_memory else max(page, _ON_DISK)
@@ -31,8 +31,11 @@ def make_room(file: int, size: int) -> int:
 
 def need_room(where: int | str, size: int) -> None:
     """Raise OSError if a file system in memory, that of an open file or a path, has fewer than ``size`` bytes left."""
-    if not is_in_memory(where):
-        return
+    if is_in_memory(where):
+        _look_for_room(where, size)
+
+
+def _look_for_room(where: int | str, size: int) -> None:
     status = os.statvfs(where)
     if status.f_blocks and size > status.f_bavail * status.f_frsize:  # without blocks it has no limit
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -75,9 +75,8 @@ class Writer:
             self._file = self._partial.file
         except OSError as error:
             raise self._no_room(error) from error
-        self._room: Future[int] | None = self._disk.submit(
-            make_room, self._file, info.file_size
-        )  # while the first tensor is encoded
+        # While the first tensor is encoded.
+        self._room: Future[int] | None = self._disk.submit(make_room, self._file, info.file_size)
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from command import run
 
 import aibit_format as aibit
 from aibit_format.cli import main
@@ -26,16 +27,6 @@ def model(tmp_path_factory):
     architectures.save("llama-tied", folder / "hf", torch.float16)
     aibit.convert(folder / "hf", folder / "m.aibit")
     return folder
-
-
-def run(*arguments, capsys=None):
-    """(status, stdout, stderr) of one command, in this process."""
-    try:
-        status = main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        status = stop.code
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def test_convert_says_what_it_did(model, tmp_path, capsys):
@@ -88,7 +79,7 @@ def test_dry_run_writes_nothing_and_its_sizes_are_those_of_the_file(model, tmp_p
         (["extract", "{file}", "nothing.txt"], 1, "nothing called"),
         (["run", "{file}", "hello"], 1, "no tokenizer"),
         (["bench", "{text}"], 3, "AIB-E102"),
-        (["bench", "{file}", "-p", "0"], 2, "'0' is no number from 1 up"),
+        (["bench", "{file}", "-p", "0"], 2, "'0' is not a positive number"),
         (["bench", "{file}", "-o", "xml"], 2, "invalid choice"),
         (["bench", "{file}", "-p", "60", "-n", "5"], 1, "60 and 5 tokens, the model takes 64"),
         (["frobnicate"], 2, "invalid choice"),

@@ -21,9 +21,9 @@ def no_graphs_of_others():
     torch.compiler.reset()
 
 
-def make(path, name: str = "llama-tied", weight_only: bool = False, dtype: torch.dtype = torch.float32, **options):
+def make(path, weight_only: bool = False, **options):
     """A model of a few layers in some scheme."""
-    architectures.save(name, path / "hf", dtype)
+    architectures.save("llama-tied", path / "hf")
     aibit.convert(path / "hf", path / "m.aibit", **options)
     return aibit.load_model(path / "m.aibit", weight_only=weight_only)
 

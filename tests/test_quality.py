@@ -8,13 +8,13 @@ import shutil
 import architectures
 import pytest
 import torch
+from command import run
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import aibit_format as aibit
-from aibit_format.cli import main
 from aibit_format.errors import LoadError
 from aibit_format.torch.quality import _windows, evaluate
 
@@ -100,14 +100,6 @@ def files(fixtures, tmp_path_factory):
     for scheme in ("bf16", "int8", "nf4"):
         aibit.convert(fixtures / "models" / "tiny-llama", folder / f"{scheme}.aibit", scheme=scheme)
     return folder
-
-
-def run(*arguments, capsys):
-    try:
-        status = main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        status = stop.code
-    return status, *capsys.readouterr()
 
 
 def test_fewer_bits_are_further_from_the_original(files, fixtures, text, capsys):

@@ -13,6 +13,7 @@ import sys
 import craft
 import numpy as np
 import pytest
+from command import run
 from craft import rebuilt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa, x25519
@@ -550,14 +551,6 @@ sys.exit("nothing was raised")
 
 
 # The command line
-
-
-def run(*arguments, capsys):
-    try:
-        status = main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        status = stop.code
-    return status, *capsys.readouterr()
 
 
 def test_sign_and_verify(path, tmp_path, capsys):

@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import shards
 from ..errors import LoadError, MissingPackageError
+from .arguments import positive
 from .output import emit, size
 
 _FORMATS = ("md", "json", "csv")
@@ -35,11 +36,11 @@ class Figure:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("file", metavar="FILE")
-    parser.add_argument("-p", "--prompt", type=_count, default=128, metavar="N", help="tokens of the prompt (128)")
-    parser.add_argument("-n", "--new-tokens", type=_count, default=16, metavar="N", help="tokens after it (16)")
-    parser.add_argument("-b", "--batch", type=_count, default=1, metavar="N", help="sequences at once (1)")
-    parser.add_argument("-r", "--rounds", type=_count, default=3, metavar="N", help="of each test (3)")
-    parser.add_argument("-t", "--threads", type=_count, metavar="N", help="of the processor (all cores)")
+    parser.add_argument("-p", "--prompt", type=positive, default=128, metavar="N", help="tokens of the prompt (128)")
+    parser.add_argument("-n", "--new-tokens", type=positive, default=16, metavar="N", help="tokens after it (16)")
+    parser.add_argument("-b", "--batch", type=positive, default=1, metavar="N", help="sequences at once (1)")
+    parser.add_argument("-r", "--rounds", type=positive, default=3, metavar="N", help="of each test (3)")
+    parser.add_argument("-t", "--threads", type=positive, metavar="N", help="of the processor (all cores)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--weight-only", action="store_true", help="as in aibit run")
     parser.add_argument("-o", "--output", choices=_FORMATS, default="md", help="Markdown (default), JSON or CSV")
@@ -69,12 +70,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(about, figures)
     return 0
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 up")
-    return int(text)
 
 
 def _about(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LoadError, MissingPackageError
+from ..errors import LoadError
 from .output import Progress, emit
 
 if TYPE_CHECKING:
@@ -35,13 +35,9 @@ def run(args: argparse.Namespace) -> int:
     from .quiet import quiet_libraries
 
     quiet_libraries()
-    try:
-        from ..torch.model import load
-        from ..torch.quality import evaluate
-    except ImportError as error:
-        if isinstance(error, MissingPackageError):
-            raise
-        raise MissingPackageError("running a model needs torch: pip install 'aibit-format[hf]'") from error
+    from ..torch.model import load
+    from ..torch.quality import evaluate
+
     model, tokenizer = load(args.file, args.device, weight_only=args.weight_only)
     if not model.can_generate() or model.config.is_encoder_decoder:
         raise LoadError(f"{args.file}: {type(model).__name__} does not predict the next token")

@@ -73,7 +73,7 @@ def evaluate(
     stride = stride or max(1, context // 2)
     if len(ids) < 2 or context < 2 or not 1 <= stride <= context:
         raise LoadError(f"{len(ids)} tokens in windows of {context}, {stride} apart: nothing to predict")
-    ids, losses, theirs, divergences, same = ids.to(model.device), [], [], [], []
+    ids, scores = ids.to(model.device), []
     steps = list(_windows(len(ids), context, stride))
     total, done = sum(end - first for _, first, end in steps), 0
     with torch.inference_mode():
@@ -85,27 +85,32 @@ def evaluate(
                 raise LoadError(f"vocabularies of {logits.shape[1]} and, in the reference, {expected.shape[1]} tokens")
             for i in range(0, len(targets), _ROWS):
                 rows = slice(i, i + _ROWS)
-                ours = logits[rows].float().log_softmax(1)
-                losses.append(-ours.gather(1, targets[rows, None])[:, 0])
-                if expected is not None:
-                    truth = expected[rows].to(ours.device).float().log_softmax(1)
-                    theirs.append(-truth.gather(1, targets[rows, None])[:, 0])
-                    divergences.append((truth.exp() * (truth - ours)).sum(1))
-                    same.append(truth.argmax(1) == ours.argmax(1))
+                scores.append(_scores(targets[rows], logits[rows], None if expected is None else expected[rows]))
             done += end - first
             if on_progress is not None:
                 on_progress(done, total)
-    loss = torch.cat(losses).double()
+    loss, *others = torch.cat(scores, 1).double()
     error = float(loss.std() / math.sqrt(len(loss))) if len(loss) > 1 else 0.0
-    if reference is None:
+    if not others:
         return Quality(len(loss), float(loss.mean()), error)
-    apart = torch.cat(divergences).double().clamp_(min=0).numpy(force=True)  # rounding may take it below
+    theirs, apart, same = others
+    apart = apart.clamp_(min=0).numpy(force=True)  # rounding may take it below
     median, percentile_99 = np.quantile(apart, (0.5, 0.99))
     divergence = Divergence(
-        float(apart.mean()), float(median), float(percentile_99), float(apart.max()),
-        float(torch.cat(same).double().mean()),
-    )  # fmt: skip
-    return Quality(len(loss), float(loss.mean()), error, float(torch.cat(theirs).double().mean()), divergence)
+        float(apart.mean()), float(median), float(percentile_99), float(apart.max()), float(same.mean())
+    )
+    return Quality(len(loss), float(loss.mean()), error, float(theirs.mean()), divergence)
+
+
+def _scores(targets: torch.Tensor, logits: torch.Tensor, expected: torch.Tensor | None) -> torch.Tensor:
+    """f32 [1 or 4, n]: losses; with the reference's logits also its losses, divergences, whether the first agree."""
+    ours = logits.float().log_softmax(1)
+    losses = -ours.gather(1, targets[:, None])[:, 0]
+    if expected is None:
+        return losses[None]
+    truth = expected.to(ours.device).float().log_softmax(1)
+    theirs, same = -truth.gather(1, targets[:, None])[:, 0], truth.argmax(1) == ours.argmax(1)
+    return torch.stack([losses, theirs, (truth.exp() * (truth - ours)).sum(1), same.float()])
 
 
 def _windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:

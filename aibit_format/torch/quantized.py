@@ -42,19 +42,23 @@ class Quantized(nn.Module):
         self._roles = tuple(planes)
         for role, plane in planes.items():
             self.register_buffer(role, plane)
-        # What operators make the module of again, beside the planes: a compiler cannot ask a scheme for its text.
-        self._known = " ".join(planes), scheme.text, list(shape), dtype
+        self._text = scheme.text  # a compiler cannot ask for it
 
     def planes(self) -> dict[str, torch.Tensor]:
         """The planes by role."""
         return {role: self.get_buffer(role) for role in self._roles}
+
+    def _parts(self) -> tuple[list[torch.Tensor], str, str, list[int], str]:
+        """What an operator makes the module of again."""
+        planes = [*self.planes().values()]
+        return planes, " ".join(self._roles), self._text, list(self.shape), self.logical_dtype
 
     def rows(self, rows: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Values of these rows, [rows, columns] in ``dtype``, on the planes' device."""
         if torch.compiler.is_compiling() and isinstance(rows, slice):
             from . import operators  # wanted by a compiler alone
 
-            return operators.rows([*self.planes().values()], *self._known, rows.start, rows.stop).to(dtype)
+            return operators.rows(*self._parts(), rows.start, rows.stop).to(dtype)
         return decode_rows(self.scheme, self.planes(), self.shape, self.logical_dtype, rows).to(dtype)
 
     @property
@@ -101,7 +105,7 @@ class QuantizedLinear(Quantized):
         from . import operators  # wanted by a compiler alone
 
         found = None if self.joined is None else self.joined.traced(self, x, flat)
-        return operators.linear(flat, [*self.planes().values()], *self._known, self.bias) if found is None else found
+        return operators.linear(flat, *self._parts(), self.bias) if found is None else found
 
     def _takes(self, x: torch.Tensor) -> bool:
         """Whether codes are multiplied as they are, and scaled afterwards.
@@ -171,7 +175,7 @@ class QuantizedEmbedding(Quantized):
         if torch.compiler.is_compiling():
             from . import operators  # wanted by a compiler alone
 
-            found = operators.embedding(ids.reshape(-1), [*self.planes().values()], *self._known)
+            found = operators.embedding(ids.reshape(-1), *self._parts())
             return found.view(*ids.shape, self.embedding_dim)
         wanted, places = torch.unique(ids, return_inverse=True)
         if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < self.num_embeddings:
