@@ -15,6 +15,7 @@ import numpy as np
 from . import documents, recipe, sharding
 from ._version import __version__
 from .errors import AibitError, SourceError, WriteError
+from .io.mapped import Path
 from .measure import EncodingError
 from .metadata import Value
 from .peers import ALONE, Peers, of_torch
@@ -22,7 +23,6 @@ from .pipeline import Pipeline
 from .recipe import Plan, Planned, Recipe
 from .skeleton import skeleton
 from .sources import open_source
-from .storage import Path
 
 # Bytes of the source done and in all, and the tensor that is being worked on.
 Progress = Callable[[int, int, str], None]

@@ -11,10 +11,10 @@ import numpy as np
 from . import shards, writer
 from .dtypes import DTYPES
 from .errors import SchemeError
+from .io.mapped import Path
 from .schemes import make
 from .schemes.plain import Plain
 from .shards import Opened
-from .storage import Path
 
 __all__ = ["load_file", "safe_open", "save_file"]
 

@@ -15,13 +15,13 @@ import numpy as np
 from . import digest, documents, frontmatter, layout, signatures, validate
 from .dtypes import DTYPES
 from .errors import FormatError, Problem
+from .io.lease import still
+from .io.mapped import InMemory, Mapped, Path, Storage, is_url
 from .manifest import FileInfo, Plane, TensorInfo
 from .metadata import Value
 from .placement import Region
 from .schemes import Scheme
 from .signatures import Keys, Signature
-from .still import still
-from .storage import InMemory, Mapped, Path, Storage, is_url
 
 Level = Literal["structure", "touched", "full"]
 LEVELS = get_args(Level)
@@ -372,7 +372,7 @@ def _storage(source: Path | bytes | bytearray | memoryview) -> Storage:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return InMemory(source)
     if isinstance(source, str) and is_url(source):
-        from .remote import Ranged  # urllib is slow to import, and seldom needed
+        from .io.remote import Ranged  # urllib is slow to import, and seldom needed
 
         return Ranged(source)
     return Mapped(source)

@@ -17,11 +17,11 @@ from .draft import Tensor
 from .dtypes import DTYPES
 from .engine import encode
 from .errors import RecipeError, SchemeError, SourceError
+from .io.mapped import Path
 from .schemes import Scheme, make, parse
 from .schemes.plain import Plain
 from .skeleton import Binding, Skeleton, Slot
 from .sources import Source, SourceTensor, values
-from .storage import Path
 
 DEFAULT = "int8"
 DOCUMENT = "recipe.toml"  # the name under which a recipe file is kept

@@ -13,9 +13,9 @@ from typing import Any
 from . import sharding, shards
 from .draft import Tensor
 from .errors import FormatError, WriteError
+from .io.mapped import Path
 from .metadata import Value
 from .shards import Opened, Sharded, shard_path, whole
-from .storage import Path
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the tensor that was written
 

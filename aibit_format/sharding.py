@@ -12,15 +12,16 @@ from typing import Self
 
 import numpy as np
 
-from . import digest, draft, layout, partial
+from . import digest, draft, layout
 from .draft import Tensor
 from .errors import WriteError
+from .io import atomic
+from .io.mapped import Path
+from .io.preallocate import need_room
 from .manifest import FileInfo
 from .metadata import Value
 from .peers import ALONE, Peers
-from .room import need_room
 from .shards import PREVIOUS, find, listed, root_of, shard_path
-from .storage import Path
 from .writer import Writer
 
 _UNITS = {"": 1, "B": 1}
@@ -185,7 +186,7 @@ class ShardedWriter:
             info = first.finish({**metadata, **_of_set(self.parts, roots[1:])})
             roots[0] = np.frombuffer(info.root(), np.uint8)
             # Two models written over one another at once would end as some shards of each.
-            self._stack.enter_context(partial.alone_in(os.path.dirname(self.paths[0]) or "."))
+            self._stack.enter_context(atomic.alone_in(os.path.dirname(self.paths[0]) or "."))
         roots = self.peers.share(roots)
         self._listed = listed(self.paths[0], len(self.paths))  # still the older one: no process is past ``agree``
         for i, writer in self._writers.items():

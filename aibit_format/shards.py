@@ -19,11 +19,11 @@ import numpy as np
 
 from . import validate
 from .errors import FormatError, LoadError, Problem
+from .io.mapped import Mapped, Path, is_url
 from .manifest import FileInfo, TensorInfo
 from .metadata import Value
 from .reader import Documents, File, Level, Verified, read_info
 from .signatures import Keys
-from .storage import Mapped, Path, is_url
 
 __all__ = ["PREVIOUS", "Opened", "Sharded", "find", "listed", "open", "paths_of", "root_of", "shard_path", "whole"]
 

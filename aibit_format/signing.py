@@ -14,11 +14,11 @@ import numpy as np
 
 from . import draft, layout, signatures
 from .errors import FormatError, Problem, SigningError, WriteError
+from .io.atomic import PartialFile
+from .io.mapped import Path
 from .manifest import ExtraSection, FileInfo
-from .partial import PartialFile
 from .reader import File
 from .signatures import Keys, Read, Signature
-from .storage import Path
 from .writer import Writer
 
 PRIVATE, PUBLIC = ".pem", ".pub"

@@ -22,12 +22,12 @@ from typing import Protocol
 import numpy as np
 
 from .errors import FormatError, Problem
+from .io.mapped import Mapped, Storage
+from .io.readahead import is_resident
 from .layout import LEAF, align
 from .manifest import Plane
 from .placement import Region
-from .prefetch import is_resident
 from .reader import File
-from .storage import Mapped, Storage
 
 PAGE = 4096  # offsets, lengths and memory of direct reads are multiples of it
 _GAP = 1 << 16  # bytes between two planes that are brought along, so that one stretch does not become two

@@ -22,15 +22,15 @@ from . import digest, documents, layout, validate
 from .draft import Tensor, as_read, plan
 from .dtypes import DTYPES
 from .errors import SchemeError, WriteError
+from .io.atomic import PartialFile
+from .io.mapped import Path
+from .io.preallocate import make_room
 from .manifest import FileInfo, Plane, TensorInfo
 from .metadata import Value
 from .metadata import encode as encode_metadata
-from .partial import PartialFile
 from .placement import Region
-from .room import make_room
 from .schemes.base import PlaneSpec, matrix
 from .signatures import Read
-from .storage import Path
 
 __all__ = ["Tensor", "Writer", "plan", "write"]
 

@@ -11,10 +11,11 @@ import shutil
 
 import numpy as np
 
-from aibit_format import partial, rewrite, shards
+from aibit_format import rewrite, shards
 from aibit_format.conversion import make_plan, run
 from aibit_format.errors import WriteError  # noqa: F401 - for those who run these jobs
 from aibit_format.exports import export
+from aibit_format.io import atomic
 from aibit_format.reader import File
 from aibit_format.schemes import make
 from aibit_format.writer import Tensor, write
@@ -76,7 +77,7 @@ def overwrite(folder, source):
 
 def named(folder, source):
     """The same where every file has a name."""
-    partial._nameless = lambda folder: None
+    atomic._nameless = lambda folder: None
     return overwrite(folder, source)
 
 

@@ -23,11 +23,11 @@ from torch import nn
 import aibit_format as aibit
 from aibit_format import schemes, stream, writer
 from aibit_format.errors import FormatError
+from aibit_format.io.mapped import Mapped
 from aibit_format.layout import LEAF
 from aibit_format.manifest import Plane
 from aibit_format.placement import Region
 from aibit_format.reader import File
-from aibit_format.storage import Mapped
 from aibit_format.torch import arena
 from aibit_format.torch.arena import Arena, Memory
 

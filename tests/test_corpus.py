@@ -43,9 +43,10 @@ import numpy as np
 import pytest
 
 import aibit_format as aibit
-from aibit_format import documents, frontmatter, layout, storage, writer
+from aibit_format import documents, frontmatter, layout, writer
 from aibit_format.cli import main
 from aibit_format.errors import AibitError, FormatError
+from aibit_format.io import mapped
 from aibit_format.reader import File
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -250,7 +251,7 @@ def test_a_file_that_cannot_be_mapped_is_refused(monkeypatch):
     def fails(*_):
         raise OSError("no room in the address space")
 
-    monkeypatch.setattr(storage.np, "memmap", fails)
+    monkeypatch.setattr(mapped.np, "memmap", fails)
     assert code_of(str(BAD / WHOLE[-1]["file"])) == "AIB-E803"
 
 

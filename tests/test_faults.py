@@ -23,9 +23,10 @@ import pytest
 from conftest import ROOT
 
 import aibit_format as aibit
-from aibit_format import layout, partial, shards, still
+from aibit_format import layout, shards
 from aibit_format import rewrite as rewriting
 from aibit_format.errors import FormatError, SourceError, WriteError
+from aibit_format.io import atomic, lease
 from aibit_format.reader import File
 from aibit_format.schemes import make
 from aibit_format.writer import Tensor, Writer, plan, write
@@ -51,7 +52,7 @@ def python(program, *arguments, **options):
 
 def unlinkable(monkeypatch):
     """A system on which every file has a name."""
-    monkeypatch.setattr(partial, "_nameless", lambda folder: None)
+    monkeypatch.setattr(atomic, "_nameless", lambda folder: None)
 
 
 # Killed
@@ -160,7 +161,7 @@ def test_what_a_killed_writer_left_is_swept_up_and_what_a_live_one_writes_is_not
     left.write_bytes(b"half")
     (folder / "inside").mkdir(parents=True)
     other.write_bytes(b"not ours")
-    with partial.PartialFile(str(tmp_path / "one")) as one, partial.PartialFolder(str(tmp_path / "two")) as two:
+    with atomic.PartialFile(str(tmp_path / "one")) as one, atomic.PartialFolder(str(tmp_path / "two")) as two:
         assert not left.exists() and not folder.exists()
         write(tmp_path / "m.aibit", content)
         assert os.path.exists(one.name) and os.path.isdir(two.name)
@@ -171,10 +172,10 @@ def test_what_a_killed_writer_left_is_swept_up_and_what_a_live_one_writes_is_not
 
 
 def test_a_file_without_a_name_is_in_no_folder(tmp_path):
-    if partial._nameless(folder := os.open(tmp_path, os.O_RDONLY)) is None:
+    if atomic._nameless(folder := os.open(tmp_path, os.O_RDONLY)) is None:
         pytest.skip("files here have names")
     os.close(folder)
-    with partial.PartialFile(str(tmp_path / "m")) as file:
+    with atomic.PartialFile(str(tmp_path / "m")) as file:
         os.write(file.file, b"half")
         assert os.listdir(tmp_path) == []
         file.publish()
@@ -491,8 +492,8 @@ def test_a_file_truncated_while_it_is_read_is_an_error_and_not_a_crash(call, how
 
 
 def leases(path):
-    with still.still(File(path).storage) as reading:
-        return isinstance(reading, still._Leased)
+    with lease.still(File(path).storage) as reading:
+        return isinstance(reading, lease._Leased)
 
 
 def test_whoever_would_write_waits_for_the_lease_and_the_reader_is_told(large, tmp_path):
@@ -500,7 +501,7 @@ def test_whoever_would_write_waits_for_the_lease_and_the_reader_is_told(large, t
         pytest.skip("the system gives no leases on this file")
     path = tmp_path / "m.aibit"
     shutil.copy(large, path)
-    with File(path) as file, still.still(file.storage) as reading:
+    with File(path) as file, lease.still(file.storage) as reading:
         assert reading.read_at(0, 100).base is not None
         command = [sys.executable, "-c", "import os, sys; os.truncate(sys.argv[1], 0)", str(path)]
         writer = subprocess.Popen(command)
@@ -517,7 +518,7 @@ def test_the_root_is_read_once_and_takes_no_lease_after_that(large, tmp_path, mo
     path = tmp_path / "m.aibit"
     shutil.copy(large, path)
     with File(path) as file:
-        monkeypatch.setattr(still, "_take_lease", None)
+        monkeypatch.setattr(lease, "_take_lease", None)
         assert file.root == file.verified().root == file.info_of_file.root().hex()
         os.truncate(path, layout.LEAF)
         with pytest.raises(FormatError, match="changed") as caught:
@@ -533,7 +534,7 @@ def test_a_file_that_somebody_has_open_for_writing_is_copied(large, tmp_path):
         assert file.verify().level == "full"
         assert np.array_equal(file.dequantize("codes"), File(large).dequantize("codes"))
         os.ftruncate(writer.fileno(), layout.LEAF)
-        with still.still(File(large).storage) as other:
+        with lease.still(File(large).storage) as other:
             assert len(other.read_at(0, 10)) == 10
         with pytest.raises(FormatError) as caught:
             file.storage.copy(0, 2 * layout.LEAF)

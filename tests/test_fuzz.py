@@ -25,8 +25,8 @@ from test_properties import calm, models
 from test_properties import write as bytes_of
 from verdict import check_comes_out_the_same
 
-from aibit_format import still
 from aibit_format.errors import FormatError
+from aibit_format.io import lease
 from aibit_format.reader import File
 from aibit_format.schemes import make
 
@@ -103,7 +103,7 @@ def test_the_verdict_does_not_depend_on_how_the_bytes_are_held(way, expected, tm
     path = tmp_path / "m.aibit"
     url = {"fsspec": "memory://fuzz/m.aibit", "file": f"file://{path}"}.get(way, str(path))
     if way == "copied":
-        monkeypatch.setattr(still, "_take_lease", lambda storage: None)
+        monkeypatch.setattr(lease, "_take_lease", lambda storage: None)
     differing = {}
     for i, data in enumerate(mutants()):
         if way == "fsspec":

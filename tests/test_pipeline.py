@@ -14,16 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aibit_format as aibit
-from aibit_format import engine, pipeline, room, storage, writer
+from aibit_format import engine, pipeline, writer
 from aibit_format.bridge import to_numpy
 from aibit_format.draft import Tensor, plan
 from aibit_format.dtypes import DTYPES
 from aibit_format.errors import SchemeError, SourceError, WriteError
+from aibit_format.io import mapped, preallocate
+from aibit_format.io.hashed_reader import Tape
 from aibit_format.layout import LEAF
 from aibit_format.reader import File
 from aibit_format.schemes import parse
 from aibit_format.schemes.base import matrix
-from aibit_format.tape import Tape
 from aibit_format.writer import Writer
 
 BY_ROWS = [
@@ -47,7 +48,7 @@ def paged(page):
     """``make_room`` of a file system whose pages have so many bytes."""
 
     def make_room(file, size):
-        room.make_room(file, size)
+        preallocate.make_room(file, size)
         return page
 
     return make_room
@@ -197,13 +198,13 @@ def test_rows_that_do_not_fit_are_refused(tmp_path):
 def test_where_a_view_lies(tmp_path):
     path = tmp_path / "f"
     path.write_bytes(np.arange(1000, dtype=np.uint8).tobytes())
-    pages = storage.pages(path)
-    assert storage.place(pages) == (str(path), 0)
-    assert storage.place(pages[10:42].view("<f2").reshape(4, 4)) == (str(path), 10)
-    assert storage.place(pages[10:42].view("<f2").reshape(4, 4)[2:]) == (str(path), 26)
-    assert storage.place(pages[10:42].view("<f2").reshape(4, 4).T) is None
-    assert storage.place(pages[:50].copy()) is None
-    assert storage.place(np.zeros(4)) is None
+    pages = mapped.pages(path)
+    assert mapped.place(pages) == (str(path), 0)
+    assert mapped.place(pages[10:42].view("<f2").reshape(4, 4)) == (str(path), 10)
+    assert mapped.place(pages[10:42].view("<f2").reshape(4, 4)[2:]) == (str(path), 26)
+    assert mapped.place(pages[10:42].view("<f2").reshape(4, 4).T) is None
+    assert mapped.place(pages[:50].copy()) is None
+    assert mapped.place(np.zeros(4)) is None
 
 
 @given(
@@ -244,7 +245,7 @@ MEMORY = "/dev/shm"  # noqa: S108 - where Linux has one
 
 def test_which_file_systems_are_in_memory(tmp_path):
     with open(tmp_path / "f", "wb") as file:
-        room.make_room(file.fileno(), 12345)
+        preallocate.make_room(file.fileno(), 12345)
         assert os.fstat(file.fileno()).st_size == 12345
     with open("/proc/mounts") as mounts:
         if not any(line.split()[1:3] == [MEMORY, "tmpfs"] for line in mounts):
@@ -252,13 +253,13 @@ def test_which_file_systems_are_in_memory(tmp_path):
     name = f"{MEMORY}/aibit-test-{os.getpid()}"
     try:
         with open(name, "wb") as file:
-            assert room.is_in_memory(file.fileno())
-            room.make_room(file.fileno(), 1 << 20)
+            assert preallocate.is_in_memory(file.fileno())
+            preallocate.make_room(file.fileno(), 1 << 20)
             status = os.fstat(file.fileno())
             assert (status.st_size, status.st_blocks) == (1 << 20, 0)
             free = os.statvfs(name).f_bavail * os.statvfs(name).f_frsize
             with pytest.raises(OSError, match="No space left"):
-                room.make_room(file.fileno(), free + (1 << 30))
+                preallocate.make_room(file.fileno(), free + (1 << 30))
     finally:
         os.unlink(name)
 
@@ -270,8 +271,8 @@ def test_shards_need_room_together(models, tmp_path, monkeypatch):
     sizes = [path.stat().st_size for path in tmp_path.glob("a-*.aibit")]
     assert len(sizes) > 2
     full = SimpleNamespace(f_blocks=1, f_bavail=sum(sizes), f_frsize=1)
-    monkeypatch.setattr(room, "is_in_memory", lambda where: True)
-    monkeypatch.setattr(room.os, "statvfs", lambda where: full)
+    monkeypatch.setattr(preallocate, "is_in_memory", lambda where: True)
+    monkeypatch.setattr(preallocate.os, "statvfs", lambda where: full)
     aibit.convert(models["float16"], tmp_path / "b.aibit", **shards)
     full.f_bavail -= 1
     with pytest.raises(WriteError, match=f"cannot write {sum(sizes)} bytes: No space left"):

@@ -8,8 +8,8 @@ from threading import Event
 
 import pytest
 
-from aibit_format import prefetch as ahead
-from aibit_format.prefetch import PIECE, prefetch, read_ahead
+from aibit_format.io import readahead as ahead
+from aibit_format.io.readahead import PIECE, prefetch, read_ahead
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs a system that drops pages when asked")

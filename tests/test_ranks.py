@@ -55,7 +55,7 @@ def run_rank(folder):
     """One process of COUNT: the model whole, and what happens when one of them fails."""
     import torch.distributed as dist
 
-    from aibit_format.tape import Tape
+    from aibit_format.io.hashed_reader import Tape
 
     dist.init_process_group("gloo")
     rank, digested = dist.get_rank(), []

@@ -9,7 +9,7 @@ from threading import Event
 from typing import Any
 
 from ..errors import LoadError, MissingPackageError
-from ..prefetch import prefetch
+from ..io.readahead import prefetch
 from ..shards import paths_of
 from . import lean
 from .output import emit

@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import WriteError
+from ..io.mapped import Path
 from ..shards import Opened
-from ..storage import Path
 
 __all__ = ["BUILTIN", "export", "options_of"]
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from ..dtypes import DTYPES, from_float32
 from ..errors import MissingPackageError, SchemeError, SourceError, WriteError
+from ..io.atomic import PartialFile
 from ..manifest import TensorInfo
-from ..partial import PartialFile
 from ..schemes import Scheme, make
 from ..schemes.ggml import GGML
 from ..schemes.plain import Plain

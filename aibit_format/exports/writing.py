@@ -18,7 +18,7 @@ import numpy as np
 
 from ..dtypes import DTYPES
 from ..errors import WriteError
-from ..partial import PartialFolder, sync_folder
+from ..io.atomic import PartialFolder, sync_folder
 from ..sources.safetensors import DTYPE_NAMES
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the tensor that was written

@@ -18,9 +18,9 @@ import numpy as np
 
 from ..documents import WANTED, parse_json
 from ..errors import FormatError, SourceError
+from ..io.mapped import pages
 from ..layout import MAX_DOCUMENT
 from ..metadata import Value
-from ..storage import pages
 from .base import SourceFile, SourceTensor
 from .bitsandbytes import Joined, conv1d_rule, weight_dtype
 from .pickled import ZIP_MAGIC, PickledFile, member_start

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SourceError
-from ..storage import pages
+from ..io.mapped import pages
 
 # Type number -> name, elements a block, bytes a block.
 TYPES: dict[int, tuple[str, int, int]] = {

@@ -19,7 +19,7 @@ import numpy as np
 from .. import bridge
 from ..dtypes import DTYPES
 from ..errors import MissingPackageError, SourceError
-from ..storage import pages
+from ..io.mapped import pages
 from .base import SourceTensor
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..dtypes import DTYPES
 from ..errors import SourceError
-from ..storage import pages
+from ..io.mapped import pages
 from .base import SourceTensor
 
 DTYPE_NAMES = {

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from .. import bridge, shards, writer
 from ..errors import MissingPackageError
+from ..io.mapped import Path
 from ..numpy import SafeOpen
 from ..schemes import make
 from ..shards import Opened
-from ..storage import Path
 
 try:
     import torch

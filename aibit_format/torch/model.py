@@ -11,6 +11,7 @@ import numpy as np
 from .. import shards
 from ..architecture import build_config, empty_model, refuse_absurd
 from ..errors import LoadError, MissingPackageError
+from ..io.mapped import Path
 from ..manifest import Plane, TensorInfo
 from ..reader import File, Level
 from ..schemes.base import FLOATS
@@ -18,7 +19,6 @@ from ..schemes.plain import Plain
 from ..shards import Opened
 from ..signatures import Keys
 from ..skeleton import float32_rule
-from ..storage import Path
 from ..vocabulary import check_special_ids, vocabulary_size
 
 try:

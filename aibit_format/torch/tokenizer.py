@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from .. import shards
 from ..errors import LoadError, MissingPackageError
+from ..io.mapped import Path
 from ..shards import Opened
-from ..storage import Path
 from ..vocabulary import check_tokenizer, vocabulary_size
 
 if TYPE_CHECKING:

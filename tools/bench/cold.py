@@ -51,7 +51,7 @@ def _resident(file: int, at: int) -> bool | None:
 
 def cold(way: str, path: str, tiny: str) -> Result:
     """Load and first forward from a file that is not in memory. The libraries are: a tiny model went before it."""
-    from aibit_format.prefetch import prefetch
+    from aibit_format.io.readahead import prefetch
 
     ahead = way == "aibit, prefetch"
     run = loader("aibit" if ahead else way)
@@ -69,7 +69,7 @@ def cold(way: str, path: str, tiny: str) -> Result:
 
 def stream(way: str, path: str) -> Result:
     """Reading a file that is not in memory from front to back, and nothing else; None for seconds if it cannot."""
-    from aibit_format.prefetch import read_ahead
+    from aibit_format.io.readahead import read_ahead
 
     size = os.path.getsize(path)
     buffer = mmap.mmap(-1, PIECE)  # direct reads want aligned memory

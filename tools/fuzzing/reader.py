@@ -15,7 +15,7 @@ class Reader:
     def __init__(self) -> None:
         import verdict
 
-        import aibit_format.remote
+        import aibit_format.io.remote
         import aibit_format.writer  # noqa: F401 - imported here to be instrumented
         from aibit_format.schemes import BUILTIN, make
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from .errors import WriteError
+from ..errors import WriteError
 
 fcntl: Any
 try:

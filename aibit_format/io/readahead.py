@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from threading import Event, Thread
 
-from .storage import Path
+from .mapped import Path
 
 PIECE = 4 << 20  # bytes that are waited for at a time
 _AHEAD = 2 * PIECE  # bytes that are asked for before they are waited for

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from .errors import FormatError, Problem
+from ..errors import FormatError, Problem
 
 Path = str | os.PathLike[str]
 

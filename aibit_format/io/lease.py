@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import FormatError, Problem
-from .storage import Mapped, Storage
+from ..errors import FormatError, Problem
+from .mapped import Mapped, Storage
 
 fcntl: Any
 try:

@@ -14,9 +14,9 @@ from typing import Self
 import numpy as np
 import xxhash
 
-from .errors import SourceError
-from .prefetch import PIECE, ask_for, only_asked_for
-from .room import is_in_memory
+from ..errors import SourceError
+from .preallocate import is_in_memory
+from .readahead import PIECE, ask_for, only_asked_for
 
 _PIECE = 2 << 20  # bytes read at a time for the digest alone
 _AHEAD = 4 * PIECE  # bytes that a disk is asked for before they are read

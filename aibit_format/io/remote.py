@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
-from .errors import FormatError, MissingPackageError, Problem
+from ..errors import FormatError, MissingPackageError, Problem
 
 FIRST = 1 << 18  # bytes of the first read: header and front matter of a model of some two thousand tensors
 _TIMEOUT = 30  # seconds without an answer
