@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from .documents import FORBIDDEN_KEYS
+from .container.documents import FORBIDDEN_KEYS
 from .errors import LoadError, MissingPackageError
 
 if TYPE_CHECKING:

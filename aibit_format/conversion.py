@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from . import documents, recipe, sharding
+from . import recipe, sharding
 from ._version import __version__
+from .container import documents
+from .container.metadata import Value
 from .errors import AibitError, SourceError, WriteError
 from .io.mapped import Path
 from .measure import EncodingError
-from .metadata import Value
 from .peers import ALONE, Peers, of_torch
 from .pipeline import Pipeline
 from .recipe import Plan, Planned, Recipe

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .manifest import TensorInfo
+from .container.tables import TensorInfo
 from .schemes.base import matrix
 from .shards import Opened
 

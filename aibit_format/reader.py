@@ -12,16 +12,16 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from . import digest, documents, frontmatter, layout, signatures, validate
+from .container import checksums, documents, layout, parse, signatures, validate
+from .container.metadata import Value
+from .container.placement import Region
+from .container.signatures import Keys, Signature
+from .container.tables import FileInfo, Plane, TensorInfo
 from .dtypes import DTYPES
 from .errors import FormatError, Problem
 from .io.lease import still
 from .io.mapped import InMemory, Mapped, Path, Storage, is_url
-from .manifest import FileInfo, Plane, TensorInfo
-from .metadata import Value
-from .placement import Region
 from .schemes import Scheme
-from .signatures import Keys, Signature
 
 Level = Literal["structure", "touched", "full"]
 LEVELS = get_args(Level)
@@ -211,7 +211,9 @@ class File:
         """What ``verify`` looks at besides digests."""
         self._checked[:] = True
         self._check_padding(storage)
-        digest.in_threads(partial(self._check_tensors, storage), self.keys(), jobs if self._is_much_to_check() else 1)
+        checksums.in_threads(
+            partial(self._check_tensors, storage), self.keys(), jobs if self._is_much_to_check() else 1
+        )
         for name in self.documents:
             self.check_document(name)
         return self.verified("full")
@@ -308,8 +310,8 @@ class File:
     def check_brought(self, offset: int, data: np.ndarray) -> None:
         """Check whole leaves of the data region that were read elsewhere: ``data`` u8 [n], what is at ``offset``."""
         first = (offset - self.data.start) // layout.LEAF
-        for i in range(digest.leaf_count(len(data))):
-            value = digest.leaf(data[i * layout.LEAF : (i + 1) * layout.LEAF].data)
+        for i in range(checksums.leaf_count(len(data))):
+            value = checksums.leaf(data[i * layout.LEAF : (i + 1) * layout.LEAF].data)
             self._check_leaf(self.data, first + i, value)
 
     def _check_leaf(self, region: Region, i: int, value: int) -> None:
@@ -405,7 +407,7 @@ def _array(storage: Storage, plane: Plane) -> np.ndarray:
 def _leaves(storage: Storage, start: int, end: int, jobs: int | None = None) -> np.ndarray:
     """u64: digests of the leaves from ``start``, where one begins, to ``end``."""
     step = storage.stretch or max(end - start, 1)
-    pieces = (digest.leaves(storage.read_at(at, min(step, end - at)), jobs=jobs) for at in range(start, end, step))
+    pieces = (checksums.leaves(storage.read_at(at, min(step, end - at)), jobs=jobs) for at in range(start, end, step))
     return np.concatenate([np.zeros(0, np.uint64), *pieces])
 
 
@@ -423,9 +425,9 @@ def read_info(storage: Storage) -> tuple[FileInfo, str]:
     try:
         with still(storage) as reading:
             head = reading.read_at(0, min(layout.HEADER.sizeof(), storage.size)).tobytes()
-            header = frontmatter.read_header(head, storage.size)
+            header = parse.read_header(head, storage.size)
             front_matter = reading.read_at(len(head), header.front_matter_length).tobytes()
-        info = frontmatter.read_front_matter(head, header, front_matter)
+        info = parse.read_front_matter(head, header, front_matter)
         if problems := validate.check(info, storage.size):
             raise FormatError(problems)
     except FormatError as error:

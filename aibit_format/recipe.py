@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .draft import Tensor
+from .container.plan import Tensor
 from .dtypes import DTYPES
 from .engine import encode
 from .errors import RecipeError, SchemeError, SourceError

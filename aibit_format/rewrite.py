@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import sharding, shards
-from .draft import Tensor
+from .container.metadata import Value
+from .container.plan import Tensor
 from .errors import FormatError, WriteError
 from .io.mapped import Path
-from .metadata import Value
 from .shards import Opened, Sharded, shard_path, whole
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the tensor that was written

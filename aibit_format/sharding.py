@@ -12,14 +12,14 @@ from typing import Self
 
 import numpy as np
 
-from . import digest, draft, layout
-from .draft import Tensor
+from .container import checksums, layout
+from .container.metadata import Value
+from .container.plan import Tensor, plan
+from .container.tables import FileInfo
 from .errors import WriteError
 from .io import atomic
 from .io.mapped import Path
 from .io.preallocate import need_room
-from .manifest import FileInfo
-from .metadata import Value
 from .peers import ALONE, Peers
 from .shards import PREVIOUS, find, listed, root_of, shard_path
 from .writer import Writer
@@ -66,19 +66,19 @@ def cut(tensors: Sequence[Tensor], limit: int) -> list[list[int]]:
     return parts
 
 
-def plan(
+def plan_shards(
     tensors: Sequence[Tensor],
     metadata: Mapping[str, Value],
     document_sizes: Mapping[str, int],
     parts: Parts,
     alignment: int = layout.DEFAULT_ALIGNMENT,
 ) -> list[FileInfo]:
-    """The shards that these make, each complete but for its digests; see ``draft.plan``."""
+    """The shards that these make, each complete but for its digests; see ``container.plan``."""
     count = len(parts)
     if count > layout.MAX_SHARDS:
         raise WriteError(f"{count} shards, at most {layout.MAX_SHARDS}: make them larger")
     return [
-        draft.plan(
+        plan(
             [tensors[place] for place in part],
             {**metadata, **_of_set(parts)} if index == 1 else {"shard.index": index, "shard.count": count},
             document_sizes if index == 1 else {},
@@ -110,7 +110,7 @@ class Written:
 
 
 class ShardedWriter:
-    """Writes the shards that ``plan`` made of ``parts``. Use it as a context: without ``commit`` nothing is left.
+    """Writes the shards that ``plan_shards`` made of ``parts``. Without ``commit`` nothing is left.
 
     They get their names when all of them are on the disk, the first one last: it lists the others, so its name says in
     one step which model is there. A shard that is replaced lies beside its name until then, with ``.previous`` after
@@ -120,7 +120,7 @@ class ShardedWriter:
 
     Args:
         path: of the model; ``shard_path`` says what the files are called.
-        plans, parts: from ``plan`` and ``cut``.
+        plans, parts: from ``plan_shards`` and ``cut``.
         overwrite: replace files that exist.
         peers: processes of which each makes its shards; all of them make a writer, and ``commit`` together.
 
@@ -130,7 +130,7 @@ class ShardedWriter:
     def __init__(
         self, path: Path, plans: Sequence[FileInfo], parts: Parts, *, overwrite: bool = False, peers: Peers = ALONE
     ) -> None:
-        peers.same(digest.root(*(info.front_matter() for info in plans if peers.count > 1)))
+        peers.same(checksums.root(*(info.front_matter() for info in plans if peers.count > 1)))
         self.parts, self.peers = parts, peers
         self.paths = tuple(shard_path(path, i + 1, len(plans)) for i in range(len(plans)))
         self._nbytes = sum(info.file_size for info in plans)
@@ -244,8 +244,8 @@ def writer(
 ) -> Writer | ShardedWriter:
     """What writes a model: as the shards that ``parts`` says, or as one file if there are none."""
     if parts is None:
-        return Writer(path, draft.plan(tensors, metadata, document_sizes, alignment), overwrite=overwrite)
-    plans = plan(tensors, metadata, document_sizes, parts, alignment)
+        return Writer(path, plan(tensors, metadata, document_sizes, alignment), overwrite=overwrite)
+    plans = plan_shards(tensors, metadata, document_sizes, parts, alignment)
     return ShardedWriter(path, plans, parts, overwrite=overwrite, peers=peers)
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from . import draft, layout, signatures
+from .container import layout, plan, signatures
+from .container.signatures import Keys, Read, Signature
+from .container.tables import ExtraSection, FileInfo
 from .errors import FormatError, Problem, SigningError, WriteError
 from .io.atomic import PartialFile
 from .io.mapped import Path
-from .manifest import ExtraSection, FileInfo
 from .reader import File
-from .signatures import Keys, Read, Signature
 from .writer import Writer
 
 PRIVATE, PUBLIC = ".pem", ".pub"
@@ -152,7 +152,7 @@ def _with(info: FileInfo, found: Iterable[Signature], *, moves: bool = True) -> 
     section = ExtraSection(layout.SIGNATURES, 0, layout.SIGNATURE_ROOM, signatures.section(found))
     others = [extra for extra in info.extra if extra.kind != layout.SIGNATURES]
     info = replace(info, extra=(section, *others))
-    return draft.placed(info) if moves else info
+    return plan.placed(info) if moves else info
 
 
 def _all_verify(found: list[Signature], file: File) -> None:

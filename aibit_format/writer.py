@@ -18,19 +18,19 @@ from typing import Self
 
 import numpy as np
 
-from . import digest, documents, layout, validate
-from .draft import Tensor, as_read, plan
+from .container import checksums, documents, layout, validate
+from .container.metadata import Value
+from .container.metadata import encode as encode_metadata
+from .container.placement import Region
+from .container.plan import Tensor, as_read, plan
+from .container.signatures import Read
+from .container.tables import FileInfo, Plane, TensorInfo
 from .dtypes import DTYPES
 from .errors import SchemeError, WriteError
 from .io.atomic import PartialFile
 from .io.mapped import Path
 from .io.preallocate import make_room
-from .manifest import FileInfo, Plane, TensorInfo
-from .metadata import Value
-from .metadata import encode as encode_metadata
-from .placement import Region
 from .schemes.base import PlaneSpec, matrix
-from .signatures import Read
 
 __all__ = ["Tensor", "Writer", "plan", "write"]
 
@@ -235,7 +235,7 @@ class Writer:
         for i in region.covering(offset, len(data)):
             start, end = region.leaf(i)
             if start >= offset and end <= offset + len(data):
-                self._leaves[region.first + i] = digest.leaf(data[start - offset : end - offset].data)
+                self._leaves[region.first + i] = checksums.leaf(data[start - offset : end - offset].data)
                 self._hashed[region.first + i] = 1
         _write_all(self._file, data.data, offset)
         self._unsynced += len(data)  # threads may lose a count to each other: it decides nothing but when to sync
@@ -263,11 +263,11 @@ class Writer:
             for i, start, end in leaves:
                 piece = buffer[: end - start]
                 os.preadv(self._file, [piece], start)
-                self._leaves[i] = digest.leaf(piece)
+                self._leaves[i] = checksums.leaf(piece)
             return []
 
         leaves = [(region.first + i, *region.leaf(i)) for region in self._regions for i in range(region.leaves)]
-        digest.in_threads(digests, [leaf for leaf in leaves if not self._hashed[leaf[0]]])
+        checksums.in_threads(digests, [leaf for leaf in leaves if not self._hashed[leaf[0]]])
 
 
 @dataclass(slots=True)

@@ -13,9 +13,9 @@ from functools import cache
 import numpy as np
 import xxhash
 
-from aibit_format import layout
+from aibit_format.container import layout
+from aibit_format.container.layout import align, dtype_of
 from aibit_format.dtypes import DTYPES
-from aibit_format.layout import align, dtype_of
 from aibit_format.schemes import make
 from aibit_format.writer import Tensor, write
 

@@ -22,11 +22,11 @@ from torch import nn
 
 import aibit_format as aibit
 from aibit_format import schemes, stream, writer
+from aibit_format.container.layout import LEAF
+from aibit_format.container.placement import Region
+from aibit_format.container.tables import Plane
 from aibit_format.errors import FormatError
 from aibit_format.io.mapped import Mapped
-from aibit_format.layout import LEAF
-from aibit_format.manifest import Plane
-from aibit_format.placement import Region
 from aibit_format.reader import File
 from aibit_format.torch import arena
 from aibit_format.torch.arena import Arena, Memory
@@ -290,7 +290,7 @@ def test_damage_is_found_on_the_way_and_named(where, path, tmp_path):
 def test_leaves_that_were_checked_on_the_way_are_not_hashed_again(path, monkeypatch):
     file = aibit.open(path, verify="touched")
     Arena(file, every(file), CPU, SMALL)
-    monkeypatch.setattr("aibit_format.digest.leaves", lambda *_, **__: pytest.fail("hashed again"))
+    monkeypatch.setattr("aibit_format.container.checksums.leaves", lambda *_, **__: pytest.fail("hashed again"))
     for name in file:
         file.planes(name)
 

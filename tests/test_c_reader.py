@@ -11,7 +11,7 @@ import pytest
 import vectors
 import xxhash
 
-from aibit_format import layout, validate
+from aibit_format.container import layout, validate
 from aibit_format.dtypes import DTYPES
 from aibit_format.schemes import BUILTIN
 

@@ -43,8 +43,9 @@ import numpy as np
 import pytest
 
 import aibit_format as aibit
-from aibit_format import documents, frontmatter, layout, writer
+from aibit_format import writer
 from aibit_format.cli import main
+from aibit_format.container import documents, layout, parse
 from aibit_format.errors import AibitError, FormatError
 from aibit_format.io import mapped
 from aibit_format.reader import File
@@ -243,7 +244,7 @@ def test_nothing_is_parsed_under_a_wrong_root(monkeypatch):
     """A front matter of noise: the digest is looked at, and nothing else."""
     data = bytearray(breaking.TINY)
     data[craft.HEAD : craft.front_end(data)] = b"\xff" * (craft.front_end(data) - craft.HEAD)
-    monkeypatch.setattr(frontmatter, "_sections", lambda *_: pytest.fail("looked inside"))
+    monkeypatch.setattr(parse, "_sections", lambda *_: pytest.fail("looked inside"))
     assert code_of(data) == "AIB-E111"
 
 

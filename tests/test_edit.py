@@ -15,9 +15,9 @@ from test_cli import run
 
 import aibit_format as aibit
 from aibit_format import rewrite, shards, writer
+from aibit_format.container.tables import ExtraSection
 from aibit_format.difference import Difference, differences
 from aibit_format.errors import FormatError, WriteError
-from aibit_format.manifest import ExtraSection
 from aibit_format.schemes import make
 from aibit_format.writer import Tensor
 

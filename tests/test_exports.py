@@ -15,9 +15,10 @@ import transformers as tf
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 import aibit_format as aibit
-from aibit_format import documents, writer
+from aibit_format import writer
 from aibit_format.bridge import to_torch
 from aibit_format.cli import main
+from aibit_format.container import documents
 from aibit_format.dtypes import DTYPES
 from aibit_format.errors import SchemeError, WriteError
 from aibit_format.exports import BUILTIN, export, options_of

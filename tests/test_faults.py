@@ -23,8 +23,9 @@ import pytest
 from conftest import ROOT
 
 import aibit_format as aibit
-from aibit_format import layout, shards
 from aibit_format import rewrite as rewriting
+from aibit_format import shards
+from aibit_format.container import layout
 from aibit_format.errors import FormatError, SourceError, WriteError
 from aibit_format.io import atomic, lease
 from aibit_format.reader import File

@@ -20,9 +20,9 @@ import pytest
 from craft import both, entry, flip, put, put_plane, put_section, put_tensor, put_values, rebuilt, renamed, swapped
 
 import aibit_format
-from aibit_format import layout
+from aibit_format.container import layout
+from aibit_format.container.metadata import decode, encode
 from aibit_format.errors import AibitError, FormatError
-from aibit_format.metadata import decode, encode
 from aibit_format.reader import LEVELS, File
 
 GOOD = craft.good()

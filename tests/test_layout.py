@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import xxhash
 
-from aibit_format import layout, reader, writer
-from aibit_format.layout import dtype_of, fields_of, struct_of
-from aibit_format.placement import place
+from aibit_format import reader, writer
+from aibit_format.container import layout
+from aibit_format.container.layout import dtype_of, fields_of, struct_of
+from aibit_format.container.placement import place
 from aibit_format.schemes import make
 from aibit_format.writer import Tensor
 

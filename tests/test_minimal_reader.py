@@ -16,7 +16,7 @@ import pytest
 import vectors
 import xxhash
 
-from aibit_format import documents, layout, validate
+from aibit_format.container import documents, layout, validate
 from aibit_format.dtypes import DTYPES
 from aibit_format.errors import AibitError
 from aibit_format.schemes import BUILTIN, make

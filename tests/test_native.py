@@ -17,7 +17,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aibit_format import bridge, digest, engine, native, schemes
+from aibit_format import bridge, engine, native, schemes
+from aibit_format.container import checksums
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.errors import SchemeError
 from aibit_format.schemes import fourbit
@@ -436,7 +437,7 @@ def test_leaves_that_are_short_or_missing_are_refused():
 
 @pytest.mark.parametrize("which", [None, [0], [1, 2, 3], [3, 1], [0, 2], [4], [3, 4], []])
 def test_leaves_of_a_region_whichever_are_wanted(which, monkeypatch):
-    region = np.random.default_rng(0).integers(0, 256, 4 * digest.LEAF + 100, np.uint8)
-    found = digest.leaves(region, which)
+    region = np.random.default_rng(0).integers(0, 256, 4 * checksums.LEAF + 100, np.uint8)
+    found = checksums.leaves(region, which)
     monkeypatch.setattr(native, "available", False)
-    assert np.array_equal(found, digest.leaves(region, which)) and len(found) == (5 if which is None else len(which))
+    assert np.array_equal(found, checksums.leaves(region, which)) and len(found) == (5 if which is None else len(which))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from aibit_format import layout, signatures
+from aibit_format.container import layout, signatures
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [

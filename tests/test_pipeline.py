@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 import aibit_format as aibit
 from aibit_format import engine, pipeline, writer
 from aibit_format.bridge import to_numpy
-from aibit_format.draft import Tensor, plan
+from aibit_format.container.layout import LEAF
+from aibit_format.container.plan import Tensor, plan
 from aibit_format.dtypes import DTYPES
 from aibit_format.errors import SchemeError, SourceError, WriteError
 from aibit_format.io import mapped, preallocate
 from aibit_format.io.hashed_reader import Tape
-from aibit_format.layout import LEAF
 from aibit_format.reader import File
 from aibit_format.schemes import parse
 from aibit_format.schemes.base import matrix

@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aibit_format import layout
+from aibit_format.container import layout
+from aibit_format.container.metadata import decode, encode
+from aibit_format.container.names import TENSOR_CHARACTERS, bad_document_name
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
-from aibit_format.metadata import decode, encode
-from aibit_format.names import TENSOR_CHARACTERS, bad_document_name
 from aibit_format.reader import File
 from aibit_format.schemes import make
 from aibit_format.writer import Tensor, Writer, plan

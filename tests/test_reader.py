@@ -8,10 +8,10 @@ import craft
 import numpy as np
 import pytest
 
-from aibit_format import layout
+from aibit_format.container import layout
+from aibit_format.container.tables import Plane, TensorInfo
 from aibit_format.dtypes import DTYPES, to_float32
 from aibit_format.errors import FormatError
-from aibit_format.manifest import Plane, TensorInfo
 from aibit_format.reader import LEVELS, File, Verified, open
 from aibit_format.schemes import make
 from aibit_format.schemes.int8 import Int8

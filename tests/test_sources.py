@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import aibit_format as aibit
-from aibit_format import documents
+from aibit_format.container import documents
 from aibit_format.errors import AibitError, FormatError, LoadError, SourceError
 from aibit_format.sources.safetensors import SafetensorsFile
 

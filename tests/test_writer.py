@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import aibit_format
-from aibit_format import layout
+from aibit_format.container import layout
+from aibit_format.container.metadata import decode, encode
 from aibit_format.errors import AibitError, FormatError, SchemeError, WriteError
-from aibit_format.metadata import decode, encode
 from aibit_format.reader import File
 from aibit_format.schemes import make
 from aibit_format.writer import Tensor, Writer, plan, write

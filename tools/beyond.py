@@ -9,7 +9,7 @@ import numpy as np
 from breaking import EMPTY, INT, NOTHING, STRING, TERABYTES, TINY, documents, metadata, with_section
 from craft import entry, rebuilt
 
-from aibit_format import layout
+from aibit_format.container import layout
 from aibit_format.dtypes import DTYPES
 from aibit_format.schemes import make
 

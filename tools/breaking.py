@@ -29,9 +29,9 @@ from craft import (  # noqa: F401 - words of the tables, too
     with_metadata,
 )  # fmt: skip
 
-from aibit_format import layout
+from aibit_format.container import layout
+from aibit_format.container.metadata import encode
 from aibit_format.dtypes import DTYPES
-from aibit_format.metadata import encode
 from aibit_format.schemes import make, parse
 from aibit_format.writer import Tensor
 

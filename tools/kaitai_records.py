@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aibit_format import layout
+from aibit_format.container import layout
 from aibit_format.dtypes import DTYPES
 
 RECORDS = ("header", "section", "metadata", "scheme", "document", "tensor", "plane", "signature")  # those of a file

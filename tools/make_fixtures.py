@@ -26,9 +26,11 @@ from cryptography.hazmat.primitives import serialization
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from aibit_format import digest, draft, layout, reader, signatures, validate, writer  # noqa: E402
+from aibit_format import reader, writer  # noqa: E402
+from aibit_format.container import checksums, layout, signatures, validate  # noqa: E402
+from aibit_format.container.plan import placed  # noqa: E402
+from aibit_format.container.tables import ExtraSection, FileInfo  # noqa: E402
 from aibit_format.dtypes import BY_CODE, DTYPES, from_float32  # noqa: E402
-from aibit_format.manifest import ExtraSection, FileInfo  # noqa: E402
 from aibit_format.schemes import make  # noqa: E402
 from aibit_format.writer import Tensor  # noqa: E402
 
@@ -356,7 +358,7 @@ def build(fixture: Fixture) -> bytes:
         for plane in info.tensor(tensor.name).planes if tensor.alias_of is None else ():
             data[plane.offset : plane.offset + plane.length] = planes[plane.role].tobytes()
     regions = validate.locate(info).regions
-    leaves = [digest.leaves(np.frombuffer(data[region.start : region.end], np.uint8)) for region in regions]
+    leaves = [checksums.leaves(np.frombuffer(data[region.start : region.end], np.uint8)) for region in regions]
     info = replace(info, leaves=np.concatenate(leaves))
     front_matter = info.front_matter()
     header = info.header(front_matter)
@@ -386,7 +388,7 @@ def plan(fixture: Fixture) -> FileInfo:
         body = signatures.section([signatures.Signature(PUBLIC, bytes(64))])
         extra = (ExtraSection(layout.SIGNATURES, 0, layout.SIGNATURE_ROOM, body), *extra)
     info = replace(info, minor=fixture.minor, compatible=fixture.compatible)
-    return draft.placed(replace(info, extra=extra)) if extra else info
+    return placed(replace(info, extra=extra)) if extra else info
 
 
 def describe(name: str, about: str, data: bytes) -> dict[str, Any]:

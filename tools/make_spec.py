@@ -32,7 +32,8 @@ sys.path.insert(0, str(ROOT))
 
 import kaitai_records  # noqa: E402
 
-from aibit_format import documents, frontmatter, layout, reader, validate  # noqa: E402
+from aibit_format import reader  # noqa: E402
+from aibit_format.container import documents, layout, parse, validate  # noqa: E402
 from aibit_format.dtypes import DTYPES, from_float32, to_float32  # noqa: E402
 from aibit_format.schemes import BUILTIN, PlaneSpec, Scheme, make  # noqa: E402
 from aibit_format.schemes.cluster import Cluster  # noqa: E402
@@ -401,7 +402,7 @@ class Piece:
 
 def pieces(data: bytes) -> Iterator[Piece]:
     """A valid file as a sequence of pieces that together are all of it, in order."""
-    header = frontmatter.read_header(data[: layout.HEADER.sizeof()], len(data))
+    header = parse.read_header(data[: layout.HEADER.sizeof()], len(data))
     info = reader.open(data).info_of_file
     size = layout.SECTION.sizeof()
     yield Piece(b"", "Header")

@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from .. import rewrite
+from ..container.validate import KNOWN_KEYS
 from ..errors import WriteError
-from ..validate import KNOWN_KEYS
 from .output import Progress, show_written
 
 

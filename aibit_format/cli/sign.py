@@ -6,7 +6,8 @@ import argparse
 import os
 from getpass import getpass
 
-from .. import signatures, signing
+from .. import signing
+from ..container import signatures
 from .output import emit
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ..container.tables import TensorInfo
 from ..dtypes import DTYPES, from_float32
 from ..errors import MissingPackageError, SchemeError, SourceError, WriteError
 from ..io.atomic import PartialFile
-from ..manifest import TensorInfo
 from ..schemes import Scheme, make
 from ..schemes.ggml import GGML
 from ..schemes.plain import Plain

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ..container.tables import TensorInfo
 from ..errors import WriteError
-from ..manifest import TensorInfo
 from ..schemes import Scheme
 from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
 from ..schemes.int8 import Int8

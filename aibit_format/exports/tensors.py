@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..container.tables import TensorInfo
 from ..dtypes import DTYPES, from_float32
 from ..errors import SchemeError, WriteError
-from ..manifest import TensorInfo
 from ..schemes.base import matrix
 from ..schemes.plain import Plain
 from ..shards import Opened

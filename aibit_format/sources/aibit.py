@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from .. import shards
-from ..layout import SIGNATURE
+from ..container.layout import SIGNATURE
 from ..schemes.plain import Plain
 from .base import SourceFile, SourceTensor
 

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..documents import WANTED, parse_json
+from ..container.documents import WANTED, parse_json
+from ..container.layout import MAX_DOCUMENT
+from ..container.metadata import Value
 from ..errors import FormatError, SourceError
 from ..io.mapped import pages
-from ..layout import MAX_DOCUMENT
-from ..metadata import Value
 from .base import SourceFile, SourceTensor
 from .bitsandbytes import Joined, conv1d_rule, weight_dtype
 from .pickled import ZIP_MAGIC, PickledFile, member_start

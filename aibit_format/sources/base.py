@@ -10,9 +10,9 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from ..container.layout import MAX_ELEMENTS, MAX_RANK
+from ..container.metadata import Value
 from ..errors import SourceError
-from ..layout import MAX_ELEMENTS, MAX_RANK
-from ..metadata import Value
 from ..schemes import Scheme, make
 
 

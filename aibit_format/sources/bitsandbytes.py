@@ -19,11 +19,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..documents import parse_json
+from ..container.documents import parse_json
+from ..container.layout import MAX_RANK
+from ..container.metadata import Value
 from ..dtypes import DTYPES
 from ..errors import FormatError, SchemeError, SourceError
-from ..layout import MAX_RANK
-from ..metadata import Value
 from ..schemes import PlaneSpec, make
 from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, dynamic_map
 from .base import SourceTensor

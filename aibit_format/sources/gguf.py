@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..container.metadata import Value
 from ..dtypes import DTYPES, to_float32
 from ..errors import SourceError
-from ..metadata import Value
 from ..schemes import make
 from ..schemes.ggml import LAYOUTS
 from . import gguf_tokenizer

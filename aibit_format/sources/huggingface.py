@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..documents import WANTED, parse_json
+from ..container.documents import WANTED, parse_json
+from ..container.layout import MAX_DOCUMENT
+from ..container.metadata import Value
 from ..errors import FormatError, SourceError
-from ..layout import MAX_DOCUMENT
-from ..metadata import Value
 from .base import SourceFile, SourceTensor
 
 # Files of weights, best first, and what opens one; the index of several is called like the file, with _INDEX.

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..documents import parse_json
+from ..container.documents import parse_json
+from ..container.metadata import Value
 from ..dtypes import to_float32
 from ..errors import FormatError, SourceError
-from ..metadata import Value
 from ..schemes import make
 from ..schemes.base import ROW
 from ..schemes.int4_group import GROUP_SIZES, SYMMETRIC_ZERO

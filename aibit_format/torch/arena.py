@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from ..bridge import torch_dtypes
-from ..layout import pooled
-from ..manifest import Plane
+from ..container.layout import pooled
+from ..container.tables import Plane
 from ..reader import File
 from ..stream import Layout, Link, Ring, Slot, Streamed, stream
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..manifest import Plane
+from ..container.tables import Plane
 from ..reader import File
 from ..schemes.int8 import Int8
 

@@ -10,14 +10,14 @@ import numpy as np
 
 from .. import shards
 from ..architecture import build_config, empty_model, refuse_absurd
+from ..container.signatures import Keys
+from ..container.tables import Plane, TensorInfo
 from ..errors import LoadError, MissingPackageError
 from ..io.mapped import Path
-from ..manifest import Plane, TensorInfo
 from ..reader import File, Level
 from ..schemes.base import FLOATS
 from ..schemes.plain import Plain
 from ..shards import Opened
-from ..signatures import Keys
 from ..skeleton import float32_rule
 from ..vocabulary import check_special_ids, vocabulary_size
 

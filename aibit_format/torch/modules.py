@@ -20,7 +20,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..bridge import torch_dtypes
-from ..manifest import Plane, TensorInfo
+from ..container.tables import Plane, TensorInfo
 from ..schemes import Scheme
 from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
 from ..schemes.int8 import Int8

@@ -24,8 +24,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.tensor_parallel import replace_layer_number_by_wildcard as generic
 
+from ..container.tables import TensorInfo
 from ..errors import LoadError
-from ..manifest import TensorInfo
 from ..shards import Opened
 from .rows import obstacle, read_rows
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..container.tables import Plane, TensorInfo
 from ..dtypes import DTYPES
-from ..manifest import Plane, TensorInfo
 from ..reader import File
 from ..schemes import Scheme
 from ..schemes.cluster import Cluster

@@ -108,7 +108,7 @@ class Mutator:
 
     def _document(self, data: bytes, rng: random.Random) -> bytes:
         """Other contents of a document, of any length."""
-        from aibit_format.layout import align
+        from aibit_format.container.layout import align
 
         rows = self._craft.table(data, "document").copy()
         i = rng.randrange(len(rows))

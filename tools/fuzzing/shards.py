@@ -20,7 +20,8 @@ class Shards(bundle.Written):
         import craft
 
         super().__init__()
-        from aibit_format import metadata, reader, rewrite, shards
+        from aibit_format import reader, rewrite, shards
+        from aibit_format.container import metadata
         from aibit_format.schemes import BUILTIN, make
 
         for name in BUILTIN:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import FormatError, MissingPackageError, Problem, SigningError
 from . import layout
-from .errors import FormatError, MissingPackageError, Problem, SigningError
 
 Keys = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 Read = Callable[[int, int], Any]  # from an offset, so many bytes

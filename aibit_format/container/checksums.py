@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import xxhash
 
-from . import native
+from .. import native
 from .layout import LEAF
 
 Item = TypeVar("Item")

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from ..dtypes import BY_CODE, DTYPES
+from ..errors import Problem, SchemeError
+from ..schemes import make
 from . import layout
-from .dtypes import BY_CODE, DTYPES
-from .errors import Problem, SchemeError
-from .manifest import FileInfo
 from .metadata import Value
 from .names import TENSOR_CHARACTERS, bad_document_name, bad_scheme_name, bad_tensor_name
 from .placement import Placement, place
-from .schemes import make
+from .tables import FileInfo
 
 EACH = 100  # problems reported of one kind
 _FLAGS = next(field.offset for field in layout.fields_of(layout.TENSOR) if field.name == "flags")

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from . import digest, layout, metadata
-from .dtypes import BY_CODE
+from ..dtypes import BY_CODE
+from ..schemes import Scheme, make
+from . import checksums, layout, metadata
 from .layout import align, dtype_of
-from .schemes import Scheme, make
 from .signatures import Signature, read_section
 
 _HEADER = dtype_of(layout.HEADER)
@@ -220,7 +220,7 @@ class FileInfo:
         record["alignment"] = self.alignment
         record["section_count"] = len(layout.SECTIONS) + len(self.extra)
         head = record.tobytes()[:ROOT_OFFSET]
-        return head + digest.root(head, front_matter)
+        return head + checksums.root(head, front_matter)
 
     def root(self) -> bytes:
         """The root digest, 16 bytes: it stands for the whole file."""

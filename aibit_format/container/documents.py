@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from .errors import FormatError, Problem
+from ..errors import FormatError, Problem
 
 # Files of a Hugging Face directory that belong to the model, by name relative to it.
 WANTED = re.compile(

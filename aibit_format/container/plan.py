@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import frontmatter, layout, validate
-from .dtypes import DTYPES
-from .errors import FormatError, Problem, SchemeError, WriteError
+from ..dtypes import DTYPES
+from ..errors import FormatError, Problem, SchemeError, WriteError
+from ..schemes import PlaneSpec, Scheme
+from . import layout, parse, validate
 from .layout import dtype_of
-from .manifest import FileInfo
 from .metadata import Value
 from .metadata import encode as encode_metadata
-from .schemes import PlaneSpec, Scheme
+from .tables import FileInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def as_read(info: FileInfo) -> bytes:
     """
     front_matter = info.front_matter()
     head = info.header(front_matter)
-    found = frontmatter.read_front_matter(head, frontmatter.read_header(head, info.file_size), front_matter)
+    found = parse.read_front_matter(head, parse.read_header(head, info.file_size), front_matter)
     if problems := validate.check(found, info.file_size):
         raise FormatError(problems)
     return head + front_matter

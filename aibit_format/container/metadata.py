@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import FormatError, Problem
 from . import layout
-from .errors import FormatError, Problem
 from .names import bad_key
 
 Value = Any  # int | float | bool | str | bytes | list of one of them | numpy array of i64 or f64

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from . import digest, layout, signatures
-from .errors import FormatError, Problem
+from ..errors import FormatError, Problem
+from . import checksums, layout, signatures
 from .layout import align, dtype_of
-from .manifest import HEADER_SIZE, ROOT_OFFSET, ExtraSection, FileInfo
+from .tables import HEADER_SIZE, ROOT_OFFSET, ExtraSection, FileInfo
 
 _HEADER = dtype_of(layout.HEADER)
 _SECTION = dtype_of(layout.SECTION)
@@ -91,7 +91,7 @@ def read_front_matter(head: bytes, header: Header, front_matter: bytes) -> FileI
     Raises:
         FormatError: codes AIB-E111, AIB-E2xx, AIB-E3xx and AIB-E604.
     """
-    found = digest.root(head[:ROOT_OFFSET], front_matter)
+    found = checksums.root(head[:ROOT_OFFSET], front_matter)
     if found != header.root:
         raise _bad("AIB-E111", "digest of header and front matter", ROOT_OFFSET, header.root.hex(), found.hex())
     bodies: dict[str, Any] = {}

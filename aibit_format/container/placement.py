@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import digest, layout
+from . import checksums, layout
 from .layout import align
 
 
@@ -26,7 +26,7 @@ class Region:
     @property
     def leaves(self) -> int:
         """Leaves that cover it."""
-        return digest.leaf_count(self.end - self.start)
+        return checksums.leaf_count(self.end - self.start)
 
     def leaf(self, i: int) -> tuple[int, int]:
         """Start and end in the file of its leaf ``i``."""
@@ -35,7 +35,7 @@ class Region:
 
     def covering(self, offset: int, length: int) -> range:
         """Its leaves that share a byte with these."""
-        return range((offset - self.start) // layout.LEAF, digest.leaf_count(offset - self.start + length))
+        return range((offset - self.start) // layout.LEAF, checksums.leaf_count(offset - self.start + length))
 
 
 @dataclass(frozen=True)
