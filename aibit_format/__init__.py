@@ -39,21 +39,21 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .conversion import Report, convert
     from .errors import AibitError, FormatError
-    from .reader import File
-    from .shards import open
+    from .file.reader import File
+    from .file.sharded_reader import open
     from .torch.model import load, load_model
     from .torch.tokenizer import load_tokenizer
 
 _WHERE = {
     "AibitError": "errors",
-    "File": "reader",
+    "File": "file.reader",
     "FormatError": "errors",
     "Report": "conversion",
     "convert": "conversion",
     "load": "torch.model",
     "load_model": "torch.model",
     "load_tokenizer": "torch.tokenizer",
-    "open": "shards",
+    "open": "file.sharded_reader",
 }
 
 __all__ = [

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from . import recipe, sharding
+from . import recipe
 from ._version import __version__
 from .container import documents
 from .container.metadata import Value
 from .errors import AibitError, SourceError, WriteError
+from .file import sharded_writer
+from .file.ranks import ALONE, Peers, of_torch
 from .io.mapped import Path
 from .measure import EncodingError
-from .peers import ALONE, Peers, of_torch
 from .pipeline import Pipeline
 from .recipe import Plan, Planned, Recipe
 from .skeleton import skeleton
@@ -162,7 +163,7 @@ def run(
     figures = np.zeros((len(inexact), 3))
     parts, owners = None, np.zeros(len(tensors), np.int64)
     if max_shard_size is not None:
-        parts = sharding.cut(tensors, sharding.parse_size(max_shard_size))
+        parts = sharded_writer.cut(tensors, sharded_writer.parse_size(max_shard_size))
         for i, part in enumerate(parts):
             owners[part] = i % peers.count
     elif peers.count > 1:
@@ -172,7 +173,7 @@ def run(
     mine = np.flatnonzero(owners == peers.rank).tolist()
     done, total = 0, sum(plan.tensors[i].source_bytes for i in mine)
     with (
-        sharding.writer(path, tensors, metadata, sizes, parts, overwrite=overwrite, peers=peers) as out,
+        sharded_writer.writer(path, tensors, metadata, sizes, parts, overwrite=overwrite, peers=peers) as out,
         Pipeline(plan, mine, peers.mine(len(files)), out, jobs or os.cpu_count() or 1) as pipeline,
     ):
         for name, text in texts.items() if peers.rank == 0 else ():
@@ -189,7 +190,7 @@ def run(
             found[i] = np.frombuffer(bytes.fromhex(digits), np.uint8)
         figures, found = peers.share(figures, owners[inexact]), peers.share(found)
         digests = [row.tobytes().hex() for row in found]
-        written = sharding.commit(out, _metadata(plan, dropped, inexact, figures, digests))
+        written = sharded_writer.commit(out, _metadata(plan, dropped, inexact, figures, digests))
     reports = (_report(p, figures[column[i]] if i in column else None) for i, p in enumerate(plan.tensors))
     return Report(
         written.paths[0], written.paths, tuple(reports), plan.original_bytes, plan.stored_bytes, written.nbytes,

@@ -8,13 +8,13 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from . import shards, writer
 from .dtypes import DTYPES
 from .errors import SchemeError
+from .file import sharded_reader, writer
+from .file.sharded_reader import Opened
 from .io.mapped import Path
 from .schemes import make
 from .schemes.plain import Plain
-from .shards import Opened
 
 __all__ = ["load_file", "safe_open", "save_file"]
 
@@ -23,7 +23,7 @@ class SafeOpen:
     """What both sides share: names, metadata, and a context that closes the file."""
 
     def __init__(self, filename: Path, framework: str) -> None:
-        self._file = shards.open(filename)
+        self._file = sharded_reader.open(filename)
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +53,7 @@ class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
 
 def load_file(filename: Path) -> dict[str, np.ndarray]:
     """Every tensor of the file, as ``safe_open.get_tensor`` gives it."""
-    file = shards.open(filename)
+    file = sharded_reader.open(filename)
     return {name: _array(file, name) for name in file}
 
 

@@ -16,8 +16,8 @@ import xxhash
 from aibit_format.container import layout
 from aibit_format.container.layout import align, dtype_of
 from aibit_format.dtypes import DTYPES
+from aibit_format.file.writer import Tensor, write
 from aibit_format.schemes import make
-from aibit_format.writer import Tensor, write
 
 HEAD = layout.HEADER.sizeof()
 KINDS = {name: kind for kind, name in layout.SECTIONS.items()}

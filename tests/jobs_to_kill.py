@@ -11,14 +11,14 @@ import shutil
 
 import numpy as np
 
-from aibit_format import rewrite, shards
 from aibit_format.conversion import make_plan, run
 from aibit_format.errors import WriteError  # noqa: F401 - for those who run these jobs
 from aibit_format.exports import export
+from aibit_format.file import rewrite, sharded_reader
+from aibit_format.file.reader import File
+from aibit_format.file.writer import Tensor, write
 from aibit_format.io import atomic
-from aibit_format.reader import File
 from aibit_format.schemes import make
-from aibit_format.writer import Tensor, write
 
 
 def hidden(folder):
@@ -135,7 +135,7 @@ def shards_there(folder):
 
 def root_of(first):
     """The root of a model of several shards, all of it verified."""
-    with shards.open(first, "full") as file:
+    with sharded_reader.open(first, "full") as file:
         if len(file) < 6 or len(file.parts) < 4:
             raise RuntimeError(f"{len(file)} tensors in {len(file.parts)} shards")
         return file.root
@@ -228,7 +228,7 @@ def one_file(job, older):
             if what == "new":
                 rewrite.edit(path, target, metadata={"a.b": older}, overwrite=True)
             File(path, "full")
-            shards.open(os.path.join(folder, first), "full").close()
+            sharded_reader.open(os.path.join(folder, first), "full").close()
             return what + hidden(folder)
 
         return lambda: job(path, os.path.join(folder, first), target), look

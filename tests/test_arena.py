@@ -21,18 +21,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 import aibit_format as aibit
-from aibit_format import schemes, stream, writer
+from aibit_format import schemes
 from aibit_format.container.layout import LEAF
 from aibit_format.container.placement import Region
 from aibit_format.container.tables import Plane
 from aibit_format.errors import FormatError
+from aibit_format.file import device_stream, writer
+from aibit_format.file.reader import File
 from aibit_format.io.mapped import Mapped
-from aibit_format.reader import File
 from aibit_format.torch import arena
 from aibit_format.torch.arena import Arena, Memory
 
 CPU = torch.device("cpu")
-SMALL = stream.Ring(threads=3, slots=4, piece=LEAF)
+SMALL = device_stream.Ring(threads=3, slots=4, piece=LEAF)
 
 
 class Late:
@@ -121,7 +122,7 @@ def test_everything_is_one_stretch_and_every_byte_the_files(link, level, path, m
     planes = every(file)
     filled = Arena(file, planes, CPU, SMALL)
     assert len(filled.layout.stretches) == 1
-    assert filled.layout.size - (file.data.end - file.data.start) in range(stream.PAGE)
+    assert filled.layout.size - (file.data.end - file.data.start) in range(device_stream.PAGE)
     assert_equal(filled, file, planes)
     # The layout in the file is the layout on the device.
     assert all(filled.layout.place(p.offset, p.length) == p.offset - file.data.start for p in planes if p.length)
@@ -145,7 +146,7 @@ def test_planes_are_views_of_the_arena(path):
 def test_any_ring_and_any_choice_of_planes(path, data):
     threads = data.draw(st.integers(1, 9), "threads")
     slots = threads + data.draw(st.integers(0, 9), "slots")
-    ring = stream.Ring(threads, slots, LEAF * data.draw(st.integers(1, 5), "leaves"))
+    ring = device_stream.Ring(threads, slots, LEAF * data.draw(st.integers(1, 5), "leaves"))
     file = aibit.open(path, verify=data.draw(st.sampled_from(["structure", "touched"])))
     planes = data.draw(st.lists(st.sampled_from(every(file))))
     if data.draw(st.booleans(), "cold") and hasattr(os, "posix_fadvise"):
@@ -153,7 +154,7 @@ def test_any_ring_and_any_choice_of_planes(path, data):
     filled = Arena(file, planes, CPU, ring)
     assert_equal(filled, file, planes)
     wanted = sum(length for _, length in {(plane.offset, plane.length) for plane in planes})
-    assert filled.layout.size <= wanted + len(planes) * (stream._GAP + 2 * stream.PAGE)
+    assert filled.layout.size <= wanted + len(planes) * (device_stream._GAP + 2 * device_stream.PAGE)
     assert not threads_left()
 
 
@@ -163,7 +164,7 @@ ROW = st.tuples(st.integers(0, 1 << 16), st.integers(1, 1 << 18))
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(ROW, max_size=20), st.sampled_from([0, 64, 4096, 5 << 19]), st.integers(1, 3),
-    st.sampled_from([LEAF, stream.PAGE]), st.integers(0, 1 << 20),
+    st.sampled_from([LEAF, device_stream.PAGE]), st.integers(0, 1 << 20),
 )  # fmt: skip
 def test_pieces_cover_the_stretches_once_and_are_whole_units(rows, start, leaves, unit, more):
     planes, at = [], start
@@ -172,7 +173,7 @@ def test_pieces_cover_the_stretches_once_and_are_whole_units(rows, start, leaves
         planes.append(Plane("values", "u8", (length,), at, length))
         at += -(-length // 64) * 64
     region = Region(start, max([start, *(plane.offset + plane.length for plane in planes)]) + more, 0)
-    layout, size = stream.Layout.of(planes, region), leaves * LEAF
+    layout, size = device_stream.Layout.of(planes, region), leaves * LEAF
     pieces = list(layout.pieces(region, size, unit))
     assert sum(piece.count for piece in pieces) == sum(s.end - s.start for s in layout.stretches)
     covered = np.zeros(layout.size, np.uint8)
@@ -185,10 +186,10 @@ def test_pieces_cover_the_stretches_once_and_are_whole_units(rows, start, leaves
     assert covered.max(initial=0) <= 1
     for plane in planes:
         place = layout.place(plane.offset, plane.length)
-        assert place is not None and (place - (plane.offset - start)) % stream.PAGE == 0
+        assert place is not None and (place - (plane.offset - start)) % device_stream.PAGE == 0
         assert covered[place : place + plane.length].all()
     for before, after in zip(layout.stretches, layout.stretches[1:], strict=False):
-        assert after.start - before.end >= stream._GAP
+        assert after.start - before.end >= device_stream._GAP
 
 
 def test_what_was_not_asked_for_is_not_there(path):
@@ -205,14 +206,14 @@ def test_what_was_not_asked_for_is_not_there(path):
 @pytest.mark.parametrize("ring", [(0, 1, LEAF), (2, 1, LEAF), (1, 1, 4096), (1, 1, LEAF + 4096)])
 def test_rings_that_cannot_work_are_refused(ring):
     with pytest.raises(ValueError, match="whole leaves"):
-        stream.Ring(*ring)
+        device_stream.Ring(*ring)
 
 
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="needs direct reads")
 def test_what_is_not_in_memory_is_read_around_the_page_cache(path):
     file = aibit.open(path)
     bulk, expected = file.info("t0").planes[0].offset, path.read_bytes()
-    source = stream.Source(file.storage, bulk)
+    source = device_stream.Source(file.storage, bulk)
     memory = np.frombuffer(mmap.mmap(-1, LEAF), np.uint8)
 
     def read(offset: int, length: int) -> bool:
@@ -222,13 +223,13 @@ def test_what_is_not_in_memory_is_read_around_the_page_cache(path):
 
     assert not read(bulk, LEAF)  # it is in memory
     forget(path)
-    if source._direct is None or stream.is_resident(source._probe, bulk, LEAF):
+    if source._direct is None or device_stream.is_resident(source._probe, bulk, LEAF):
         pytest.skip("this file system has no direct reads, or always keeps its files in memory")
-    tail = len(expected) // stream.PAGE * stream.PAGE  # what begins there ends in the middle of a page
+    tail = len(expected) // device_stream.PAGE * device_stream.PAGE  # what begins there ends in the middle of a page
     for offset, length, direct in [
         (bulk, LEAF, True), (bulk + LEAF, 777, True), (tail, len(expected) - tail, True),
-        (bulk - stream.PAGE, stream.PAGE, False),  # will be looked at on the host
-        (bulk + 64, stream.PAGE, False),  # does not begin at a page
+        (bulk - device_stream.PAGE, device_stream.PAGE, False),  # will be looked at on the host
+        (bulk + 64, device_stream.PAGE, False),  # does not begin at a page
     ]:  # fmt: skip
         for _ in range(20):  # a page that is just being read, as one that was asked for may be, is not forgotten
             forget(path)
@@ -251,9 +252,9 @@ def test_short_reads_are_continued(step, path, monkeypatch):
 
 def test_a_direct_read_that_the_file_system_refuses_goes_the_other_way(path, monkeypatch):
     preadv = os.preadv
-    monkeypatch.setattr(stream, "is_resident", lambda *_: False)
+    monkeypatch.setattr(device_stream, "is_resident", lambda *_: False)
     file = aibit.open(path)
-    source = stream.Source(file.storage)
+    source = device_stream.Source(file.storage)
 
     def refuse(descriptor, buffers, *rest):
         if descriptor == source._direct:
@@ -299,13 +300,13 @@ def test_a_file_that_is_cut_meanwhile_ends_in_an_error_and_not_in_waiting(path, 
     copy = tmp_path / "m.aibit"
     copy.write_bytes(path.read_bytes())
     file = aibit.open(copy)
-    read = stream.Source.read
+    read = device_stream.Source.read
 
     def cut(self, offset, length, memory):
         os.truncate(copy, file.data.start + LEAF)
         return read(self, offset, length, memory)
 
-    monkeypatch.setattr(stream.Source, "read", cut)
+    monkeypatch.setattr(device_stream.Source, "read", cut)
     with pytest.raises(FormatError, match="ends earlier") as found:
         Arena(file, every(file), CPU, SMALL)
     assert found.value.code == "AIB-E802" and not threads_left()
@@ -315,13 +316,13 @@ def test_a_file_that_is_changed_meanwhile_is_refused(path, tmp_path, monkeypatch
     copy = tmp_path / "m.aibit"
     copy.write_bytes(path.read_bytes())
     file = aibit.open(copy)
-    read = stream.Source.read
+    read = device_stream.Source.read
 
     def change(self, offset, length, memory):
         os.utime(copy, ns=(1, 1))
         return read(self, offset, length, memory)
 
-    monkeypatch.setattr(stream.Source, "read", change)
+    monkeypatch.setattr(device_stream.Source, "read", change)
     with pytest.raises(FormatError) as found:
         Arena(file, every(file), CPU, SMALL)
     assert found.value.code == "AIB-E802"
@@ -359,7 +360,7 @@ def test_what_is_under_way_arrives_before_an_error_comes_out(path, monkeypatch):
     """The device may still be reading a slot: it must not be let go before that."""
     finished = []
     monkeypatch.setattr(Late, "finish", lambda self: finished.append(True))
-    monkeypatch.setattr(stream.Source, "read", lambda *_: 1 / 0)
+    monkeypatch.setattr(device_stream.Source, "read", lambda *_: 1 / 0)
     file = aibit.open(path)
     with pytest.raises(ZeroDivisionError):
         Arena(file, every(file), CPU, SMALL)
@@ -448,7 +449,7 @@ class OnDevice:
             stream.queue.append(lambda: self.tensor.copy_(source))
 
 
-@pytest.mark.parametrize("ring", [SMALL, stream.Ring(1, 1, LEAF), stream.Ring(8, 16, LEAF)], ids=str)
+@pytest.mark.parametrize("ring", [SMALL, device_stream.Ring(1, 1, LEAF), device_stream.Ring(8, 16, LEAF)], ids=str)
 def test_the_link_of_a_gpu_waits_for_what_it_must(ring, path, monkeypatch):
     cuda, links, pinned, empty = Simulated(), [], [], torch.empty
 
@@ -535,7 +536,7 @@ def test_what_is_cast_or_decoded_is_not_brought(tmp_path, arenas):
     model = aibit.load_model(file)
     (filled,) = arenas
     (head,) = file.info("lm_head.weight").planes
-    assert filled.layout.place(head.offset, head.length) is None or head.length < stream._GAP
+    assert filled.layout.place(head.offset, head.length) is None or head.length < device_stream._GAP
     assert model.lm_head.weight.dtype == torch.float32
     assert architectures.output(model, "llama-untied").isfinite().all()
 
@@ -593,5 +594,5 @@ def test_on_a_gpu_parameters_are_views_of_one_allocation(scheme, verify, tmp_pat
 @pytest.mark.gpu
 def test_on_a_gpu_bytes_arrive_whatever_the_ring(path):
     file = aibit.open(path, verify="touched")
-    for ring in (SMALL, stream.Ring(1, 1, LEAF), stream.Ring(8, 8, LEAF), stream.Ring(2, 9, 3 * LEAF)):
+    for ring in (SMALL, *(device_stream.Ring(*each) for each in ((1, 1, LEAF), (8, 8, LEAF), (2, 9, 3 * LEAF)))):
         assert_equal(Arena(file, every(file), torch.device("cuda", 0), ring), file, every(file))

@@ -43,12 +43,12 @@ import numpy as np
 import pytest
 
 import aibit_format as aibit
-from aibit_format import writer
 from aibit_format.cli import main
 from aibit_format.container import documents, layout, parse
 from aibit_format.errors import AibitError, FormatError
+from aibit_format.file import writer
+from aibit_format.file.reader import File
 from aibit_format.io import mapped
-from aibit_format.reader import File
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))

@@ -14,12 +14,12 @@ import torch
 from test_cli import run
 
 import aibit_format as aibit
-from aibit_format import rewrite, shards, writer
 from aibit_format.container.tables import ExtraSection
-from aibit_format.difference import Difference, differences
 from aibit_format.errors import FormatError, WriteError
+from aibit_format.file import rewrite, sharded_reader, writer
+from aibit_format.file.diff import Difference, differences
+from aibit_format.file.writer import Tensor
 from aibit_format.schemes import make
-from aibit_format.writer import Tensor
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def model(tmp_path_factory):
 
 
 def compared(a, b):
-    with shards.open(a, "touched") as x, shards.open(b, "touched") as y:
+    with sharded_reader.open(a, "touched") as x, sharded_reader.open(b, "touched") as y:
         return list(differences(x, y))
 
 
@@ -70,7 +70,7 @@ def test_metadata_and_documents_change_and_nothing_else(model, tmp_path):
 def test_shards_stay_shards(model, tmp_path):
     first = sorted(model.glob("s-*.aibit"))[0]
     found = rewrite.edit(first, tmp_path / "t.aibit", metadata={"author.name": "we"})
-    old, new = shards.open(first), shards.open(found[0], "full")
+    old, new = sharded_reader.open(first), sharded_reader.open(found[0], "full")
     assert len(found) == len(old.parts) > 1 and [p.keys() for p in new.parts] == [p.keys() for p in old.parts]
     assert [d.name for d in differences(old, new)] == ["author.name"]
     for path, before in zip(found[1:], old.parts[1:], strict=True):  # nothing in these has changed

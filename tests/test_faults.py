@@ -23,14 +23,14 @@ import pytest
 from conftest import ROOT
 
 import aibit_format as aibit
-from aibit_format import rewrite as rewriting
-from aibit_format import shards
 from aibit_format.container import layout
 from aibit_format.errors import FormatError, SourceError, WriteError
+from aibit_format.file import rewrite as rewriting
+from aibit_format.file import sharded_reader
+from aibit_format.file.reader import File
+from aibit_format.file.writer import Tensor, Writer, plan, write
 from aibit_format.io import atomic, lease
-from aibit_format.reader import File
 from aibit_format.schemes import make
-from aibit_format.writer import Tensor, Writer, plan, write
 
 GOOD = craft.good()
 F32 = make("f32")
@@ -196,7 +196,7 @@ def test_without_what_only_some_systems_have(tmp_path):
         import numpy as np
         from aibit_format import prefetch, rewrite
         from aibit_format.schemes import make
-        from aibit_format.writer import Tensor, write
+        from aibit_format.file.writer import Tensor, write
         folder, name = sys.argv[1], os.path.join(sys.argv[1], "m.aibit")
         with open(os.path.join(folder, ".aibit-0123456789abcdef.partial"), "wb"):
             pass  # nobody can tell whether it is left over
@@ -280,7 +280,7 @@ def test_a_folder_of_somebody_else_is_a_write_error():
         import numpy as np
         from aibit_format.errors import WriteError
         from aibit_format.schemes import make
-        from aibit_format.writer import Tensor, write
+        from aibit_format.file.writer import Tensor, write
         content = {Tensor("a", (4,), "f32", make("f32")): {"values": np.ones(4, "<f4")}}
         if os.getuid() == 0:  # to whom no folder is closed
             os.setgid(65534)
@@ -354,7 +354,7 @@ def test_two_writers_of_one_set_of_shards(tmp_path):
             list(pool.map(replace, models))
         names = sorted(os.listdir(tmp_path))
         assert not [name for name in names if name.startswith(".") or name.endswith(".previous")]
-        with shards.open(tmp_path / next(name for name in names if name.startswith("m-00001")), "full") as file:
+        with sharded_reader.open(tmp_path / next(name for name in names if name.startswith("m-00001")), "full") as file:
             assert {float(file.dequantize(name)[0]) for name in file} == {float(file.metadata["a.b"])}
 
 
@@ -436,7 +436,7 @@ READER = """
     import os, sys, time
     from aibit_format import still
     from aibit_format.errors import FormatError
-    from aibit_format.reader import File
+    from aibit_format.file.reader import File
 
     path, how, call = sys.argv[1:4]
     if how == "by copying":
@@ -566,7 +566,7 @@ def test_a_mapping_larger_than_memory(tmp_path):
         pytest.skip("files here are not sparse")
     program = """
         import resource, sys
-        from aibit_format.reader import File
+        from aibit_format.file.reader import File
         with File(sys.argv[1]) as file:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             plane = file.planes("huge")["values"]

@@ -14,8 +14,9 @@ from test_models import parameters_inside
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import aibit_format as aibit
-from aibit_format import bridge, engine, native, schemes, writer
+from aibit_format import bridge, engine, native, schemes
 from aibit_format.errors import SchemeError
+from aibit_format.file import writer
 from aibit_format.schemes import fourbit
 from aibit_format.torch import modules
 

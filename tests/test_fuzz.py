@@ -26,8 +26,8 @@ from test_properties import write as bytes_of
 from verdict import check_comes_out_the_same
 
 from aibit_format.errors import FormatError
+from aibit_format.file.reader import File
 from aibit_format.io import lease
-from aibit_format.reader import File
 from aibit_format.schemes import make
 
 FIXTURES = sorted((ROOT / "fixtures" / "container").glob("*.aibit"))

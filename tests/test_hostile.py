@@ -23,7 +23,7 @@ import aibit_format
 from aibit_format.container import layout
 from aibit_format.container.metadata import decode, encode
 from aibit_format.errors import AibitError, FormatError
-from aibit_format.reader import LEVELS, File
+from aibit_format.file.reader import LEVELS, File
 
 GOOD = craft.good()
 FRONT = craft.front_end(GOOD) - craft.HEAD
@@ -335,7 +335,7 @@ def test_78_a_file_truncated_after_it_was_opened_is_an_error_and_not_a_crash(cal
     program = f"""
 import os, sys
 from aibit_format.errors import FormatError
-from aibit_format.reader import open
+from aibit_format.file.reader import open
 os.chdir({str(tmp_path)!r})
 file = open("m.aibit")
 {first}

@@ -28,7 +28,7 @@ from aibit_format.architecture import build_config, model_class
 from aibit_format.cli import main
 from aibit_format.container import documents
 from aibit_format.errors import FormatError, LoadError
-from aibit_format.reader import File
+from aibit_format.file.reader import File
 from aibit_format.vocabulary import check_special_ids
 
 MODEL = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "models" / "tiny-llama"

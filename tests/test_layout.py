@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import xxhash
 
-from aibit_format import reader, writer
 from aibit_format.container import layout
 from aibit_format.container.layout import dtype_of, fields_of, struct_of
 from aibit_format.container.placement import place
+from aibit_format.file import reader, writer
+from aibit_format.file.writer import Tensor
 from aibit_format.schemes import make
-from aibit_format.writer import Tensor
 
 # Offset of every field, and the size of the record last.
 OFFSETS = {

@@ -20,8 +20,9 @@ import transformers as tf
 from torch import nn
 
 import aibit_format as aibit
-from aibit_format import schemes, writer
+from aibit_format import schemes
 from aibit_format.errors import LoadError
+from aibit_format.file import writer
 from aibit_format.torch import parallel, rows
 
 COUNT = 2

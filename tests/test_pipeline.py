@@ -14,18 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aibit_format as aibit
-from aibit_format import engine, pipeline, writer
+from aibit_format import engine, pipeline
 from aibit_format.bridge import to_numpy
 from aibit_format.container.layout import LEAF
 from aibit_format.container.plan import Tensor, plan
 from aibit_format.dtypes import DTYPES
 from aibit_format.errors import SchemeError, SourceError, WriteError
+from aibit_format.file import writer
+from aibit_format.file.reader import File
+from aibit_format.file.writer import Writer
 from aibit_format.io import mapped, preallocate
 from aibit_format.io.hashed_reader import Tape
-from aibit_format.reader import File
 from aibit_format.schemes import parse
 from aibit_format.schemes.base import matrix
-from aibit_format.writer import Writer
 
 BY_ROWS = [
     "f16", "bf16", "f32", "int8", "int8-absmax", "int8-absmax,group=32", "int8-zp", "int8-zp,group=16", "fp8-e4m3",

@@ -13,9 +13,9 @@ from aibit_format.container import layout
 from aibit_format.container.metadata import decode, encode
 from aibit_format.container.names import TENSOR_CHARACTERS, bad_document_name
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
-from aibit_format.reader import File
+from aibit_format.file.reader import File
+from aibit_format.file.writer import Tensor, Writer, plan
 from aibit_format.schemes import make
-from aibit_format.writer import Tensor, Writer, plan
 
 calm = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 

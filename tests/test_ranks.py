@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 import aibit_format as aibit
-from aibit_format import peers, sharding, shards
 from aibit_format.errors import AibitError, SourceError, WriteError
-from aibit_format.reader import File
+from aibit_format.file import ranks, sharded_reader, sharded_writer
+from aibit_format.file.reader import File
+from aibit_format.file.writer import Writer
 from aibit_format.sources import open_source
-from aibit_format.writer import Writer
 
 COUNT = 2
 SIZE = 200_000
@@ -117,7 +117,7 @@ def start(command, folder):
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def processes(tmp_path_factory):
     """The folder, and what each process found."""
     folder = tmp_path_factory.mktemp("convert")
     said, statuses = start([__file__, str(folder)], folder)
@@ -125,8 +125,8 @@ def ranks(tmp_path_factory):
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(COUNT)]
 
 
-def test_ranks_write_the_bytes_that_one_process_writes(ranks, tmp_path):
-    folder, found = ranks
+def test_ranks_write_the_bytes_that_one_process_writes(processes, tmp_path):
+    folder, found = processes
     nf4 = {"scheme": "nf4,nested=1", "max_shard_size": "1GB"}
     for name, options in (("ranks", {"max_shard_size": SIZE}), ("nf4", nf4)):
         report = aibit.convert(MODEL, tmp_path / f"{name}.aibit", **options)
@@ -136,11 +136,11 @@ def test_ranks_write_the_bytes_that_one_process_writes(ranks, tmp_path):
             errors = {t.name: t.error and t.error.relative_rms for t in report.tensors}
             assert len(report.files) > 2 * COUNT and all(said["errors"] == errors for said in found)
             assert all(said["root"] == report.root for said in found)
-    shards.open(folder / os.path.basename(found[0]["files"][0]), "full")
+    sharded_reader.open(folder / os.path.basename(found[0]["files"][0]), "full")
 
 
-def test_each_reads_what_belongs_in_its_shards(ranks):
-    folder, found = ranks
+def test_each_reads_what_belongs_in_its_shards(processes):
+    folder, found = processes
     files = [folder / os.path.basename(path) for path in found[0]["files"]]
     for rank, said in enumerate(found):
         wanted = [name for path in files[rank::COUNT] for name in File(path)]
@@ -153,8 +153,8 @@ def test_each_reads_what_belongs_in_its_shards(ranks):
     assert len(names) == 2 and [said["digested"][0] for said in found] == names
 
 
-def test_one_that_fails_stops_all_and_nothing_stays(ranks):
-    folder, found = ranks
+def test_one_that_fails_stops_all_and_nothing_stays(processes):
+    folder, found = processes
     assert "SourceError" in found[1]["lacking"] and "PeerError: rank 1 of 2 has failed" in found[0]["lacking"]
     assert "the disk is gone" in found[0]["publishing"] and "rank 0 of 2 has failed" in found[1]["publishing"]
     for said in found:
@@ -164,12 +164,12 @@ def test_one_that_fails_stops_all_and_nothing_stays(ranks):
     assert {path.name.split("-0")[0].removesuffix(".json") for path in folder.iterdir()} == kept
 
 
-def test_the_command_under_torchrun(ranks, tmp_path):
+def test_the_command_under_torchrun(processes, tmp_path):
     command = ["-m", "aibit_format", "convert", str(MODEL), "-o", "m.aibit"]
     said, statuses = start([*command, "--max-shard-size", f"{SIZE}B"], tmp_path)
     assert statuses == [0, 0] and "in 7 shards" in said[0][0] and said[1][0] == "", said
     for path in sorted(tmp_path.iterdir()):
-        assert path.read_bytes() == (ranks[0] / path.name.replace("m-", "ranks-")).read_bytes()
+        assert path.read_bytes() == (processes[0] / path.name.replace("m-", "ranks-")).read_bytes()
     said, statuses = start(command, tmp_path)
     assert statuses == [2, 2] and all("2 ranks write shards" in err for _, err in said)
 
@@ -178,10 +178,10 @@ def test_alone(tmp_path):
     with pytest.raises(WriteError, match="not initialized"):
         aibit.convert(MODEL, tmp_path / "m.aibit", distributed=True, max_shard_size=SIZE)
     rows = np.arange(6).reshape(3, 2)
-    assert peers.ALONE.share(rows) is rows and list(peers.ALONE.mine(3)) == [0, 1, 2]
+    assert ranks.ALONE.share(rows) is rows and list(ranks.ALONE.mine(3)) == [0, 1, 2]
     with pytest.raises(ValueError, match="is not a size"):
         aibit.convert(MODEL, tmp_path / "m.aibit", max_shard_size="much")
-    assert sharding.parse_size(SIZE) == SIZE and not list(tmp_path.iterdir())
+    assert sharded_writer.parse_size(SIZE) == SIZE and not list(tmp_path.iterdir())
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from aibit_format.container import layout
 from aibit_format.container.tables import Plane, TensorInfo
 from aibit_format.dtypes import DTYPES, to_float32
 from aibit_format.errors import FormatError
-from aibit_format.reader import LEVELS, File, Verified, open
+from aibit_format.file.reader import LEVELS, File, Verified, open
+from aibit_format.file.writer import Tensor
 from aibit_format.schemes import make
 from aibit_format.schemes.int8 import Int8
 from aibit_format.schemes.plain import Plain
-from aibit_format.writer import Tensor
 
 GOOD = craft.good()
 LEAF = layout.LEAF

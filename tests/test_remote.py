@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import aibit_format as aibit
-from aibit_format import reader, writer
 from aibit_format.cli import main
+from aibit_format.file import reader, writer
 from aibit_format.io import remote
 from aibit_format.schemes import make
 

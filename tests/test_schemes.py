@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aibit_format import reader
 from aibit_format.container.layout import ROLES
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.errors import SchemeError
+from aibit_format.file import reader
 from aibit_format.schemes import BUILTIN, make, parse
 from aibit_format.schemes.base import parameters_of
 

@@ -22,13 +22,14 @@ from hypothesis import strategies as st
 from test_cli import run
 
 import aibit_format as aibit
-from aibit_format import exports, rewrite, sharding, shards, signing, writer
+from aibit_format import exports
 from aibit_format.errors import FormatError, LoadError, SigningError, WriteError
-from aibit_format.reader import File
+from aibit_format.file import rewrite, sharded_reader, sharded_writer, signing, writer
+from aibit_format.file.reader import File
+from aibit_format.file.writer import Tensor, Writer
 from aibit_format.schemes import make
 from aibit_format.sources import open_source
 from aibit_format.torch import parallel
-from aibit_format.writer import Tensor, Writer
 
 SIZE = 33_000  # of a shard of the model below: it makes four
 
@@ -56,7 +57,7 @@ def paths(model, tmp_path):
 def refused(path, verify="structure"):
     """The error that opening a set gives."""
     with pytest.raises(FormatError) as caught:
-        shards.open(path, verify)
+        sharded_reader.open(path, verify)
     return caught.value
 
 
@@ -78,8 +79,8 @@ def test_shards_made_one_are_the_file_that_they_were_cut_from(content, size, oth
         direct, anew = os.path.join(folder, "direct"), os.path.join(folder, "anew")
         pairs = zip(rewrite.split(path, direct, other), rewrite.split(found[0], anew, other), strict=True)
         assert all(pathlib.Path(a).read_bytes() == pathlib.Path(b).read_bytes() for a, b in pairs)
-        with shards.open(path) as one, shards.open(found[0], "full") as several:
-            assert isinstance(several, shards.Sharded) and several.keys() == one.keys()
+        with sharded_reader.open(path) as one, sharded_reader.open(found[0], "full") as several:
+            assert isinstance(several, sharded_reader.Sharded) and several.keys() == one.keys()
             assert list(several.metadata) == list(one.metadata)
             assert dict(several.documents) == dict(one.documents)
             for name in one:
@@ -94,27 +95,28 @@ def test_where_a_model_is_cut():
 
     tensors = [tensor("a", 10), tensor("b", 0), tensor("c", 20), tensor("d", 31), tensor("e", 5), tensor("f", 25)]
     tensors += [tensor("tied", 10, "a"), tensor("tied too", 31, "d")]
-    assert sharding.cut(tensors, 30) == [[0, 1, 2, 6], [3, 7], [4, 5]]
-    assert sharding.cut(tensors, 29) == [[0, 1, 6], [2], [3, 7], [4], [5]]
-    assert sharding.cut(tensors, 1000) == [[0, 1, 2, 3, 4, 5, 6, 7]]
-    assert sharding.cut([], 1) == [[]]
+    assert sharded_writer.cut(tensors, 30) == [[0, 1, 2, 6], [3, 7], [4, 5]]
+    assert sharded_writer.cut(tensors, 29) == [[0, 1, 6], [2], [3, 7], [4], [5]]
+    assert sharded_writer.cut(tensors, 1000) == [[0, 1, 2, 3, 4, 5, 6, 7]]
+    assert sharded_writer.cut([], 1) == [[]]
 
 
 def test_sizes():
     wanted = {"1": 1, "7B": 7, "5GB": 5 * 10**9, "500 mb": 5 * 10**8, "4GiB": 4 << 30, "2kib": 2048, "1TB": 10**12}
-    assert {text: sharding.parse_size(text) for text in wanted} == wanted
-    assert sharding.parse_size(4096) == 4096
+    assert {text: sharded_writer.parse_size(text) for text in wanted} == wanted
+    assert sharded_writer.parse_size(4096) == 4096
     for text in ("", "0", "0GB", "GB", "-1", "1.5GB", "5G", "1iB", "5 G B", 10**20):
         with pytest.raises(ValueError, match="is not a size"):
-            sharding.parse_size(text)
+            sharded_writer.parse_size(text)
 
 
 def test_names():
-    assert shards.shard_path("a/m.aibit", 2, 3) == "a/m-00002-of-00003.aibit"
-    assert shards.paths_of("a/m-00001-of-00002.aibit") == ["a/m-00001-of-00002.aibit", "a/m-00002-of-00002.aibit"]
-    assert shards.paths_of("https://x/m-00001-of-00002.aibit?download=1")[1] == "https://x/m-00002-of-00002.aibit?download=1"
+    assert sharded_reader.shard_path("a/m.aibit", 2, 3) == "a/m-00002-of-00003.aibit"
+    paths_of = sharded_reader.paths_of
+    assert paths_of("a/m-00001-of-00002.aibit") == ["a/m-00001-of-00002.aibit", "a/m-00002-of-00002.aibit"]
+    assert paths_of("https://x/m-00001-of-00002.aibit?download=1")[1] == "https://x/m-00002-of-00002.aibit?download=1"
     for alone in ("m.aibit", "m-00002-of-00003.aibit", "m-1-of-2.aibit"):
-        assert shards.paths_of(alone) == [alone]
+        assert sharded_reader.paths_of(alone) == [alone]
 
 
 # --- one model
@@ -265,7 +267,7 @@ def made(folder, contents, said=({}, {}, {}), places=None, metadata=None):
         if index == 1:
             values |= {"shard.roots": roots[::-1], **(metadata or {})}
             values["shard.places"] = np.arange(sum(map(len, contents))) if places is None else np.array(places, int)
-        path = shards.shard_path(name, index, count)
+        path = sharded_reader.shard_path(name, index, count)
         writer.write(path, tensors, values | said[index - 1])
         roots.append(File(path).root)
     return path
@@ -293,10 +295,10 @@ def test_sets_whose_files_contradict_one_another(tmp_path):
         folder.mkdir()
         first = made(folder, **{"contents": contents} | options)
         if code is None:
-            assert len(shards.open(first, "full")) == 4
+            assert len(sharded_reader.open(first, "full")) == 4
         else:
             assert refused(first).code == code, name
-    assert shards.open(tmp_path / "other order" / "set-00001-of-00003.aibit").keys() == ["d", "c", "a", "b"]
+    assert sharded_reader.open(tmp_path / "other order" / "set-00001-of-00003.aibit").keys() == ["d", "c", "a", "b"]
     assert refused(tmp_path / "named twice" / "set-00001-of-00003.aibit").path.endswith("set-00003-of-00003.aibit")
 
 
@@ -338,10 +340,10 @@ def test_each_shard_of_a_signed_model_is_signed(paths, fixtures, tmp_path, capsy
     for path in paths[:-1]:
         signing.sign_detached(path, private)
     with pytest.raises(FormatError) as caught:
-        shards.open(paths[0], signed_by=public)
+        sharded_reader.open(paths[0], signed_by=public)
     assert caught.value.code == "AIB-E606" and caught.value.path == str(paths[-1])
     signing.sign_detached(paths[-1], private)
-    assert shards.open(paths[0], signed_by=public).verified().signed_by == signing.sign_detached(
+    assert sharded_reader.open(paths[0], signed_by=public).verified().signed_by == signing.sign_detached(
         paths[0], private, overwrite=True)[0].key_id  # fmt: skip
     assert run("verify", "--key", public, paths[0], capsys=capsys)[0] == 0
     assert aibit.load_model(paths[0], signed_by=public) is not None
@@ -349,7 +351,7 @@ def test_each_shard_of_a_signed_model_is_signed(paths, fixtures, tmp_path, capsy
 
 def test_the_fixture_is_what_splitting_makes(fixtures, tmp_path):
     first = fixtures / "container" / "sharded-00001-of-00003.aibit"
-    with shards.open(first, "full") as file:
+    with sharded_reader.open(first, "full") as file:
         assert file.keys() == ["embed.weight", "layer.weight", "layer.bias", "norm.weight", "lm_head.weight"]
     rewrite.merge(first, tmp_path / "sharded.aibit")
     for path in rewrite.split(tmp_path / "sharded.aibit", tmp_path / "sharded.aibit", 32):
@@ -440,7 +442,8 @@ def test_what_is_replaced_stays_until_all_of_it_is(model, tmp_path, monkeypatch)
     monkeypatch.setattr(Writer, "publish", publish)
     rewrite.split(model / "m.aibit", tmp_path / "s.aibit", SIZE, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(old)
-    assert shards.open(tmp_path / "s-00001-of-00004.aibit", "full").root == File(model / "s-00001-of-00004.aibit").root
+    first = "s-00001-of-00004.aibit"
+    assert sharded_reader.open(tmp_path / first, "full").root == File(model / first).root
 
 
 STEPS = ("replace", "link", "unlink", "fsync")
@@ -458,7 +461,7 @@ def test_a_failure_at_any_step_leaves_one_model_or_none(replacing, error, model,
         fails[0] -= 1
         if not fails[0]:
             if replacing:
-                with shards.open(first) as file:
+                with sharded_reader.open(first) as file:
                     seen.append(file.root)
             raise error
         return calls[name](*arguments, **options)
@@ -500,7 +503,7 @@ def test_a_model_opens_while_others_replace_it(model, tmp_path):
     writer = threading.Thread(target=replace)
     writer.start()
     while not done.is_set():
-        with shards.open(first) as file:
+        with sharded_reader.open(first) as file:
             roots.add(file.root)
     writer.join()
     assert len(roots) == 2

@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa, x25519
 
 import aibit_format as aibit
-from aibit_format import signing
 from aibit_format.cli import main
 from aibit_format.container import signatures
 from aibit_format.errors import AibitError, FormatError, MissingPackageError, SigningError, WriteError
-from aibit_format.reader import File
+from aibit_format.file import signing
+from aibit_format.file.reader import File
 
 GOOD = craft.good()
 RECORD, ROOM = 104, 8

@@ -179,7 +179,7 @@ def test_config_keys_that_run_code_stay_out_of_the_file(tmp_path):
 
 def rebuilt_with(source, target, document: str, text: bytes) -> None:
     """``source`` again, with another document in it, through a writer kept from checking its contents."""
-    from aibit_format import writer
+    from aibit_format.file import writer
 
     with aibit.open(source) as file:
         tensors = {}

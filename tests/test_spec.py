@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aibit_format import reader, writer
+from aibit_format.file import reader, writer
 from aibit_format.schemes import BUILTIN, make
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,9 +17,9 @@ import aibit_format
 from aibit_format.container import layout
 from aibit_format.container.metadata import decode, encode
 from aibit_format.errors import AibitError, FormatError, SchemeError, WriteError
-from aibit_format.reader import File
+from aibit_format.file.reader import File
+from aibit_format.file.writer import Tensor, Writer, plan, write
 from aibit_format.schemes import make
-from aibit_format.writer import Tensor, Writer, plan, write
 
 F32, INT8 = make("f32"), make("int8")
 A = Tensor("a", (4, 8), "f32", F32)
@@ -413,7 +413,7 @@ CHILD = """
 import sys, time
 import numpy as np
 from aibit_format.schemes import make
-from aibit_format.writer import Tensor, Writer, plan
+from aibit_format.file.writer import Tensor, Writer, plan
 
 def say(text):
     print(text, flush=True)
@@ -471,7 +471,7 @@ import os, resource, sys
 import numpy as np
 from aibit_format.errors import WriteError
 from aibit_format.schemes import make
-from aibit_format.writer import Tensor, write
+from aibit_format.file.writer import Tensor, write
 
 path, limit, allocate = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 if limit:

@@ -6,7 +6,7 @@ from pathlib import Path
 import craft
 
 from aibit_format.errors import FormatError
-from aibit_format.reader import File
+from aibit_format.file.reader import File
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 GOOD = sorted(path for path in FIXTURES.rglob("*.aibit") if path.with_suffix(".json").exists())

@@ -10,8 +10,8 @@ import numpy as np
 import xxhash
 
 from aibit_format.errors import AibitError
-from aibit_format.reader import File
-from aibit_format.writer import Tensor, write
+from aibit_format.file.reader import File
+from aibit_format.file.writer import Tensor, write
 
 
 def verdict(source):

@@ -32,8 +32,8 @@ from craft import (  # noqa: F401 - words of the tables, too
 from aibit_format.container import layout
 from aibit_format.container.metadata import encode
 from aibit_format.dtypes import DTYPES
+from aibit_format.file.writer import Tensor
 from aibit_format.schemes import make, parse
-from aibit_format.writer import Tensor
 
 Recipe = Callable[[], Any]  # to the bytes of a file, or a beyond.Hollow
 INT, FLOAT, BOOL, STRING, BYTES = 1, 2, 3, 4, 5

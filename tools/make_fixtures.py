@@ -26,13 +26,13 @@ from cryptography.hazmat.primitives import serialization
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from aibit_format import reader, writer  # noqa: E402
 from aibit_format.container import checksums, layout, signatures, validate  # noqa: E402
 from aibit_format.container.plan import placed  # noqa: E402
 from aibit_format.container.tables import ExtraSection, FileInfo  # noqa: E402
 from aibit_format.dtypes import BY_CODE, DTYPES, from_float32  # noqa: E402
+from aibit_format.file import reader, writer  # noqa: E402
+from aibit_format.file.writer import Tensor  # noqa: E402
 from aibit_format.schemes import make  # noqa: E402
-from aibit_format.writer import Tensor  # noqa: E402
 
 FOLDER = ROOT / "fixtures" / "container"
 KEY = ROOT / "fixtures" / "keys" / "test-only.pem"  # anybody's: it signs nothing but fixtures

@@ -32,9 +32,9 @@ sys.path.insert(0, str(ROOT))
 
 import kaitai_records  # noqa: E402
 
-from aibit_format import reader  # noqa: E402
 from aibit_format.container import documents, layout, parse, validate  # noqa: E402
 from aibit_format.dtypes import DTYPES, from_float32, to_float32  # noqa: E402
+from aibit_format.file import reader  # noqa: E402
 from aibit_format.schemes import BUILTIN, PlaneSpec, Scheme, make  # noqa: E402
 from aibit_format.schemes.cluster import Cluster  # noqa: E402
 from aibit_format.schemes.fourbit import FP4, NF4, _nested_table, dynamic_map  # noqa: E402

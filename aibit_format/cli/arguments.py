@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..sharding import parse_size
+from ..file.sharded_writer import parse_size
 
 
 def size(text: str) -> int:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .. import shards
 from ..errors import LoadError, MissingPackageError
+from ..file import sharded_reader
 from .arguments import positive
 from .output import emit, size
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _about(args: argparse.Namespace) -> dict[str, Any]:
     """What is measured, and how."""
-    with shards.open(args.file) as file:
+    with sharded_reader.open(args.file) as file:
         infos = [info for name in file if not (info := file.info(name)).alias_of]
         elements: dict[str, int] = {}
         for info in infos:
@@ -93,8 +93,8 @@ def _figures(args: argparse.Namespace) -> Iterator[Figure]:
 
     rounds = range(args.rounds)
     _check(args, load_model(args.file, args.device))  # this once also for what libraries import on demand
-    yield Figure("open", "ms", [1e3 * _seconds(lambda: shards.open(args.file).close()) for _ in rounds])
-    with shards.open(args.file) as file:
+    yield Figure("open", "ms", [1e3 * _seconds(lambda: sharded_reader.open(args.file).close()) for _ in rounds])
+    with sharded_reader.open(args.file) as file:
         file.verify()
         yield Figure("verify", "GB/s", [file.size / 1e9 / _seconds(file.verify) for _ in rounds])
     model, loading = None, []

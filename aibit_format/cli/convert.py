@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..peers import ALONE, Peers, of_torch
+from ..file.ranks import ALONE, Peers, of_torch
 from . import arguments
 from .output import Progress, emit, size, table
 

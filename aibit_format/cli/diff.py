@@ -6,8 +6,8 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from .. import shards
-from ..difference import Difference, differences
+from ..file import sharded_reader
+from ..file.diff import Difference, differences
 from . import FAILED, OK
 from .output import emit, printable
 
@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, and say what differs."""
-    with shards.open(args.a, "touched") as a, shards.open(args.b, "touched") as b:
+    with sharded_reader.open(args.a, "touched") as a, sharded_reader.open(args.b, "touched") as b:
         found = list(differences(a, b))
     if args.json:
         emit({"same": not found, "differences": [asdict(difference) for difference in found]})

@@ -6,9 +6,9 @@ import argparse
 import json
 from typing import Any
 
-from .. import rewrite
 from ..container.validate import KNOWN_KEYS
 from ..errors import WriteError
+from ..file import rewrite
 from .output import Progress, show_written
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from .. import shards
 from ..exports import BUILTIN, export, options_of
 from ..exports.tensors import DTYPE_OPTIONS
+from ..file import sharded_reader
 from . import arguments
 from .output import Progress, show_written
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from .quiet import quiet_libraries
 
     quiet_libraries()
-    with shards.whole(shards.open(args.file)) as file, Progress("exporting") as progress:
+    with sharded_reader.whole(sharded_reader.open(args.file)) as file, Progress("exporting") as progress:
         paths = export(file, args.to, args.output, **options, overwrite=args.force, on_progress=progress.update)
     show_written(paths, args.json, format=args.to)
     return 0

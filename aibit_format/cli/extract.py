@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 
-from .. import shards
 from ..errors import AibitError, WriteError
+from ..file import sharded_reader
 from .output import emit, size
 
 
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write what is asked for."""
-    with shards.open(args.file) as file:
+    with sharded_reader.open(args.file) as file:
         names = args.names or ([] if args.tensor else list(file.documents))
         for name in [n for n in names if n not in file.documents] + [n for n in args.tensor if n not in file]:
             raise AibitError(f"{args.file}: holds nothing called {name!r}")

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from .. import shards
+from ..file import sharded_reader
 from .output import emit, printable, size, table
 
 _SHOWN = 1000  # entries of a GGUF file's list of strings
@@ -47,7 +47,7 @@ def describe(path: str) -> dict[str, Any]:
         rows = [_row(t.name, t.shape, t.dtype, file.nbytes(t.name)) for t in file.tensors.values()]
         return {"file": path, "format": "safetensors", "size": file.size,
                 "metadata": file.metadata, "documents": {}, "tensors": rows}  # fmt: skip
-    with shards.open(path) as opened:
+    with sharded_reader.open(path) as opened:
         first = opened.parts[0].info_of_file
         return {
             "file": path, "format": f"aibit 1.{first.minor}", "size": opened.size, "root": opened.root,
@@ -58,7 +58,7 @@ def describe(path: str) -> dict[str, Any]:
         }  # fmt: skip
 
 
-def _tensor(opened: shards.Opened, name: str) -> dict[str, Any]:
+def _tensor(opened: sharded_reader.Opened, name: str) -> dict[str, Any]:
     t = opened.info(name)
     row = _row(name, t.shape, t.scheme.text, 0 if t.alias_of else t.nbytes)
     row |= {"dtype": t.dtype, "planes": [[p.role, p.dtype, list(p.shape), p.offset, p.length] for p in t.planes]}
@@ -69,9 +69,9 @@ def _tensor(opened: shards.Opened, name: str) -> dict[str, Any]:
     return row
 
 
-def _shards(opened: shards.Opened) -> dict[str, Any]:
+def _shards(opened: sharded_reader.Opened) -> dict[str, Any]:
     """The files of a sharded model, or which shard this file is."""
-    if isinstance(opened, shards.Sharded):
+    if isinstance(opened, sharded_reader.Sharded):
         return {"shards": [{"file": part.path, "size": part.size, "root": part.root} for part in opened.parts]}
     index, count = (opened.metadata.get(f"shard.{key}") for key in ("index", "count"))
     return {"shard": f"{index} of {count}"} if index else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .. import rewrite
+from ..file import rewrite
 from .output import Progress, show_written
 
 

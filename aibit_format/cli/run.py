@@ -9,8 +9,8 @@ from threading import Event
 from typing import Any
 
 from ..errors import LoadError, MissingPackageError
+from ..file.sharded_reader import paths_of
 from ..io.readahead import prefetch
-from ..shards import paths_of
 from . import lean
 from .output import emit
 

@@ -6,8 +6,8 @@ import argparse
 import os
 from getpass import getpass
 
-from .. import signing
 from ..container import signatures
+from ..file import signing
 from .output import emit
 
 

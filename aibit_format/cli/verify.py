@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from .. import shards
 from ..errors import FormatError
+from ..file import sharded_reader
 from . import status_of
 from .output import emit, size
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     results, status = [], 0
     for path in args.files:
         try:
-            with shards.open(path, args.level) as file:
+            with sharded_reader.open(path, args.level) as file:
                 if args.signature and len(file.parts) > 1:
                     args.parser.error(f"--signature is of one file, and {path} is {len(file.parts)}")
                 for part in file.parts if args.key else ():

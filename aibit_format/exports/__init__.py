@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import WriteError
+from ..file.sharded_reader import Opened
 from ..io.mapped import Path
-from ..shards import Opened
 
 __all__ = ["BUILTIN", "export", "options_of"]
 

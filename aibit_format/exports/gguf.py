@@ -17,11 +17,11 @@ import numpy as np
 from ..container.tables import TensorInfo
 from ..dtypes import DTYPES, from_float32
 from ..errors import MissingPackageError, SchemeError, SourceError, WriteError
+from ..file.sharded_reader import Opened
 from ..io.atomic import PartialFile
 from ..schemes import Scheme, make
 from ..schemes.ggml import GGML
 from ..schemes.plain import Plain
-from ..shards import Opened
 from ..sources.gguf import DOCUMENT
 from ..sources.gguf_models import BY_MODEL_TYPE, ROPE_FACTORS, Family, gguf_rows, head_dim_of, keys_of
 from ..sources.gguf_rope import frequency_factors, parameters_of

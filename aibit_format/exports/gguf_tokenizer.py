@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import SourceError
-from ..shards import Opened
+from ..file.sharded_reader import Opened
 from ..sources.gguf import DOCUMENT
 from ..sources.gguf_tokenizer import (
     BYTE,

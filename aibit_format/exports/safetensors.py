@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..shards import Opened
+from ..file.sharded_reader import Opened
 from .tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
 from .writing import SHARD_BYTES, Progress, write_directory
 

@@ -11,9 +11,9 @@ import numpy as np
 from ..container.tables import TensorInfo
 from ..dtypes import DTYPES, from_float32
 from ..errors import SchemeError, WriteError
+from ..file.sharded_reader import Opened
 from ..schemes.base import matrix
 from ..schemes.plain import Plain
-from ..shards import Opened
 from .writing import Entry, Item
 
 DTYPE_OPTIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}  # and their names in config.json

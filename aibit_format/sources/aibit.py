@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from .. import shards
 from ..container.layout import SIGNATURE
+from ..file import sharded_reader
 from ..schemes.plain import Plain
 from .base import SourceFile, SourceTensor
 
@@ -30,7 +30,7 @@ class Aibit:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._file = shards.whole(shards.open(path, verify="touched"))
+        self._file = sharded_reader.whole(sharded_reader.open(path, verify="touched"))
         metadata = self._file.metadata
         self.architecture = str(metadata["model.architecture"]) if "model.architecture" in metadata else None
         self.metadata = {key: metadata[key] for key in CARRIED if key in metadata}

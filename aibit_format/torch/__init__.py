@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from .. import bridge, shards, writer
+from .. import bridge
 from ..errors import MissingPackageError
+from ..file import sharded_reader, writer
+from ..file.sharded_reader import Opened
 from ..io.mapped import Path
 from ..numpy import SafeOpen
 from ..schemes import make
-from ..shards import Opened
 
 try:
     import torch
@@ -40,7 +41,7 @@ class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
 
 def load_file(filename: Path, device: Any = "cpu") -> dict[str, torch.Tensor]:
     """Every tensor of the file, in logical shape and dtype."""
-    file = shards.open(filename)
+    file = sharded_reader.open(filename)
     return {name: _tensor(file, name, torch.device(device)) for name in file}
 
 
@@ -48,7 +49,7 @@ def save_file(tensors: Mapping[str, torch.Tensor], filename: Path, metadata: Map
     """Write tensors as they are, in the plain scheme of their dtype. An existing file is replaced.
 
     Raises:
-        WriteError, FormatError: see ``aibit_format.writer``. Metadata keys are namespaced: ``"author.name"``.
+        WriteError, FormatError: see ``aibit_format.file.writer``. Metadata keys are namespaced: ``"author.name"``.
     """
     arrays = {}
     for name, tensor in tensors.items():

@@ -20,8 +20,8 @@ import torch
 from ..bridge import torch_dtypes
 from ..container.layout import pooled
 from ..container.tables import Plane
-from ..reader import File
-from ..stream import Layout, Link, Ring, Slot, Streamed, stream
+from ..file.device_stream import Layout, Link, Ring, Slot, Streamed, stream
+from ..file.reader import File
 
 
 class Cuda:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..container.tables import Plane
-from ..reader import File
+from ..file.reader import File
 from ..schemes.int8 import Int8
 
 # Layers of one module that read the same input, in the order in which they are called, and in which files have them.

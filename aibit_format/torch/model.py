@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import shards
 from ..architecture import build_config, empty_model, refuse_absurd
 from ..container.signatures import Keys
 from ..container.tables import Plane, TensorInfo
 from ..errors import LoadError, MissingPackageError
+from ..file import sharded_reader
+from ..file.reader import File, Level
+from ..file.sharded_reader import Opened
 from ..io.mapped import Path
-from ..reader import File, Level
 from ..schemes.base import FLOATS
 from ..schemes.plain import Plain
-from ..shards import Opened
 from ..skeleton import float32_rule
 from ..vocabulary import check_special_ids, vocabulary_size
 
@@ -107,7 +107,7 @@ def _load(
 ) -> tuple[Opened, PreTrainedModel]:
     # Where all bytes pass through our hands on their way, they are checked there, and not read for that before.
     passing = verify == "full" and device.type in LINKS and tp is None and not isinstance(path, Opened)
-    file = path if isinstance(path, Opened) else shards.open(path, "touched" if passing else verify, signed_by)
+    file = path if isinstance(path, Opened) else sharded_reader.open(path, "touched" if passing else verify, signed_by)
     config, architecture = _config(file)
     refuse_absurd(config, len(file))
     built = build_config(config)
@@ -160,7 +160,7 @@ def _one_device(device: Device, device_map: Any) -> torch.device:
 
 def _config(file: Opened) -> tuple[dict[str, Any], str]:
     """The parsed config and the name of the architecture, checked before transformers sees either."""
-    shards.whole(file)
+    sharded_reader.whole(file)
     if "config.json" not in file.documents or "model.architecture" not in file.metadata:
         why = file.metadata.get("model.missing", "no config.json or no model.architecture")
         raise LoadError(f"{file.path}: holds tensors but no model: {why}")

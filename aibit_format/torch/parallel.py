@@ -26,7 +26,7 @@ from transformers.integrations.tensor_parallel import replace_layer_number_by_wi
 
 from ..container.tables import TensorInfo
 from ..errors import LoadError
-from ..shards import Opened
+from ..file.sharded_reader import Opened
 from .rows import obstacle, read_rows
 
 

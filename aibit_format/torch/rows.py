@@ -15,7 +15,7 @@ import numpy as np
 
 from ..container.tables import Plane, TensorInfo
 from ..dtypes import DTYPES
-from ..reader import File
+from ..file.reader import File
 from ..schemes import Scheme
 from ..schemes.cluster import Cluster
 from ..schemes.fourbit import NESTED_BLOCK, FourBit

@@ -6,10 +6,10 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from .. import shards
 from ..errors import LoadError, MissingPackageError
+from ..file import sharded_reader
+from ..file.sharded_reader import Opened
 from ..io.mapped import Path
-from ..shards import Opened
 from ..vocabulary import check_tokenizer, vocabulary_size
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def load_tokenizer(path: Path | Opened) -> PreTrainedTokenizerBase:
     Raises:
         LoadError: the file holds no tokenizer, one with ids beyond the model's vocabulary, or transformers refuses it.
     """
-    file = shards.whole(path if isinstance(path, Opened) else shards.open(path))
+    file = sharded_reader.whole(path if isinstance(path, Opened) else sharded_reader.open(path))
     if not any(name.endswith(_VOCABULARIES) for name in file.documents):
         raise LoadError(f"{file.path}: holds no tokenizer")
     try:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from gpu_run import GIGA, Run, pretrained, quantized
 
-from aibit_format.reader import File
-from aibit_format.stream import Layout, Ring, Source, stream
+from aibit_format.file.device_stream import Layout, Ring, Source, stream
+from aibit_format.file.reader import File
 from aibit_format.torch import arena
 from aibit_format.torch.model import load_model
 

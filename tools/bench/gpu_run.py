@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from run import machine
 
-from aibit_format import convert, writer
+from aibit_format import convert
 from aibit_format.exports import export
-from aibit_format.reader import File
+from aibit_format.file import writer
+from aibit_format.file.reader import File
 from aibit_format.schemes import make
 
 GIGA = 1e9

@@ -120,7 +120,7 @@ def hold(way: str, path: str, mapped: str) -> Result:
 
 def open_file(path: str, rounds: int) -> Result:
     """Opening and checking a file's header and tables; the warm-up is not counted."""
-    from aibit_format import reader
+    from aibit_format.file import reader
 
     file = reader.File(path)
     planes, tensors = file.verified().planes, len(file)
@@ -132,7 +132,7 @@ def verify(path: str, rounds: int) -> Result:
     """Every check of a file, against nothing but hashing the same mapped pages, with every core and with one thread."""
     import xxhash
 
-    from aibit_format import reader
+    from aibit_format.file import reader
 
     file = reader.File(path)
     data = file.storage.read_at(0, file.info_of_file.file_size).data

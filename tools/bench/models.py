@@ -154,7 +154,7 @@ def normal(random: np.random.Generator) -> Callable[[Entry], Iterator[np.ndarray
 
 def many_tensors(count: int, work: Path) -> Path:
     """An ``.aibit`` file of ``count`` int8 tensors of 2 x 4, named as those of a mixture of experts are."""
-    from aibit_format import writer
+    from aibit_format.file import writer
     from aibit_format.schemes import make
 
     path, scheme = work / f"many-{count}.aibit", make("int8")

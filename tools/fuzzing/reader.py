@@ -15,8 +15,7 @@ class Reader:
     def __init__(self) -> None:
         import verdict
 
-        import aibit_format.io.remote
-        import aibit_format.writer  # noqa: F401 - imported here to be instrumented
+        import aibit_format.file.writer  # noqa: F401 - imported here to be instrumented
         from aibit_format.schemes import BUILTIN, make
 
         for name in BUILTIN:  # each is a module of its own

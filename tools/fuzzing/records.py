@@ -63,7 +63,7 @@ class Mutator:
     def _row(self, data: bytes, rng: random.Random) -> bytes:
         """Another shape, dtype or scheme of a tensor, and planes of the lengths that follow, as far as any do."""
         from aibit_format.dtypes import DTYPES
-        from aibit_format.reader import File
+        from aibit_format.file.reader import File
 
         file = File(data)
         name = rng.choice(file.keys())

@@ -20,14 +20,14 @@ class Shards(bundle.Written):
         import craft
 
         super().__init__()
-        from aibit_format import reader, rewrite, shards
         from aibit_format.container import metadata
+        from aibit_format.file import reader, rewrite, sharded_reader
         from aibit_format.schemes import BUILTIN, make
 
         for name in BUILTIN:
             make(name)
         self._craft, self._metadata = craft, metadata
-        self._reader, self._rewrite, self._shards = reader, rewrite, shards
+        self._reader, self._rewrite, self._shards = reader, rewrite, sharded_reader
         self._seeds = self._make()
 
     def seeds(self) -> dict[str, bytes]:

@@ -27,8 +27,8 @@ class Signatures(bundle.Written):
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         super().__init__()
-        from aibit_format import reader, signing
         from aibit_format.container import signatures
+        from aibit_format.file import reader, signing
 
         self._craft = craft
         self._reader, self._signatures, self._signing = reader, signatures, signing

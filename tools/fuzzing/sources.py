@@ -29,7 +29,7 @@ class _Source(bundle.Written):
 
         super().__init__()
         from aibit_format import conversion, recipe, sources
-        from aibit_format.reader import File
+        from aibit_format.file.reader import File
         from aibit_format.schemes import BUILTIN, make
 
         for name in BUILTIN:

@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from . import sharding, shards
-from .container.metadata import Value
-from .container.plan import Tensor
-from .errors import FormatError, WriteError
-from .io.mapped import Path
-from .shards import Opened, Sharded, shard_path, whole
+from ..container.metadata import Value
+from ..container.plan import Tensor
+from ..errors import FormatError, WriteError
+from ..io.mapped import Path
+from . import sharded_reader, sharded_writer
+from .sharded_reader import Opened, Sharded, shard_path, whole
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the tensor that was written
 
@@ -42,8 +42,8 @@ def split(
         FormatError: the source is not valid, or a plane or document is damaged.
         WriteError: a shard exists, or cannot be written. Nothing is left behind.
     """
-    with whole(shards.open(source, "touched")) as file:
-        parts = sharding.cut(_tensors(file), sharding.parse_size(max_shard_size))
+    with whole(sharded_reader.open(source, "touched")) as file:
+        parts = sharded_writer.cut(_tensors(file), sharded_writer.parse_size(max_shard_size))
         return _write(file, path, file.metadata, dict(file.documents), parts, overwrite, on_progress)
 
 
@@ -54,7 +54,7 @@ def merge(first: Path, path: Path, *, overwrite: bool = False, on_progress: Prog
         FormatError: a shard is missing, another one's, or damaged; its name is in the message.
         WriteError: ``first`` is no shard; the output exists, or cannot be written.
     """
-    with whole(shards.open(first, "touched")) as file:
+    with whole(sharded_reader.open(first, "touched")) as file:
         if not isinstance(file, Sharded):
             raise WriteError(f"{os.fspath(first)}: is one file already, not the first of several shards")
         return _write(file, path, file.metadata, dict(file.documents), None, overwrite, on_progress)
@@ -84,7 +84,7 @@ def edit(
         WriteError: a key or document to leave out is not there, or the outcome would break a rule.
         FormatError: the source is not valid.
     """
-    with whole(shards.open(source, "touched")) as file:
+    with whole(sharded_reader.open(source, "touched")) as file:
         values, texts = dict(file.metadata), dict[str, Any](file.documents)
         for table, names, what in ((values, unset, "metadata key"), (texts, remove, "document")):
             for name in names:
@@ -112,7 +112,7 @@ def _write(
     path: Path,
     metadata: Mapping[str, Value],
     texts: Mapping[str, Any],
-    parts: sharding.Parts | None,
+    parts: sharded_writer.Parts | None,
     overwrite: bool,
     on_progress: Progress | None,
 ) -> list[str]:
@@ -122,7 +122,7 @@ def _write(
     paths = [os.fspath(path)] if parts is None else [shard_path(path, i + 1, len(parts)) for i in range(len(parts))]
     _spare_inputs(file, paths)
     try:
-        out = sharding.writer(path, tensors, metadata, sizes, parts, alignment, overwrite=overwrite)
+        out = sharded_writer.writer(path, tensors, metadata, sizes, parts, alignment, overwrite=overwrite)
     except FormatError as error:  # of what is to be written, not of what was read
         raise WriteError(f"{paths[0]}: would not be valid: {error.problems[0]}") from error
     done, total = 0, sum(file.info(tensor.name).nbytes for tensor in tensors if tensor.alias_of is None)
@@ -138,7 +138,7 @@ def _write(
                 done += file.info(tensor.name).nbytes
                 if on_progress is not None:
                     on_progress(done, total, tensor.name)
-        return list(sharding.commit(out, metadata).paths)
+        return list(sharded_writer.commit(out, metadata).paths)
 
 
 def _spare_inputs(file: Opened, paths: Iterable[str]) -> None:

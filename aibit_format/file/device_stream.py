@@ -21,12 +21,12 @@ from typing import Protocol
 
 import numpy as np
 
-from .container.layout import LEAF, align
-from .container.placement import Region
-from .container.tables import Plane
-from .errors import FormatError, Problem
-from .io.mapped import Mapped, Storage
-from .io.readahead import is_resident
+from ..container.layout import LEAF, align
+from ..container.placement import Region
+from ..container.tables import Plane
+from ..errors import FormatError, Problem
+from ..io.mapped import Mapped, Storage
+from ..io.readahead import is_resident
 from .reader import File
 
 PAGE = 4096  # offsets, lengths and memory of direct reads are multiples of it

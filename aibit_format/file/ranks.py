@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import MissingPackageError, WriteError
+from ..errors import MissingPackageError, WriteError
 
 _PATIENCE = timedelta(days=2)  # how long one waits for the slowest
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .container.tables import TensorInfo
-from .schemes.base import matrix
-from .shards import Opened
+from ..container.tables import TensorInfo
+from ..schemes.base import matrix
+from .sharded_reader import Opened
 
 _PIECE = 1 << 20  # elements decoded at a time
 

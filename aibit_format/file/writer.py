@@ -18,19 +18,19 @@ from typing import Self
 
 import numpy as np
 
-from .container import checksums, documents, layout, validate
-from .container.metadata import Value
-from .container.metadata import encode as encode_metadata
-from .container.placement import Region
-from .container.plan import Tensor, as_read, plan
-from .container.signatures import Read
-from .container.tables import FileInfo, Plane, TensorInfo
-from .dtypes import DTYPES
-from .errors import SchemeError, WriteError
-from .io.atomic import PartialFile
-from .io.mapped import Path
-from .io.preallocate import make_room
-from .schemes.base import PlaneSpec, matrix
+from ..container import checksums, documents, layout, validate
+from ..container.metadata import Value
+from ..container.metadata import encode as encode_metadata
+from ..container.placement import Region
+from ..container.plan import Tensor, as_read, plan
+from ..container.signatures import Read
+from ..container.tables import FileInfo, Plane, TensorInfo
+from ..dtypes import DTYPES
+from ..errors import SchemeError, WriteError
+from ..io.atomic import PartialFile
+from ..io.mapped import Path
+from ..io.preallocate import make_room
+from ..schemes.base import PlaneSpec, matrix
 
 __all__ = ["Tensor", "Writer", "plan", "write"]
 

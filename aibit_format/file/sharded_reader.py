@@ -17,12 +17,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from .container import validate
-from .container.metadata import Value
-from .container.signatures import Keys
-from .container.tables import FileInfo, TensorInfo
-from .errors import FormatError, LoadError, Problem
-from .io.mapped import Mapped, Path, is_url
+from ..container import validate
+from ..container.metadata import Value
+from ..container.signatures import Keys
+from ..container.tables import FileInfo, TensorInfo
+from ..errors import FormatError, LoadError, Problem
+from ..io.mapped import Mapped, Path, is_url
 from .reader import Documents, File, Level, Verified, read_info
 
 __all__ = ["PREVIOUS", "Opened", "Sharded", "find", "listed", "open", "paths_of", "root_of", "shard_path", "whole"]

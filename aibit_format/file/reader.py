@@ -12,16 +12,16 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from .container import checksums, documents, layout, parse, signatures, validate
-from .container.metadata import Value
-from .container.placement import Region
-from .container.signatures import Keys, Signature
-from .container.tables import FileInfo, Plane, TensorInfo
-from .dtypes import DTYPES
-from .errors import FormatError, Problem
-from .io.lease import still
-from .io.mapped import InMemory, Mapped, Path, Storage, is_url
-from .schemes import Scheme
+from ..container import checksums, documents, layout, parse, signatures, validate
+from ..container.metadata import Value
+from ..container.placement import Region
+from ..container.signatures import Keys, Signature
+from ..container.tables import FileInfo, Plane, TensorInfo
+from ..dtypes import DTYPES
+from ..errors import FormatError, Problem
+from ..io.lease import still
+from ..io.mapped import InMemory, Mapped, Path, Storage, is_url
+from ..schemes import Scheme
 
 Level = Literal["structure", "touched", "full"]
 LEVELS = get_args(Level)
@@ -374,7 +374,7 @@ def _storage(source: Path | bytes | bytearray | memoryview) -> Storage:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return InMemory(source)
     if isinstance(source, str) and is_url(source):
-        from .io.remote import Ranged  # urllib is slow to import, and seldom needed
+        from ..io.remote import Ranged  # urllib is slow to import, and seldom needed
 
         return Ranged(source)
     return Mapped(source)

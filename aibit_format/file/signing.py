@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from .container import layout, plan, signatures
-from .container.signatures import Keys, Read, Signature
-from .container.tables import ExtraSection, FileInfo
-from .errors import FormatError, Problem, SigningError, WriteError
-from .io.atomic import PartialFile
-from .io.mapped import Path
+from ..container import layout, plan, signatures
+from ..container.signatures import Keys, Read, Signature
+from ..container.tables import ExtraSection, FileInfo
+from ..errors import FormatError, Problem, SigningError, WriteError
+from ..io.atomic import PartialFile
+from ..io.mapped import Path
 from .reader import File
 from .writer import Writer
 

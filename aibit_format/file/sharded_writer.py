@@ -12,16 +12,16 @@ from typing import Self
 
 import numpy as np
 
-from .container import checksums, layout
-from .container.metadata import Value
-from .container.plan import Tensor, plan
-from .container.tables import FileInfo
-from .errors import WriteError
-from .io import atomic
-from .io.mapped import Path
-from .io.preallocate import need_room
-from .peers import ALONE, Peers
-from .shards import PREVIOUS, find, listed, root_of, shard_path
+from ..container import checksums, layout
+from ..container.metadata import Value
+from ..container.plan import Tensor, plan
+from ..container.tables import FileInfo
+from ..errors import WriteError
+from ..io import atomic
+from ..io.mapped import Path
+from ..io.preallocate import need_room
+from .ranks import ALONE, Peers
+from .sharded_reader import PREVIOUS, find, listed, root_of, shard_path
 from .writer import Writer
 
 _UNITS = {"": 1, "B": 1}
