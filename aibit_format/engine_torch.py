@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bridge import to_numpy, to_torch, torch_dtypes
 from .errors import SchemeError
+from .interop import to_numpy, to_torch, torch_dtypes
 from .schemes import Scheme
 from .schemes.base import matrix
 from .schemes.fourbit import CODEBOOKS, LEAST, FourBit

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import native
-from .bridge import to_torch
+from .interop import to_torch
 from .schemes import Scheme
 from .schemes.base import matrix
 from .schemes.fourbit import FourBit

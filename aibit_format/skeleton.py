@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import bridge
+from . import interop
 from .architecture import CONFIG_DTYPES, build_config, dtype_name, empty_model
 from .errors import SourceError
 from .sources import Source, SourceTensor, values
@@ -138,7 +138,7 @@ def skeleton(config: Mapping[str, Any], architecture: str | None = None) -> Skel
     slots = {}
     for key, value in model.state_dict().items():
         role = "buffer" if key in buffers else _role(model, key, value, kept)
-        dtype = "f32" if value.is_floating_point() and in_float32(key) else bridge.dtype_name(value.dtype)
+        dtype = "f32" if value.is_floating_point() and in_float32(key) else interop.dtype_name(value.dtype)
         slots[key] = Slot(key, tuple(value.shape), dtype, role)
     return Skeleton(name, built.model_type, CONFIG_DTYPES[dtype_name(config)], slots, _ties(model, slots), model)
 
@@ -224,10 +224,10 @@ class _Group:
             converter.add_tensor(self._target, key, pattern, lambda key=key: self._tensor(key))
         with torch.no_grad():
             made = converter.convert(self._target, model=self._model, config=self._model.config)
-        return {name: bridge.to_numpy(value[0] if isinstance(value, list) else value) for name, value in made.items()}
+        return {name: interop.to_numpy(value[0] if isinstance(value, list) else value) for name, value in made.items()}
 
     def _tensor(self, key: str) -> torch.Tensor:
-        return bridge.to_torch(*values(self._source, key))
+        return interop.to_torch(*values(self._source, key))
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

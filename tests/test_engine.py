@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aibit_format import bridge, engine, measure, schemes
+from aibit_format import engine, interop, measure, schemes
 from aibit_format.dtypes import to_float32
 from aibit_format.errors import SchemeError
 
@@ -31,7 +31,7 @@ def weights(kind: str, dtype: str, shape=(300, 192)) -> torch.Tensor:
 def test_int8_equals_bitsandbytes_bit_for_bit(kind, dtype):
     x = weights(kind, dtype)
     codes, absmax, _ = bnb.int8_vectorwise_quant(x.to(torch.float16))
-    array, name = bridge.to_numpy(x)
+    array, name = interop.to_numpy(x)
     for planes in (engine.encode(INT8, array, name), INT8.encode(array, name)):
         assert np.array_equal(planes["codes"], codes.numpy())
         assert np.array_equal(planes["row_absmax"], absmax.numpy())
@@ -78,12 +78,12 @@ def test_figures_do_not_depend_on_threads():
 @pytest.mark.parametrize("source", DTYPES)
 def test_casts_equal_the_scheme_and_torch(source, target):
     x = weights("random", source, (700, 33))
-    array, _ = bridge.to_numpy(x)
+    array, _ = interop.to_numpy(x)
     scheme = schemes.make(target)
     fast, own = engine.encode(scheme, array, source), scheme.encode(array, source)
     assert np.array_equal(fast["values"], own["values"])
     assert fast["values"].shape == array.shape
-    expected, _ = bridge.to_numpy(x.to(torch.float32).to(bridge.torch_dtypes()[target]))
+    expected, _ = interop.to_numpy(x.to(torch.float32).to(interop.torch_dtypes()[target]))
     assert np.array_equal(own["values"], expected)
     exact = np.array_equal(to_float32(own["values"], target), to_float32(array, source))
     assert (measure.measure(scheme, fast, array, source) is None) == exact
@@ -100,7 +100,7 @@ def test_values_in_their_own_dtype_are_not_copied():
 def test_values_that_are_not_finite_are_refused(dtype, scheme, bad):
     x = weights("random", dtype)
     x[17, 3] = bad
-    array, _ = bridge.to_numpy(x)
+    array, _ = interop.to_numpy(x)
     for encode in (engine.encode, lambda s, a, d: s.encode(a, d)):
         with pytest.raises(SchemeError):
             encode(schemes.make(scheme), array, dtype)
@@ -117,12 +117,12 @@ def test_values_beyond_a_type_are_refused(scheme, value):
 @pytest.mark.parametrize("name", ["f8_e4m3", "f8_e5m2", "f8_e8m0", "bf16"])
 def test_every_code_of_the_small_floats_decodes_as_in_torch(name):
     codes = np.arange(65536, dtype=np.uint16) if name == "bf16" else np.arange(256, dtype=np.uint8)
-    expected = bridge.to_torch(codes, name).to(torch.float32).numpy()
+    expected = interop.to_torch(codes, name).to(torch.float32).numpy()
     assert np.array_equal(to_float32(codes, name), expected, equal_nan=True)
 
 
 def test_read_only_pages_become_tensors_without_a_copy_or_a_warning(recwarn):
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     array.flags.writeable = False
-    tensor = bridge.to_torch(array, "f32")
+    tensor = interop.to_torch(array, "f32")
     assert tensor.data_ptr() == array.ctypes.data and tensor.shape == (3, 4) and not recwarn.list

@@ -15,7 +15,6 @@ import transformers as tf
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 import aibit_format as aibit
-from aibit_format.bridge import to_torch
 from aibit_format.cli import main
 from aibit_format.container import documents
 from aibit_format.dtypes import DTYPES
@@ -24,6 +23,7 @@ from aibit_format.exports import BUILTIN, export, options_of
 from aibit_format.exports.huggingface import _skipped
 from aibit_format.exports.writing import Entry, SafetensorsFile
 from aibit_format.file import writer
+from aibit_format.interop import to_torch
 from aibit_format.schemes import make
 
 # Rows of whole blocks of 64: for others bitsandbytes' CPU kernels give wrong numbers (spec/schemes/fourbit.md).

@@ -14,7 +14,7 @@ from test_models import parameters_inside
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import aibit_format as aibit
-from aibit_format import bridge, engine, native, schemes
+from aibit_format import engine, interop, native, schemes
 from aibit_format.errors import SchemeError
 from aibit_format.file import writer
 from aibit_format.schemes import fourbit
@@ -47,7 +47,7 @@ def test_codes_and_scales_equal_bitsandbytes_bit_for_bit(name, kind, shape):
     for dtype, block_size in (("f16", 64), ("bf16", 128), ("f32", 32), ("f32", 4096)):
         x = weights(kind, dtype, shape)
         codes, state = F.quantize_4bit(x, blocksize=block_size, compress_statistics=False, quant_type=name)
-        scheme, array = schemes.make(name, 1, (block_size, 0)), bridge.to_numpy(x)[0]
+        scheme, array = schemes.make(name, 1, (block_size, 0)), interop.to_numpy(x)[0]
         for planes in (scheme.encode(array, dtype), engine.encode(scheme, array, dtype)):
             assert np.array_equal(planes["codes"], codes.numpy().ravel())
             assert np.array_equal(planes["absmax"], state.absmax.numpy())

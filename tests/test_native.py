@@ -17,7 +17,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aibit_format import bridge, engine, native, schemes
+from aibit_format import engine, interop, native, schemes
 from aibit_format.container import checksums
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.errors import SchemeError
@@ -361,7 +361,7 @@ def test_inputs_are_quantized_as_by_bitsandbytes(dtype):
     random = np.random.default_rng(0)
     values = random.standard_normal((3000, 333)).astype(np.float32) * random.random((3000, 1), np.float32)
     array = from_float32(values, dtype)
-    codes, scales, _ = bnb.int8_vectorwise_quant(bridge.to_torch(array, dtype).to(torch.float16))
+    codes, scales, _ = bnb.int8_vectorwise_quant(interop.to_torch(array, dtype).to(torch.float16))
     assert np.array_equal(_quantized(array, dtype), codes.numpy() * scales.numpy()[:, None])
     result = from_float32(np.zeros_like(values), dtype)
     ones = np.ones(333, np.float32)

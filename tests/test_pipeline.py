@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import aibit_format as aibit
 from aibit_format import engine, pipeline
-from aibit_format.bridge import to_numpy
 from aibit_format.container.layout import LEAF
 from aibit_format.container.plan import Tensor, plan
 from aibit_format.dtypes import DTYPES
@@ -23,6 +22,7 @@ from aibit_format.errors import SchemeError, SourceError, WriteError
 from aibit_format.file import writer
 from aibit_format.file.reader import File
 from aibit_format.file.writer import Writer
+from aibit_format.interop import to_numpy
 from aibit_format.io import mapped, preallocate
 from aibit_format.io.hashed_reader import Tape
 from aibit_format.schemes import parse

@@ -13,7 +13,7 @@ from conftest import ROOT
 from torch import nn
 
 import aibit_format as aibit
-from aibit_format import bridge, schemes
+from aibit_format import interop, schemes
 from aibit_format.torch import decode, products, quantized
 from aibit_format.torch.quantized import QuantizedEmbedding, QuantizedLinear
 
@@ -115,10 +115,10 @@ def test_mixed_schemes_in_one_model(tmp_path):
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
 def test_torch_decodes_what_the_scheme_decodes(scheme, dtype):
     scheme, shape = schemes.parse(scheme), (37, 160)
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(bridge.torch_dtypes()[dtype])
-    planes = scheme.encode(bridge.to_numpy(values)[0], dtype)
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(interop.torch_dtypes()[dtype])
+    planes = scheme.encode(interop.to_numpy(values)[0], dtype)
     dtypes = {spec.role: spec.dtype for spec in scheme.planes(shape, dtype)}
-    tensors = {role: bridge.to_torch(plane, dtypes[role]) for role, plane in planes.items()}
+    tensors = {role: interop.to_torch(plane, dtypes[role]) for role, plane in planes.items()}
     some = [0, 7, 36]
     for rows, indices in ((slice(0, 37), slice(0, 37)), (slice(5, 9), slice(5, 9)), (torch.tensor(some), some)):
         found = decode.decode_rows(scheme, tensors, shape, dtype, rows).numpy()
@@ -144,7 +144,7 @@ def test_the_int8_product_is_as_close_to_the_true_one_as_the_decoded(rows, dtype
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((256, 512)).astype(np.float32)
     planes = {role: torch.from_numpy(plane) for role, plane in scheme.encode(weight, "f32").items()}
-    layer = QuantizedLinear(scheme, planes, (256, 512), bridge.dtype_name(dtype))
+    layer = QuantizedLinear(scheme, planes, (256, 512), interop.dtype_name(dtype))
     x = torch.from_numpy(rng.standard_normal((rows, 512)).astype(np.float32)).to(dtype)
     weights = scheme.decode({role: plane.numpy() for role, plane in planes.items()}, (256, 512), "f32")
     true = x.double() @ torch.from_numpy(weights).double().T

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import aibit_format as aibit
-from aibit_format.bridge import to_torch
+from aibit_format.interop import to_torch
 from aibit_format.schemes.plain import Plain
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aibit_format.bridge import to_torch
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.errors import SchemeError
+from aibit_format.interop import to_torch
 from aibit_format.schemes import make, parse
 from aibit_format.schemes.base import ROW, TENSOR, matrix
 from aibit_format.schemes.packing import pack, unpack

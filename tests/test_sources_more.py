@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 
 import aibit_format as aibit
 from aibit_format import schemes
-from aibit_format.bridge import to_numpy
 from aibit_format.conversion import convert
 from aibit_format.errors import AibitError, SourceError
 from aibit_format.file import writer
+from aibit_format.interop import to_numpy
 from aibit_format.sources import BUILTIN, archive, bitsandbytes, huggingface, open_source, pickled
 
 INT8 = {"load_in_8bit": True}

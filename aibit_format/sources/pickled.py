@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import bridge
+from .. import interop
 from ..dtypes import DTYPES
 from ..errors import MissingPackageError, SourceError
 from ..io.mapped import pages
@@ -58,7 +58,7 @@ class PickledFile:
         """The tensor's values: a view of the file, or a copy where torch's strides or alignment are not numpy's."""
         tensor, found = self.tensors[name], self._found[name]
         if not self._records:
-            return bridge.to_numpy(found)[0]
+            return interop.to_numpy(found)[0]
         dtype = DTYPES[tensor.dtype].numpy
         start = _place(found) + found.storage_offset() * dtype.itemsize
         strides = [stride * dtype.itemsize for stride in found.stride()]
@@ -188,7 +188,7 @@ def plain_dtype(tensor: torch.Tensor, where: str) -> str:
     if tensor.device.type == "meta":
         raise SourceError(f"{where}: is on the meta device and has no values")
     try:
-        return bridge.dtype_name(tensor.dtype)
+        return interop.dtype_name(tensor.dtype)
     except KeyError as error:
         raise SourceError(f"{where}: dtype {tensor.dtype}; known: {', '.join(DTYPES)}") from error
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from .. import bridge
+from .. import interop
 from ..errors import MissingPackageError, SourceError
 from .base import SourceFile, SourceTensor
 from .bitsandbytes import Joined, computed_with
@@ -52,10 +52,10 @@ class Pretrained:
         self._check_packing()
         self._state = {name: self._plain(name, value) for name, value in model.state_dict().items()}
         stored = {
-            name: SourceTensor(name, tuple(value.shape), bridge.dtype_name(value.dtype), self.path)
+            name: SourceTensor(name, tuple(value.shape), interop.dtype_name(value.dtype), self.path)
             for name, value in self._state.items()
         }
-        dtype = bridge.dtype_name(model.dtype)
+        dtype = interop.dtype_name(model.dtype)
         self._joined = Joined(self.path, stored, self._read, dtype, self._conv1d().__contains__)
 
     @property
@@ -88,7 +88,7 @@ class Pretrained:
         return self._joined.planes(name)
 
     def _read(self, name: str) -> np.ndarray:
-        return bridge.to_numpy(self._state[name].cpu())[0]
+        return interop.to_numpy(self._state[name].cpu())[0]
 
     def _plain(self, name: str, value: Any) -> torch.Tensor:
         """A tensor of the state dict as a plain one; bitsandbytes' own classes are those over finished codes."""

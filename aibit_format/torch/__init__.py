@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from .. import bridge
+from .. import interop
 from ..errors import MissingPackageError
 from ..file import sharded_reader, writer
 from ..file.sharded_reader import Opened
@@ -53,7 +53,7 @@ def save_file(tensors: Mapping[str, torch.Tensor], filename: Path, metadata: Map
     """
     arrays = {}
     for name, tensor in tensors.items():
-        array, dtype = bridge.to_numpy(tensor.cpu())
+        array, dtype = interop.to_numpy(tensor.cpu())
         arrays[writer.Tensor(name, array.shape, dtype, make(dtype))] = {"values": array}
     writer.write(filename, arrays, metadata, overwrite=True)
 
@@ -61,7 +61,7 @@ def save_file(tensors: Mapping[str, torch.Tensor], filename: Path, metadata: Map
 def _tensor(file: Opened, name: str, device: torch.device) -> torch.Tensor:
     info = file.info(name)
     if info.scheme.lossy:
-        values = torch.from_numpy(file.dequantize(name)).to(bridge.torch_dtypes()[info.dtype])
+        values = torch.from_numpy(file.dequantize(name)).to(interop.torch_dtypes()[info.dtype])
     else:
-        values = bridge.to_torch(file.planes(name)["values"], info.dtype)
+        values = interop.to_torch(file.planes(name)["values"], info.dtype)
     return values.to(device)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from .. import native
-from ..bridge import to_numpy
+from ..interop import to_numpy
 from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK
 from .openmp import threads
 from .products import BF16, FEW_ROWS, elsewhere

@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import pad
 
 from .. import native
-from ..bridge import to_numpy
+from ..interop import to_numpy
 from . import products
 from .joined import Joined, parts, product
 from .openmp import threads

@@ -28,7 +28,7 @@ try:
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
-    from ..bridge import dtype_name, to_torch, torch_dtypes
+    from ..interop import dtype_name, to_torch, torch_dtypes
     from . import attention
     from .arena import LINKS, Arena
     from .joined import join

@@ -19,8 +19,8 @@ from bitsandbytes.functional import QuantState, has_avx512bf16
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..bridge import torch_dtypes
 from ..container.tables import Plane, TensorInfo
+from ..interop import torch_dtypes
 from ..schemes import Scheme
 from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
 from ..schemes.int8 import Int8

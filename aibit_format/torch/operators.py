@@ -12,7 +12,7 @@ from torch import Tag, Tensor
 from torch.library import custom_op
 
 from .. import schemes
-from ..bridge import torch_dtypes
+from ..interop import torch_dtypes
 from ..schemes import Scheme
 from ..schemes.int8 import Int8
 from .decode import decode_rows

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from ..bridge import torch_dtypes
+from ..interop import torch_dtypes
 from ..schemes import Scheme
 from ..schemes.base import ROW
 from ..schemes.int8 import Int8

@@ -17,7 +17,7 @@ def codec(scheme: str, shape: list[int], rounds: int) -> Result:
     from jobs import alternate
 
     from aibit_format import engine, schemes
-    from aibit_format.bridge import to_torch
+    from aibit_format.interop import to_torch
     from aibit_format.torch.decode import decode_rows
 
     found = schemes.parse(scheme)

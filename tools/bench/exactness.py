@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from aibit_format import schemes
-from aibit_format.bridge import to_numpy
+from aibit_format.interop import to_numpy
 from aibit_format.torch import products
 from aibit_format.torch.quantized import QuantizedLinear
 

@@ -32,8 +32,8 @@ def loader(way: str) -> Callable[[str], Any]:
     from transformers.models.llama import modeling_llama
     from transformers.utils import logging
 
-    from aibit_format.bridge import to_torch
     from aibit_format.file.reader import File
+    from aibit_format.interop import to_torch
     from aibit_format.torch.model import load_model
 
     logging.disable_progress_bar()
