@@ -19,11 +19,11 @@ from .container.metadata import Value
 from .errors import AibitError, SourceError, WriteError
 from .file import sharded_writer
 from .file.ranks import ALONE, Peers, of_torch
+from .hf.meta_model import skeleton
 from .io.mapped import Path
 from .measure import EncodingError
 from .pipeline import Pipeline
 from .recipe import Plan, Planned, Recipe
-from .skeleton import skeleton
 from .sources import open_source
 
 # Bytes of the source done and in all, and the tensor that is being worked on.

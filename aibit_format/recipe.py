@@ -17,10 +17,10 @@ from .container.plan import Tensor
 from .dtypes import DTYPES
 from .engine import encode
 from .errors import RecipeError, SchemeError, SourceError
+from .hf.meta_model import Binding, Skeleton, Slot
 from .io.mapped import Path
 from .schemes import Scheme, make, parse
 from .schemes.plain import Plain
-from .skeleton import Binding, Skeleton, Slot
 from .sources import Source, SourceTensor, values
 
 DEFAULT = "int8"

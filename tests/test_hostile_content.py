@@ -24,12 +24,12 @@ from test_sources import rebuilt_with
 from transformers.integrations import hub_kernels
 
 import aibit_format as aibit
-from aibit_format.architecture import build_config, model_class
 from aibit_format.cli import main
 from aibit_format.container import documents
 from aibit_format.errors import FormatError, LoadError
 from aibit_format.file.reader import File
-from aibit_format.vocabulary import check_special_ids
+from aibit_format.hf.config import build_config, model_class
+from aibit_format.hf.vocabulary import check_special_ids
 
 MODEL = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "models" / "tiny-llama"
 EVIL = "raise SystemExit('code from the file has run')\n"

@@ -229,7 +229,7 @@ def test_a_document_that_is_not_json_is_refused(text):
 def test_unknown_config_keys_never_reach_a_constructor():
     from transformers import LlamaConfig
 
-    from aibit_format.architecture import allowed, build_config
+    from aibit_format.hf.config import allowed, build_config
 
     given = {
         "model_type": "llama",

@@ -20,12 +20,12 @@ import numpy as np
 from ..container.tables import TensorInfo
 from ..errors import WriteError
 from ..file.sharded_reader import Opened
+from ..hf.meta_model import Skeleton, skeleton
 from ..schemes import Scheme
 from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
 from ..schemes.int8 import Int8
 from ..schemes.nf4_cpu import NF4CPU
 from ..schemes.plain import Plain
-from ..skeleton import Skeleton, skeleton
 from .tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
 from .writing import SHARD_BYTES, Entry, Item, Progress, check_target, write_directory
 

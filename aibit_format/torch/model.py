@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..architecture import build_config, empty_model, refuse_absurd
 from ..container.signatures import Keys
 from ..container.tables import Plane, TensorInfo
 from ..errors import LoadError, MissingPackageError
 from ..file import sharded_reader
 from ..file.reader import File, Level
 from ..file.sharded_reader import Opened
+from ..hf.config import build_config, empty_model, refuse_absurd
+from ..hf.meta_model import float32_rule
+from ..hf.vocabulary import check_special_ids, vocabulary_size
 from ..io.mapped import Path
 from ..schemes.base import FLOATS
 from ..schemes.plain import Plain
-from ..skeleton import float32_rule
-from ..vocabulary import check_special_ids, vocabulary_size
 
 try:
     import torch

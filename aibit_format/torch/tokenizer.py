@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..errors import LoadError, MissingPackageError
 from ..file import sharded_reader
 from ..file.sharded_reader import Opened
+from ..hf.vocabulary import check_tokenizer, vocabulary_size
 from ..io.mapped import Path
-from ..vocabulary import check_tokenizer, vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

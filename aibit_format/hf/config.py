@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from .container.documents import FORBIDDEN_KEYS
-from .errors import LoadError, MissingPackageError
+from ..container.documents import FORBIDDEN_KEYS
+from ..errors import LoadError, MissingPackageError
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .errors import LoadError
+from ..errors import LoadError
 
 # Of config.json and generation_config.json: an id, or several. -1 stands for none, as it does in old checkpoints.
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import interop
-from .architecture import CONFIG_DTYPES, build_config, dtype_name, empty_model
-from .errors import SourceError
-from .sources import Source, SourceTensor, values
+from .. import interop
+from ..errors import SourceError
+from ..sources import Source, SourceTensor, values
+from .config import CONFIG_DTYPES, build_config, dtype_name, empty_model
 
 if TYPE_CHECKING:
     import torch

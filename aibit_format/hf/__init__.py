@@ -1,0 +1,1 @@
+"""Tells what a transformers config and an empty model say of tensors."""
