@@ -19,12 +19,12 @@ from .container.metadata import Value
 from .errors import AibitError, SourceError, WriteError
 from .file import sharded_writer
 from .file.ranks import ALONE, Peers, of_torch
+from .formats.sources import open_source
 from .hf.meta_model import skeleton
 from .io.mapped import Path
 from .measure import EncodingError
 from .pipeline import Pipeline
 from .recipe import Plan, Planned, Recipe
-from .sources import open_source
 
 # Bytes of the source done and in all, and the tensor that is being worked on.
 Progress = Callable[[int, int, str], None]
@@ -118,7 +118,7 @@ def convert(
     """Convert ``source`` to the ``.aibit`` file ``path``, or to shards called after it.
 
     Args:
-        source: a path (``aibit_format.sources`` says what can be there), an open ``Source``, or a transformers model.
+        source: a path (``formats.sources`` says what can be there), an open ``Source``, or a transformers model.
         scheme: of the Linear weights; ``"keep"`` leaves quantized ones as the source has them. By default ``"keep"``
             for a source that is quantized and ``"int8"`` for one that is not.
         tensors: regular expression -> scheme for the names it is found in; the last that matches wins.

@@ -13,10 +13,10 @@ import numpy as np
 
 from aibit_format.conversion import make_plan, run
 from aibit_format.errors import WriteError  # noqa: F401 - for those who run these jobs
-from aibit_format.exports import export
 from aibit_format.file import rewrite, sharded_reader
 from aibit_format.file.reader import File
 from aibit_format.file.writer import Tensor, write
+from aibit_format.formats.exports import export
 from aibit_format.io import atomic
 from aibit_format.schemes import make
 

@@ -19,10 +19,10 @@ from aibit_format.cli import main
 from aibit_format.container import documents
 from aibit_format.dtypes import DTYPES
 from aibit_format.errors import SchemeError, WriteError
-from aibit_format.exports import BUILTIN, export, options_of
-from aibit_format.exports.huggingface import _skipped
-from aibit_format.exports.writing import Entry, SafetensorsFile
 from aibit_format.file import writer
+from aibit_format.formats.exports import BUILTIN, export, options_of
+from aibit_format.formats.huggingface.export import _skipped
+from aibit_format.formats.safetensors.writer import Entry, SafetensorsFile
 from aibit_format.interop import to_torch
 from aibit_format.schemes import make
 
@@ -124,7 +124,7 @@ def test_four_bit_layers_compute_in_the_models_dtype_unless_told(originals, tmp_
 @pytest.mark.parametrize("scheme", KINDS)
 @pytest.mark.parametrize("name", ["tied", "gpt2"])
 def test_a_quantized_directory_comes_back_as_it_was(name, scheme, originals, tmp_path):
-    pytest.importorskip("aibit_format.sources.bitsandbytes")
+    pytest.importorskip("aibit_format.formats.huggingface.bitsandbytes")
     reference = load(name, originals(name), quantization_config=tf.BitsAndBytesConfig(**KINDS[scheme]))
     reference.save_pretrained(tmp_path / "in")
     with convert(tmp_path / "in", tmp_path / "m.aibit", None) as file:

@@ -256,7 +256,7 @@ def test_a_conversion_to_a_full_disk_leaves_what_was_there(model, mounted):
 
 
 def test_an_export_to_a_full_disk_leaves_nothing(model, mounted, tmp_path):
-    from aibit_format.exports import export
+    from aibit_format.formats.exports import export
 
     aibit.convert(model, tmp_path / "m.aibit", "int8")
     place = mounted("-o", "size=64k")

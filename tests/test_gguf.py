@@ -23,12 +23,13 @@ from transformers.tokenization_utils_base import generate_merges
 import aibit_format as aibit
 from aibit_format.cli.inspect import describe
 from aibit_format.errors import MissingPackageError, SchemeError, SourceError, WriteError
-from aibit_format.exports.gguf import export
+from aibit_format.formats.gguf import rope, tokenizer_in
+from aibit_format.formats.gguf.architectures import FAMILIES, config_of
+from aibit_format.formats.gguf.export import export
+from aibit_format.formats.gguf.file import GGUFFile
+from aibit_format.formats.sources import open_source
 from aibit_format.schemes import make, parse
 from aibit_format.schemes.ggml import LAYOUTS
-from aibit_format.sources import gguf_rope, gguf_tokenizer, open_source
-from aibit_format.sources.gguf_file import GGUFFile
-from aibit_format.sources.gguf_models import FAMILIES, config_of
 
 transformers.utils.logging.disable_progress_bar()
 NAMES = list(LAYOUTS)
@@ -470,7 +471,7 @@ def test_merges_of_equal_scores_come_in_the_order_of_transformers():
         "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.scores": np.array(scores, np.float32),
     }  # fmt: skip
-    document = json.loads(gguf_tokenizer.documents_of(metadata, len(tokens), 64)["tokenizer.json"])
+    document = json.loads(tokenizer_in.documents_of(metadata, len(tokens), 64)["tokenizer.json"])
     wanted = generate_merges({token: i for i, token in enumerate(tokens)}, dict(zip(tokens, scores, strict=True)))
     assert [tuple(merge) for merge in document["model"]["merges"]] == wanted and len(wanted) == 196
 
@@ -487,7 +488,7 @@ def test_no_space_before_the_text_where_the_file_says_so(tmp_path):
 
 
 def test_the_expressions_that_cut_text_are_those_of_transformers():
-    known = {name: pre.cuts for pre in gguf_tokenizer.PRE for name in pre.names}
+    known = {name: pre.cuts for pre in tokenizer_in.PRE for name in pre.names}
     both = known.keys() & GGUF_PRE_TOKENIZER_SPLITS.keys()
     assert {"llama-bpe", "qwen2", "tekken", "gpt-4o"} <= both
     for name in both:
@@ -518,7 +519,7 @@ def byte_level(merges=(), pre="gpt-2", kinds=None, **keys) -> dict[str, object]:
 )
 def test_a_damaged_tokenizer_is_refused(metadata, message):
     with pytest.raises(SourceError, match=message):
-        gguf_tokenizer.documents_of(metadata, 8, 64)
+        tokenizer_in.documents_of(metadata, 8, 64)
 
 
 def test_a_model_without_a_tokenizer_that_is_known_is_still_a_model(tmp_path):
@@ -725,8 +726,8 @@ def test_llama3_scaling_is_found_again_in_its_factors(theta, head_dim, factor, h
         "rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": high,
         "original_max_position_embeddings": old,
     }  # fmt: skip
-    factors = gguf_rope.frequency_factors(parameters, head_dim)
-    found = gguf_rope.llama3_parameters(factors, theta)
+    factors = rope.frequency_factors(parameters, head_dim)
+    found = rope.llama3_parameters(factors, theta)
     config = {"hidden_size": head_dim, "num_attention_heads": 1, "max_position_embeddings": 1 << 17}
     wanted, again = (
         ROPE_INIT_FUNCTIONS["llama3"](transformers.LlamaConfig(**config, rope_parameters=dict(p)), "cpu")[0]
@@ -742,7 +743,7 @@ def test_llama3_scaling_is_found_again_in_its_factors(theta, head_dim, factor, h
 def test_factors_of_another_scaling_are_refused():
     for factors in (np.linspace(1, 40, 32), np.array([0.5] * 32), np.array([np.nan] * 32)):
         with pytest.raises(SourceError, match=r"rope_freqs\.weight"):
-            gguf_rope.llama3_parameters(factors.astype(np.float32), 10000.0)
+            rope.llama3_parameters(factors.astype(np.float32), 10000.0)
 
 
 @pytest.mark.parametrize(
@@ -758,11 +759,11 @@ def test_factors_of_another_scaling_are_refused():
     ],
 )  # fmt: skip
 def test_rotary_scaling_goes_both_ways(parameters, keys):
-    assert gguf_rope.to_gguf(parameters) == keys and gguf_rope.from_gguf(keys, None, 128) == parameters
+    assert rope.to_gguf(parameters) == keys and rope.from_gguf(keys, None, 128) == parameters
     with pytest.raises(SourceError, match="no counterpart"):
-        gguf_rope.to_gguf(parameters | {"rope_type": "dynamic"})
+        rope.to_gguf(parameters | {"rope_type": "dynamic"})
     with pytest.raises(SourceError, match="unknown here"):
-        gguf_rope.from_gguf(keys | {"scaling.type": "longrope", "scaling.factor": 2.0}, None, 128)
+        rope.from_gguf(keys | {"scaling.type": "longrope", "scaling.factor": 2.0}, None, 128)
 
 
 # Writing

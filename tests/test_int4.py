@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 import aibit_format as aibit
 from aibit_format.errors import AibitError, SchemeError, SourceError
+from aibit_format.formats.huggingface.gptq import GPTQ
+from aibit_format.formats.sources import open_source
 from aibit_format.schemes import make, parse
 from aibit_format.schemes.int4_group import GROUP_SIZES
-from aibit_format.sources import open_source
-from aibit_format.sources.gptq import GPTQ
 
 RNG = np.random.default_rng(4)
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 import aibit_format as aibit
-from aibit_format.exports import export
+from aibit_format.formats.exports import export
 
 sys.path.insert(0, str(ROOT / "tools" / "bench"))
 import foreign

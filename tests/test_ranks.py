@@ -20,7 +20,7 @@ from aibit_format.errors import AibitError, SourceError, WriteError
 from aibit_format.file import ranks, sharded_reader, sharded_writer
 from aibit_format.file.reader import File
 from aibit_format.file.writer import Writer
-from aibit_format.sources import open_source
+from aibit_format.formats.sources import open_source
 
 COUNT = 2
 SIZE = 200_000

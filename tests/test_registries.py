@@ -15,8 +15,8 @@ from test_int4 import CHECKPOINTS, checkpoint
 from test_int4 import plain as plain
 
 import aibit_format as aibit
-from aibit_format import exports, sources
-from aibit_format.sources import open_source
+from aibit_format.formats import exports, sources
+from aibit_format.formats.sources import open_source
 
 
 @pytest.fixture(scope="module")

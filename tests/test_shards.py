@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from test_cli import run
 
 import aibit_format as aibit
-from aibit_format import exports
 from aibit_format.errors import FormatError, LoadError, SigningError, WriteError
 from aibit_format.file import rewrite, sharded_reader, sharded_writer, signing, writer
 from aibit_format.file.reader import File
 from aibit_format.file.writer import Tensor, Writer
+from aibit_format.formats import exports
+from aibit_format.formats.sources import open_source
 from aibit_format.schemes import make
-from aibit_format.sources import open_source
 from aibit_format.torch import parallel
 
 SIZE = 33_000  # of a shard of the model below: it makes four

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 import aibit_format as aibit
 from aibit_format.container import documents
 from aibit_format.errors import AibitError, FormatError, LoadError, SourceError
-from aibit_format.sources.safetensors import SafetensorsFile
+from aibit_format.formats.safetensors.reader import SafetensorsFile
 
 
 def raw(header: object, data: bytes = b"") -> bytes:

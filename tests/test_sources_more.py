@@ -25,8 +25,10 @@ from aibit_format import schemes
 from aibit_format.conversion import convert
 from aibit_format.errors import AibitError, SourceError
 from aibit_format.file import writer
+from aibit_format.formats.huggingface import bitsandbytes, source
+from aibit_format.formats.sources import BUILTIN, open_source
+from aibit_format.formats.torch_save import archive, pickled
 from aibit_format.interop import to_numpy
-from aibit_format.sources import BUILTIN, archive, bitsandbytes, huggingface, open_source, pickled
 
 INT8 = {"load_in_8bit": True}
 NF4 = {
@@ -309,7 +311,7 @@ def test_unknown_quantization_is_refused_by_name(method, saved, folder):
     said = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": method}}
     (folder / "config.json").write_text(json.dumps(said))
     refused(folder, folder.parent, r"hf/config.json: quantized with quant_method .*known: awq, bitsandbytes, gptq")
-    assert set(huggingface.METHODS) <= set(BUILTIN)
+    assert set(source.METHODS) <= set(BUILTIN)
     nested = {"model_type": "llava", "text_config": said}
     (folder / "config.json").write_text(json.dumps(nested))
     refused(folder, folder.parent, "quant_method")

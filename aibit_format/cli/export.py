@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..exports import BUILTIN, export, options_of
-from ..exports.tensors import DTYPE_OPTIONS
 from ..file import sharded_reader
+from ..formats.export_tensors import DTYPE_OPTIONS
+from ..formats.exports import BUILTIN, export, options_of
 from . import arguments
 from .output import Progress, show_written
 

@@ -34,14 +34,14 @@ def describe(path: str) -> dict[str, Any]:
     """What a file holds, whichever of the three formats it is in."""
     kind = _kind(path)
     if kind == "gguf":
-        from ..sources.gguf import GGUFFile
+        from ..formats.gguf.source import GGUFFile
 
         gguf = GGUFFile(path)
         rows = [_row(t.name, t.shape, t.type, t.nbytes) for t in gguf.tensors]
         return {"file": path, "format": f"GGUF {gguf.version}", "size": gguf.size,
                 "metadata": _first_of_lists(gguf.metadata), "documents": {}, "tensors": rows}  # fmt: skip
     if kind == "safetensors":
-        from ..sources.safetensors import SafetensorsFile
+        from ..formats.safetensors.reader import SafetensorsFile
 
         file = SafetensorsFile(path)
         rows = [_row(t.name, t.shape, t.dtype, file.nbytes(t.name)) for t in file.tensors.values()]

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import interop
 from ..errors import SourceError
-from ..sources import Source, SourceTensor, values
+from ..formats.sources import Source, SourceTensor, values
 from .config import CONFIG_DTYPES, build_config, dtype_name, empty_model
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ zero is 8. With ``ordered=1`` (GPTQ's act-order, ``desc_act``) ``group_index`` s
 The product is exact in float32; GPTQ's and AWQ's own kernels compute it in float16, which rounds it.
 
 The encoder rounds to nearest. It sees weights only: GPTQ and AWQ themselves need a model and data, their checkpoints
-come in as they are through ``aibit_format.sources``. The scale of a group is its range, which includes zero, over 15;
+come in as they are through ``formats.huggingface``. The scale of a group is its range, which includes zero, over 15;
 with ``symmetric=1`` the range is twice the largest magnitude: Frantar et al., GPTQ, 2022, and the ``Quantizer`` of
 its code. Unlike there, a symmetric group without negative values has the same scale, and the codes are computed with
 the scale that is stored.

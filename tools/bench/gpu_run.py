@@ -19,9 +19,9 @@ import torch
 from run import machine
 
 from aibit_format import convert
-from aibit_format.exports import export
 from aibit_format.file import writer
 from aibit_format.file.reader import File
+from aibit_format.formats.exports import export
 from aibit_format.schemes import make
 
 GIGA = 1e9

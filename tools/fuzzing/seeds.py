@@ -34,8 +34,8 @@ def gguf(folder: str) -> dict[str, bytes]:
     import gguf
     import numpy as np
 
+    from aibit_format.formats.gguf import rope
     from aibit_format.schemes.ggml import LAYOUTS
-    from aibit_format.sources import gguf_rope
 
     path = os.path.join(folder, "seed.gguf")
 
@@ -103,7 +103,7 @@ def gguf(folder: str) -> dict[str, bytes]:
                     "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                     "original_max_position_embeddings": 64,
                 }  # fmt: skip
-                writer.add_tensor("rope_freqs.weight", gguf_rope.frequency_factors(parameters, 8))
+                writer.add_tensor("rope_freqs.weight", rope.frequency_factors(parameters, 8))
 
         return fill
 

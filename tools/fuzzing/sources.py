@@ -28,8 +28,9 @@ class _Source(bundle.Written):
         import torch  # noqa: F401 - which takes seconds and memory: not the first input's
 
         super().__init__()
-        from aibit_format import conversion, recipe, sources
+        from aibit_format import conversion, recipe
         from aibit_format.file.reader import File
+        from aibit_format.formats import sources
         from aibit_format.schemes import BUILTIN, make
 
         for name in BUILTIN:

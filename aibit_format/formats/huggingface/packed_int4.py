@@ -15,16 +15,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..container.documents import parse_json
-from ..container.metadata import Value
-from ..dtypes import to_float32
-from ..errors import FormatError, SourceError
-from ..schemes import make
-from ..schemes.base import ROW
-from ..schemes.int4_group import GROUP_SIZES, SYMMETRIC_ZERO
-from .base import SourceFile, SourceTensor
+from ...container.documents import parse_json
+from ...container.metadata import Value
+from ...dtypes import to_float32
+from ...errors import FormatError, SourceError
+from ...schemes import make
+from ...schemes.base import ROW
+from ...schemes.int4_group import GROUP_SIZES, SYMMETRIC_ZERO
+from ..source import SourceFile, SourceTensor
 from .bitsandbytes import conv1d_rule, weight_dtype
-from .huggingface import HuggingFace, read_config, sub_configs
+from .source import HuggingFace, read_config, sub_configs
 
 BITS = 4
 CODES = 8  # in a word

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import SourceError
-from ..file.sharded_reader import Opened
-from ..sources.gguf import DOCUMENT
-from ..sources.gguf_tokenizer import (
+from ...errors import SourceError
+from ...file.sharded_reader import Opened
+from .source import DOCUMENT
+from .tokenizer_in import (
     BYTE,
     CONTROL,
     NORMAL,

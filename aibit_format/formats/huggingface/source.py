@@ -11,18 +11,18 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..container.documents import WANTED, parse_json
-from ..container.layout import MAX_DOCUMENT
-from ..container.metadata import Value
-from ..errors import FormatError, SourceError
-from .base import SourceFile, SourceTensor
+from ...container.documents import WANTED, parse_json
+from ...container.layout import MAX_DOCUMENT
+from ...container.metadata import Value
+from ...errors import FormatError, SourceError
+from ..source import SourceFile, SourceTensor
 
 # Files of weights, best first, and what opens one; the index of several is called like the file, with _INDEX.
 _WEIGHTS = {
-    "model.safetensors": "aibit_format.sources.safetensors:SafetensorsFile",
-    "pytorch_model.bin": "aibit_format.sources.pickled:PickledFile",
-    "pytorch_model.pt": "aibit_format.sources.pickled:PickledFile",
-    "model.pt": "aibit_format.sources.pickled:PickledFile",
+    "model.safetensors": "aibit_format.formats.safetensors.reader:SafetensorsFile",
+    "pytorch_model.bin": "aibit_format.formats.torch_save.pickled:PickledFile",
+    "pytorch_model.pt": "aibit_format.formats.torch_save.pickled:PickledFile",
+    "model.pt": "aibit_format.formats.torch_save.pickled:PickledFile",
 }
 _INDEX = ".index.json"
 

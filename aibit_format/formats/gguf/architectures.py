@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SourceError
-from . import gguf_rope
+from ...errors import SourceError
+from . import rope
 
 ROPE_FACTORS = "rope_freqs.weight"  # not a weight: the frequency factors of llama3 scaling
 _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z_]+)\.(weight|bias)")
@@ -223,7 +223,7 @@ def config_of(
         ):
             found = f"tensor {name!r} has shape {list(shape)}"
             raise SourceError(f"{found}, for {keys.integer(key)} heads of {head_dim}")
-    config["rope_parameters"] = gguf_rope.from_gguf(keys.rope(), factors, config["max_position_embeddings"])
+    config["rope_parameters"] = rope.from_gguf(keys.rope(), factors, config["max_position_embeddings"])
     return config
 
 
@@ -247,7 +247,7 @@ def keys_of(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
         head_dim = head_dim_of(config)
         values |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
         values |= {"rope.dimension_count": head_dim, "vocab_size": config["vocab_size"]}
-        values |= {f"rope.{key}": value for key, value in gguf_rope.to_gguf(gguf_rope.parameters_of(config)).items()}
+        values |= {f"rope.{key}": value for key, value in rope.to_gguf(rope.parameters_of(config)).items()}
     return {f"{family.gguf}.{key}": value for key, value in values.items()}
 
 

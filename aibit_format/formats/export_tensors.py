@@ -14,7 +14,7 @@ from ..errors import SchemeError, WriteError
 from ..file.sharded_reader import Opened
 from ..schemes.base import matrix
 from ..schemes.plain import Plain
-from .writing import Entry, Item
+from .safetensors.writer import Entry, Item
 
 DTYPE_OPTIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}  # and their names in config.json
 _PIECE = 1 << 20  # elements decoded at a time

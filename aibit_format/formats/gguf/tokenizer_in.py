@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SourceError
+from ...errors import SourceError
 
 # Kinds of token (``tokenizer.ggml.token_type``).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

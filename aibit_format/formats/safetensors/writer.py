@@ -16,10 +16,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..dtypes import DTYPES
-from ..errors import WriteError
-from ..io.atomic import PartialFolder, sync_folder
-from ..sources.safetensors import DTYPE_NAMES
+from ...dtypes import DTYPES
+from ...errors import WriteError
+from ...io.atomic import PartialFolder, sync_folder
+from .reader import DTYPE_NAMES
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the tensor that was written
 

@@ -20,9 +20,9 @@ __all__ = ["BUILTIN", "export", "options_of"]
 
 # Format -> "module:function".
 BUILTIN: dict[str, str] = {
-    "huggingface": "aibit_format.exports.huggingface:export",
-    "safetensors": "aibit_format.exports.safetensors:export",
-    "gguf": "aibit_format.exports.gguf:export",
+    "huggingface": "aibit_format.formats.huggingface.export:export",
+    "safetensors": "aibit_format.formats.safetensors.export:export",
+    "gguf": "aibit_format.formats.gguf.export:export",
 }
 _OF_ALL = frozenset({"file", "path", "overwrite", "on_progress"})
 

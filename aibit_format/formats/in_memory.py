@@ -11,10 +11,10 @@ import numpy as np
 
 from .. import interop
 from ..errors import MissingPackageError, SourceError
-from .base import SourceFile, SourceTensor
-from .bitsandbytes import Joined, computed_with
-from .huggingface import quantization_method, read_documents
-from .pickled import plain_dtype
+from .huggingface.bitsandbytes import Joined, computed_with
+from .huggingface.source import quantization_method, read_documents
+from .source import SourceFile, SourceTensor
+from .torch_save.pickled import plain_dtype
 
 if TYPE_CHECKING:
     import torch

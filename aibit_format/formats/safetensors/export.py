@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..file.sharded_reader import Opened
-from .tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
-from .writing import SHARD_BYTES, Progress, write_directory
+from ...file.sharded_reader import Opened
+from ..export_tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
+from .writer import SHARD_BYTES, Progress, write_directory
 
 
 def export(

@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from ..container.tables import TensorInfo
-from ..dtypes import DTYPES, from_float32
-from ..errors import MissingPackageError, SchemeError, SourceError, WriteError
-from ..file.sharded_reader import Opened
-from ..io.atomic import PartialFile
-from ..schemes import Scheme, make
-from ..schemes.ggml import GGML
-from ..schemes.plain import Plain
-from ..sources.gguf import DOCUMENT
-from ..sources.gguf_models import BY_MODEL_TYPE, ROPE_FACTORS, Family, gguf_rows, head_dim_of, keys_of
-from ..sources.gguf_rope import frequency_factors, parameters_of
-from .gguf_tokenizer import metadata_of
-from .tensors import config_of, stored
-from .writing import Progress
+from ...container.tables import TensorInfo
+from ...dtypes import DTYPES, from_float32
+from ...errors import MissingPackageError, SchemeError, SourceError, WriteError
+from ...file.sharded_reader import Opened
+from ...io.atomic import PartialFile
+from ...schemes import Scheme, make
+from ...schemes.ggml import GGML
+from ...schemes.plain import Plain
+from ..export_tensors import config_of, stored
+from ..safetensors.writer import Progress
+from .architectures import BY_MODEL_TYPE, ROPE_FACTORS, Family, gguf_rows, head_dim_of, keys_of
+from .rope import frequency_factors, parameters_of
+from .source import DOCUMENT
+from .tokenizer_out import metadata_of
 
 KEEP = "keep"
 # Type of the matrices -> llama.cpp's number for a file that is mostly of it (``general.file_type``).

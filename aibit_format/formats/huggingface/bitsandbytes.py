@@ -19,15 +19,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..container.documents import parse_json
-from ..container.layout import MAX_RANK
-from ..container.metadata import Value
-from ..dtypes import DTYPES
-from ..errors import FormatError, SchemeError, SourceError
-from ..schemes import PlaneSpec, make
-from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, dynamic_map
-from .base import SourceTensor
-from .huggingface import HuggingFace, quantization_method, read_config, sub_configs
+from ...container.documents import parse_json
+from ...container.layout import MAX_RANK
+from ...container.metadata import Value
+from ...dtypes import DTYPES
+from ...errors import FormatError, SchemeError, SourceError
+from ...schemes import PlaneSpec, make
+from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK, dynamic_map
+from ..source import SourceTensor
+from .source import HuggingFace, quantization_method, read_config, sub_configs
 
 Read = Callable[[str], np.ndarray]
 

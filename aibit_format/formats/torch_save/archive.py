@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..container.documents import WANTED, parse_json
-from ..container.layout import MAX_DOCUMENT
-from ..container.metadata import Value
-from ..errors import FormatError, SourceError
-from ..io.mapped import pages
-from .base import SourceFile, SourceTensor
-from .bitsandbytes import Joined, conv1d_rule, weight_dtype
+from ...container.documents import WANTED, parse_json
+from ...container.layout import MAX_DOCUMENT
+from ...container.metadata import Value
+from ...errors import FormatError, SourceError
+from ...io.mapped import pages
+from ..huggingface.bitsandbytes import Joined, conv1d_rule, weight_dtype
+from ..source import SourceFile, SourceTensor
 from .pickled import ZIP_MAGIC, PickledFile, member_start
 
 _WEIGHTS = (".pt", ".pth", ".bin")

@@ -11,7 +11,7 @@ import numpy as np
 from ..container.layout import SIGNATURE
 from ..file import sharded_reader
 from ..schemes.plain import Plain
-from .base import SourceFile, SourceTensor
+from .source import SourceFile, SourceTensor
 
 # How quantized weights are computed with, which stays true of those that are taken over.
 CARRIED = ("quantization.compute_dtype", "quantization.outlier_threshold")

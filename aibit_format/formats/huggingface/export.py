@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from ..container.tables import TensorInfo
-from ..errors import WriteError
-from ..file.sharded_reader import Opened
-from ..hf.meta_model import Skeleton, skeleton
-from ..schemes import Scheme
-from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
-from ..schemes.int8 import Int8
-from ..schemes.nf4_cpu import NF4CPU
-from ..schemes.plain import Plain
-from .tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
-from .writing import SHARD_BYTES, Entry, Item, Progress, check_target, write_directory
+from ...container.tables import TensorInfo
+from ...errors import WriteError
+from ...file.sharded_reader import Opened
+from ...hf.meta_model import Skeleton, skeleton
+from ...schemes import Scheme
+from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
+from ...schemes.int8 import Int8
+from ...schemes.nf4_cpu import NF4CPU
+from ...schemes.plain import Plain
+from ..export_tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
+from ..safetensors.writer import SHARD_BYTES, Entry, Item, Progress, check_target, write_directory
 
 _ROW_MAJOR = np.zeros((), np.uint8)  # weight_format: the only layout that bitsandbytes still has
 

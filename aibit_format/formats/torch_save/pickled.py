@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import interop
-from ..dtypes import DTYPES
-from ..errors import MissingPackageError, SourceError
-from ..io.mapped import pages
-from .base import SourceTensor
+from ... import interop
+from ...dtypes import DTYPES
+from ...errors import MissingPackageError, SourceError
+from ...io.mapped import pages
+from ..source import SourceTensor
 
 if TYPE_CHECKING:
     import torch

@@ -10,22 +10,22 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import SourceError
-from .base import Source, SourceFile, SourceTensor, values
+from .source import Source, SourceFile, SourceTensor, values
 
 __all__ = ["BUILTIN", "Source", "SourceFile", "SourceTensor", "open_source", "values"]
 
 # Kind of source -> "module:class". The first whose ``matches`` says yes opens the path.
 BUILTIN: dict[str, str] = {
-    "aibit": "aibit_format.sources.aibit:Aibit",
-    "gguf": "aibit_format.sources.gguf:GGUF",
-    "archive": "aibit_format.sources.archive:Archive",
-    "bitsandbytes": "aibit_format.sources.bitsandbytes:BitsAndBytes",
-    "gptq": "aibit_format.sources.gptq:GPTQ",
-    "awq": "aibit_format.sources.awq:AWQ",
-    "huggingface": "aibit_format.sources.huggingface:Unquantized",
+    "aibit": "aibit_format.formats.aibit:Aibit",
+    "gguf": "aibit_format.formats.gguf.source:GGUF",
+    "archive": "aibit_format.formats.torch_save.archive:Archive",
+    "bitsandbytes": "aibit_format.formats.huggingface.bitsandbytes:BitsAndBytes",
+    "gptq": "aibit_format.formats.huggingface.gptq:GPTQ",
+    "awq": "aibit_format.formats.huggingface.awq:AWQ",
+    "huggingface": "aibit_format.formats.huggingface.source:Unquantized",
 }
 
-_IN_MEMORY = "aibit_format.sources.pretrained:Pretrained"
+_IN_MEMORY = "aibit_format.formats.in_memory:Pretrained"
 
 
 def open_source(source: Any, tokenizer: Any = None) -> Source:

@@ -16,15 +16,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..container.metadata import Value
-from ..dtypes import DTYPES, to_float32
-from ..errors import SourceError
-from ..schemes import make
-from ..schemes.ggml import LAYOUTS
-from . import gguf_tokenizer
-from .base import SourceFile, SourceTensor
-from .gguf_file import GGUFFile, GGUFTensor
-from .gguf_models import FAMILIES, ROPE_FACTORS, Family, config_of, hugging_face_rows
+from ...container.metadata import Value
+from ...dtypes import DTYPES, to_float32
+from ...errors import SourceError
+from ...schemes import make
+from ...schemes.ggml import LAYOUTS
+from ..source import SourceFile, SourceTensor
+from . import tokenizer_in
+from .architectures import FAMILIES, ROPE_FACTORS, Family, config_of, hugging_face_rows
+from .file import GGUFFile, GGUFTensor
 
 __all__ = ["GGUF", "GGUFFile"]
 
@@ -91,7 +91,7 @@ class GGUF:
         found["generation_config.json"] = _json({"_from_model_config": True} | self._ends())
         try:
             context = self._config.get("max_position_embeddings") or self._config["n_positions"]
-            found |= gguf_tokenizer.documents_of(self._file.metadata, self._config["vocab_size"], context)
+            found |= tokenizer_in.documents_of(self._file.metadata, self._config["vocab_size"], context)
             kept = {key: value for key, value in kept.items() if key not in _IN_TOKENIZER}
         except SourceError as error:
             kept["aibit.no_tokenizer"] = str(error)

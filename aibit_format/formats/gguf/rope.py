@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SourceError
+from ...errors import SourceError
 
 DEFAULT_THETA = 10000.0
 _CONTEXTS = (8192, *(1 << power for power in range(6, 21)))  # tried where too few values are left to compute it

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SourceError
-from ..io.mapped import pages
+from ...errors import SourceError
+from ...io.mapped import pages
 
 # Type number -> name, elements a block, bytes a block.
 TYPES: dict[int, tuple[str, int, int]] = {

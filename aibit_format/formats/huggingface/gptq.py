@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import SourceTensor
+from ..source import SourceTensor
 from .packed_int4 import BITS, CODES, PackedInt4, Parts, method, unpack
 
 _ORDER = tuple(range(CODES))

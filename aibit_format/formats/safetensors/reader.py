@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import DTYPES
-from ..errors import SourceError
-from ..io.mapped import pages
-from .base import SourceTensor
+from ...dtypes import DTYPES
+from ...errors import SourceError
+from ...io.mapped import pages
+from ..source import SourceTensor
 
 DTYPE_NAMES = {
     "BOOL": "bool", "U8": "u8", "I8": "i8", "U16": "u16", "I16": "i16", "U32": "u32", "I32": "i32", "U64": "u64",

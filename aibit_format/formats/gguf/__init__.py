@@ -1,0 +1,1 @@
+"""Reads and writes GGUF, the files of llama.cpp and Ollama."""

@@ -1,0 +1,1 @@
+"""Reads and writes directories that transformers saves, plain or quantized."""
