@@ -31,13 +31,15 @@ Nothing here imports torch until something that needs it is called.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .conversion import Report, convert
+    from .convert.convert import Report, convert
     from .errors import AibitError, FormatError
     from .file.reader import File
     from .file.sharded_reader import open
@@ -48,8 +50,8 @@ _WHERE = {
     "AibitError": "errors",
     "File": "file.reader",
     "FormatError": "errors",
-    "Report": "conversion",
-    "convert": "conversion",
+    "Report": "convert.convert",
+    "convert": "convert.convert",
     "load": "torch.model",
     "load_model": "torch.model",
     "load_tokenizer": "torch.tokenizer",
@@ -73,3 +75,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keeps public functions from being hidden by folders of their name.
+
+        Importing ``aibit_format.convert.recipe`` makes Python set the attribute ``convert`` of this package to the
+        folder. The attribute is the function; the folder's modules are imported with ``from``.
+        """
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -11,7 +11,7 @@ import shutil
 
 import numpy as np
 
-from aibit_format.conversion import make_plan, run
+from aibit_format.convert.convert import make_plan, run
 from aibit_format.errors import WriteError  # noqa: F401 - for those who run these jobs
 from aibit_format.file import rewrite, sharded_reader
 from aibit_format.file.reader import File

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from aibit_format import engine, interop, measure, schemes
+from aibit_format import interop, schemes
+from aibit_format.convert import encoders
+from aibit_format.convert.error import measure
 from aibit_format.dtypes import to_float32
 from aibit_format.errors import SchemeError
 
@@ -32,7 +34,7 @@ def test_int8_equals_bitsandbytes_bit_for_bit(kind, dtype):
     x = weights(kind, dtype)
     codes, absmax, _ = bnb.int8_vectorwise_quant(x.to(torch.float16))
     array, name = interop.to_numpy(x)
-    for planes in (engine.encode(INT8, array, name), INT8.encode(array, name)):
+    for planes in (encoders.encode(INT8, array, name), INT8.encode(array, name)):
         assert np.array_equal(planes["codes"], codes.numpy())
         assert np.array_equal(planes["row_absmax"], absmax.numpy())
     decoded = bnb.int8_vectorwise_dequant(codes, absmax).numpy()
@@ -42,7 +44,7 @@ def test_int8_equals_bitsandbytes_bit_for_bit(kind, dtype):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 999), (700, 64), (3, 5000), (4, 33, 70), (0, 5), (5, 0), (2, 0, 3)])
 def test_int8_of_any_shape_equals_the_scheme(shape):
     x = np.random.default_rng(3).standard_normal(shape).astype(np.float16)
-    fast, own = engine.encode(INT8, x, "f16"), INT8.encode(x, "f16")
+    fast, own = encoders.encode(INT8, x, "f16"), INT8.encode(x, "f16")
     assert fast["codes"].shape == shape and fast["row_absmax"].shape == shape[:-1]
     for role, plane in own.items():
         assert np.array_equal(fast[role], plane)
@@ -52,8 +54,8 @@ def test_int8_of_any_shape_equals_the_scheme(shape):
 @pytest.mark.parametrize("columns", [63, 100, 1024, 4099])
 def test_figures_of_error_are_those_of_float64(rows, columns):
     x = np.random.default_rng(5).standard_normal((rows, columns)).astype(np.float16)
-    planes = engine.encode(INT8, x, "f16")
-    error = measure.measure(INT8, planes, x, "f16")
+    planes = encoders.encode(INT8, x, "f16")
+    error = measure(INT8, planes, x, "f16")
     stride = 16 if rows >= 1024 else 1
     values = x.astype(np.float64)[::stride]
     difference = INT8.decode(planes, x.shape, "f16")[::stride] - values
@@ -69,7 +71,7 @@ def test_figures_do_not_depend_on_threads():
     found = set()
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
-        found.add(measure.measure(INT8, engine.encode(INT8, x, "f16"), x, "f16"))
+        found.add(measure(INT8, encoders.encode(INT8, x, "f16"), x, "f16"))
     torch.set_num_threads(before)
     assert len(found) == 1
 
@@ -80,18 +82,18 @@ def test_casts_equal_the_scheme_and_torch(source, target):
     x = weights("random", source, (700, 33))
     array, _ = interop.to_numpy(x)
     scheme = schemes.make(target)
-    fast, own = engine.encode(scheme, array, source), scheme.encode(array, source)
+    fast, own = encoders.encode(scheme, array, source), scheme.encode(array, source)
     assert np.array_equal(fast["values"], own["values"])
     assert fast["values"].shape == array.shape
     expected, _ = interop.to_numpy(x.to(torch.float32).to(interop.torch_dtypes()[target]))
     assert np.array_equal(own["values"], expected)
     exact = np.array_equal(to_float32(own["values"], target), to_float32(array, source))
-    assert (measure.measure(scheme, fast, array, source) is None) == exact
+    assert (measure(scheme, fast, array, source) is None) == exact
 
 
 def test_values_in_their_own_dtype_are_not_copied():
     x = np.ones((4, 5), np.float16)
-    assert engine.encode(schemes.make("f16"), x, "f16")["values"] is x
+    assert encoders.encode(schemes.make("f16"), x, "f16")["values"] is x
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -101,7 +103,7 @@ def test_values_that_are_not_finite_are_refused(dtype, scheme, bad):
     x = weights("random", dtype)
     x[17, 3] = bad
     array, _ = interop.to_numpy(x)
-    for encode in (engine.encode, lambda s, a, d: s.encode(a, d)):
+    for encode in (encoders.encode, lambda s, a, d: s.encode(a, d)):
         with pytest.raises(SchemeError):
             encode(schemes.make(scheme), array, dtype)
 
@@ -111,7 +113,7 @@ def test_values_that_are_not_finite_are_refused(dtype, scheme, bad):
 )
 def test_values_beyond_a_type_are_refused(scheme, value):
     with pytest.raises(SchemeError):
-        engine.encode(schemes.make(scheme), np.full((2, 2), value, np.float32), "f32")
+        encoders.encode(schemes.make(scheme), np.full((2, 2), value, np.float32), "f32")
 
 
 @pytest.mark.parametrize("name", ["f8_e4m3", "f8_e5m2", "f8_e8m0", "bf16"])

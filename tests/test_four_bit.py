@@ -14,7 +14,8 @@ from test_models import parameters_inside
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import aibit_format as aibit
-from aibit_format import engine, interop, native, schemes
+from aibit_format import interop, native, schemes
+from aibit_format.convert import encoders
 from aibit_format.errors import SchemeError
 from aibit_format.file import writer
 from aibit_format.schemes import fourbit
@@ -48,7 +49,7 @@ def test_codes_and_scales_equal_bitsandbytes_bit_for_bit(name, kind, shape):
         x = weights(kind, dtype, shape)
         codes, state = F.quantize_4bit(x, blocksize=block_size, compress_statistics=False, quant_type=name)
         scheme, array = schemes.make(name, 1, (block_size, 0)), interop.to_numpy(x)[0]
-        for planes in (scheme.encode(array, dtype), engine.encode(scheme, array, dtype)):
+        for planes in (scheme.encode(array, dtype), encoders.encode(scheme, array, dtype)):
             assert np.array_equal(planes["codes"], codes.numpy().ravel())
             assert np.array_equal(planes["absmax"], state.absmax.numpy())
 
@@ -96,7 +97,7 @@ def scheme_values(name):
 def test_values_that_are_not_finite_are_refused(text, bad):
     x = np.ones((64, 64), np.float32)
     x[17, 3] = bad
-    for encode in (engine.encode, lambda s, a, d: s.encode(a, d)):
+    for encode in (encoders.encode, lambda s, a, d: s.encode(a, d)):
         with pytest.raises(SchemeError, match="not finite"):
             encode(schemes.parse(text), x, "f32")
 
@@ -177,7 +178,7 @@ def layers_of(text, shape, dtype, bias=False):
     """A layer of ours, as it is by default and with ``weight_only``, and the planes that both are over."""
     values = torch.randn(shape, generator=torch.Generator().manual_seed(3)).mul_(0.02)
     scheme = schemes.parse(text)
-    planes = engine.encode(scheme, values.numpy(), "f32")
+    planes = encoders.encode(scheme, values.numpy(), "f32")
     kind = next(name for name, found in DTYPES.items() if found is dtype)
     info = SimpleNamespace(scheme=scheme, shape=shape, dtype=kind)
     tensors = {role: torch.from_numpy(plane) for role, plane in planes.items()}

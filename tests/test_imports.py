@@ -46,8 +46,9 @@ def test_public_names_resolve():
         aibit.no_such_name  # noqa: B018
 
 
-def test_convert_stays_a_function_after_its_module_was_imported():
-    import aibit_format as aibit
-    import aibit_format.conversion
-
-    assert aibit.convert is aibit_format.conversion.convert
+def test_convert_stays_a_function_after_the_folder_of_its_name_was_imported():
+    code = (
+        "import aibit_format.convert.recipe, aibit_format as aibit; from aibit_format.convert.convert import convert; "
+        "assert aibit.convert is convert"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

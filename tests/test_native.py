@@ -17,8 +17,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aibit_format import engine, interop, native, schemes
+from aibit_format import interop, native, schemes
 from aibit_format.container import checksums
+from aibit_format.convert import encoders
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.errors import SchemeError
 from aibit_format.schemes import fourbit
@@ -67,9 +68,9 @@ def test_planes_are_those_of_numpy(name, dtype, rows, columns, exponent, seed):
         wanted = scheme.encode(array, dtype)
     except SchemeError as error:
         with pytest.raises(SchemeError, match=str(error)[:20]):
-            engine.encode(scheme, array, dtype)
+            encoders.encode(scheme, array, dtype)
         return
-    found = engine.encode(scheme, array, dtype)
+    found = encoders.encode(scheme, array, dtype)
     assert list(found) == list(wanted)
     for role, plane in wanted.items():
         assert found[role].dtype == plane.dtype and np.array_equal(found[role], plane), role
@@ -86,7 +87,7 @@ def test_every_value_of_16_bits(name, dtype):
     array = np.repeat(one, fine.sum() * 64, 0).reshape(-1, 64)
     array[:, 5] = bits[fine]
     scheme = schemes.make(name)
-    wanted, found = scheme.encode(array, dtype), engine.encode(scheme, array, dtype)
+    wanted, found = scheme.encode(array, dtype), encoders.encode(scheme, array, dtype)
     for role, plane in wanted.items():
         assert np.array_equal(found[role], plane), role
 
@@ -104,7 +105,7 @@ def test_a_value_that_is_not_finite_is_found_wherever_it_is(name, dtype, bad, pl
     values = np.ones((3, 70), np.float32)
     values[1, place] = bad
     with pytest.raises(SchemeError, match="not finite"):
-        engine.encode(schemes.make(dtype if name == "plain" else name), from_float32(values, dtype), dtype)
+        encoders.encode(schemes.make(dtype if name == "plain" else name), from_float32(values, dtype), dtype)
 
 
 @needs_native

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aibit_format as aibit
-from aibit_format import engine, pipeline
 from aibit_format.container.layout import LEAF
 from aibit_format.container.plan import Tensor, plan
+from aibit_format.convert import encoders, pipeline
 from aibit_format.dtypes import DTYPES
 from aibit_format.errors import SchemeError, SourceError, WriteError
 from aibit_format.file import writer
@@ -74,7 +74,7 @@ def test_planes_of_rows_are_rows_of_planes(text, dtype):
     logical = text if text in DTYPES else dtype
     rows, columns = matrix(SHAPE)
     flat = array.reshape(rows, columns)
-    for encode in (engine.encode, lambda scheme, *rest: scheme.encode(*rest)):
+    for encode in (encoders.encode, lambda scheme, *rest: scheme.encode(*rest)):
         whole = encode(scheme, array, dtype)
         for cut in (range(1), range(1, 64), range(64, rows)):
             part = encode(scheme, flat[cut.start : cut.stop], dtype)
@@ -102,11 +102,11 @@ def written(path, content, order=None, threads=1):
             rows, columns = matrix(array.shape)
             stretches = out.stretches(tensor.name)
             if not stretches:
-                out.write(tensor.name, engine.encode(scheme, array, "f16"))
+                out.write(tensor.name, encoders.encode(scheme, array, "f16"))
             each = stretches[-1].stop // rows if stretches else 0
             for stretch in stretches:
                 cut = range(stretch.start // each, -(-stretch.stop // each))
-                planes = engine.encode(scheme, array.reshape(rows, columns)[cut.start : cut.stop], "f16")
+                planes = encoders.encode(scheme, array.reshape(rows, columns)[cut.start : cut.stop], "f16")
                 jobs.append((tensor.name, cut, planes, stretch))
         if order is not None:
             order.shuffle(jobs)
@@ -133,7 +133,7 @@ def test_a_tensor_written_by_rows_is_the_tensor_written_whole(threads, order, tm
     with File(folder / "m.aibit", "full") as file:
         assert file.root == found.root().hex()
         for name, (text, array) in CONTENT.items():
-            expected = engine.encode(parse(text), array, "f16")
+            expected = encoders.encode(parse(text), array, "f16")
             for role, plane in file.planes(name).items():
                 assert plane.tobytes() == np.ascontiguousarray(expected[role]).tobytes(), (name, role)
     (folder / "m.aibit").unlink()
@@ -173,7 +173,7 @@ def test_rows_that_do_not_fit_are_refused(tmp_path):
     with Writer(tmp_path / "m.aibit", plan([tensor], {}, {})) as out:
         first, second = out.stretches("a")
         cut = range(-(-first.stop // 1003))
-        planes = engine.encode(int8, array[: cut.stop], "f16")
+        planes = encoders.encode(int8, array[: cut.stop], "f16")
 
         def refused(kind, match, rows=cut, planes=planes, stretch=first):
             with pytest.raises(kind, match=match):

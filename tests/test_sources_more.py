@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import aibit_format as aibit
 from aibit_format import schemes
-from aibit_format.conversion import convert
+from aibit_format.convert.convert import convert
 from aibit_format.errors import AibitError, SourceError
 from aibit_format.file import writer
 from aibit_format.formats.huggingface import bitsandbytes, source

@@ -13,8 +13,8 @@ from . import arguments
 from .output import Progress, emit, size, table
 
 if TYPE_CHECKING:
-    from ..conversion import Report
-    from ..recipe import Plan
+    from ..convert.convert import Report
+    from ..convert.recipe import Plan
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -60,14 +60,14 @@ def run(args: argparse.Namespace) -> int:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1 and not args.max_shard_size:
         args.parser.error(f"{ranks} ranks write shards, not one file: say --max-shard-size")
-    from ..recipe import KEEP, Recipe
+    from ..convert.recipe import KEEP, Recipe
 
     Recipe.of(args.scheme or KEEP, args.tensor)  # a wrong scheme or pattern is found before anything heavy is imported
     from .quiet import quiet_libraries
 
     quiet_libraries()
-    from ..conversion import make_plan
-    from ..conversion import run as convert
+    from ..convert.convert import make_plan
+    from ..convert.convert import run as convert
 
     plan = make_plan(args.source, args.scheme, args.tensor, args.architecture, recipe_file=args.recipe)
     if args.dry_run:

@@ -16,7 +16,8 @@ def codec(scheme: str, shape: list[int], rounds: int) -> Result:
     import torch
     from jobs import alternate
 
-    from aibit_format import engine, schemes
+    from aibit_format import schemes
+    from aibit_format.convert import encoders
     from aibit_format.interop import to_torch
     from aibit_format.torch.decode import decode_rows
 
@@ -25,7 +26,7 @@ def codec(scheme: str, shape: list[int], rounds: int) -> Result:
     array = values.astype(np.float16)
     found = found.fitted(array, "f16")
     made = scheme not in _KEPT
-    planes = engine.encode(found, array, "f16") if made else _random_blocks(scheme, shape)
+    planes = encoders.encode(found, array, "f16") if made else _random_blocks(scheme, shape)
     dtypes = {spec.role: spec.dtype for spec in found.planes(tuple(shape), "f16")}
     tensors = {role: to_torch(plane, dtypes[role]) for role, plane in planes.items()}
 
@@ -33,7 +34,7 @@ def codec(scheme: str, shape: list[int], rounds: int) -> Result:
         return decode_rows(found, tensors, tuple(shape), "f16", slice(0, shape[0]))
 
     theirs, same = _REFERENCES.get(scheme.split(",")[0], _nothing)(scheme, array, planes, decode())
-    encode: Ways = {"encode": lambda: engine.encode(found, array, "f16")} if made else {}
+    encode: Ways = {"encode": lambda: encoders.encode(found, array, "f16")} if made else {}
     ways = {**encode, "decode": decode, **theirs}
     return {"bytes": array.nbytes, "seconds": alternate(ways, rounds), "same": same}
 

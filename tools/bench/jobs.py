@@ -39,8 +39,8 @@ def encode(shape: list[int], rounds: int) -> Result:
     import torch
     from bitsandbytes.functional import int8_vectorwise_quant
 
-    from aibit_format import engine
-    from aibit_format.measure import measure
+    from aibit_format.convert import encoders
+    from aibit_format.convert.error import measure
     from aibit_format.schemes import make
 
     int8 = make("int8")
@@ -48,20 +48,20 @@ def encode(shape: list[int], rounds: int) -> Result:
     array = values.astype(np.float16)
     tensor = torch.from_numpy(array)
     ways = {
-        "aibit": lambda: engine.encode(int8, array, "f16"),
+        "aibit": lambda: encoders.encode(int8, array, "f16"),
         "bitsandbytes": lambda: int8_vectorwise_quant(tensor),
-        "aibit, error measured": lambda: measure(int8, engine.encode(int8, array, "f16"), array, "f16"),
+        "aibit, error measured": lambda: measure(int8, encoders.encode(int8, array, "f16"), array, "f16"),
         "aibit, numpy alone": lambda: int8.encode(array, "f16"),
     }
     codes, absmax, _ = int8_vectorwise_quant(tensor)
-    ours = engine.encode(int8, array, "f16")
+    ours = encoders.encode(int8, array, "f16")
     same = bool((ours["codes"] == codes.numpy()).all() and (ours["row_absmax"] == absmax.numpy().reshape(-1)).all())
     return {"bytes": array.nbytes, "seconds": alternate(ways, rounds), "same": same}
 
 
 def convert_aibit(source: str, tiny: str, target: str, scheme: str | None = None, jobs: int | None = None) -> Result:
     """A source to an ``.aibit`` file: from the first look at the source to the renamed, synced file."""
-    from aibit_format.conversion import convert
+    from aibit_format.convert.convert import convert
 
     convert(tiny, target + ".warm", scheme, overwrite=True)  # imports the model's class, and what the source needs
     Path(target + ".warm").unlink()

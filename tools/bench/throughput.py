@@ -20,7 +20,7 @@ def throughput(source: str, tiny: str, target: str, scheme: str, rounds: int) ->
     Each is done twice at a time, and the second counts: it fills what the first has just left free. Other free memory a
     virtual machine may have given back to its host, and to get it again takes longer than what is measured.
     """
-    from aibit_format.conversion import convert
+    from aibit_format.convert.convert import convert
 
     weights, out = Path(source) / "model.safetensors", Path(target)
 

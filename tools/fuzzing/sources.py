@@ -28,7 +28,7 @@ class _Source(bundle.Written):
         import torch  # noqa: F401 - which takes seconds and memory: not the first input's
 
         super().__init__()
-        from aibit_format import conversion, recipe
+        from aibit_format.convert import convert, recipe
         from aibit_format.file.reader import File
         from aibit_format.formats import sources
         from aibit_format.schemes import BUILTIN, make
@@ -37,7 +37,7 @@ class _Source(bundle.Written):
             make(name)
         for target in sources.BUILTIN.values():
             sources._family(target)
-        self._conversion, self._recipe = conversion, recipe
+        self._conversion, self._recipe = convert, recipe
         self._open, self._file = sources.open_source, File
         self._output = os.path.join(self._folder.name, "m.aibit")
 

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .container.plan import Tensor
-from .dtypes import DTYPES
-from .engine import encode
-from .errors import RecipeError, SchemeError, SourceError
-from .formats.sources import Source, SourceTensor, values
-from .hf.meta_model import Binding, Skeleton, Slot
-from .io.mapped import Path
-from .schemes import Scheme, make, parse
-from .schemes.plain import Plain
+from ..container.plan import Tensor
+from ..dtypes import DTYPES
+from ..errors import RecipeError, SchemeError, SourceError
+from ..formats.sources import Source, SourceTensor, values
+from ..hf.meta_model import Binding, Skeleton, Slot
+from ..io.mapped import Path
+from ..schemes import Scheme, make, parse
+from ..schemes.plain import Plain
+from .encoders import encode
 
 DEFAULT = "int8"
 DOCUMENT = "recipe.toml"  # the name under which a recipe file is kept

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from .._version import __version__
+from ..container import documents
+from ..container.metadata import Value
+from ..errors import AibitError, SourceError, WriteError
+from ..file import sharded_writer
+from ..file.ranks import ALONE, Peers, of_torch
+from ..formats.sources import open_source
+from ..hf.meta_model import skeleton
+from ..io.mapped import Path
 from . import recipe
-from ._version import __version__
-from .container import documents
-from .container.metadata import Value
-from .errors import AibitError, SourceError, WriteError
-from .file import sharded_writer
-from .file.ranks import ALONE, Peers, of_torch
-from .formats.sources import open_source
-from .hf.meta_model import skeleton
-from .io.mapped import Path
-from .measure import EncodingError
+from .error import EncodingError
 from .pipeline import Pipeline
 from .recipe import Plan, Planned, Recipe
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import SchemeError
-from .interop import to_numpy, to_torch, torch_dtypes
-from .schemes import Scheme
-from .schemes.base import matrix
-from .schemes.fourbit import CODEBOOKS, LEAST, FourBit
-from .schemes.int8 import NO_HALF, Int8
-from .schemes.plain import Plain
+from ..errors import SchemeError
+from ..interop import to_numpy, to_torch, torch_dtypes
+from ..schemes import Scheme
+from ..schemes.base import matrix
+from ..schemes.fourbit import CODEBOOKS, LEAST, FourBit
+from ..schemes.int8 import NO_HALF, Int8
+from ..schemes.plain import Plain
 
 if TYPE_CHECKING:
     import torch

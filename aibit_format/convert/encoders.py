@@ -12,14 +12,14 @@ from functools import cache
 
 import numpy as np
 
-from . import native
-from .errors import SchemeError
-from .schemes import Scheme
-from .schemes.base import FLOATS, matrix
-from .schemes.fourbit import CODEBOOKS, FourBit
-from .schemes.int8 import NO_HALF, Int8
-from .schemes.nf4_cpu import NF4CPU
-from .schemes.plain import Plain
+from .. import native
+from ..errors import SchemeError
+from ..schemes import Scheme
+from ..schemes.base import FLOATS, matrix
+from ..schemes.fourbit import CODEBOOKS, FourBit
+from ..schemes.int8 import NO_HALF, Int8
+from ..schemes.nf4_cpu import NF4CPU
+from ..schemes.plain import Plain
 
 Encoder = Callable[[Scheme, np.ndarray, str], dict[str, np.ndarray]]
 
@@ -40,7 +40,7 @@ def encode(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarra
 def _encoders(compiled: bool) -> dict[type[Scheme], Encoder]:
     encoders: dict[type[Scheme], Encoder] = {}
     if importlib.util.find_spec("torch"):
-        from .engine_torch import ENCODERS
+        from .encoders_torch import ENCODERS
 
         encoders |= ENCODERS
     return encoders | _COMPILED if compiled else encoders

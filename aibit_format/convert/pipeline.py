@@ -21,16 +21,16 @@ from typing import Self
 
 import numpy as np
 
+from ..errors import SchemeError
+from ..file.sharded_writer import ShardedWriter
+from ..file.writer import Writer
+from ..io.hashed_reader import Tape
+from ..io.mapped import place
+from ..schemes.base import matrix
 from . import recipe
-from .engine import encode
-from .errors import SchemeError
-from .file.sharded_writer import ShardedWriter
-from .file.writer import Writer
-from .io.hashed_reader import Tape
-from .io.mapped import place
-from .measure import EncodingError, measure, measured, sums
+from .encoders import encode
+from .error import EncodingError, measure, measured, sums
 from .recipe import Plan, Planned
-from .schemes.base import matrix
 
 Done = tuple[int, EncodingError | None]  # the place of a tensor in the plan, and the error made
 Work = Callable[[], None]

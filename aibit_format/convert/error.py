@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import native
-from .interop import to_torch
-from .schemes import Scheme
-from .schemes.base import matrix
-from .schemes.fourbit import FourBit
-from .schemes.int8 import Int8
-from .schemes.plain import Plain
+from .. import native
+from ..interop import to_torch
+from ..schemes import Scheme
+from ..schemes.base import matrix
+from ..schemes.fourbit import FourBit
+from ..schemes.int8 import Int8
+from ..schemes.plain import Plain
 
 if TYPE_CHECKING:
     import torch

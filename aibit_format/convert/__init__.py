@@ -1,0 +1,1 @@
+"""Converts a source into an ``.aibit`` file: recipe, binding, planning, encoding, error figures."""
