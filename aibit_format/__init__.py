@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .errors import AibitError, FormatError
     from .file.reader import File
     from .file.sharded_reader import open
-    from .torch.model import load, load_model
+    from .torch.load.model import load, load_model
     from .torch.tokenizer import load_tokenizer
 
 _WHERE = {
@@ -52,8 +52,8 @@ _WHERE = {
     "FormatError": "errors",
     "Report": "convert.convert",
     "convert": "convert.convert",
-    "load": "torch.model",
-    "load_model": "torch.model",
+    "load": "torch.load.model",
+    "load_model": "torch.load.model",
     "load_tokenizer": "torch.tokenizer",
     "open": "file.sharded_reader",
 }

@@ -29,8 +29,8 @@ from aibit_format.errors import FormatError
 from aibit_format.file import device_stream, writer
 from aibit_format.file.reader import File
 from aibit_format.io.mapped import Mapped
-from aibit_format.torch import arena
-from aibit_format.torch.arena import Arena, Memory
+from aibit_format.torch.load import arena
+from aibit_format.torch.load.arena import Arena, Memory
 
 CPU = torch.device("cpu")
 SMALL = device_stream.Ring(threads=3, slots=4, piece=LEAF)
@@ -504,7 +504,7 @@ def arenas(monkeypatch):
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr("aibit_format.torch.model.Arena", Kept)
+    monkeypatch.setattr("aibit_format.torch.load.model.Arena", Kept)
     return made
 
 
@@ -542,7 +542,7 @@ def test_what_is_cast_or_decoded_is_not_brought(tmp_path, arenas):
 
 
 def test_tiles_are_for_a_cpu_alone(tmp_path):
-    from aibit_format.torch.modules import Target, planes_for
+    from aibit_format.torch.load.modules import Target, planes_for
 
     architectures.save("llama-untied", tmp_path / "hf", torch.bfloat16)
     aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="nf4-cpu")

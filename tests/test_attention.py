@@ -9,7 +9,7 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import aibit_format as aibit
-from aibit_format.torch import attention
+from aibit_format.torch.layers import attention
 
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 

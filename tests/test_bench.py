@@ -152,7 +152,7 @@ def test_llama_bench_is_asked_where_it_is_and_missed_where_it_is_not(tmp_path, m
 @pytest.mark.parametrize("prompt", [128, 1024])
 def test_a_prompt_has_tokens_of_every_vocabulary(prompt):
     torch = pytest.importorskip("torch")
-    from aibit_format.torch import timing
+    from aibit_format.torch.evaluate import timing
 
     given = []
 

@@ -12,7 +12,8 @@ import transformers
 from transformers import StaticCache
 
 import aibit_format as aibit
-from aibit_format.torch import arena, operators
+from aibit_format.torch.layers import custom_ops
+from aibit_format.torch.load import arena
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +83,8 @@ def test_layers_that_lie_together_are_one_operator(family, together, tmp_path, m
     plain.save_pretrained(tmp_path / "hf")
     aibit.convert(tmp_path / "hf", tmp_path / "m.aibit")
     model = aibit.load_model(tmp_path / "m.aibit", weight_only=True)
-    looked, side_by_side = [], operators.side_by_side
-    monkeypatch.setattr(operators, "side_by_side", lambda parts: looked.append(side_by_side(parts)) or looked[-1])
+    looked, side_by_side = [], custom_ops.side_by_side
+    monkeypatch.setattr(custom_ops, "side_by_side", lambda parts: looked.append(side_by_side(parts)) or looked[-1])
     called = []
 
     def backend(module, inputs):
@@ -103,11 +104,11 @@ def test_layers_that_lie_together_are_one_operator(family, together, tmp_path, m
 def test_codes_are_side_by_side_only_within_one_allocation():
     memory = torch.arange(60, dtype=torch.int8)
     a, b, c = memory[:20].view(4, 5), memory[20:35].view(3, 5), memory[35:60].view(5, 5)
-    whole = operators.side_by_side([a, b, c])
+    whole = custom_ops.side_by_side([a, b, c])
     assert torch.equal(whole, memory.view(12, 5)) and whole.data_ptr() == memory.data_ptr()
-    assert torch.equal(operators.side_by_side([b, c]), memory[20:].view(8, 5))
+    assert torch.equal(custom_ops.side_by_side([b, c]), memory[20:].view(8, 5))
     for apart in ([a, c], [b, a], [a, b.clone()], [a.T, b]):
-        assert operators.side_by_side(apart) is None
+        assert custom_ops.side_by_side(apart) is None
 
 
 def test_four_bit_rows_that_bitsandbytes_decodes_wrongly_are_in_the_graph(tmp_path):

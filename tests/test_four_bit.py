@@ -19,7 +19,7 @@ from aibit_format.convert import encoders
 from aibit_format.errors import SchemeError
 from aibit_format.file import writer
 from aibit_format.schemes import fourbit
-from aibit_format.torch import modules
+from aibit_format.torch.load import modules
 
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 AVX512 = pytest.mark.skipif(not F.has_avx512bf16(), reason="needs a processor with AVX512-BF16; this one has none")

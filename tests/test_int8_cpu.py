@@ -15,9 +15,10 @@ from torch import nn
 
 import aibit_format as aibit
 from aibit_format import native
-from aibit_format.torch import int8, joined, products
-from aibit_format.torch.int8 import Linear8bitLt
-from aibit_format.torch.quantized import QuantizedLinear
+from aibit_format.torch.kernels import matmul
+from aibit_format.torch.layers import fused, linear8bit
+from aibit_format.torch.layers.dequantized import QuantizedLinear
+from aibit_format.torch.layers.linear8bit import Linear8bitLt
 
 # Wide enough that each weight's codes are whole pages: smaller ones are padded, and lie apart.
 WIDE = architectures._LLAMA | {"hidden_size": 128}
@@ -36,10 +37,10 @@ def arithmetic(request, monkeypatch):
     """Each way of multiplying codes, whatever the processor here would choose; the last in several pieces."""
     if request.param == "compiled" and not native.available:
         pytest.skip("the compiled products are not here: no compiler, or a processor without AVX2")
-    monkeypatch.setattr(int8, "COMPILED", request.param == "compiled")
-    monkeypatch.setattr(int8, "_INTEGERS", request.param == "integers")
-    monkeypatch.setattr(products, "_PIECE", 1000)
-    monkeypatch.setattr(int8, "_PIECE", 300)
+    monkeypatch.setattr(linear8bit, "COMPILED", request.param == "compiled")
+    monkeypatch.setattr(linear8bit, "_INTEGERS", request.param == "integers")
+    monkeypatch.setattr(matmul, "_PIECE", 1000)
+    monkeypatch.setattr(linear8bit, "_PIECE", 300)
 
 
 def layers(dtype: torch.dtype, bias: bool, threshold: float, shape: tuple[int, int] = (48, 160)):
@@ -81,11 +82,11 @@ def test_outputs_are_those_of_bitsandbytes_bit_for_bit(shape, outliers, threshol
 
 
 def test_many_rows_are_left_to_bitsandbytes_where_floats_are_multiplied(monkeypatch):
-    monkeypatch.setattr(int8, "_INTEGERS", False)
-    monkeypatch.setattr(int8, "COMPILED", False)
-    monkeypatch.setattr(int8, "_MANY_ROWS", 6)
+    monkeypatch.setattr(linear8bit, "_INTEGERS", False)
+    monkeypatch.setattr(linear8bit, "COMPILED", False)
+    monkeypatch.setattr(linear8bit, "_MANY_ROWS", 6)
     made = []
-    monkeypatch.setattr(int8, "product", lambda layer, x: made.append(x.shape) or x.new_zeros(*x.shape[:-1], 48))
+    monkeypatch.setattr(linear8bit, "product", lambda layer, x: made.append(x.shape) or x.new_zeros(*x.shape[:-1], 48))
     ours, theirs = layers(torch.float32, True, 6.0)
     with torch.no_grad():
         assert torch.equal(ours(inputs((7, 160), torch.float32, True)), theirs(inputs((7, 160), torch.float32, True)))
@@ -114,7 +115,7 @@ def test_a_layer_wider_than_a_piece_and_longer_than_float32_counts_in_the_worst_
 @pytest.mark.parametrize("case", ["training", "gradients", "autocast", "empty"])
 def test_what_bitsandbytes_has_to_do_it_does(case, monkeypatch):
     ours, theirs = layers(torch.float32, True, 6.0)
-    monkeypatch.setattr(int8, "product", lambda *_: pytest.fail("computed here"))
+    monkeypatch.setattr(linear8bit, "product", lambda *_: pytest.fail("computed here"))
     x = inputs((2, 3, 160) if case != "empty" else (2, 0, 160), torch.float32, outliers=False)
     found = []
     for layer in (ours, theirs):
@@ -294,8 +295,8 @@ def test_only_planes_that_follow_each_other_are_joined(tmp_path):
     file = aibit.open(tmp_path / "m.aibit")
     model = aibit.load_model(file)
     for i, together in ((0, False), (1, True)):
-        names = [f"model.layers.{i}.self_attn.{leaf}.weight" for leaf in joined.TOGETHER[0]]
-        layer, plane = model.model.layers[i], joined._codes(file, names)
+        names = [f"model.layers.{i}.self_attn.{leaf}.weight" for leaf in fused.TOGETHER[0]]
+        layer, plane = model.model.layers[i], fused._codes(file, names)
         assert (plane is not None) is (layer.self_attn.q_proj.joined is not None) is together
         assert layer.mlp.gate_proj.joined is None
         if plane is not None:

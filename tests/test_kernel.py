@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="Triton comes with torch for CUDA; without 
 
 _CHECK = """
 import torch
-from aibit_format.torch.kernel import small_product
+from aibit_format.torch.kernels.triton_int8 import small_product
 
 generator = torch.Generator().manual_seed(0)
 dtype = torch.float16  # the interpreter multiplies the bits of bf16 as if they were whole numbers
@@ -50,7 +50,7 @@ _COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from aibit_format.torch.kernel import TILE, _kernel
+from aibit_format.torch.kernels.triton_int8 import TILE, _kernel
 
 for dtype in ("bf16", "fp16"):
     for capability in (80, 90):

@@ -27,7 +27,7 @@ CHILD = textwrap.dedent(
     warnings.simplefilter("ignore")
     import torch, transformers, bitsandbytes
     import aibit_format as aibit
-    import aibit_format.torch.model
+    import aibit_format.torch.load.model
 
     def status(key):
         return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))

@@ -23,7 +23,7 @@ from aibit_format.convert import encoders
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.errors import SchemeError
 from aibit_format.schemes import fourbit
-from aibit_format.torch import openmp
+from aibit_format.torch.kernels import openmp
 
 needs_native = pytest.mark.skipif(not native.available, reason="the compiled code is not here")
 

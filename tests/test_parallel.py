@@ -23,7 +23,7 @@ import aibit_format as aibit
 from aibit_format import schemes
 from aibit_format.errors import LoadError
 from aibit_format.file import writer
-from aibit_format.torch import parallel, rows
+from aibit_format.torch.load import slice_rows, tensor_parallel
 
 COUNT = 2
 _SIZES = {
@@ -239,12 +239,12 @@ def test_an_unknown_style_is_refused(ranks):
             self.tp_plan, self.layer = plan, nn.Linear(2, 2)
 
     for plan in ({"layer": "packed_colwise"}, {"layer.weight": "rowwise"}):
-        said = message(lambda plan=plan: parallel.Slices(file, Odd(plan), parallel.Ranks(None, 0, 2)))
+        said = message(lambda plan=plan: tensor_parallel.Slices(file, Odd(plan), tensor_parallel.Ranks(None, 0, 2)))
         assert "is not known here" in said
 
 
 def test_every_scheme_can_be_cut():
-    assert {type(schemes.make(name)) for name in schemes.BUILTIN} <= rows.CUTS.keys()
+    assert {type(schemes.make(name)) for name in schemes.BUILTIN} <= slice_rows.CUTS.keys()
 
 
 @pytest.mark.parametrize("count", [2, 8, 64])
@@ -264,8 +264,8 @@ def test_parts_decode_to_the_rows_of_the_whole(scheme, count, tmp_path):
     info, whole, share = file.info("w"), file.dequantize("w"), 512 // count
     for rank in range(count):
         wanted = slice(rank * share, (rank + 1) * share)
-        assert not rows.obstacle(info, count)
-        part, planes = rows.read_rows(file, info, wanted)
+        assert not slice_rows.obstacle(info, count)
+        part, planes = slice_rows.read_rows(file, info, wanted)
         found = part.scheme
         assert part.shape == (share, 128)
         for spec in found.planes((share, 128), "f32"):

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import aibit_format as aibit
 from aibit_format.errors import LoadError
-from aibit_format.torch.quality import _windows, evaluate
+from aibit_format.torch.evaluate.perplexity import _windows, evaluate
 
 
 @given(st.integers(2, 200), st.integers(2, 60), st.data())

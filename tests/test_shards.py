@@ -29,7 +29,7 @@ from aibit_format.file.writer import Tensor, Writer
 from aibit_format.formats import exports
 from aibit_format.formats.sources import open_source
 from aibit_format.schemes import make
-from aibit_format.torch import parallel
+from aibit_format.torch.load import tensor_parallel
 
 SIZE = 33_000  # of a shard of the model below: it makes four
 
@@ -161,7 +161,7 @@ def test_rows_of_a_tensor_are_those_of_its_shard(model):
     """What a rank of several reads: each plane's offset is one in the shard that the tensor is in."""
     several = aibit.open(model / "s-00001-of-00004.aibit")
     name = "model.layers.1.mlp.down_proj.weight"
-    slices = parallel.Slices.__new__(parallel.Slices)
+    slices = tensor_parallel.Slices.__new__(tensor_parallel.Slices)
     slices.file, slices.rows = several, {name: slice(32, 64)}
     info, planes = slices.read(several.info(name))
     assert several.part(name) is not several.parts[0]

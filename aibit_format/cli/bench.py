@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, and show it."""
-    from .quiet import quiet_libraries
+    from .silence import quiet_libraries
 
     quiet_libraries()
     try:
@@ -88,8 +88,8 @@ def _about(args: argparse.Namespace) -> dict[str, Any]:
 
 def _figures(args: argparse.Namespace) -> Iterator[Figure]:
     """Each test as it is done, all of them with the file in memory."""
-    from ..torch import timing
-    from ..torch.model import load_model
+    from ..torch.evaluate import timing
+    from ..torch.load.model import load_model
 
     rounds = range(args.rounds)
     _check(args, load_model(args.file, args.device))  # this once also for what libraries import on demand

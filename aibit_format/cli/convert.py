@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from ..convert.recipe import KEEP, Recipe
 
     Recipe.of(args.scheme or KEEP, args.tensor)  # a wrong scheme or pattern is found before anything heavy is imported
-    from .quiet import quiet_libraries
+    from .silence import quiet_libraries
 
     quiet_libraries()
     from ..convert.convert import make_plan

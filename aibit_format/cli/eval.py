@@ -11,7 +11,7 @@ from ..errors import LoadError
 from .output import Progress, emit
 
 if TYPE_CHECKING:
-    from ..torch.quality import Quality
+    from ..torch.evaluate.perplexity import Quality
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,11 +32,11 @@ def run(args: argparse.Namespace) -> int:
     stride = args.stride if args.stride is not None else max(1, args.context // 2)
     if args.context < 2 or not 1 <= stride <= args.context or (args.limit is not None and args.limit < 2):
         args.parser.error("--context and --limit are 2 or more, --stride is from 1 to --context")
-    from .quiet import quiet_libraries
+    from .silence import quiet_libraries
 
     quiet_libraries()
-    from ..torch.model import load
-    from ..torch.quality import evaluate
+    from ..torch.evaluate.perplexity import evaluate
+    from ..torch.load.model import load
 
     model, tokenizer = load(args.file, args.device, weight_only=args.weight_only)
     if not model.can_generate() or model.config.is_encoder_decoder:
@@ -77,7 +77,7 @@ def _tokens(args: argparse.Namespace, tokenizer: Any) -> Any:
 def _reference(path: str, device: str) -> Any:
     """The model to compare with, as transformers loads it, in the dtype it is stored in; or an .aibit file's."""
     if not Path(path).is_dir():
-        from ..torch.model import load_model
+        from ..torch.load.model import load_model
 
         return load_model(path, device)
     from transformers import AutoModelForCausalLM

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     options = {name: value for name in _OPTIONS if (value := vars(args)[name]) is not None}
     if wrong := sorted(options.keys() - options_of(args.to)):
         args.parser.error(f"--to {args.to} takes no --{wrong[0].replace('_', '-')}")
-    from .quiet import quiet_libraries
+    from .silence import quiet_libraries
 
     quiet_libraries()
     with sharded_reader.whole(sharded_reader.open(args.file)) as file, Progress("exporting") as progress:

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import LoadError, MissingPackageError
 from ..file.sharded_reader import paths_of
 from ..io.readahead import prefetch
-from . import lean
+from . import fast_imports
 from .output import emit
 
 
@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, generate, and print as tokens come."""
-    from .quiet import quiet_libraries
+    from .silence import quiet_libraries
 
     quiet_libraries()
     started = time.perf_counter()
@@ -76,19 +76,19 @@ def run(args: argparse.Namespace) -> int:
 def _import() -> tuple[Any, Any]:
     """torch and ``load``, without what they import and never use; with it, where that fails."""
     try:
-        undo = lean.start()
+        undo = fast_imports.start()
         import torch
     except ImportError as error:
         raise MissingPackageError("running a model needs torch: pip install 'aibit-format[hf]'") from error
     try:
-        from ..torch.model import load
+        from ..torch.load.model import load
     except MissingPackageError:
         raise
     except Exception:  # another version of a library, which does something at import that no stand-in can
         if undo is None:
             raise
         undo()
-        from ..torch.model import load
+        from ..torch.load.model import load
     return torch, load
 
 

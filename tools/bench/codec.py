@@ -19,7 +19,7 @@ def codec(scheme: str, shape: list[int], rounds: int) -> Result:
     from aibit_format import schemes
     from aibit_format.convert import encoders
     from aibit_format.interop import to_torch
-    from aibit_format.torch.decode import decode_rows
+    from aibit_format.torch.kernels.decode import decode_rows
 
     found = schemes.parse(scheme)
     values = np.random.default_rng(0).standard_normal(shape, np.float32) * np.float32(0.02)

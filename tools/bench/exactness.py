@@ -19,8 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from aibit_format import schemes
 from aibit_format.interop import to_numpy
-from aibit_format.torch import products
-from aibit_format.torch.quantized import QuantizedLinear
+from aibit_format.torch.kernels import matmul
+from aibit_format.torch.layers.dequantized import QuantizedLinear
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
@@ -43,11 +43,11 @@ def ways(planes: dict[str, torch.Tensor], shape: tuple[int, int]) -> dict[str, t
 
     def weight_only(bf16: bool) -> Product:
         def product(x: torch.Tensor) -> torch.Tensor:
-            kept, products.BF16 = products.BF16, bf16
+            kept, matmul.BF16 = matmul.BF16, bf16
             try:
                 return layer(x)
             finally:
-                products.BF16 = kept
+                matmul.BF16 = kept
 
         return product
 

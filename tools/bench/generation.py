@@ -40,7 +40,7 @@ def generate(way: str, path: str, tiny: str, batch: int, prompt: int) -> probe.R
     """Seconds of a prompt and of each token after it, greedily, with a cache."""
     import torch
 
-    from aibit_format.torch import timing
+    from aibit_format.torch.evaluate import timing
 
     run = loader(way)
     timing.generate(run(tiny), batch, prompt, 2)

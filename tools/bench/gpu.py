@@ -29,7 +29,7 @@ from gpu_decode import compiled, decode, products
 from gpu_load import correct, disk, link, load, warm
 from gpu_run import NoTimeError, Run
 
-from aibit_format.torch import arena
+from aibit_format.torch.load import arena
 
 SECTIONS: dict[str, Callable[[Run], None]] = {
     "correct": correct, "link": link, "warm": warm, "load": load, "decode": decode, "products": products,

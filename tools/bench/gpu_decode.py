@@ -14,9 +14,9 @@ import models
 import torch
 from gpu_run import NoTimeError, Run, pretrained
 
-from aibit_format.torch.model import load_model
-from aibit_format.torch.products import times_codes
-from aibit_format.torch.timing import generate
+from aibit_format.torch.evaluate.timing import generate
+from aibit_format.torch.kernels.matmul import times_codes
+from aibit_format.torch.load.model import load_model
 
 _PROMPT, _TOKENS = 128, 32
 _FIRST = 3  # tokens before one is written down as a CUDA graph: compiled, and tried
@@ -79,7 +79,7 @@ def products(run: Run) -> None:
 
 
 def kernel_product(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, tile: tuple[int, ...]) -> torch.Tensor:
-    from aibit_format.torch.kernel import Tile, small_product  # where Triton is
+    from aibit_format.torch.kernels.triton_int8 import Tile, small_product  # where Triton is
 
     return small_product(x, codes, scales, 1.0, None, Tile(*tile))
 

@@ -18,8 +18,8 @@ from gpu_run import GIGA, Run, pretrained, quantized
 
 from aibit_format.file.device_stream import Layout, Ring, Source, stream
 from aibit_format.file.reader import File
-from aibit_format.torch import arena
-from aibit_format.torch.model import load_model
+from aibit_format.torch.load import arena
+from aibit_format.torch.load.model import load_model
 
 # threads, slots, bytes of a piece: the default first.
 _RINGS = [(8, 16, 4), (4, 8, 4), (8, 8, 4), (12, 12, 4), (12, 24, 4), (16, 32, 4), (8, 16, 1), (8, 16, 2), (8, 16, 8),

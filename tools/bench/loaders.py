@@ -34,7 +34,7 @@ def loader(way: str) -> Callable[[str], Any]:
 
     from aibit_format.file.reader import File
     from aibit_format.interop import to_torch
-    from aibit_format.torch.model import load_model
+    from aibit_format.torch.load.model import load_model
 
     logging.disable_progress_bar()
 

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 import torch
 from bitsandbytes.functional import has_avx512bf16
 
-from .. import native
-from ..interop import to_numpy
+from ... import native
+from ...interop import to_numpy
 from .openmp import parallel, threads
 
 _PIECE = 1 << 18  # elements of the matrix a thread widens at a time: in float32 they stay in the caches of its core

@@ -24,10 +24,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.tensor_parallel import replace_layer_number_by_wildcard as generic
 
-from ..container.tables import TensorInfo
-from ..errors import LoadError
-from ..file.sharded_reader import Opened
-from .rows import obstacle, read_rows
+from ...container.tables import TensorInfo
+from ...errors import LoadError
+from ...file.sharded_reader import Opened
+from .slice_rows import obstacle, read_rows
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..container.signatures import Keys
-from ..container.tables import Plane, TensorInfo
-from ..errors import LoadError, MissingPackageError
-from ..file import sharded_reader
-from ..file.reader import File, Level
-from ..file.sharded_reader import Opened
-from ..hf.config import build_config, empty_model, refuse_absurd
-from ..hf.meta_model import float32_rule
-from ..hf.vocabulary import check_special_ids, vocabulary_size
-from ..io.mapped import Path
-from ..schemes.base import FLOATS
-from ..schemes.plain import Plain
+from ...container.signatures import Keys
+from ...container.tables import Plane, TensorInfo
+from ...errors import LoadError, MissingPackageError
+from ...file import sharded_reader
+from ...file.reader import File, Level
+from ...file.sharded_reader import Opened
+from ...hf.config import build_config, empty_model, refuse_absurd
+from ...hf.meta_model import float32_rule
+from ...hf.vocabulary import check_special_ids, vocabulary_size
+from ...io.mapped import Path
+from ...schemes.base import FLOATS
+from ...schemes.plain import Plain
 
 try:
     import torch
@@ -28,10 +28,10 @@ try:
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
-    from ..interop import dtype_name, to_torch, torch_dtypes
-    from . import attention
+    from ...interop import dtype_name, to_torch, torch_dtypes
+    from ..layers import attention
+    from ..layers.fused import join
     from .arena import LINKS, Arena
-    from .joined import join
     from .modules import THRESHOLD, Linear4bit, Linear8bitLt, Target, builder_for, planes_for
 except ImportError as error:
     raise MissingPackageError(f"loading a model needs {error.name}: pip install 'aibit-format[hf]'") from error
@@ -39,7 +39,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .parallel import Slices
+    from .tensor_parallel import Slices
 
 Device = str | int | torch.device
 
@@ -55,7 +55,7 @@ def load(
     tp: Any = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and the tokenizer of an ``.aibit`` file; see ``load_model`` and ``load_tokenizer``."""
-    from .tokenizer import load_tokenizer
+    from ..tokenizer import load_tokenizer
 
     file, model = _load(path, _one_device(device, device_map), verify, signed_by, weight_only, tp)
     return model, load_tokenizer(file)
@@ -132,7 +132,7 @@ def _slices(file: Opened, model: PreTrainedModel, tp: Any) -> Slices | None:
     """What this process has of the model; ``None``: all of it."""
     if tp is None:
         return None
-    from .parallel import Slices, ranks_of  # transformers' side of it is slow to import, where nothing else has
+    from .tensor_parallel import Slices, ranks_of  # transformers' side of it is slow to import, where nothing else has
 
     ranks = ranks_of(tp)
     return Slices(file, model, ranks) if ranks.count > 1 else None

@@ -20,11 +20,11 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from .. import native
-from ..interop import to_numpy
-from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK
-from .openmp import threads
-from .products import BF16, FEW_ROWS, elsewhere
+from ... import native
+from ...interop import to_numpy
+from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK
+from ..kernels.matmul import BF16, FEW_ROWS, elsewhere
+from ..kernels.openmp import threads
 
 _bnb: Any = bitsandbytes.nn  # not typed
 

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from .. import native
-from ..interop import to_numpy
-from . import products
-from .joined import Joined, parts, product
-from .openmp import threads
+from ... import native
+from ...interop import to_numpy
+from ..kernels import matmul
+from ..kernels.openmp import threads
+from .fused import Joined, parts, product
 
 _bnb: Any = bitsandbytes.nn  # not typed
 
@@ -34,7 +34,7 @@ _OF_CODE, _OF_PRODUCT = 7.874015718698502e-3, 6.200124e-05
 # bitsandbytes asks the same: without AVX512 torch's product of 8-bit integers is slower than one of floats.
 _INTEGERS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 # The compiled product is for processors where torch multiplies floats instead.
-COMPILED = products.COMPILED and not _INTEGERS
+COMPILED = matmul.COMPILED and not _INTEGERS
 # Of the input, where floats are multiplied: for more, bitsandbytes' one product with a float32 copy of the weight is
 # faster (1,024 rows: 0.9 of the time; 128 rows: 1.7 times).
 _MANY_ROWS = 512
@@ -51,7 +51,7 @@ class Linear8bitLt(_bnb.Linear8bitLt):
             self.training
             or x.device.type != "cpu"
             or not x.numel()
-            or products.elsewhere(x, self.bias)
+            or matmul.elsewhere(x, self.bias)
             or not self._ready()
         ):
             return super().forward(x)
@@ -175,4 +175,4 @@ class Inputs:
         """Of products of codes, whole numbers [rows, out] in i32 or f32."""
         if _INTEGERS:
             return torch.ops.aten._int_mm(self.codes, codes.t())
-        return products.widened(self.codes.float(), codes)
+        return matmul.widened(self.codes.float(), codes)

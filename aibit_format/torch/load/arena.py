@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..container.layout import pooled
-from ..container.tables import Plane
-from ..file.device_stream import Layout, Link, Ring, Slot, Streamed, stream
-from ..file.reader import File
-from ..interop import torch_dtypes
+from ...container.layout import pooled
+from ...container.tables import Plane
+from ...file.device_stream import Layout, Link, Ring, Slot, Streamed, stream
+from ...file.reader import File
+from ...interop import torch_dtypes
 
 
 class Cuda:

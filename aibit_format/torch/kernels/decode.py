@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from ..schemes import Scheme
-from ..schemes.base import ROW, TENSOR, matrix
-from ..schemes.fp8 import Fp8E4M3
-from ..schemes.int4_group import SYMMETRIC_ZERO, Int4Group
-from ..schemes.int8 import Int8
-from ..schemes.int8_affine import Grouped, Int8Absmax, Int8ZeroPoint
+from ...schemes import Scheme
+from ...schemes.base import ROW, TENSOR, matrix
+from ...schemes.fp8 import Fp8E4M3
+from ...schemes.int4_group import SYMMETRIC_ZERO, Int4Group
+from ...schemes.int8 import Int8
+from ...schemes.int8_affine import Grouped, Int8Absmax, Int8ZeroPoint
 
 Planes = Mapping[str, torch.Tensor]
 Rows = slice | torch.Tensor  # a stretch, or i64 indices

@@ -13,20 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from ..container.tables import Plane, TensorInfo
-from ..dtypes import DTYPES
-from ..file.reader import File
-from ..schemes import Scheme
-from ..schemes.cluster import Cluster
-from ..schemes.fourbit import NESTED_BLOCK, FourBit
-from ..schemes.fp8 import Fp8E4M3
-from ..schemes.ggml import GGML
-from ..schemes.int4_group import Int4Group
-from ..schemes.int8 import Int8
-from ..schemes.int8_affine import Int8Absmax, Int8ZeroPoint
-from ..schemes.int8_outlier import Int8Outlier
-from ..schemes.nf4_cpu import NF4CPU, ROWS
-from ..schemes.plain import Plain
+from ...container.tables import Plane, TensorInfo
+from ...dtypes import DTYPES
+from ...file.reader import File
+from ...schemes import Scheme
+from ...schemes.cluster import Cluster
+from ...schemes.fourbit import NESTED_BLOCK, FourBit
+from ...schemes.fp8 import Fp8E4M3
+from ...schemes.ggml import GGML
+from ...schemes.int4_group import Int4Group
+from ...schemes.int8 import Int8
+from ...schemes.int8_affine import Int8Absmax, Int8ZeroPoint
+from ...schemes.int8_outlier import Int8Outlier
+from ...schemes.nf4_cpu import NF4CPU, ROWS
+from ...schemes.plain import Plain
 
 Arrays = dict[str, np.ndarray]
 

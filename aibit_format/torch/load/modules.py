@@ -19,17 +19,17 @@ from bitsandbytes.functional import QuantState, has_avx512bf16
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..container.tables import Plane, TensorInfo
-from ..interop import torch_dtypes
-from ..schemes import Scheme
-from ..schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
-from ..schemes.int8 import Int8
-from ..schemes.nf4_cpu import COLUMNS, NF4CPU, ROWS
-from ..schemes.plain import Plain
-from .decode import DECODERS
-from .four_bit import MappedLinear4bit
-from .int8 import Linear8bitLt
-from .quantized import Quantized, QuantizedEmbedding, QuantizedLinear
+from ...container.tables import Plane, TensorInfo
+from ...interop import torch_dtypes
+from ...schemes import Scheme
+from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
+from ...schemes.int8 import Int8
+from ...schemes.nf4_cpu import COLUMNS, NF4CPU, ROWS
+from ...schemes.plain import Plain
+from ..kernels.decode import DECODERS
+from ..layers.dequantized import Quantized, QuantizedEmbedding, QuantizedLinear
+from ..layers.linear4bit import MappedLinear4bit
+from ..layers.linear8bit import Linear8bitLt
 
 _bnb: Any = bitsandbytes.nn  # not typed
 Planes = dict[str, torch.Tensor]

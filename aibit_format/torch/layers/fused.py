@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..container.tables import Plane
-from ..file.reader import File
-from ..schemes.int8 import Int8
+from ...container.tables import Plane
+from ...file.reader import File
+from ...schemes.int8 import Int8
 
 # Layers of one module that read the same input, in the order in which they are called, and in which files have them.
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -115,7 +115,7 @@ class Joined:
         """
         biases = None if self._apart else self._biases(x.dtype)
         if layer is self.layers[0] and biases is not None:
-            from .operators import linears  # wanted by a compiler alone
+            from .custom_ops import linears  # wanted by a compiler alone
 
             codes, scales = zip(*[each.int8_rows() for each in self.layers], strict=True)
             found = linears(flat, list(codes), list(scales), torch.cat(biases) if biases else None)

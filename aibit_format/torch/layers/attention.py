@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .products import BF16
+from ..kernels.matmul import BF16
 
 NAME = "sdpa-float32"  # among transformers' ways of attention
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import LoadError
+from ...errors import LoadError
 
 _ROWS = 64  # predictions that are looked at at once: of 150,000 tokens they take 38 MB in float32
 

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from ..interop import torch_dtypes
-from ..schemes import Scheme
-from ..schemes.base import ROW
-from ..schemes.int8 import Int8
-from ..schemes.int8_affine import Int8Absmax
-from .decode import decode_rows
-from .joined import Joined, parts, product
-from .products import IN_FLOAT32, has_kernel, times_codes
+from ...interop import torch_dtypes
+from ...schemes import Scheme
+from ...schemes.base import ROW
+from ...schemes.int8 import Int8
+from ...schemes.int8_affine import Int8Absmax
+from ..kernels.decode import decode_rows
+from ..kernels.matmul import IN_FLOAT32, has_kernel, times_codes
+from .fused import Joined, parts, product
 
 _PIECE = 1 << 21  # elements decoded at a time, so that they stay in a CPU's cache
 _PIECE_ELSEWHERE = 1 << 24  # on other devices, where each piece is several launches
@@ -56,9 +56,9 @@ class Quantized(nn.Module):
     def rows(self, rows: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Values of these rows, [rows, columns] in ``dtype``, on the planes' device."""
         if torch.compiler.is_compiling() and isinstance(rows, slice):
-            from . import operators  # wanted by a compiler alone
+            from . import custom_ops  # wanted by a compiler alone
 
-            return operators.rows(*self._parts(), rows.start, rows.stop).to(dtype)
+            return custom_ops.rows(*self._parts(), rows.start, rows.stop).to(dtype)
         return decode_rows(self.scheme, self.planes(), self.shape, self.logical_dtype, rows).to(dtype)
 
     @property
@@ -102,10 +102,10 @@ class QuantizedLinear(Quantized):
 
     def _traced(self, x: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
         """[rows, out] of x, which is ``flat`` [rows, in] in its own shape, as an operator that a compiler sees."""
-        from . import operators  # wanted by a compiler alone
+        from . import custom_ops  # wanted by a compiler alone
 
         found = None if self.joined is None else self.joined.traced(self, x, flat)
-        return operators.linear(flat, *self._parts(), self.bias) if found is None else found
+        return custom_ops.linear(flat, *self._parts(), self.bias) if found is None else found
 
     def _takes(self, x: torch.Tensor) -> bool:
         """Whether codes are multiplied as they are, and scaled afterwards.
@@ -134,7 +134,7 @@ class QuantizedLinear(Quantized):
         """x [rows, in] times codes, scaled in float32: of each size, [rows, size] in the dtype of x."""
         factor = 1.0 if self._scales is None else self._scales[1]
         if has_kernel(x):
-            from .kernel import small_product
+            from ..kernels.triton_int8 import small_product
 
             return parts(small_product(x, codes, scales, factor, bias).to(x.dtype), sizes)
         return parts(times_codes(x, codes, scales, factor, bias), sizes)
@@ -173,9 +173,9 @@ class QuantizedEmbedding(Quantized):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [...] -> [..., embedding_dim], in the logical dtype."""
         if torch.compiler.is_compiling():
-            from . import operators  # wanted by a compiler alone
+            from . import custom_ops  # wanted by a compiler alone
 
-            found = operators.embedding(ids.reshape(-1), *self._parts())
+            found = custom_ops.embedding(ids.reshape(-1), *self._parts())
             return found.view(*ids.shape, self.embedding_dim)
         wanted, places = torch.unique(ids, return_inverse=True)
         if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < self.num_embeddings:

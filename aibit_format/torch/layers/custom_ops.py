@@ -11,12 +11,12 @@ import torch
 from torch import Tag, Tensor
 from torch.library import custom_op
 
-from .. import schemes
-from ..interop import torch_dtypes
-from ..schemes import Scheme
-from ..schemes.int8 import Int8
-from .decode import decode_rows
-from .quantized import QuantizedEmbedding, QuantizedLinear
+from ... import schemes
+from ...interop import torch_dtypes
+from ...schemes import Scheme
+from ...schemes.int8 import Int8
+from ..kernels.decode import decode_rows
+from .dequantized import QuantizedEmbedding, QuantizedLinear
 
 
 @custom_op("aibit::linear", mutates_args=())

@@ -13,7 +13,7 @@ import torch
 import triton  # pyright: ignore[reportMissingImports] - where there is CUDA
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-from .products import FEW_ROWS
+from .matmul import FEW_ROWS
 
 
 @dataclass(frozen=True, slots=True)

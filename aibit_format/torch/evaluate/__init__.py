@@ -1,0 +1,1 @@
+"""Measures a loaded model: perplexity, divergence from its original, time."""

@@ -1,0 +1,1 @@
+"""Computes products and decodes weights in torch, for CPUs and for CUDA."""

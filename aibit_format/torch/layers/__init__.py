@@ -1,0 +1,1 @@
+"""Defines the modules that hold quantized weights."""

@@ -1,0 +1,1 @@
+"""Builds transformers models whose parameters are views of a mapped file."""
