@@ -203,7 +203,7 @@ def test_a_skipped_name_does_not_take_others_with_it(originals, tmp_path):
     """To transformers a plain name also means every module whose name ends with it."""
     inner = torch.nn.ModuleDict({"head": torch.nn.Linear(2, 2)})
     model = torch.nn.ModuleDict({"head": torch.nn.Linear(2, 2), "a": inner})
-    found = _skipped(SimpleNamespace(model=model), [SimpleNamespace(name="a.head.weight")])
+    found = _skipped(SimpleNamespace(module=model), [SimpleNamespace(name="a.head.weight")])
     assert found == ["^head$"]
     assert should_convert_module("a.head", found) and not should_convert_module("head", found)
 

@@ -13,8 +13,8 @@ from . import arguments
 from .output import Progress, emit, size, table
 
 if TYPE_CHECKING:
+    from ..convert.conversion import Conversion
     from ..convert.convert import Report
-    from ..convert.recipe import Plan
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -66,23 +66,23 @@ def run(args: argparse.Namespace) -> int:
     from .silence import quiet_libraries
 
     quiet_libraries()
-    from ..convert.convert import make_plan
+    from ..convert.convert import prepare
     from ..convert.convert import run as convert
 
-    plan = make_plan(args.source, args.scheme, args.tensor, args.architecture, recipe_file=args.recipe)
+    conversion = prepare(args.source, args.scheme, args.tensor, args.architecture, recipe_file=args.recipe)
     if args.dry_run:
-        _show_plan(plan, args.json)
+        _show_plan(conversion, args.json)
         return 0
     peers = _peers() if ranks > 1 else ALONE
     with Progress("converting") as progress, peers.together():
         update = progress.update if peers.rank == 0 else None
-        report = convert(plan, args.output, args.force, update, args.jobs, args.max_shard_size, peers)
+        report = convert(conversion, args.output, args.force, update, args.jobs, args.max_shard_size, peers)
     if peers.rank:
         return 0  # the first rank reports for all
     for key in report.dropped_keys:
         print(f"aibit: left out: {key}", file=sys.stderr)
-    if plan.source.no_model:
-        print(f"aibit: tensors alone are stored, there is no model: {plan.source.no_model}", file=sys.stderr)
+    if conversion.source.no_model:
+        print(f"aibit: tensors alone are stored, there is no model: {conversion.source.no_model}", file=sys.stderr)
     if report.unused:
         print(f"aibit: the model has no place for: {', '.join(report.unused)}", file=sys.stderr)
     _show_report(report, args.json)
@@ -97,19 +97,20 @@ def _peers() -> Peers:
     return of_torch()
 
 
-def _show_plan(plan: Plan, as_json: bool) -> None:
+def _show_plan(conversion: Conversion, as_json: bool) -> None:
     rows = [
         {
             "name": p.tensor.name, "shape": list(p.tensor.shape), "from": p.origin.text,
             "scheme": p.tensor.scheme.text,
             "original_bytes": p.source_bytes, "bytes": p.stored_bytes, "alias_of": p.tensor.alias_of,
         }
-        for p in plan.tensors
+        for p in conversion.tensors
     ]  # fmt: skip
     if as_json:
         emit({
-            "architecture": plan.skeleton and plan.skeleton.architecture, "original_bytes": plan.original_bytes,
-            "quantized_bytes": plan.stored_bytes, "tensors": rows, "unused": plan.unused,
+            "architecture": conversion.model and conversion.model.architecture,
+            "original_bytes": conversion.original_bytes,
+            "quantized_bytes": conversion.stored_bytes, "tensors": rows, "unused": conversion.unused,
         })  # fmt: skip
         return
     lines = [
@@ -119,7 +120,7 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
     ]  # fmt: skip
     print(table(["tensor", "shape", "from", "scheme", "original", "stored"], lines, right=(4, 5)))
     print()
-    print(_totals(plan.original_bytes, plan.stored_bytes))
+    print(_totals(conversion.original_bytes, conversion.stored_bytes))
 
 
 def _show_report(report: Report, as_json: bool) -> None:

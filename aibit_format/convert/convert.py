@@ -19,12 +19,13 @@ from ..errors import AibitError, SourceError, WriteError
 from ..file import sharded_writer
 from ..file.ranks import ALONE, Peers, of_torch
 from ..formats.sources import open_source
-from ..hf.meta_model import skeleton
+from ..hf.meta_model import build_meta_model
 from ..io.mapped import Path
 from . import recipe
+from .conversion import Assignment, Conversion, assign, assign_alone
 from .error import EncodingError
 from .pipeline import Pipeline
-from .recipe import Plan, Planned, Recipe
+from .recipe import Recipe
 
 # Bytes of the source done and in all, and the tensor that is being worked on.
 Progress = Callable[[int, int, str], None]
@@ -72,14 +73,14 @@ class Report:
         return self.original_bytes - self.quantized_bytes
 
 
-def make_plan(
+def prepare(
     source: Any,
     scheme: str | None = None,
     tensors: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     architecture: str | None = None,
     tokenizer: Any = None,
     recipe_file: Path | None = None,
-) -> Plan:
+) -> Conversion:
     """What ``convert`` would do with the same arguments; reads headers and ``config.json`` only."""
     text = None
     if recipe_file is not None:
@@ -92,12 +93,12 @@ def make_plan(
         scheme = recipe.KEEP if any(t.scheme for t in opened.tensors.values()) else recipe.DEFAULT
     wanted = Recipe.of(scheme, tensors, text)
     if opened.no_model:
-        return replace(recipe.plan_alone(opened, wanted), states=states)
+        return replace(assign_alone(opened, wanted), states=states)
     if "config.json" not in opened.documents:
         raise SourceError(f"{opened.path}: no config.json")
     config = documents.parse_json("config.json", opened.documents["config.json"])
-    model = skeleton(config, architecture or opened.architecture)
-    return replace(recipe.plan(opened, model, wanted), states=states)
+    model = build_meta_model(config, architecture or opened.architecture)
+    return replace(assign(opened, model, wanted), states=states)
 
 
 def convert(
@@ -141,12 +142,12 @@ def convert(
     """
     together = of_torch() if distributed else ALONE
     with together.together():
-        planned = make_plan(source, scheme, tensors, architecture, tokenizer, recipe_file)
-        return run(planned, path, overwrite, on_progress, jobs, max_shard_size, together)
+        conversion = prepare(source, scheme, tensors, architecture, tokenizer, recipe_file)
+        return run(conversion, path, overwrite, on_progress, jobs, max_shard_size, together)
 
 
 def run(
-    plan: Plan,
+    conversion: Conversion,
     path: Path,
     overwrite: bool = False,
     on_progress: Progress | None = None,
@@ -154,11 +155,15 @@ def run(
     max_shard_size: int | str | None = None,
     peers: Peers = ALONE,
 ) -> Report:
-    """Do what ``plan`` says; several ``peers`` do it together, which takes a ``max_shard_size``."""
+    """Do what ``conversion`` says; several ``peers`` do it together, which takes a ``max_shard_size``."""
     started = time.perf_counter()
-    texts, dropped = _documents(plan)
-    tensors, files = [planned.tensor for planned in plan.tensors], plan.source.files
-    inexact = [i for i, planned in enumerate(plan.tensors) if planned.inexact and planned.tensor.alias_of is None]
+    texts, dropped = _documents(conversion)
+    tensors, files = [assignment.tensor for assignment in conversion.tensors], conversion.source.files
+    inexact = [
+        i
+        for i, assignment in enumerate(conversion.tensors)
+        if assignment.inexact and assignment.tensor.alias_of is None
+    ]
     column = {i: place for place, i in enumerate(inexact)}
     figures = np.zeros((len(inexact), 3))
     parts, owners = None, np.zeros(len(tensors), np.int64)
@@ -168,84 +173,84 @@ def run(
             owners[part] = i % peers.count
     elif peers.count > 1:
         raise WriteError(f"{os.fspath(path)}: {peers.count} processes write shards, not one file: say max_shard_size")
-    metadata = _metadata(plan, dropped, inexact, figures, [" " * 32] * len(files))
+    metadata = _metadata(conversion, dropped, inexact, figures, [" " * 32] * len(files))
     sizes = {name: len(text) for name, text in texts.items()}
     mine = np.flatnonzero(owners == peers.rank).tolist()
-    done, total = 0, sum(plan.tensors[i].source_bytes for i in mine)
+    done, total = 0, sum(conversion.tensors[i].source_bytes for i in mine)
     with (
         sharded_writer.writer(path, tensors, metadata, sizes, parts, overwrite=overwrite, peers=peers) as out,
-        Pipeline(plan, mine, peers.mine(len(files)), out, jobs or os.cpu_count() or 1) as pipeline,
+        Pipeline(conversion, mine, peers.mine(len(files)), out, jobs or os.cpu_count() or 1) as pipeline,
     ):
         for name, text in texts.items() if peers.rank == 0 else ():
             out.write_document(name, text)
         for i, error in pipeline.run():
             if error is not None:
                 figures[column[i]] = error.relative_rms, error.largest, error.signal_to_noise_db
-            done += plan.tensors[i].source_bytes
+            done += conversion.tensors[i].source_bytes
             if on_progress is not None:
                 on_progress(done, total, tensors[i].name)
-        _check_unchanged(plan)
+        _check_unchanged(conversion)
         found = np.zeros((len(files), 16), np.uint8)
         for i, digits in pipeline.digests.items():
             found[i] = np.frombuffer(bytes.fromhex(digits), np.uint8)
         figures, found = peers.share(figures, owners[inexact]), peers.share(found)
         digests = [row.tobytes().hex() for row in found]
-        written = sharded_writer.commit(out, _metadata(plan, dropped, inexact, figures, digests))
-    reports = (_report(p, figures[column[i]] if i in column else None) for i, p in enumerate(plan.tensors))
+        written = sharded_writer.commit(out, _metadata(conversion, dropped, inexact, figures, digests))
+    reports = (_report(p, figures[column[i]] if i in column else None) for i, p in enumerate(conversion.tensors))
     return Report(
-        written.paths[0], written.paths, tuple(reports), plan.original_bytes, plan.stored_bytes, written.nbytes,
-        time.perf_counter() - started, written.root, plan.unused, tuple(dropped),
+        written.paths[0], written.paths, tuple(reports), conversion.original_bytes, conversion.stored_bytes,
+        written.nbytes, time.perf_counter() - started, written.root, conversion.unused, tuple(dropped),
     )  # fmt: skip
 
 
-def _check_unchanged(plan: Plan) -> None:
-    """Raise SourceError if a file of the source is not what it was when the conversion was planned."""
-    for file, state in zip(plan.source.files, plan.states, strict=False):
+def _check_unchanged(conversion: Conversion) -> None:
+    """Raise SourceError if a file of the source is not what it was when the conversion was assignment."""
+    for file, state in zip(conversion.source.files, conversion.states, strict=False):
         if file.state != state:
             raise SourceError(f"{file.path}: changed while it was being converted")
 
 
-def _documents(plan: Plan) -> tuple[dict[str, bytes], list[str]]:
+def _documents(conversion: Conversion) -> tuple[dict[str, bytes], list[str]]:
     """The documents that go into the file, and the keys that had to stay out of them."""
     texts, dropped = {}, []
-    for name, data in plan.source.documents.items():
+    for name, data in conversion.source.documents.items():
         try:
             texts[name], keys = documents.clean(name, data)
             documents.check(name, texts[name])
         except AibitError as error:
-            raise SourceError(f"{plan.source.path}: {error}") from error
+            raise SourceError(f"{conversion.source.path}: {error}") from error
         dropped += keys
-    if plan.recipe.scheme is not None or plan.recipe.rules:
+    if conversion.recipe.scheme is not None or conversion.recipe.rules:
         texts.pop(recipe.DOCUMENT, None)  # it would tell of an earlier conversion
-    if plan.recipe.text is not None:
-        texts[recipe.DOCUMENT] = plan.recipe.text.encode()
+    if conversion.recipe.text is not None:
+        texts[recipe.DOCUMENT] = conversion.recipe.text.encode()
     return texts, dropped
 
 
 def _metadata(
-    plan: Plan, dropped: list[str], inexact: list[int], figures: np.ndarray, digests: list[str]
+    conversion: Conversion, dropped: list[str], inexact: list[int], figures: np.ndarray, digests: list[str]
 ) -> dict[str, Value]:
-    files = plan.source.files
-    model: dict[str, Any] = {"model.missing": plan.source.no_model}
-    if plan.skeleton is not None:
+    files = conversion.source.files
+    model: dict[str, Any] = {"model.missing": conversion.source.no_model}
+    if conversion.model is not None:
         model = {
-            "model.architecture": plan.skeleton.architecture,
-            "model.type": plan.skeleton.model_type,
-            "model.dtype": plan.skeleton.dtype,
+            "model.architecture": conversion.model.architecture,
+            "model.type": conversion.model.model_type,
+            "model.dtype": conversion.model.dtype,
         }
     values: dict[str, Any] = (
         model
-        | dict(plan.source.metadata)
+        | dict(conversion.source.metadata)
         | {
-            "model.parameters": plan.parameters,
-            "source.kind": plan.source.kind,
+            "model.parameters": conversion.parameters,
+            "source.kind": conversion.source.kind,
             "source.files": [file.name for file in files],
             "source.sizes": [file.size for file in files],
             "source.xxh3_128": digests,
             "tool.name": "aibit",
             "tool.version": __version__,
             "tool.libraries": [*_libraries()],
-            "quantization.recipe": plan.recipe.lines(),
+            "quantization.recipe": conversion.recipe.lines(),
             "quantization.error.tensor": np.array(inexact, np.int64),
             "quantization.error.relative_rms": figures[:, 0],
             "quantization.error.largest": figures[:, 1],
@@ -262,16 +267,16 @@ def _libraries() -> tuple[str, ...]:
     return tuple(f"{name} {version(name).split('+')[0]}" for name in _LIBRARIES)
 
 
-def _report(planned: Planned, figures: np.ndarray | None) -> TensorReport:
+def _report(assignment: Assignment, figures: np.ndarray | None) -> TensorReport:
     """``figures`` are those of ``EncodingError``, all zero where nothing was lost."""
-    tensor = planned.tensor
+    tensor = assignment.tensor
     return TensorReport(
         tensor.name,
         tensor.shape,
         tensor.scheme.text,
-        planned.source_bytes,
-        planned.stored_bytes,
+        assignment.source_bytes,
+        assignment.stored_bytes,
         EncodingError(*figures.tolist()) if figures is not None and figures.any() else None,
         tensor.alias_of,
-        planned.keep is not None,
+        assignment.keep is not None,
     )

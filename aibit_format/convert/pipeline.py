@@ -27,12 +27,11 @@ from ..file.writer import Writer
 from ..io.hashed_reader import Tape
 from ..io.mapped import place
 from ..schemes.base import matrix
-from . import recipe
+from .conversion import Assignment, Conversion, rounded
 from .encoders import encode
 from .error import EncodingError, measure, measured, sums
-from .recipe import Plan, Planned
 
-Done = tuple[int, EncodingError | None]  # the place of a tensor in the plan, and the error made
+Done = tuple[int, EncodingError | None]  # the place of a tensor in the conversion, and the error made
 Work = Callable[[], None]
 Take = Callable[["_Buffer"], Work]  # reads what the work needs, when it is one's turn
 
@@ -40,25 +39,25 @@ _NOWHERE = -1  # the file of what is in no file, or is not there as it is
 
 
 class Pipeline:
-    """What takes tensors of a plan to a writer. Use it as a context: leaving it ends its threads.
+    """What takes tensors of a conversion to a writer. Use it as a context: leaving it ends its threads.
 
     Args:
-        plan: of the conversion.
-        mine: places of the plan's tensors that are wanted.
+        conversion: what is to be done.
+        mine: places of the conversion's tensors that are wanted.
         files: places of the source's files whose digests are wanted.
         out: the writer.
         jobs: threads.
     """
 
     def __init__(
-        self, plan: Plan, mine: Sequence[int], files: Iterable[int], out: Writer | ShardedWriter, jobs: int
+        self, conversion: Conversion, mine: Sequence[int], files: Iterable[int], out: Writer | ShardedWriter, jobs: int
     ) -> None:
         self.digests: dict[int, str] = {}  # of the files, in hex, once all tensors are through
-        self._plan, self._out, self._jobs = plan, out, jobs
+        self._conversion, self._out, self._jobs = conversion, out, jobs
         self._turn, self._counting = Lock(), Lock()
         self._finished: SimpleQueue[Done | BaseException | None] = SimpleQueue()
         with contextlib.ExitStack() as stack:
-            self._tapes = {i: stack.enter_context(Tape(plan.source.files[i].path)) for i in files}
+            self._tapes = {i: stack.enter_context(Tape(conversion.source.files[i].path)) for i in files}
             self._workers = stack.enter_context(_threads(jobs))
             self._closing = stack.pop_all()
         self._steps = self._all(mine)
@@ -108,13 +107,13 @@ class Pipeline:
 
     def _all(self, mine: Sequence[int]) -> Iterator[Take]:
         """What there is to do."""
-        files = {os.path.abspath(file.path): i for i, file in enumerate(self._plan.source.files)}
+        files = {os.path.abspath(file.path): i for i, file in enumerate(self._conversion.source.files)}
         entries = sorted((self._entry(i, files) for i in mine), key=lambda entry: (entry.file, entry.offset))
         covered = dict.fromkeys(self._tapes, 0)
         for entry in entries:
             if entry.stretches and entry.file in covered:
-                covered[entry.file] += self._plan.tensors[entry.place].source_bytes
-        apart = {i for i, nbytes in covered.items() if 2 * nbytes < self._plan.source.files[i].size}
+                covered[entry.file] += self._conversion.tensors[entry.place].source_bytes
+        apart = {i for i, nbytes in covered.items() if 2 * nbytes < self._conversion.source.files[i].size}
         for i in apart:
             yield _unread(partial(self._digest, i))
         for entry in entries:
@@ -124,13 +123,13 @@ class Pipeline:
                 yield _unread(partial(self._whole, entry.place))
 
     def _entry(self, i: int, files: dict[str, int]) -> _Entry:
-        planned = self._plan.tensors[i]
-        if planned.read is None or not planned.at_hand:
+        assignment = self._conversion.tensors[i]
+        if assignment.read is None or not assignment.at_hand:
             return _Entry(i, _NOWHERE, i, [])
         stretches = []
-        if planned.tensor.transposed == planned.source_transposed:
-            stretches = self._out.stretches(planned.tensor.name)
-        where = place(planned.read()[0]) if files else None  # to read from a model in memory may be to copy
+        if assignment.tensor.transposed == assignment.source_transposed:
+            stretches = self._out.stretches(assignment.tensor.name)
+        where = place(assignment.read()[0]) if files else None  # to read from a model in memory may be to copy
         if where is None or where[0] not in files:
             return _Entry(i, _NOWHERE, i, stretches)
         return _Entry(i, files[where[0]], where[1], stretches)
@@ -140,28 +139,28 @@ class Pipeline:
 
     def _whole(self, i: int) -> None:
         """Read, round, encode and write one tensor."""
-        planned, made = self._plan.tensors[i], None
-        tensor = planned.tensor
+        assignment, made = self._conversion.tensors[i], None
+        tensor = assignment.tensor
         try:
-            if planned.keep is not None:
-                self._out.write(tensor.name, planned.keep())
-            if planned.read is not None:
-                values, dtype = planned.read()
-                if tensor.transposed != planned.source_transposed:
+            if assignment.keep is not None:
+                self._out.write(tensor.name, assignment.keep())
+            if assignment.read is not None:
+                values, dtype = assignment.read()
+                if tensor.transposed != assignment.source_transposed:
                     values = np.ascontiguousarray(values.T)  # once here: encoding and measuring would each do it again
-                planes = _encoded(planned, values, dtype)
+                planes = _encoded(assignment, values, dtype)
                 self._out.write(tensor.name, planes)
                 made = measure(tensor.scheme, planes, values, dtype)
         except SchemeError as error:
-            raise self._named(planned, error) from error
+            raise self._named(assignment, error) from error
         self._finished.put((i, made))
 
     def _by_rows(self, entry: _Entry, tape: Tape | None) -> Iterator[Take]:
         """The same of one tensor, leaf by leaf of what becomes of it."""
-        planned = self._plan.tensors[entry.place]
-        if planned.read is None:
+        assignment = self._conversion.tensors[entry.place]
+        if assignment.read is None:
             return
-        values, dtype = planned.read()
+        values, dtype = assignment.read()
         rows, columns = matrix(values.shape)
         values = values.reshape(rows, columns)
         row_bytes, every = entry.stretches[-1].stop // rows, measured(rows).step  # of the largest plane
@@ -183,13 +182,13 @@ class Pipeline:
 
     def _rows(self, parts: _Parts, k: int, values: np.ndarray, rows: range, stretch: range, chosen: range) -> None:
         """Encode and write the rows that make one stretch, and measure the ``chosen`` of them."""
-        planned = self._plan.tensors[parts.place]
+        assignment = self._conversion.tensors[parts.place]
         try:
-            planes = _encoded(planned, values, parts.dtype)
-            self._out.write_rows(planned.tensor.name, rows, planes, stretch)
-            parts.sums[k] = sums(planned.tensor.scheme, planes, values, parts.dtype, chosen)
+            planes = _encoded(assignment, values, parts.dtype)
+            self._out.write_rows(assignment.tensor.name, rows, planes, stretch)
+            parts.sums[k] = sums(assignment.tensor.scheme, planes, values, parts.dtype, chosen)
         except SchemeError as error:
-            raise self._named(planned, error) from error
+            raise self._named(assignment, error) from error
         with self._counting:
             parts.left -= 1
             done = not parts.left
@@ -197,15 +196,15 @@ class Pipeline:
             noise, signal, largest = zip(*parts.sums, strict=True)
             self._finished.put((parts.place, EncodingError.of(math.fsum(noise), math.fsum(signal), max(largest))))
 
-    def _named(self, planned: Planned, error: SchemeError) -> SchemeError:
+    def _named(self, assignment: Assignment, error: SchemeError) -> SchemeError:
         """What a scheme complains of, and of which tensor."""
-        names = ", ".join(planned.sources[:2])
-        return SchemeError(f"{self._plan.source.path}: tensor {planned.tensor.name!r} (from {names}): {error}")
+        names = ", ".join(assignment.sources[:2])
+        return SchemeError(f"{self._conversion.source.path}: tensor {assignment.tensor.name!r} (from {names}): {error}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A tensor of the plan: where its values begin in a file of the source, and the stretches it goes in, if any."""
+    """Where a tensor's values begin in a file of the source, and the stretches it goes in, if any."""
 
     place: int
     file: int
@@ -241,11 +240,11 @@ def _unread(work: Work) -> Take:
     return lambda buffer: work
 
 
-def _encoded(planned: Planned, values: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+def _encoded(assignment: Assignment, values: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
     """Planes of a tensor's values, or of some of its rows."""
-    if planned.tensor.scheme.lossy:
-        values, dtype = recipe.rounded(values, dtype, planned.slot_dtype), planned.slot_dtype
-    return encode(planned.tensor.scheme, values, dtype)
+    if assignment.tensor.scheme.lossy:
+        values, dtype = rounded(values, dtype, assignment.model_dtype), assignment.model_dtype
+    return encode(assignment.tensor.scheme, values, dtype)
 
 
 def _threads(jobs: int) -> ThreadPoolExecutor:

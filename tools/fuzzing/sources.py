@@ -47,7 +47,7 @@ class _Source(bundle.Written):
         try:
             source = self._read(os.path.join(self._inside, self.opened) if self.opened else self._inside)
             source.no_model = _WHY
-            plan = self._recipe.plan_alone(source, self._recipe.Recipe.of("keep"))
+            plan = self._recipe.assign_alone(source, self._recipe.Recipe.of("keep"))
             self._conversion.run(plan, self._output, overwrite=True, jobs=1)
         except AibitError as error:
             return self._verdicts.coded(error)

@@ -20,7 +20,7 @@ import numpy as np
 from ...container.tables import TensorInfo
 from ...errors import WriteError
 from ...file.sharded_reader import Opened
-from ...hf.meta_model import Skeleton, skeleton
+from ...hf.meta_model import MetaModel, build_meta_model
 from ...schemes import Scheme
 from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
 from ...schemes.int8 import Int8
@@ -64,7 +64,7 @@ def export(
     config = config_of(file)
     if config is None or "model.architecture" not in file.metadata:
         raise WriteError(f"{file.path}: holds tensors but no model; --to safetensors writes them")
-    model = skeleton(config, file.metadata["model.architecture"])
+    model = build_meta_model(config, file.metadata["model.architecture"])
     places = _places(model)
     family = _family(file, places)
     items, kept = [], []
@@ -100,27 +100,27 @@ class _Place:
     transposed: bool  # Conv1D: what the model has is the transpose of what the layer stores
 
 
-def _places(model: Skeleton) -> dict[str, _Place]:
+def _places(model: MetaModel) -> dict[str, _Place]:
     """Tied weights and those of modules kept in float32 are not among them, whatever a config asks for."""
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     tied = {*model.ties, *model.ties.values()}
-    never: list[str] = [*(model.model._keep_in_fp32_modules or ())]
+    never: list[str] = [*(model.module._keep_in_fp32_modules or ())]
     found = {}
     for name, conv1d in _linears(model).items():
         weight = f"{name}.weight"
         if weight not in tied and should_convert_module(name, never):
-            shape = model.slots[weight].shape
+            shape = model.parameters[weight].shape
             found[weight] = _Place(shape[::-1] if conv1d else shape, conv1d)
     return found
 
 
-def _linears(model: Skeleton) -> dict[str, bool]:
+def _linears(model: MetaModel) -> dict[str, bool]:
     """Names of the modules that transformers can replace by a bitsandbytes layer, and whether each is a Conv1D."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    modules = model.model.named_modules()
+    modules = model.module.named_modules()
     return {name: isinstance(m, Conv1D) for name, m in modules if type(m) is nn.Linear or isinstance(m, Conv1D)}
 
 
@@ -222,7 +222,7 @@ _LAYERS: dict[type[Scheme], _Layer] = {
 }
 
 
-def _skipped(model: Skeleton, kept: Sequence[TensorInfo]) -> list[str]:
+def _skipped(model: MetaModel, kept: Sequence[TensorInfo]) -> list[str]:
     """``llm_int8_skip_modules`` under which transformers makes layers of just the ``kept`` tensors' modules."""
     from transformers.quantizers.quantizers_utils import should_convert_module
 

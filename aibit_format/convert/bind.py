@@ -1,0 +1,139 @@
+"""Matches the tensors of a source to those that a model wants, as transformers would when loading the checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import interop
+from ..errors import SourceError
+from ..formats.sources import Source, SourceTensor, values
+from ..hf.meta_model import MetaModel
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """How a parameter is filled: from these tensors of the source, by ``read``, which gives values and their dtype."""
+
+    sources: tuple[str, ...]
+    read: Callable[[], tuple[np.ndarray, str]] | None  # None: the one source tensor as it is
+
+
+def bind(model: MetaModel, source: Source) -> tuple[dict[str, Binding], list[str]]:
+    """Match a checkpoint's tensors to the parameters, as transformers would when loading it.
+
+    Returns the binding of each parameter that is filled, and the source tensors that no parameter wants.
+
+    Raises:
+        SourceError: a parameter stays empty, or a tensor has another shape than its parameter.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    state = model.module.state_dict()
+    mapping = get_model_conversion_mapping(model.module)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    prefix = model.module.base_model_prefix
+    groups: dict[str, list[tuple[str, str | None]]] = {}
+    unused: list[str] = []
+    for key in sorted(source.tensors, key=_natural):
+        renamed, pattern = rename_source_key(key, renamings, converters, prefix, state)
+        if renamed not in state and key in state:
+            renamed, pattern = key, None
+        if renamed in state:
+            groups.setdefault(renamed, []).append((key, pattern))
+        else:
+            unused.append(key)
+    bindings: dict[str, Binding] = {}
+    for target, members in groups.items():
+        keys = tuple(key for key, _ in members)
+        if members[0][1] is None:
+            bindings[target] = Binding(keys[:1], None)
+            unused += keys[1:]
+            continue
+        group = _Group(target, members, by_pattern, model.module, source)
+        for name in group.targets(state):
+            bindings[name] = Binding(keys, group.reader(name))
+    _check(model, bindings, source.tensors)
+    return bindings, unused
+
+
+def _check(model: MetaModel, bindings: Mapping[str, Binding], tensors: Mapping[str, SourceTensor]) -> None:
+    filled = {model.ties.get(name, name) for name in bindings}
+    missing = [
+        name
+        for name, parameter in model.parameters.items()
+        if model.ties.get(name, name) not in filled and parameter.role != "buffer"
+    ]
+    if missing:
+        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise SourceError(f"{model.architecture} needs tensors that the checkpoint lacks: {listed}")
+    for name, binding in bindings.items():
+        found = tensors[binding.sources[0]]
+        shape = found.shape[::-1] if found.transposed else found.shape
+        if binding.read is None and shape != model.parameters[name].shape:
+            raise SourceError(
+                f"{found.file}: tensor {found.name!r} has shape {list(shape)}, "
+                f"{model.architecture} with this config wants {list(model.parameters[name].shape)}"
+            )
+
+
+class _Group:
+    """Source tensors that transformers joins or splits into one or more tensors of the model."""
+
+    def __init__(
+        self,
+        target: str,
+        members: Iterable[tuple[str, str | None]],
+        converters: Mapping[str, Any],
+        model: Any,
+        source: Source,
+    ) -> None:
+        self._target, self._members, self._model = target, list(members), model
+        self._converter = converters[self._members[0][1] or ""]
+        self._source = source
+        self._made: dict[str, tuple[np.ndarray, str]] = {}
+
+    def targets(self, state: Mapping[str, Any]) -> list[str]:
+        """Names of the tensors this group makes: the first target pattern's name, and the same with the others."""
+        first, *others = self._converter.target_patterns
+        names = [self._target, *(self._target.replace(first, other) for other in others)]
+        return [name for name in dict.fromkeys(names) if name in state]
+
+    def reader(self, name: str) -> Callable[[], tuple[np.ndarray, str]]:
+        """A function that makes the tensor ``name``; siblings made on the way are kept until they are asked for."""
+
+        def make() -> tuple[np.ndarray, str]:
+            if name not in self._made:
+                self._made.update(self._convert())
+            return self._made.pop(name)
+
+        return make
+
+    def _convert(self) -> dict[str, tuple[np.ndarray, str]]:
+        import torch
+
+        converter = deepcopy(self._converter)
+        for key, pattern in self._members:
+            converter.add_tensor(self._target, key, pattern, lambda key=key: self._tensor(key))
+        with torch.no_grad():
+            made = converter.convert(self._target, model=self._model, config=self._model.config)
+        return {name: interop.to_numpy(value[0] if isinstance(value, list) else value) for name, value in made.items()}
+
+    def _tensor(self, key: str) -> torch.Tensor:
+        return interop.to_torch(*values(self._source, key))
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Sort key under which ``layers.10`` follows ``layers.9``."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"\.", name)]

@@ -1,0 +1,236 @@
+"""Decides what becomes of every tensor of a source, before a weight is read: printable, and what ``run`` then does.
+
+(One exception: a scheme whose parameters follow from values, such as ``int8-outlier``, reads the tensors it is for.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..container.plan import Tensor
+from ..dtypes import DTYPES
+from ..errors import RecipeError, SchemeError, SourceError
+from ..formats.sources import Source, SourceTensor, values
+from ..hf.meta_model import MetaModel, ParameterSpec
+from ..schemes import Scheme, make
+from ..schemes.plain import Plain
+from .bind import Binding, bind
+from .encoders import encode
+from .recipe import Recipe
+
+Values = tuple[np.ndarray, str]  # in the storage of a dtype, and that dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One tensor of the file to be: how it is stored, and where its values come from.
+
+    ``read`` gives the values, not yet transposed unless ``source_transposed``; ``keep`` gives finished planes, where
+    the source's are taken over as they are; an alias has neither. ``model_dtype`` is what the model computes in, to
+    which values are rounded before they are quantized, as transformers does. ``at_hand`` says that ``read`` costs
+    nothing, because it gives what the source has: a view of its file, or an array.
+    """
+
+    tensor: Tensor
+    sources: tuple[str, ...]
+    origin: Scheme  # how the source stores it
+    model_dtype: str
+    source_bytes: int
+    read: Callable[[], Values] | None = None
+    source_transposed: bool = False
+    keep: Callable[[], Mapping[str, np.ndarray]] | None = None
+    at_hand: bool = False
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of its planes; none for an alias."""
+        if self.tensor.alias_of is not None:
+            return 0
+        return sum(plane.nbytes for plane in self.tensor.scheme.planes(self.tensor.shape, self.tensor.dtype))
+
+    @property
+    def inexact(self) -> bool:
+        """Whether decoded values may differ from the source's."""
+        return self.read is not None and (self.tensor.scheme.lossy or self.tensor.scheme != self.origin)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion will do. Nothing has been read yet but headers."""
+
+    source: Source
+    model: MetaModel | None  # None: tensors without a model
+    recipe: Recipe
+    tensors: tuple[Assignment, ...]
+    unused: tuple[str, ...]  # tensors of the source that the model has no place for
+    states: tuple[tuple[int, ...] | None, ...] = ()  # of the source's files when they were opened
+
+    @property
+    def original_bytes(self) -> int:
+        """Bytes of the weights in the source."""
+        return sum(each.source_bytes for each in self.tensors)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all planes."""
+        return sum(each.stored_bytes for each in self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors that are not aliases."""
+        return sum(int(np.prod(p.tensor.shape, dtype=object)) for p in self.tensors if p.tensor.alias_of is None)
+
+
+def assign(source: Source, model: MetaModel, recipe: Recipe) -> Conversion:
+    """Assign every tensor of the model its scheme and its source.
+
+    Raises:
+        SourceError: the checkpoint does not fit the model.
+        RecipeError: a rule matches no tensor, or gives a tensor a scheme that cannot hold it.
+    """
+    bindings, unused = bind(model, source)
+    _check_rules(recipe, model.parameters, model.architecture)
+    owners: dict[str, str] = {}
+    names: dict[str, list[str]] = {}
+    for name in model.parameters:
+        names.setdefault(model.ties.get(name, name), []).append(name)
+    tensors: dict[str, Assignment] = {}
+    for name, parameter in model.parameters.items():
+        root = model.ties.get(name, name)
+        if root in owners:
+            _check_tie(source, bindings, name, owners[root])
+            tensors[name] = _alias(tensors[owners[root]], name)
+            continue
+        binding = bindings.get(name) or _any_of_group(model, bindings, root)
+        if binding is None:
+            continue  # a buffer that the constructor computes
+        owners[root] = name
+        tensors[name] = _assigned(source, parameter, binding, recipe, names[root])
+    return Conversion(source, model, recipe, tuple(tensors.values()), tuple(unused))
+
+
+def assign_alone(source: Source, recipe: Recipe) -> Conversion:
+    """Assign a scheme to every tensor of a source that is no model: under their own names, in its order."""
+    _check_rules(recipe, source.tensors, source.path)
+    tensors: dict[str, Assignment] = {}
+    for name, found in source.tensors.items():
+        if found.alias_of is not None:
+            tensors[name] = _alias(tensors[found.alias_of], name)
+            continue
+        # As a Conv1D weight is: the stored tensor is the transpose of the one that has this name.
+        shape, role = (found.shape[::-1], "conv1d") if found.transposed else (found.shape, "other")
+        parameter = ParameterSpec(name, shape, found.dtype, role)
+        tensors[name] = _tensor(source, parameter, found, recipe.scheme_alone(found))
+    return Conversion(source, None, recipe, tuple(tensors.values()), ())
+
+
+def _check_rules(recipe: Recipe, names: Mapping[str, object], where: str) -> None:
+    for pattern, _ in recipe.rules:
+        if not any(re.search(pattern, name) for name in names):
+            raise RecipeError(f"--tensor {pattern!r} matches no tensor of {where}")
+
+
+def _assigned(
+    source: Source, parameter: ParameterSpec, binding: Binding, recipe: Recipe, names: Sequence[str]
+) -> Assignment:
+    first = source.tensors[binding.sources[0]]
+    if binding.read is None:
+        return _tensor(source, parameter, first, recipe.scheme_for(parameter, first.scheme, names))
+    # Joined or split by transformers: values, whatever the parts are stored in.
+    scheme = _plain_if_integer(recipe.scheme_for(parameter, None, names), parameter)
+    tensor = _target(parameter, _fitted(scheme, parameter, binding.read))
+    parts = [source.tensors[key] for key in binding.sources]
+    nbytes = parts[0].nbytes if len(parts) == 1 else _bytes(parameter.shape, first.dtype)
+    return Assignment(tensor, binding.sources, first.stored, parameter.dtype, nbytes, binding.read)
+
+
+def _tensor(source: Source, parameter: ParameterSpec, found: SourceTensor, scheme: Scheme) -> Assignment:
+    """A tensor that is one tensor of the source, taken over as it is where that is already in ``scheme``."""
+    name = found.name
+    scheme = _plain_if_integer(scheme, parameter)
+    if scheme.fallback and not _holds(scheme, parameter):
+        scheme = scheme.fallback
+    if scheme == found.scheme:
+        tensor = Tensor(parameter.name, found.shape, found.dtype, scheme, transposed=found.transposed)
+        return Assignment(tensor, (name,), scheme, parameter.dtype, found.nbytes, keep=lambda: source.planes(name))
+
+    def read() -> Values:
+        return values(source, name)
+
+    scheme = _fitted(scheme, parameter, read, found.transposed)
+    return Assignment(
+        _target(parameter, scheme), (name,), found.stored, parameter.dtype, found.nbytes, read, found.transposed,
+        at_hand=found.scheme is None,
+    )  # fmt: skip
+
+
+def _fitted(scheme: Scheme, parameter: ParameterSpec, read: Callable[[], Values], transposed: bool = False) -> Scheme:
+    """``scheme`` with what follows from the values filled in; they are only read for a scheme that asks."""
+    if type(scheme).fitted is Scheme.fitted:
+        return scheme
+    try:
+        array, dtype = read()
+        array = rounded(array, dtype, parameter.dtype)
+        return scheme.fitted(array.T if transposed != (parameter.role == "conv1d") else array, parameter.dtype)
+    except SchemeError as error:
+        raise SchemeError(f"tensor {parameter.name!r}: {error}") from error
+
+
+def rounded(array: np.ndarray, dtype: str, to: str) -> np.ndarray:
+    """Values of ``dtype`` rounded to the dtype ``to``: transformers rounds to the model's before it quantizes."""
+    return array if dtype == to else encode(make(to), array, dtype)["values"]
+
+
+def _plain_if_integer(scheme: Scheme, parameter: ParameterSpec) -> Scheme:
+    """A rule on names does not turn integers into floats."""
+    return make(parameter.dtype) if isinstance(scheme, Plain) and not DTYPES[parameter.dtype].is_float else scheme
+
+
+def _holds(scheme: Scheme, parameter: ParameterSpec) -> bool:
+    try:
+        scheme.planes(parameter.shape[::-1] if parameter.role == "conv1d" else parameter.shape, parameter.dtype)
+    except SchemeError:
+        return False
+    return True
+
+
+def _target(parameter: ParameterSpec, scheme: Scheme) -> Tensor:
+    transposed = parameter.role == "conv1d" and not isinstance(scheme, Plain)
+    shape = parameter.shape[::-1] if transposed else parameter.shape
+    dtype = scheme.name if isinstance(scheme, Plain) else parameter.dtype
+    try:
+        scheme.planes(shape, dtype)
+    except SchemeError as error:
+        raise RecipeError(f"tensor {parameter.name!r}: {error}") from error
+    return Tensor(parameter.name, shape, dtype, scheme, transposed=transposed)
+
+
+def _bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return int(np.prod(shape, dtype=object)) * DTYPES[dtype].bits // 8
+
+
+def _alias(target: Assignment, name: str) -> Assignment:
+    t = target.tensor
+    tensor = Tensor(name, t.shape, t.dtype, t.scheme, t.name, t.transposed)
+    return Assignment(tensor, target.sources, target.origin, target.model_dtype, 0)
+
+
+def _any_of_group(model: MetaModel, bindings: Mapping[str, Binding], root: str) -> Binding | None:
+    """A tie's values may stand in the checkpoint under any of its names."""
+    return next((bindings[name] for name in bindings if model.ties.get(name, name) == root), None)
+
+
+def _check_tie(source: Source, bindings: Mapping[str, Binding], name: str, owner: str) -> None:
+    """Tied tensors that a checkpoint holds twice must be the same, or one would be lost."""
+    if name not in bindings or owner not in bindings:
+        return
+    a, b = bindings[name].sources[0], bindings[owner].sources[0]
+    if a != b and not np.array_equal(values(source, a)[0], values(source, b)[0]):
+        raise SourceError(
+            f"{source.path}: the config ties {name!r} to {owner!r}, but the checkpoint holds two different tensors; "
+            "set tie_word_embeddings to false in config.json to keep both"
+        )
