@@ -194,8 +194,8 @@ def test_without_what_only_some_systems_have(tmp_path):
                 delattr(os, name)
         import aibit_format
         import numpy as np
-        from aibit_format import prefetch, rewrite
         from aibit_format.schemes import make
+        from aibit_format.file import rewrite
         from aibit_format.file.writer import Tensor, write
         folder, name = sys.argv[1], os.path.join(sys.argv[1], "m.aibit")
         with open(os.path.join(folder, ".aibit-0123456789abcdef.partial"), "wb"):
@@ -212,7 +212,8 @@ def test_without_what_only_some_systems_have(tmp_path):
         for path in (name, first):
             with aibit_format.open(path, verify="full") as file:
                 assert np.array_equal(file.dequantize("b"), values) and bytes(file.documents["a.txt"]) == b"text"
-        prefetch.read_ahead(name)
+        from aibit_format.io import readahead
+        readahead.read_ahead(name)
         print(len(os.listdir(folder)))
     """
     assert int(python(program, tmp_path)) == 4
@@ -434,13 +435,13 @@ MEDDLERS = {"rewritten": rewrite, "grown": grow, "replaced": replace, "removed":
 # Reads a large file over and over, in every way that this package reads by itself, while another process truncates it.
 READER = """
     import os, sys, time
-    from aibit_format import still
+    from aibit_format.io import lease
     from aibit_format.errors import FormatError
     from aibit_format.file.reader import File
 
     path, how, call = sys.argv[1:4]
     if how == "by copying":
-        still._take_lease = lambda storage: None
+        lease._take_lease = lambda storage: None
     file = File(path, "touched" if call == "planes" else "structure")
     calls = {
         "verify": file.verify,

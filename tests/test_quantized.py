@@ -14,8 +14,7 @@ from torch import nn
 
 import aibit_format as aibit
 from aibit_format import interop, schemes
-from aibit_format.torch.kernels import decode, matmul
-from aibit_format.torch.layers import dequantized
+from aibit_format.torch.kernels import decode, functional, matmul
 from aibit_format.torch.layers.dequantized import QuantizedEmbedding, QuantizedLinear
 
 sys.path.insert(0, str(ROOT / "tools" / "bench"))
@@ -40,7 +39,7 @@ def decoded(name, folder, file):
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
 def test_outputs_are_those_of_the_decoded_weights(name, scheme, tmp_path, monkeypatch):
-    monkeypatch.setattr(dequantized, "_PIECE", 1000)  # several pieces to a weight, the last one short
+    monkeypatch.setattr(functional, "_ON_CPU", 1000)  # several pieces to a weight, the last one short
     architectures.save(name, tmp_path / "hf", torch.float32)
     aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme=scheme)
     file = aibit.open(tmp_path / "m.aibit", verify="full")
@@ -153,8 +152,8 @@ def test_the_int8_product_is_as_close_to_the_true_one_as_the_decoded(rows, dtype
     def rms(product):
         return (product.double() - true).square().mean().sqrt()
 
-    assert rms(layer(x)) <= 1.1 * rms(layer._by_pieces(x))
-    assert layer._takes(x) or matmul.BF16 or not matmul.COMPILED
+    assert rms(layer(x)) <= 1.1 * rms(functional.by_pieces(x, layer.shape, layer.rows))
+    assert functional.uses_codes(layer._product, x, None) or matmul.BF16 or not matmul.COMPILED
 
 
 @pytest.mark.parametrize(

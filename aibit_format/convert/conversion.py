@@ -152,8 +152,6 @@ def _tensor(source: Source, parameter: ParameterSpec, found: SourceTensor, schem
     """A tensor that is one tensor of the source, taken over as it is where that is already in ``scheme``."""
     name = found.name
     scheme = _plain_if_integer(scheme, parameter)
-    if scheme.fallback and not _holds(scheme, parameter):
-        scheme = scheme.fallback
     if scheme == found.scheme:
         tensor = Tensor(parameter.name, found.shape, found.dtype, scheme, transposed=found.transposed)
         return Assignment(tensor, (name,), scheme, parameter.dtype, found.nbytes, keep=lambda: source.planes(name))
@@ -188,14 +186,6 @@ def rounded(array: np.ndarray, dtype: str, to: str) -> np.ndarray:
 def _plain_if_integer(scheme: Scheme, parameter: ParameterSpec) -> Scheme:
     """A rule on names does not turn integers into floats."""
     return make(parameter.dtype) if isinstance(scheme, Plain) and not DTYPES[parameter.dtype].is_float else scheme
-
-
-def _holds(scheme: Scheme, parameter: ParameterSpec) -> bool:
-    try:
-        scheme.planes(parameter.shape[::-1] if parameter.role == "conv1d" else parameter.shape, parameter.dtype)
-    except SchemeError:
-        return False
-    return True
 
 
 def _target(parameter: ParameterSpec, scheme: Scheme) -> Tensor:

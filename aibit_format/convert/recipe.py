@@ -55,23 +55,32 @@ class Recipe:
             raise RecipeError(str(error)) from error
 
     def scheme_for(self, parameter: ParameterSpec, origin: Scheme | None, names: Sequence[str]) -> Scheme:
-        """The scheme of one tensor of a model, which the source stores in ``origin`` if it is quantized there.
+        """Return the scheme of one tensor of a model, which the source stores in ``origin`` if it is quantized there.
 
         ``names`` are all that it goes by: a tied tensor has several, and a rule may find any of them.
         """
-        chosen = self.scheme if parameter.role in ("linear", "conv1d") else None
-        return self._rule(names, chosen) or origin or make(parameter.dtype)
+        rule = self._rule(names)
+        chosen = rule[1] if rule else self._default(parameter)
+        return chosen or origin or make(parameter.dtype)
 
     def scheme_alone(self, tensor: SourceTensor) -> Scheme:
-        """The scheme of a tensor of no model: as it is stored, but for rules."""
-        return self._rule([tensor.name], None) or tensor.stored
+        """Return the scheme of a tensor that belongs to no model: as it is stored, but for rules."""
+        rule = self._rule([tensor.name])
+        return (rule[1] if rule else None) or tensor.stored
 
-    def _rule(self, names: Sequence[str], otherwise: Scheme | None) -> Scheme | None:
-        found = (s for pattern, s in reversed(self.rules) if any(re.search(pattern, name) for name in names))
-        return next(found, otherwise)
+    def _rule(self, names: Sequence[str]) -> tuple[str, Scheme | None] | None:
+        """Return the last rule whose expression is found in one of the names."""
+        return next((rule for rule in reversed(self.rules) if any(re.search(rule[0], name) for name in names)), None)
+
+    def _default(self, parameter: ParameterSpec) -> Scheme | None:
+        """Return the scheme of weights that no rule names: its fallback where it cannot hold the shape."""
+        if parameter.role not in ("linear", "conv1d") or self.scheme is None:
+            return None
+        fallback = self.scheme.fallback
+        return self.scheme if fallback is None or _holds(self.scheme, parameter) else fallback
 
     def lines(self) -> list[str]:
-        """The recipe as the file keeps it: ``PATTERN=SCHEME``, the default first."""
+        """Return the recipe as the file keeps it: ``PATTERN=SCHEME``, the default first."""
         return [f"{pattern}={scheme.text if scheme else KEEP}" for pattern, scheme in (("*", self.scheme), *self.rules)]
 
 
@@ -95,6 +104,14 @@ def read_file(path: Path) -> tuple[str, str | None, list[tuple[str, str]]]:
     if values or not all(isinstance(text, str) for text in texts):
         raise RecipeError(f'{name}: a recipe is scheme = "..." and a table [tensors] of "regex" = "scheme"')
     return text, scheme, list(tensors.items())
+
+
+def _holds(scheme: Scheme, parameter: ParameterSpec) -> bool:
+    try:
+        scheme.planes(parameter.shape[::-1] if parameter.role == "conv1d" else parameter.shape, parameter.dtype)
+    except SchemeError:
+        return False
+    return True
 
 
 def _parse(text: str) -> Scheme | None:

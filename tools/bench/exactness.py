@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from aibit_format import schemes
 from aibit_format.interop import to_numpy
-from aibit_format.torch.kernels import matmul
+from aibit_format.torch.kernels import functional, matmul
 from aibit_format.torch.layers.dequantized import QuantizedLinear
 
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -51,12 +51,15 @@ def ways(planes: dict[str, torch.Tensor], shape: tuple[int, int]) -> dict[str, t
 
         return product
 
+    def decoded(x: torch.Tensor) -> torch.Tensor:
+        return functional.by_pieces(x, layer.shape, layer.rows)
+
     return {
         "LLM.int8, bitsandbytes' and ours": (64, theirs),
         "weight only, up to 16 rows": (16, weight_only(False)),
         "weight only, more rows, processor with bf16": (64, weight_only(True)),
         "weight only, more rows, processor without": (64, weight_only(False)),
-        "dequantized to the inputs' dtype, then multiplied": (64, layer._by_pieces),
+        "dequantized to the inputs' dtype, then multiplied": (64, decoded),
     }
 
 
