@@ -10,12 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from codec import codec
-from cold import cold, stream
-from generation import generate
-from loaders import loader, use
-from probe import Clock, Result, anonymous, pages, say
-from throughput import throughput
+from tools.bench.codec import codec
+from tools.bench.cold import cold, stream
+from tools.bench.generation import generate
+from tools.bench.loaders import loader, use
+from tools.bench.probe import Clock, Result, anonymous, pages, say
+from tools.bench.throughput import throughput
 
 _CUT = 1 << 20  # bytes that `verify` hashes at a time: a leaf of the format
 _STRETCH = 16 << 20  # bytes that a thread takes of the file

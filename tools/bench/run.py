@@ -1,4 +1,4 @@
-"""Measure what the README claims: ``python tools/bench/run.py [ROW ...] [--model 1.1b] [--runs 3]``.
+"""Measure what the README claims: ``python -m tools.bench.run [ROW ...] [--model 1.1b] [--runs 3]``.
 
 A row pairs measurements in fresh processes, A B A B. What is printed is the median, the least and the most of the
 samples, and the median of the ratios taken round by round; every sample goes into the JSON. See NOTES.md.
@@ -17,13 +17,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import models
-import probe
-from figures import Figure, table
-from pairing import Bench
-from rows import ABOUT, ROWS
-
-sys.path.insert(0, str(probe.ROOT))  # rows ask the package for files
+from tools.bench import models
+from tools.bench.figures import Figure, table
+from tools.bench.pairing import Bench
+from tools.bench.rows import ABOUT, ROWS
 
 _LIBRARIES = (
     "numpy", "torch", "transformers", "bitsandbytes", "safetensors", "fastsafetensors", "accelerate", "gguf", "xxhash",
