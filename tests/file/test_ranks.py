@@ -1,6 +1,7 @@
 """Several processes that convert one model: the bytes of one process, and what each of them reads.
 
-Run as a program, this is one of the processes: ``python -m tests.file.test_ranks FOLDER``, in the environment that torchrun makes.
+Run as a program, this is one of the processes: ``python -m tests.file.test_ranks FOLDER``, with the environment
+that torchrun makes.
 """
 
 from __future__ import annotations

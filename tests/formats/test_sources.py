@@ -16,6 +16,7 @@ from aibit_format.formats import exports, sources
 from aibit_format.formats.sources import open_source
 from tests.support import architectures
 from tests.support.int4_checkpoints import CHECKPOINTS, checkpoint
+from tests.support.int4_checkpoints import plain as plain
 
 
 @pytest.fixture(scope="module")

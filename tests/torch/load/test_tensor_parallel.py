@@ -1,6 +1,7 @@
 """Several processes with one model: outputs, and which bytes of the file each of them reads.
 
-Run as a program, this is one of the processes: ``python -m tests.torch.load.test_tensor_parallel FOLDER``, in the environment that torchrun makes.
+Run as a program, this is one of the processes: ``python -m tests.torch.load.test_tensor_parallel FOLDER``,
+with the environment that torchrun makes.
 """
 
 from __future__ import annotations
