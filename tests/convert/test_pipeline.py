@@ -3,7 +3,6 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,15 +17,16 @@ from aibit_format.container.layout import LEAF
 from aibit_format.container.plan import Tensor, plan
 from aibit_format.convert import encoders, pipeline
 from aibit_format.dtypes import DTYPES
-from aibit_format.errors import SchemeError, SourceError, WriteError
+from aibit_format.errors import SchemeError, WriteError
 from aibit_format.file import writer
 from aibit_format.file.reader import File
 from aibit_format.file.writer import Writer
 from aibit_format.interop import to_numpy
-from aibit_format.io import mapped, preallocate
-from aibit_format.io.hashed_reader import Tape
 from aibit_format.schemes import parse
 from aibit_format.schemes.base import matrix
+from tests.support.rows import models as models
+from tests.support.rows import paged
+from tests.support.rows import small_pages as small_pages
 
 BY_ROWS = [
     "f16", "bf16", "f32", "int8", "int8-absmax", "int8-absmax,group=32", "int8-zp", "int8-zp,group=16", "fp8-e4m3",
@@ -35,24 +35,6 @@ BY_ROWS = [
 ]  # fmt: skip
 WHOLE = ["nf4,nested=1", "nf4,block_size=256", "int8-absmax,group=tensor", "int8-zp,group=tensor", "nf4-cpu"]
 SHAPE = (37, 3, 320)  # as a matrix 111 rows; 320 is no multiple of 256
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_pages():
-    """Stretches of one leaf, whatever the file system of temporary files: as many cuts as there can be."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "make_room", paged(4096))
-        yield
-
-
-def paged(page):
-    """``make_room`` of a file system whose pages have so many bytes."""
-
-    def make_room(file, size):
-        preallocate.make_room(file, size)
-        return page
-
-    return make_room
 
 
 def values(shape, dtype="f16", seed=0):
@@ -193,111 +175,7 @@ def test_rows_that_do_not_fit_are_refused(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-# The source
-
-
-def test_where_a_view_lies(tmp_path):
-    path = tmp_path / "f"
-    path.write_bytes(np.arange(1000, dtype=np.uint8).tobytes())
-    pages = mapped.pages(path)
-    assert mapped.place(pages) == (str(path), 0)
-    assert mapped.place(pages[10:42].view("<f2").reshape(4, 4)) == (str(path), 10)
-    assert mapped.place(pages[10:42].view("<f2").reshape(4, 4)[2:]) == (str(path), 26)
-    assert mapped.place(pages[10:42].view("<f2").reshape(4, 4).T) is None
-    assert mapped.place(pages[:50].copy()) is None
-    assert mapped.place(np.zeros(4)) is None
-
-
-@given(
-    pieces=st.lists(st.tuples(st.integers(0, 999), st.integers(0, 300)), max_size=12),
-    size=st.sampled_from([0, 1, 1000]),
-)
-def test_a_tape_has_the_digest_of_its_file_whatever_is_read_of_it(pieces, size, tmp_path_factory):
-    data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
-    path = tmp_path_factory.mktemp("tape") / "f"
-    path.write_bytes(data.tobytes())
-    with Tape(str(path)) as tape:
-        for start, length in pieces:
-            out = np.empty(max(min(length, size - start), 0), np.uint8)
-            if len(out):
-                tape.read(start, out)
-            assert np.array_equal(out, data[start : start + len(out)])
-        assert tape.digest() == tape.digest() == xxhash.xxh3_128(data.tobytes()).hexdigest()
-
-
-def test_a_tape_that_is_cut(tmp_path):
-    path = tmp_path / "f"
-    path.write_bytes(bytes(5000))
-    with pytest.raises(SourceError, match="nothing: No such file"):
-        Tape(str(tmp_path / "nothing"))
-    with Tape(str(path)) as tape:
-        os.truncate(path, 3000)
-        with pytest.raises(SourceError, match=r"f: ends at 3000, 4000 expected: truncated"):
-            tape.read(2000, np.empty(2000, np.uint8))
-        with pytest.raises(SourceError, match=r"ends at 3000, 5000 expected"):
-            tape.digest()
-
-
-# Room
-
-
-MEMORY = "/dev/shm"  # noqa: S108 - where Linux has one
-
-
-def test_which_file_systems_are_in_memory(tmp_path):
-    with open(tmp_path / "f", "wb") as file:
-        preallocate.make_room(file.fileno(), 12345)
-        assert os.fstat(file.fileno()).st_size == 12345
-    with open("/proc/mounts") as mounts:
-        if not any(line.split()[1:3] == [MEMORY, "tmpfs"] for line in mounts):
-            pytest.skip(f"{MEMORY} is no file system in memory here")
-    name = f"{MEMORY}/aibit-test-{os.getpid()}"
-    try:
-        with open(name, "wb") as file:
-            assert preallocate.is_in_memory(file.fileno())
-            preallocate.make_room(file.fileno(), 1 << 20)
-            status = os.fstat(file.fileno())
-            assert (status.st_size, status.st_blocks) == (1 << 20, 0)
-            free = os.statvfs(name).f_bavail * os.statvfs(name).f_frsize
-            with pytest.raises(OSError, match="No space left"):
-                preallocate.make_room(file.fileno(), free + (1 << 30))
-    finally:
-        os.unlink(name)
-
-
-def test_shards_need_room_together(models, tmp_path, monkeypatch):
-    """In memory room is only looked for: each shard would find what the others will take."""
-    shards = {"max_shard_size": 1 << 20}
-    aibit.convert(models["float16"], tmp_path / "a.aibit", **shards)
-    sizes = [path.stat().st_size for path in tmp_path.glob("a-*.aibit")]
-    assert len(sizes) > 2
-    full = SimpleNamespace(f_blocks=1, f_bavail=sum(sizes), f_frsize=1)
-    monkeypatch.setattr(preallocate, "is_in_memory", lambda where: True)
-    monkeypatch.setattr(preallocate.os, "statvfs", lambda where: full)
-    aibit.convert(models["float16"], tmp_path / "b.aibit", **shards)
-    full.f_bavail -= 1
-    with pytest.raises(WriteError, match=f"cannot write {sum(sizes)} bytes: No space left"):
-        aibit.convert(models["float16"], tmp_path / "c.aibit", **shards)
-    assert not list(tmp_path.glob("c-*"))
-
-
 # Whole conversions
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """dtype -> a directory with a model of some leaves, in shards whose tensors have another order than the model's."""
-    config = tf.LlamaConfig(
-        hidden_size=320, intermediate_size=1152, num_hidden_layers=2, num_attention_heads=5, num_key_value_heads=5,
-        vocab_size=3001, tie_word_embeddings=False,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    found = {}
-    for dtype in ("float16", "bfloat16", "float32"):
-        found[dtype] = tmp_path_factory.mktemp(dtype)
-        tf.LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(found[dtype], max_shard_size="3MB")
-    assert len(list(found["float16"].glob("*.safetensors"))) > 2
-    return found
 
 
 def steps(monkeypatch):

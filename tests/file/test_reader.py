@@ -2,7 +2,6 @@
 
 import gc
 import os
-import struct
 
 import numpy as np
 import pytest
@@ -16,17 +15,11 @@ from aibit_format.file.writer import Tensor
 from aibit_format.schemes import make
 from aibit_format.schemes.int8 import Int8
 from aibit_format.schemes.plain import Plain
+from tests.support.damaged_files import GOOD
+from tests.support.damaged_files import path as path
 from tools.fixtures import file_builder
 
-GOOD = file_builder.good()
 LEAF = layout.LEAF
-
-
-@pytest.fixture
-def path(tmp_path):
-    path = tmp_path / "m.aibit"
-    path.write_bytes(GOOD)
-    return str(path)
 
 
 def big():
@@ -307,12 +300,6 @@ def test_dequantized_values_are_a_copy(path):
     file.dequantize("quant")[:] = 0
     file.dequantize("scalar")[...] = 7
     file.verify()
-
-
-def test_bf16_is_the_upper_half_of_a_float(path):
-    words = File(path).planes("norm")["values"]
-    expected = [struct.unpack("<f", bytes(2) + int(word).to_bytes(2, "little"))[0] for word in words]
-    assert File(path).dequantize("norm").tolist() == expected
 
 
 def test_nbytes_are_those_of_the_planes(path):

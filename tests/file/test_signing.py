@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa, x25519
 
 import aibit_format as aibit
 from aibit_format.cli import main
@@ -21,74 +21,17 @@ from aibit_format.container import signatures
 from aibit_format.errors import AibitError, FormatError, MissingPackageError, SigningError, WriteError
 from aibit_format.file import signing
 from aibit_format.file.reader import File
-from tests.support.command import run
+from tests.support.signed_files import GOOD, RECORD, code_of, content_digest_of, section_of, with_section
+from tests.support.signed_files import keys as keys
+from tests.support.signed_files import path as path
+from tests.support.signed_files import signed as signed
 from tools.fixtures import file_builder
 from tools.fixtures.file_builder import rebuilt
 
-GOOD = file_builder.good()
-RECORD, ROOM = 104, 8
 PEM = serialization.Encoding.PEM
 
 
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    """A folder with the keys ``a`` and ``b``, each a private and a public half, and ``only-a`` with a's public one."""
-    folder = tmp_path_factory.mktemp("keys")
-    for name in "ab":
-        signing.new_key(folder / name)
-    (folder / "only-a").mkdir()
-    shutil.copy(folder / "a.pub", folder / "only-a")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def signed(keys, tmp_path_factory):
-    """The bytes of the good file, signed inside by ``a``."""
-    folder = tmp_path_factory.mktemp("signed")
-    (folder / "m.aibit").write_bytes(GOOD)
-    signing.sign(folder / "m.aibit", keys / "a.pem", folder / "s.aibit")
-    return (folder / "s.aibit").read_bytes()
-
-
-@pytest.fixture
-def path(tmp_path):
-    (tmp_path / "m.aibit").write_bytes(GOOD)
-    return tmp_path / "m.aibit"
-
-
-def code_of(source, signed_by=None):
-    """The code that opening gets, or None."""
-    try:
-        File(source, signed_by=signed_by)
-    except FormatError as error:
-        return error.code
-    return None
-
-
-def with_section(change, flags=0, count=ROOM):
-    """The section of signatures with another body, all else made right again."""
-    return rebuilt(lambda entries: [(k, flags, count, change(c)) if k == 8 else (k, f, n, c) for k, f, n, c in entries])
-
-
-def section_of(data):
-    """(offset, body) of the signatures, by the section table alone."""
-    for row in file_builder.table(data, "section"):
-        if row["kind"] == 8:
-            return int(row["offset"]), bytes(data[int(row["offset"]) :][: int(row["length"])])
-    return None
-
-
 # What is signed
-
-
-def content_digest_of(data):
-    """The definition of the specification, once more."""
-    data = bytearray(data)
-    data[112:128] = bytes(16)
-    if found := section_of(data):
-        data[found[0] : found[0] + len(found[1])] = bytes(len(found[1]))
-    pieces = [hashlib.sha256(data[i : i + (1 << 20)]).digest() for i in range(0, len(data), 1 << 20)]
-    return hashlib.sha256(b"aibit content\0\0\0" + struct.pack("<Q", len(data)) + b"".join(pieces)).digest()
 
 
 def test_the_content_digest_is_what_the_specification_says(signed):
@@ -109,16 +52,6 @@ def test_a_digest_of_many_pieces_does_not_depend_on_threads(jobs, monkeypatch):
     head = b"aibit content\0\0\0" + struct.pack("<Q", len(data))
     found = signatures.content_digest(lambda at, n: data[at : at + n], len(data), unsigned, jobs)
     assert found == hashlib.sha256(head + b"".join(pieces)).digest()
-
-
-def test_the_signed_message_and_the_record_are_what_the_specification_says(signed, keys):
-    public = serialization.load_pem_public_key((keys / "a.pub").read_bytes())
-    raw = public.public_bytes_raw()
-    _, body = section_of(signed)
-    assert len(body) == ROOM * RECORD and not any(body[RECORD:])
-    algorithm, reserved, key, signature = struct.unpack("<H6s32s64s", body[:RECORD])
-    assert (algorithm, reserved, key) == (1, bytes(6), raw)
-    public.verify(signature, b"aibit signature\0" + raw + content_digest_of(signed))
 
 
 def test_the_fixture_is_signed_by_the_key_of_rfc_8032(fixtures):
@@ -334,60 +267,6 @@ def test_one_good_signature_of_several_is_enough_and_a_bad_one_alone_is_not(sign
     assert code_of(data, keys / "b.pub") == "AIB-E605"
 
 
-def record(algorithm=1, reserved=bytes(6), key=bytes(32), signature=b"s" * 64):
-    return struct.pack("<H6s32s64s", algorithm, reserved, key, signature)
-
-
-FIRST, SECOND = record(key=b"\1" * 32), record(key=b"\2" * 32)
-# Bodies of the section, before the zeros that fill it.
-SHAPES = {
-    "none in use": b"",
-    "algorithm 2": record(algorithm=2),
-    "algorithm 65535": record(algorithm=65535),
-    "second algorithm": FIRST + record(algorithm=2, key=b"\2" * 32),
-    "reserved": record(reserved=b"\0\0\0\0\0\1"),
-    "a gap": bytes(RECORD) + FIRST,
-    "a gap between": FIRST + bytes(RECORD) + SECOND,
-    "bytes in one not in use": FIRST + record(algorithm=0),
-    "last byte": FIRST.ljust(ROOM * RECORD - 1, b"\0") + b"\1",
-    "out of order": SECOND + FIRST,
-    "the same key twice": FIRST + record(key=b"\1" * 32, signature=b"t" * 64),
-}
-
-
-@pytest.mark.parametrize("name", sorted(SHAPES))
-def test_a_section_of_another_shape_is_refused_by_whoever_opens_it(name, signed, path, keys):
-    bad = with_section(lambda _: SHAPES[name].ljust(ROOM * RECORD, b"\0"))(signed)
-    assert code_of(bad) == code_of(bad, keys / "a.pub") == "AIB-E604"
-    path.write_bytes(bad)
-    assert code_of(path) == "AIB-E604"
-    if name not in ("none in use", "last byte"):  # beside a file, with just the records there are
-        records = SHAPES[name]
-        head = b"\x89aibsig1\r\n\x1a\n" + struct.pack("<I", len(records) // RECORD)
-        path.write_bytes(GOOD)
-        (path.parent / "m.aibit.sig").write_bytes(head + records)
-        assert code_of(path) is None and code_of(path, keys / "a.pub") == "AIB-E604"
-
-
-@pytest.mark.parametrize("length", [0, 1, RECORD, ROOM * RECORD - 1, ROOM * RECORD + 1, (ROOM + 1) * RECORD])
-def test_a_section_of_another_length_or_count_is_refused(length, signed):
-    assert code_of(with_section(lambda body: (body + bytes(RECORD))[:length])(signed)) == "AIB-E604"
-    if length == RECORD:
-        assert code_of(with_section(lambda body: body[:length], count=1)(signed)) == "AIB-E604"
-    if length == (ROOM + 1) * RECORD:
-        assert code_of(with_section(lambda body: body.ljust(length, b"\0"), count=ROOM + 1)(signed)) == "AIB-E604"
-
-
-@pytest.mark.parametrize("count", [0, 1, 7, 9, (1 << 32) - 1])
-def test_a_section_that_counts_otherwise_is_refused(count, signed):
-    assert code_of(with_section(bytes, count=count)(signed)) == "AIB-E604"
-
-
-def test_a_critical_section_of_signatures_is_refused(signed):
-    """By readers that know the kind, as by those that do not."""
-    assert code_of(with_section(bytes, flags=1)(signed)) == "AIB-E202"
-
-
 def test_a_detached_file_that_is_missing_or_damaged(path, keys):
     beside = path.parent / "m.aibit.sig"
     signing.sign_detached(path, keys / "a.pem")
@@ -549,60 +428,3 @@ sys.exit("nothing was raised")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert issubclass(MissingPackageError, AibitError)
-
-
-# The command line
-
-
-def test_sign_and_verify(path, tmp_path, capsys):
-    status, out, _ = run("sign", "--new-key", tmp_path / "k", capsys=capsys)
-    assert status == 0 and "keep it secret" in out and (tmp_path / "k.pub").exists()
-    status, out, _ = run("sign", path, "--key", tmp_path / "k.pem", "-o", tmp_path / "s.aibit", capsys=capsys)
-    assert status == 0 and "signed by ed25519:" in out
-    status, out, _ = run("verify", tmp_path / "s.aibit", "--key", tmp_path / "k.pub", capsys=capsys)
-    assert status == 0 and "the signature by ed25519:" in out and "not checked" not in out
-    status, out, _ = run("verify", tmp_path / "s.aibit", capsys=capsys)
-    assert status == 0 and "claims to be a signature by ed25519:" in out
-    status, out, _ = run("inspect", tmp_path / "s.aibit", capsys=capsys)
-    assert status == 0 and "not checked: aibit verify --key" in out
-    status, out, _ = run("verify", path, "--key", tmp_path / "k.pub", capsys=capsys)
-    assert status == 3 and "AIB-E606" in out
-    status, out, _ = run("sign", path, "--key", tmp_path / "k.pem", "--detached", "--json", capsys=capsys)
-    assert status == 0 and json.loads(out)["output"] == f"{path}.sig"
-    status, out, _ = run("verify", path, "--key", tmp_path / "k.pub", "--json", capsys=capsys)
-    assert status == 0 and json.loads(out)[0]["signed_by"].startswith("ed25519:")
-    os.rename(f"{path}.sig", tmp_path / "moved")
-    status, *_ = run("verify", path, "--key", tmp_path / "k.pub", "--signature", tmp_path / "moved", capsys=capsys)
-    assert status == 0
-    assert run("run", path, "x", "--key", tmp_path / "k.pub", capsys=capsys)[0] == 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "message"),
-    [
-        (["sign"], 2, "say which FILE"),
-        (["sign", "{file}", "--new-key", "x"], 2, "say which FILE"),
-        (["sign", "{file}"], 2, "--key PEM"),
-        (["sign", "{file}", "--key", "{a}.pem"], 2, "-o OUT"),
-        (["sign", "{file}", "--key", "{a}.pub", "--detached"], 1, "AIB-E906"),
-        (["sign", "nowhere", "--key", "{a}.pem", "--detached"], 1, "No such file"),
-        (["sign", "{file}", "--key", "{a}.pem", "-o", "{file}"], 1, "exists"),
-        (["verify", "{file}", "--signature", "x"], 2, "says nothing without --key"),
-        (["verify", "{file}", "--key", "nowhere"], 1, "AIB-E906"),
-    ],
-)
-def test_what_goes_wrong_is_said(arguments, status, message, path, keys, capsys):
-    arguments = [argument.format(file=path, a=keys / "a") for argument in arguments]
-    found, out, err = run(*arguments, capsys=capsys)
-    assert found == status and message in out + err and "Traceback" not in err
-
-
-def test_it_signs_a_key_asked_a_password_for(path, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("aibit_format.cli.sign.getpass", lambda prompt: "secret")
-    assert run("sign", "--new-key", tmp_path / "k", "--password", capsys=capsys)[0] == 0
-    arguments = ("sign", "--detached", "--key", tmp_path / "k.pem", path)
-    assert run(*arguments, capsys=capsys)[0] == 1
-    assert run(*arguments, "--password", capsys=capsys)[0] == 0
-    assert isinstance(
-        serialization.load_pem_private_key((tmp_path / "k.pem").read_bytes(), b"secret"), ed25519.Ed25519PrivateKey
-    )

@@ -7,7 +7,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import types
 
 import pytest
 
@@ -145,25 +144,6 @@ def test_llama_bench_is_asked_where_it_is_and_missed_where_it_is_not(tmp_path, m
     runs, command = generation._llama_bench(bench, 128)
     assert runs == [{"first": 2.0, "token": 0.1}, {"first": 1.0, "token": 0.05}]
     assert command.startswith("llama-bench -m WORK/tiny-q8_0.gguf") and "abc" in bench.facts["llama.cpp"]
-
-
-@pytest.mark.parametrize("prompt", [128, 1024])
-def test_a_prompt_has_tokens_of_every_vocabulary(prompt):
-    torch = pytest.importorskip("torch")
-    from aibit_format.torch.evaluate import timing
-
-    given = []
-
-    def model(ids, past_key_values, use_cache, logits_to_keep):
-        given.append((tuple(ids.shape), int(ids.min()), int(ids.max()), past_key_values))
-        return types.SimpleNamespace(
-            logits=torch.zeros(2, 1, 160).index_fill_(2, torch.tensor(7), 1), past_key_values=3
-        )
-
-    model.device = torch.device("cpu")
-    first, others = timing.generate(model, 2, prompt, 2)
-    assert first > 0 and len(others) == 2
-    assert given == [((2, prompt), 1, 128, None), ((2, 1), 7, 7, 3), ((2, 1), 7, 7, 3)]
 
 
 def test_the_conversion_in_c_alone_compiles(tmp_path):

@@ -7,54 +7,26 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import subprocess
-import sys
 import tempfile
-import textwrap
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import aibit_format as aibit
-from aibit_format.container import layout
-from aibit_format.errors import FormatError, SourceError, WriteError
+from aibit_format.errors import SourceError, WriteError
 from aibit_format.file import rewrite as rewriting
 from aibit_format.file import sharded_reader
 from aibit_format.file.reader import File
-from aibit_format.file.writer import Tensor, Writer, plan, write
-from aibit_format.io import atomic, lease
+from aibit_format.file.writer import Tensor, write
 from aibit_format.schemes import make
-from tests.support.paths import ROOT
+from tests.support.faults import python
 from tools.fixtures import file_builder
 
 GOOD = file_builder.good()
-F32 = make("f32")
-NAMELESS, NAMED = "without a name", "under a hidden name"
-
-
-def environment():
-    return os.environ | {"PYTHONPATH": str(ROOT)}
-
-
-def python(program, *arguments, **options):
-    """A Python that runs ``program``; what it prints, or the test's failure with what it complained of."""
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
-        env=environment(), capture_output=True, text=True, timeout=1200, check=False, **options,
-    )  # fmt: skip
-    assert result.returncode == 0, (result.returncode, result.stderr[-2000:])
-    return result.stdout
-
-
-def unlinkable(monkeypatch):
-    """A system on which every file has a name."""
-    monkeypatch.setattr(atomic, "_nameless", lambda folder: None)
-
 
 # Killed
 
@@ -154,70 +126,6 @@ def test_killed_at_a_thousand_moments(job, model, tmp_path):
     kill(job, tmp_path, model, 1000, seed=1)
 
 
-def test_what_a_killed_writer_left_is_swept_up_and_what_a_live_one_writes_is_not(tmp_path, monkeypatch):
-    unlinkable(monkeypatch)
-    content = {Tensor("a", (4,), "f32", F32): {"values": np.ones(4, "<f4")}}
-    left, live = tmp_path / ".aibit-0123456789abcdef.partial", tmp_path / ".aibit-fedcba9876543210.partial"
-    folder, other = tmp_path / ".aibit-00000000000000ff.partial", tmp_path / ".aibit-mine.partial"
-    left.write_bytes(b"half")
-    (folder / "inside").mkdir(parents=True)
-    other.write_bytes(b"not ours")
-    with atomic.PartialFile(str(tmp_path / "one")) as one, atomic.PartialFolder(str(tmp_path / "two")) as two:
-        assert not left.exists() and not folder.exists()
-        write(tmp_path / "m.aibit", content)
-        assert os.path.exists(one.name) and os.path.isdir(two.name)
-        names = {os.path.basename(one.name), os.path.basename(two.name)}
-        assert set(os.listdir(tmp_path)) == {"m.aibit", other.name, *names}
-    assert not live.exists()
-    assert set(os.listdir(tmp_path)) == {"m.aibit", other.name}
-
-
-def test_a_file_without_a_name_is_in_no_folder(tmp_path):
-    if atomic._nameless(folder := os.open(tmp_path, os.O_RDONLY)) is None:
-        pytest.skip("files here have names")
-    os.close(folder)
-    with atomic.PartialFile(str(tmp_path / "m")) as file:
-        os.write(file.file, b"half")
-        assert os.listdir(tmp_path) == []
-        file.publish()
-    assert (tmp_path / "m").read_bytes() == b"half"
-    assert os.listdir(tmp_path) == ["m"]
-
-
-def test_without_what_only_some_systems_have(tmp_path):
-    """Windows has none of these. To write there takes more; to read does not."""
-    program = """
-        import os, sys
-        sys.modules["fcntl"] = sys.modules["resource"] = None
-        for name in ("O_TMPFILE", "O_DIRECT", "RWF_NOWAIT", "posix_fallocate", "posix_fadvise", "fdatasync"):
-            if hasattr(os, name):
-                delattr(os, name)
-        import aibit_format
-        import numpy as np
-        from aibit_format import prefetch, rewrite
-        from aibit_format.schemes import make
-        from aibit_format.file.writer import Tensor, write
-        folder, name = sys.argv[1], os.path.join(sys.argv[1], "m.aibit")
-        with open(os.path.join(folder, ".aibit-0123456789abcdef.partial"), "wb"):
-            pass  # nobody can tell whether it is left over
-        values = np.arange(1 << 16, dtype="<f4")
-        tensors = {Tensor(n, values.shape, "f32", make("f32")): {"values": values} for n in "ab"}
-        write(name, tensors, {}, {"a.txt": b"text"})
-        write(name, tensors, {}, {"a.txt": b"text"}, overwrite=True)
-        first = rewrite.split(name, name, 1 << 18)[0]
-        rewrite.split(name, name, 1 << 18, overwrite=True)
-        for gone in ("pread", "preadv", "O_NONBLOCK", "O_CLOEXEC"):
-            if hasattr(os, gone):
-                delattr(os, gone)
-        for path in (name, first):
-            with aibit_format.open(path, verify="full") as file:
-                assert np.array_equal(file.dequantize("b"), values) and bytes(file.documents["a.txt"]) == b"text"
-        prefetch.read_ahead(name)
-        print(len(os.listdir(folder)))
-    """
-    assert int(python(program, tmp_path)) == 4
-
-
 # Disks and folders
 
 
@@ -297,43 +205,6 @@ def test_a_folder_of_somebody_else_is_a_write_error():
         assert os.listdir(folder) == []
     finally:
         os.rmdir(folder)
-
-
-@pytest.mark.parametrize("how", [NAMELESS, NAMED])
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_two_writers_of_one_target(how, overwrite, tmp_path, monkeypatch):
-    if how == NAMED:
-        unlinkable(monkeypatch)
-    path, results = str(tmp_path / "m.aibit"), []
-    if overwrite:
-        write(path, {Tensor("a", (1000,), "f32", F32): {"values": np.full(1000, -1, "<f4")}})
-    barrier = threading.Barrier(4)
-
-    def writer(value):
-        tensor = Tensor("a", (1000,), "f32", F32)
-        with Writer(path, plan([tensor], {}, {}), overwrite=overwrite) as out:
-            out.write("a", {"values": np.full(1000, value, "<f4")})
-            barrier.wait()
-            try:
-                out.commit()
-                results.append(value)
-            except WriteError as error:
-                results.append(str(error))
-
-    for _ in range(10):
-        results.clear()
-        threads = [threading.Thread(target=writer, args=(value,)) for value in range(4)]
-        [thread.start() for thread in threads]
-        [thread.join() for thread in threads]
-        won = [result for result in results if isinstance(result, int)]
-        lost = [result for result in results if isinstance(result, str)]
-        assert len(won) == (4 if overwrite else 1)
-        assert all(path in message and "appeared" in message for message in lost)
-        values = File(path, "full").dequantize("a")
-        assert values[0] in won and (values == values[0]).all()
-        assert os.listdir(tmp_path) == ["m.aibit"]
-        if not overwrite:
-            os.unlink(path)
 
 
 def test_two_writers_of_one_set_of_shards(tmp_path):
@@ -427,155 +298,3 @@ def replace(path):
 
 
 MEDDLERS = {"rewritten": rewrite, "grown": grow, "replaced": replace, "removed": os.unlink}
-
-
-# Files that change under their readers
-
-# Reads a large file over and over, in every way that this package reads by itself, while another process truncates it.
-READER = """
-    import os, sys, time
-    from aibit_format import still
-    from aibit_format.errors import FormatError
-    from aibit_format.file.reader import File
-
-    path, how, call = sys.argv[1:4]
-    if how == "by copying":
-        still._take_lease = lambda storage: None
-    file = File(path, "touched" if call == "planes" else "structure")
-    calls = {
-        "verify": file.verify,
-        "dequantize": lambda: file.dequantize("codes"),
-        "planes": lambda: file.check_leaves(file.data.start, file.data.end - file.data.start),
-        "open": lambda: File(path),
-        "document": lambda: file.documents["a.txt"],
-        "content_digest": file.content_digest,
-    }
-    print("ready", flush=True)
-    try:
-        while True:
-            calls[call]()
-            file._checked[:] = False
-    except FormatError as error:
-        # Opened anew, it is a short file; else it is one that changed.
-        sys.exit(0 if error.code == "AIB-E802" or (call == "open" and error.code == "AIB-E101") else str(error))
-"""
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """A file of 24 MB: a moment's work for every way of reading."""
-    path = tmp_path_factory.mktemp("large") / "m.aibit"
-    values = np.random.default_rng(0).integers(-100, 100, 1 << 24, dtype=np.int8)
-    codes = Tensor("codes", (4096, 1024), "f32", make("int8"))
-    planes = {"codes": values[: 1 << 22].reshape(4096, 1024), "row_absmax": np.ones(4096, "<f4")}
-    plain = Tensor("plain", (1 << 24,), "i8", make("i8"))
-    write(path, {codes: planes, plain: {"values": values}}, {}, {"a.txt": bytes(1 << 22)})
-    return path
-
-
-@pytest.mark.parametrize("how", ["under a lease", "by copying"])
-@pytest.mark.parametrize("call", ["verify", "dequantize", "planes", "open", "document", "content_digest"])
-def test_a_file_truncated_while_it_is_read_is_an_error_and_not_a_crash(call, how, large, tmp_path):
-    if how == "under a lease" and not leases(large):
-        pytest.skip("the system gives no leases on this file")
-    path = tmp_path / "m.aibit"
-    shutil.copy(large, path)
-    command = [sys.executable, "-c", textwrap.dedent(READER), str(path), how, call]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout.readline().strip() == b"ready", process.stderr.read()
-        time.sleep(random.Random(call).uniform(0.01, 0.1))
-        started = time.monotonic()
-        os.truncate(path, 0)
-        waited = time.monotonic() - started
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, (process.returncode, said[-1000:])
-    assert waited < 30  # a lease is given back soon
-
-
-def leases(path):
-    with lease.still(File(path).storage) as reading:
-        return isinstance(reading, lease._Leased)
-
-
-def test_whoever_would_write_waits_for_the_lease_and_the_reader_is_told(large, tmp_path):
-    if not leases(large):
-        pytest.skip("the system gives no leases on this file")
-    path = tmp_path / "m.aibit"
-    shutil.copy(large, path)
-    with File(path) as file, lease.still(file.storage) as reading:
-        assert reading.read_at(0, 100).base is not None
-        command = [sys.executable, "-c", "import os, sys; os.truncate(sys.argv[1], 0)", str(path)]
-        writer = subprocess.Popen(command)
-        with pytest.raises(FormatError, match="about to") as caught:
-            while writer.poll() is None:
-                reading.read_at(0, 100)
-        assert caught.value.code == "AIB-E802"
-        assert writer.poll() is None and path.stat().st_size == large.stat().st_size
-    assert writer.wait(timeout=60) == 0
-    assert path.stat().st_size == 0
-
-
-def test_the_root_is_read_once_and_takes_no_lease_after_that(large, tmp_path, monkeypatch):
-    path = tmp_path / "m.aibit"
-    shutil.copy(large, path)
-    with File(path) as file:
-        monkeypatch.setattr(lease, "_take_lease", None)
-        assert file.root == file.verified().root == file.info_of_file.root().hex()
-        os.truncate(path, layout.LEAF)
-        with pytest.raises(FormatError, match="changed") as caught:
-            file.root  # noqa: B018
-        assert caught.value.code == "AIB-E802"
-
-
-def test_a_file_that_somebody_has_open_for_writing_is_copied(large, tmp_path):
-    path = tmp_path / "m.aibit"
-    shutil.copy(large, path)
-    with File(path) as file, open(path, "r+b") as writer:
-        assert not leases(path)
-        assert file.verify().level == "full"
-        assert np.array_equal(file.dequantize("codes"), File(large).dequantize("codes"))
-        os.ftruncate(writer.fileno(), layout.LEAF)
-        with lease.still(File(large).storage) as other:
-            assert len(other.read_at(0, 10)) == 10
-        with pytest.raises(FormatError) as caught:
-            file.storage.copy(0, 2 * layout.LEAF)
-        assert (caught.value.code, caught.value.found) == ("AIB-E802", layout.LEAF)
-
-
-SPARSE = 64 << 30  # bytes: more than this machine's memory, or most
-
-
-def test_a_mapping_larger_than_memory(tmp_path):
-    path = tmp_path / "m.aibit"
-    small = file_builder.good([("huge", "f16", "f16", (64, 64), None), ("small", "f32", "f32", (3,), None)], {}, {})
-    lengths, roles = [SPARSE, 12], file_builder.table(small, "plane")["role"].tolist()
-    _, _, start, _, end = file_builder.place(0, [], lengths, roles, 4096)
-    leaves = -(-(end - start) // layout.LEAF)
-    data = bytearray(file_builder.rebuilt(leaves=(leaves, bytes(8 * leaves)))(small))
-    front = file_builder.front_end(data)
-    *_, offsets, end = file_builder.place(front, [], lengths, roles, 4096)
-    file_builder.table(data, "tensor")["shape"][0, :2] = SPARSE // 2048, 1024
-    file_builder.table(data, "plane")["length"], file_builder.table(data, "plane")["offset"] = lengths, offsets
-    file_builder.table(data, "header")["file_size"] = end
-    path.write_bytes(file_builder.reseal(data)[:front])
-    try:
-        os.truncate(path, end)
-    except OSError as error:
-        pytest.skip(f"no sparse file of {end} bytes here: {error.strerror}")
-    if path.stat().st_blocks * 512 > 1 << 30:
-        pytest.skip("files here are not sparse")
-    program = """
-        import resource, sys
-        from aibit_format.file.reader import File
-        with File(sys.argv[1]) as file:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            plane = file.planes("huge")["values"]
-            assert plane.nbytes == int(sys.argv[2]), plane.nbytes
-            assert not plane[-1].any() and not plane[len(plane) // 2].any()
-            info = file.info("huge")
-            rows = info.scheme.decode_rows(file.planes("huge"), info.shape, info.dtype, slice(-4, None))
-            assert rows.shape == (4, 1024) and not rows.any()
-            assert not file.dequantize("small").any()
-            print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
-    """
-    assert int(python(program, path, SPARSE)) < 64 << 20

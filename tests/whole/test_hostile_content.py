@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 
-import jinja2
 import numpy as np
 import pytest
 import torch
@@ -27,29 +26,11 @@ from aibit_format.container import documents
 from aibit_format.errors import FormatError, LoadError
 from aibit_format.file.reader import File
 from aibit_format.hf.config import build_config, model_class
-from aibit_format.hf.vocabulary import check_special_ids
-from tests.support.documents import rebuilt_with
-from tests.support.paths import FIXTURES
+from tests.support.hostile_documents import MESSAGES, MODEL, with_document
+from tests.support.hostile_documents import good as good
 from tools.fixtures import file_builder
 
-MODEL = FIXTURES / "models" / "tiny-llama"
 EVIL = "raise SystemExit('code from the file has run')\n"
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    """The fixture model as a file."""
-    path = tmp_path_factory.mktemp("good") / "m.aibit"
-    aibit.convert(MODEL, path)
-    return path
-
-
-def with_document(good, folder, name, change):
-    """The good file with another document: ``change`` is bytes, or what is put into the JSON that is there."""
-    if isinstance(change, dict):
-        change = json.dumps(json.loads((MODEL / name).read_text()) | change).encode()
-    rebuilt_with(good, folder / "evil.aibit", name, change)
-    return folder / "evil.aibit"
 
 
 def extracted(good, folder, name, change):
@@ -210,37 +191,6 @@ def test_nothing_is_written_through_a_link(good, tmp_path, capsys):
     assert os.listdir(tmp_path / "elsewhere") == ["x.txt"]
 
 
-# Templates
-
-REACHES_OUT = "{{ ''.__class__.__mro__[1].__subclasses__() | length }}"
-ENDLESS = "{% for i in range(10 ** 12) %}{% endfor %}"
-MESSAGES = [{"role": "user", "content": "hello"}]
-
-
-def test_a_template_is_not_rendered_by_loading_and_has_no_way_out_when_it_is(good, tmp_path):
-    assert int(jinja2.Template(REACHES_OUT).render()) > 100  # control: every class of the process, subprocess.Popen too
-    for i, template in enumerate((REACHES_OUT, "{% endfor %} not even a template")):
-        (tmp_path / str(i)).mkdir()
-        path = with_document(good, tmp_path / str(i), "chat_template.jinja", template.encode())
-        tokenizer = aibit.load_tokenizer(path)
-        assert tokenizer.chat_template == template
-        with pytest.raises((jinja2.exceptions.SecurityError, jinja2.exceptions.TemplateSyntaxError)):
-            tokenizer.apply_chat_template(MESSAGES)
-
-
-def test_a_template_without_end_does_not_keep_a_model_from_loading(good, tmp_path, monkeypatch):
-    path = with_document(good, tmp_path, "chat_template.jinja", ENDLESS.encode())
-    rendered = []
-    with monkeypatch.context() as patch:
-        patch.setattr(jinja2.Template, "render", lambda self, *_, **__: rendered.append(self) or "")
-        _, tokenizer = aibit.load(path)
-        assert tokenizer.chat_template == ENDLESS and rendered == []
-        tokenizer.apply_chat_template(MESSAGES)
-        assert len(rendered) == 1  # control: this is where it would hang
-    with pytest.raises(OverflowError):  # if the sandbox had no end of its own for such a loop
-        tokenizer.apply_chat_template(MESSAGES)
-
-
 # JSON bombs
 
 
@@ -294,44 +244,6 @@ def test_a_config_of_absurd_size_is_refused_before_a_model_is_built(change, good
 def test_a_config_that_contradicts_the_tensors_is_refused(change, good, tmp_path):
     with pytest.raises(LoadError):
         aibit.load_model(with_document(good, tmp_path, "config.json", change))
-
-
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("change", [{"eos_token_id": 1024}, {"eos_token_id": [1, 1 << 62]}, {"bos_token_id": -2}])
-def test_special_ids_beyond_the_vocabulary_are_refused(change, name, good, tmp_path):
-    key = next(iter(change))
-    with pytest.raises(LoadError, match=rf"{name}: {key} is .*, and the vocabulary has 1024 tokens"):
-        aibit.load_model(with_document(good, tmp_path, name, change))
-    (tmp_path / "none").mkdir()
-    none = with_document(good, tmp_path / "none", name, {key: None} if name == "config.json" else {key: -1})
-    assert aibit.load_model(none) is not None
-
-
-def test_special_ids_that_are_the_defaults_of_a_family_pass():
-    # architectures.MODELS has a GPT-2 of 160 tokens, which keeps 50256; tests of outputs load it.
-    check_special_ids("config.json", {"bos_token_id": 50256}, 160, transformers.GPT2Config)
-    with pytest.raises(LoadError):
-        check_special_ids("config.json", {"bos_token_id": 50255}, 160, transformers.GPT2Config)
-
-
-@pytest.mark.parametrize("where", ["vocab", "added_tokens"])
-def test_a_tokenizer_with_ids_beyond_the_vocabulary_is_refused(where, good, tmp_path):
-    value = json.loads((MODEL / "tokenizer.json").read_text())
-    if where == "vocab":
-        value["model"]["vocab"]["evil"] = 5000
-    else:
-        value["added_tokens"].append({**value["added_tokens"][0], "content": "evil", "id": 5000})
-    path = with_document(good, tmp_path, "tokenizer.json", json.dumps(value).encode())
-    with pytest.raises(LoadError, match=r"token 'evil' has the id 5000, and the vocabulary has 1024 tokens"):
-        aibit.load_tokenizer(path)
-    # The control: what transformers makes of it gives an id that the embedding has no row for.
-    shutil.copytree(MODEL, tmp_path / "naive")
-    (tmp_path / "naive" / "tokenizer.json").write_text(json.dumps(value))
-    naive = transformers.AutoTokenizer.from_pretrained(tmp_path / "naive")
-    beyond = max(naive.get_vocab().values())  # transformers gives an added token the next id that is free
-    assert beyond >= 1024
-    with pytest.raises(IndexError):
-        aibit.load_model(good)(torch.tensor([[beyond]]))
 
 
 @pytest.mark.parametrize("text", [b"[]", b"1", b"null", b'"model_type"'])
@@ -427,7 +339,6 @@ def test_a_scale_that_is_no_size(scheme, role, value, tmp_path, monkeypatch):
 def _converted(folder, scheme):
     aibit.convert(MODEL, folder / "right.aibit", scheme=scheme)
     return folder / "right.aibit"
-
 
 # The network
 

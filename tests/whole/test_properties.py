@@ -1,27 +1,16 @@
 """What holds for every file: properties over random models."""
 
-
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aibit_format.container.metadata import decode, encode
-from aibit_format.dtypes import DTYPES, from_float32, to_float32
+from aibit_format.dtypes import from_float32, to_float32
 from aibit_format.file.reader import File
 from aibit_format.file.writer import Tensor
 from aibit_format.schemes import make
-from tests.support.random_models import calm, metadata, models, shapes, write
+from tests.support.random_models import calm, models, write
+from tests.support.same import same
 from tools.fixtures import file_builder
-
-
-def same(found, value):
-    """Metadata as it comes back: lists of numbers are arrays, lists of one type stay lists."""
-    if isinstance(value, np.ndarray) or (isinstance(value, list) and type((value or [0])[0]) in (int, float)):
-        wanted = np.asarray(value, "<f8" if len(value) and isinstance(value[0], float) else "<i8")
-        return isinstance(found, np.ndarray) and found.dtype == wanted.dtype and found.tobytes() == wanted.tobytes()
-    if isinstance(value, float):
-        return isinstance(found, float) and np.float64(found).tobytes() == np.float64(value).tobytes()
-    return type(found) is type(value) and found == value
 
 
 @settings(calm, max_examples=60)
@@ -86,26 +75,6 @@ def test_planes_and_documents_tile_the_file(model):
     assert file_builder.reseal(data, leaves=True) == data
 
 
-@settings(calm, max_examples=30)
-@given(models())
-def test_header_and_front_matter_come_from_the_tables_alone(model):
-    data = write(*model)
-    info = File(data).info_of_file
-    front = info.front_matter()
-    assert info.header(front) + front == data[: file_builder.HEAD + len(front)]
-    assert info.front_matter_length == len(front)
-
-
-@settings(calm, max_examples=150)
-@given(metadata)
-def test_metadata_comes_back_and_has_one_encoding(values):
-    data = encode(values)
-    found = decode(data)
-    assert list(found) == sorted(values)
-    assert all(same(found[key], value) for key, value in values.items())
-    assert encode(found) == data
-
-
 rows = st.integers(0, 1000).map(np.random.default_rng)
 
 
@@ -142,14 +111,3 @@ def test_int8_of_whole_numbers_up_to_127_is_exact(rng, height, width, exponent):
     direct = whole * planes["row_absmax"].astype(np.float64)[:, None] / 127
     assert np.array_equal(direct, x)
     assert np.allclose(scheme.decode(planes, x.shape, "f32"), direct, rtol=1.2e-7, atol=0)
-
-
-@settings(calm, max_examples=60)
-@given(st.sampled_from(sorted(DTYPES)), shapes, st.integers(0, 9))
-def test_plain_values_keep_their_bits(dtype, shape, seed):
-    array = file_builder.values(dtype, shape, seed)
-    scheme = make(dtype)
-    planes = scheme.encode(array, dtype)
-    assert planes["values"].tobytes() == array.tobytes()
-    assert sum(spec.nbytes for spec in scheme.planes(shape, dtype)) == array.nbytes
-    assert np.array_equal(scheme.decode(planes, shape, dtype), to_float32(array, dtype))
