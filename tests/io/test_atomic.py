@@ -64,7 +64,8 @@ def test_without_what_only_some_systems_have(tmp_path):
                 delattr(os, name)
         import aibit_format
         import numpy as np
-        from aibit_format import prefetch, rewrite
+        from aibit_format.file import rewrite
+        from aibit_format.io import readahead
         from aibit_format.schemes import make
         from aibit_format.file.writer import Tensor, write
         folder, name = sys.argv[1], os.path.join(sys.argv[1], "m.aibit")
@@ -82,7 +83,7 @@ def test_without_what_only_some_systems_have(tmp_path):
         for path in (name, first):
             with aibit_format.open(path, verify="full") as file:
                 assert np.array_equal(file.dequantize("b"), values) and bytes(file.documents["a.txt"]) == b"text"
-        prefetch.read_ahead(name)
+        readahead.read_ahead(name)
         print(len(os.listdir(folder)))
     """
     assert int(python(program, tmp_path)) == 4

@@ -24,13 +24,13 @@ from tests.support.faults import environment
 # Reads a large file over and over, in every way that this package reads by itself, while another process truncates it.
 READER = """
     import os, sys, time
-    from aibit_format import still
+    from aibit_format.io import lease
     from aibit_format.errors import FormatError
     from aibit_format.file.reader import File
 
     path, how, call = sys.argv[1:4]
     if how == "by copying":
-        still._take_lease = lambda storage: None
+        lease._take_lease = lambda storage: None
     file = File(path, "touched" if call == "planes" else "structure")
     calls = {
         "verify": file.verify,

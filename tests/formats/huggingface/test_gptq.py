@@ -18,6 +18,7 @@ from tests.support.int4_checkpoints import (
     packed,
     reference,
 )
+from tests.support.int4_checkpoints import plain as plain
 from tests.support.int4_modules import one_module
 
 

@@ -22,6 +22,7 @@ from tests.support.int4_checkpoints import (
     packed,
     reference,
 )
+from tests.support.int4_checkpoints import plain as plain
 from tests.support.int4_modules import one_module
 
 # Checkpoints. Words are random, and decoded as the two projects describe their formats, by torch's integer shifts.
