@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.bench.probe import Result
+from tools.bench.probe import Result, alternate
 
 Ways = dict[str, Callable[[], object]]
 
@@ -20,7 +20,6 @@ def codec(scheme: str, shape: list[int], rounds: int) -> Result:
     from aibit_format.convert import encoders
     from aibit_format.interop import to_torch
     from aibit_format.torch.kernels.decode import decode_rows
-    from tools.bench.jobs import alternate
 
     found = schemes.parse(scheme)
     values = np.random.default_rng(0).standard_normal(shape, np.float32) * np.float32(0.02)

@@ -23,7 +23,7 @@ from aibit_format.formats.exports import export
 from aibit_format.schemes import make
 from tools import ROOT
 from tools.bench import models
-from tools.bench.run import machine
+from tools.bench.machine import machine
 
 GIGA = 1e9
 _MATRICES, _COLUMNS = 20, 8192  # of the large file

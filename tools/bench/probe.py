@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -167,6 +167,18 @@ def started(job: str, **arguments: Any) -> Iterator[Child]:
             if process.wait():
                 messages.seek(0)
                 sys.stderr.write(messages.read())
+
+
+def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each way, A B A B. The first round fills caches and starts threads, and is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for i in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def say(result: Result) -> None:
