@@ -1,4 +1,4 @@
-"""How far products of int8 layers are from the true ones: ``python tools/bench/exactness.py``. See NOTES.md.
+"""How far products of int8 layers are from the true ones: ``python -m tools.bench.exactness``. See NOTES.md.
 
 The true product is that of the same inputs and the same dequantized weight, in float64. Errors are relative: the RMS
 of the difference over the RMS of the true product. Nothing here is timed, and nothing depends on the processor but
@@ -8,15 +8,12 @@ the order of sums: every way is taken, also those that this processor would not 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import bitsandbytes
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from aibit_format import schemes
 from aibit_format.interop import to_numpy
 from aibit_format.torch.kernels import functional, matmul

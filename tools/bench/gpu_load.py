@@ -10,16 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import cold
-import models
 import numpy as np
 import torch
-from gpu_run import GIGA, Run, pretrained, quantized
 
 from aibit_format.file.device_stream import Layout, Ring, Source, stream
 from aibit_format.file.reader import File
 from aibit_format.torch.load import arena
 from aibit_format.torch.load.model import load_model
+from tools.bench import cold, models
+from tools.bench.gpu_run import GIGA, Run, pretrained, quantized
 
 # threads, slots, bytes of a piece: the default first.
 _RINGS = [(8, 16, 4), (4, 8, 4), (8, 8, 4), (12, 12, 4), (12, 24, 4), (16, 32, 4), (8, 16, 1), (8, 16, 2), (8, 16, 8),

@@ -5,32 +5,19 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from codec import codec
-from cold import cold, stream
-from generation import generate
-from loaders import loader, use
-from probe import Clock, Result, anonymous, pages, say
-from throughput import throughput
+from tools.bench.codec import codec
+from tools.bench.cold import cold, stream
+from tools.bench.generation import generate
+from tools.bench.loaders import loader, use
+from tools.bench.probe import Clock, Result, alternate, anonymous, pages, say
+from tools.bench.throughput import throughput
 
 _CUT = 1 << 20  # bytes that `verify` hashes at a time: a leaf of the format
 _STRETCH = 16 << 20  # bytes that a thread takes of the file
-
-
-def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, A B A B; the first round, which fills caches and starts threads, is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(rounds + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def encode(shape: list[int], rounds: int) -> Result:
