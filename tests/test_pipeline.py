@@ -24,7 +24,7 @@ from aibit_format.file.reader import File
 from aibit_format.file.writer import Writer
 from aibit_format.interop import to_numpy
 from aibit_format.io import mapped, preallocate
-from aibit_format.io.hashed_reader import Tape
+from aibit_format.io.hashed_reader import HashedReader
 from aibit_format.schemes import parse
 from aibit_format.schemes.base import matrix
 
@@ -93,21 +93,21 @@ def test_schemes_that_look_at_more_than_a_row_do_not_say_so(text):
 
 
 def written(path, content, order=None, threads=1):
-    """A file of tensors {name: (scheme, array)}, each by rows where it can be, in some order of stretches."""
+    """A file of tensors {name: (scheme, array)}, each by rows where it can be, in some order of chunks."""
     tensors = [Tensor(name, array.shape, "f16", parse(text)) for name, (text, array) in content.items()]
     with Writer(path, plan(tensors, {}, {}), overwrite=True) as out:
         jobs = []
         for tensor in tensors:
             array, scheme = content[tensor.name][1], tensor.scheme
             rows, columns = matrix(array.shape)
-            stretches = out.stretches(tensor.name)
-            if not stretches:
+            chunks = out.chunks(tensor.name)
+            if not chunks:
                 out.write(tensor.name, encoders.encode(scheme, array, "f16"))
-            each = stretches[-1].stop // rows if stretches else 0
-            for stretch in stretches:
-                cut = range(stretch.start // each, -(-stretch.stop // each))
+            each = chunks[-1].stop // rows if chunks else 0
+            for chunk in chunks:
+                cut = range(chunk.start // each, -(-chunk.stop // each))
                 planes = encoders.encode(scheme, array.reshape(rows, columns)[cut.start : cut.stop], "f16")
-                jobs.append((tensor.name, cut, planes, stretch))
+                jobs.append((tensor.name, cut, planes, chunk))
         if order is not None:
             order.shuffle(jobs)
         with ThreadPoolExecutor(threads) as pool:
@@ -143,15 +143,15 @@ def test_stretches_end_where_leaves_do(tmp_path):
     tensors = [Tensor("a", (1500, 1003), "f16", parse("int8")), Tensor("b", (2, LEAF // 4), "f16", parse("int8"))]
     info = plan(tensors, {}, {})
     with Writer(tmp_path / "m.aibit", info) as out:
-        stretches = out.stretches("a")
-        assert [s.start for s in stretches[1:]] == [s.stop for s in stretches[:-1]]
-        assert (stretches[0].start, stretches[-1].stop) == (0, 1500 * 1003)
+        chunks = out.chunks("a")
+        assert [s.start for s in chunks[1:]] == [s.stop for s in chunks[:-1]]
+        assert (chunks[0].start, chunks[-1].stop) == (0, 1500 * 1003)
         data = info.file_size - sum(info.plane_table["length"].tolist())  # an upper bound of where the data begin
         offset = info.tensor("a").planes[0].offset
         regions = out._regions[1]
-        assert all((offset + s.stop - regions.start) % LEAF == 0 for s in stretches[:-1])
-        assert regions.start <= data + LEAF and len(stretches) == 2
-        assert out.stretches("b") == []  # its rows are too long
+        assert all((offset + s.stop - regions.start) % LEAF == 0 for s in chunks[:-1])
+        assert regions.start <= data + LEAF and len(chunks) == 2
+        assert out.chunks("b") == []  # its rows are too long
 
 
 @pytest.mark.parametrize(("page", "leaves"), [(1, 1), (4096, 1), (LEAF, 1), (2 * LEAF, 2), (64 * LEAF, 4)])
@@ -162,7 +162,7 @@ def test_a_stretch_fills_pages_and_never_changes_a_byte(page, leaves, tmp_path, 
     found, count = written(tmp_path / "m.aibit", content)
     assert found.root() == usual.root()
     with Writer(tmp_path / "n.aibit", found) as out:
-        lengths = [len(stretch) for name in content for stretch in out.stretches(name)]
+        lengths = [len(chunk) for name in content for chunk in out.chunks(name)]
     assert len(lengths) == count and max(lengths) == leaves * LEAF
 
 
@@ -171,18 +171,18 @@ def test_rows_that_do_not_fit_are_refused(tmp_path):
     int8 = parse("int8")
     tensor = Tensor("a", array.shape, "f16", int8)
     with Writer(tmp_path / "m.aibit", plan([tensor], {}, {})) as out:
-        first, second = out.stretches("a")
+        first, second = out.chunks("a")
         cut = range(-(-first.stop // 1003))
         planes = encoders.encode(int8, array[: cut.stop], "f16")
 
-        def refused(kind, match, rows=cut, planes=planes, stretch=first):
+        def refused(kind, match, rows=cut, planes=planes, chunk=first):
             with pytest.raises(kind, match=match):
-                out.write_rows("a", rows, planes, stretch)
+                out.write_rows("a", rows, planes, chunk)
 
         refused(WriteError, rf"planned i8\[{cut.stop - 1}, 1003\]", rows=range(cut.stop - 1))
         refused(WriteError, "do not fit int8", planes={"codes": planes["codes"]})
-        refused(WriteError, "no range", stretch=second)
-        refused(WriteError, "no range", stretch=range(first.stop - 1))
+        refused(WriteError, "no range", chunk=second)
+        refused(WriteError, "no range", chunk=range(first.stop - 1))
         refused(
             SchemeError, "a scale is not finite", planes=planes | {"row_absmax": np.full(cut.stop, np.inf, np.float32)}
         )
@@ -212,30 +212,30 @@ def test_where_a_view_lies(tmp_path):
     pieces=st.lists(st.tuples(st.integers(0, 999), st.integers(0, 300)), max_size=12),
     size=st.sampled_from([0, 1, 1000]),
 )
-def test_a_tape_has_the_digest_of_its_file_whatever_is_read_of_it(pieces, size, tmp_path_factory):
+def test_a_hashed_reader_has_the_digest_of_its_file_whatever_is_read_of_it(pieces, size, tmp_path_factory):
     data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
-    path = tmp_path_factory.mktemp("tape") / "f"
+    path = tmp_path_factory.mktemp("reader") / "f"
     path.write_bytes(data.tobytes())
-    with Tape(str(path)) as tape:
+    with HashedReader(str(path)) as reader:
         for start, length in pieces:
             out = np.empty(max(min(length, size - start), 0), np.uint8)
             if len(out):
-                tape.read(start, out)
+                reader.read(start, out)
             assert np.array_equal(out, data[start : start + len(out)])
-        assert tape.digest() == tape.digest() == xxhash.xxh3_128(data.tobytes()).hexdigest()
+        assert reader.digest() == reader.digest() == xxhash.xxh3_128(data.tobytes()).hexdigest()
 
 
-def test_a_tape_that_is_cut(tmp_path):
+def test_a_hashed_reader_that_is_cut(tmp_path):
     path = tmp_path / "f"
     path.write_bytes(bytes(5000))
     with pytest.raises(SourceError, match="nothing: No such file"):
-        Tape(str(tmp_path / "nothing"))
-    with Tape(str(path)) as tape:
+        HashedReader(str(tmp_path / "nothing"))
+    with HashedReader(str(path)) as reader:
         os.truncate(path, 3000)
         with pytest.raises(SourceError, match=r"f: ends at 3000, 4000 expected: truncated"):
-            tape.read(2000, np.empty(2000, np.uint8))
+            reader.read(2000, np.empty(2000, np.uint8))
         with pytest.raises(SourceError, match=r"ends at 3000, 5000 expected"):
-            tape.digest()
+            reader.digest()
 
 
 # Room

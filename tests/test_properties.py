@@ -119,7 +119,7 @@ def test_a_model_is_read_as_it_was_written_and_written_again_it_is_the_same_file
         assert file.dequantize(tensor.name).shape == tensor.shape
         again[tensor] = found if planes else {}
     held = {name: bytes(view) for name, view in file.documents.items()}
-    assert write(again, file.metadata, held, file.info_of_file.alignment) == data
+    assert write(again, file.metadata, held, file.tables.alignment) == data
 
 
 @settings(calm, max_examples=25)
@@ -161,7 +161,7 @@ def test_planes_and_documents_tile_the_file(model):
 @given(models())
 def test_header_and_front_matter_come_from_the_tables_alone(model):
     data = write(*model)
-    info = File(data).info_of_file
+    info = File(data).tables
     front = info.front_matter()
     assert info.header(front) + front == data[: craft.HEAD + len(front)]
     assert info.front_matter_length == len(front)

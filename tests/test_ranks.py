@@ -55,12 +55,12 @@ def run_rank(folder):
     """One process of COUNT: the model whole, and what happens when one of them fails."""
     import torch.distributed as dist
 
-    from aibit_format.io.hashed_reader import Tape
+    from aibit_format.io.hashed_reader import HashedReader
 
     dist.init_process_group("gloo")
     rank, digested = dist.get_rank(), []
-    take = Tape.digest
-    Tape.digest = lambda tape: digested.append(os.path.basename(tape.path)) or take(tape)
+    take = HashedReader.digest
+    HashedReader.digest = lambda reader: digested.append(os.path.basename(reader.path)) or take(reader)
     source = Watched()
 
     def convert(name, source=MODEL, **options):
@@ -155,7 +155,7 @@ def test_each_reads_what_belongs_in_its_shards(processes):
 
 def test_one_that_fails_stops_all_and_nothing_stays(processes):
     folder, found = processes
-    assert "SourceError" in found[1]["lacking"] and "PeerError: rank 1 of 2 has failed" in found[0]["lacking"]
+    assert "SourceError" in found[1]["lacking"] and "RankError: rank 1 of 2 has failed" in found[0]["lacking"]
     assert "the disk is gone" in found[0]["publishing"] and "rank 0 of 2 has failed" in found[1]["publishing"]
     for said in found:
         assert "say max_shard_size" in said["one file"] and "exists" in said["exists"]

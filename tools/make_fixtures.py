@@ -394,7 +394,7 @@ def plan(fixture: Fixture) -> FileInfo:
 def describe(name: str, about: str, data: bytes) -> dict[str, Any]:
     """Every field of a valid file, readable."""
     with reader.File(data, verify="full") as file:
-        info = file.info_of_file
+        info = file.tables
         return {
             "file": f"{name}.aibit",
             "about": about,
@@ -446,7 +446,7 @@ def _metadata(value: Any) -> dict[str, Any]:
 
 
 def _tensor(file: reader.File, at: int) -> dict[str, Any]:
-    info = file.info_of_file
+    info = file.tables
     record, tensor = info.tensor_table[at], info.tensor(info.names[at])
     return {
         "name": tensor.name,
@@ -464,7 +464,7 @@ def _tensor(file: reader.File, at: int) -> dict[str, Any]:
 
 
 def _planes(file: reader.File) -> Iterator[dict[str, Any]]:
-    info = file.info_of_file
+    info = file.tables
     for at, name in enumerate(info.names):
         tensor = info.tensor(name)
         if tensor.alias_of is None:

@@ -403,7 +403,7 @@ class Piece:
 def pieces(data: bytes) -> Iterator[Piece]:
     """A valid file as a sequence of pieces that together are all of it, in order."""
     header = parse.read_header(data[: layout.HEADER.sizeof()], len(data))
-    info = reader.open(data).info_of_file
+    info = reader.open(data).tables
     size = layout.SECTION.sizeof()
     yield Piece(b"", "Header")
     yield from _record(layout.HEADER, data, 0)

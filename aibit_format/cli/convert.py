@@ -8,9 +8,9 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..file.ranks import ALONE, Peers, of_torch
+from ..file.ranks import ALONE, Ranks, of_torch
 from . import arguments
-from .output import Progress, emit, size, table
+from .output import ProgressBar, emit, size, table
 
 if TYPE_CHECKING:
     from ..convert.conversion import Conversion
@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
     """Plan, show or do it, and report."""
     if not args.output and not args.dry_run:
         args.parser.error("say where to write: -o OUT (or --dry-run to see the plan)")
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1 and not args.max_shard_size:
-        args.parser.error(f"{ranks} ranks write shards, not one file: say --max-shard-size")
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and not args.max_shard_size:
+        args.parser.error(f"{count} ranks write shards, not one file: say --max-shard-size")
     from ..convert.recipe import KEEP, Recipe
 
     Recipe.of(args.scheme or KEEP, args.tensor)  # a wrong scheme or pattern is found before anything heavy is imported
@@ -73,11 +73,11 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         _show_plan(conversion, args.json)
         return 0
-    peers = _peers() if ranks > 1 else ALONE
-    with Progress("converting") as progress, peers.together():
-        update = progress.update if peers.rank == 0 else None
-        report = convert(conversion, args.output, args.force, update, args.jobs, args.max_shard_size, peers)
-    if peers.rank:
+    ranks = _ranks() if count > 1 else ALONE
+    with ProgressBar("converting") as progress, ranks.together():
+        update = progress.update if ranks.rank == 0 else None
+        report = convert(conversion, args.output, args.force, update, args.jobs, args.max_shard_size, ranks)
+    if ranks.rank:
         return 0  # the first rank reports for all
     for key in report.dropped_keys:
         print(f"aibit: left out: {key}", file=sys.stderr)
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _peers() -> Peers:
+def _ranks() -> Ranks:
     """The ranks that torchrun has started."""
     import torch.distributed as dist
 

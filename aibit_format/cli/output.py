@@ -66,7 +66,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-class Progress:
+class ProgressBar:
     """A bar in bytes on a terminal, and nothing elsewhere. Use it as a context; ``update`` fits ``convert``."""
 
     def __init__(self, title: str) -> None:

@@ -52,11 +52,11 @@ def leaves(region: np.ndarray, which: Iterable[int] | None = None, jobs: int | N
 
     def batch(indices: Sequence[int]) -> list[int]:
         first, end = indices[0], indices[-1] + 1
-        stretch = region[first * LEAF : end * LEAF]
-        if native.available and end - first == len(indices) and len(stretch) == len(indices) * LEAF:
+        chunk = region[first * LEAF : end * LEAF]
+        if native.available and end - first == len(indices) and len(chunk) == len(indices) * LEAF:
             # All of them without the interpreter's lock: between two leaves, threads would wait for it.
             found = np.empty(len(indices), np.uint64)
-            native.leaf_digests(stretch, LEAF, found)
+            native.leaf_digests(chunk, LEAF, found)
             return found.tolist()
         return [leaf(region[i * LEAF : (i + 1) * LEAF].data) for i in indices]
 

@@ -120,7 +120,7 @@ def content_digest(read: Read, size: int, unsigned: list[tuple[int, int]], jobs:
     Args:
         read: gives bytes of the file.
         size: of the file.
-        unsigned: stretches (start, end) that are taken for zeros; see ``FileInfo.unsigned``.
+        unsigned: chunks (start, end) that are taken for zeros; see ``FileInfo.unsigned``.
         jobs: threads; as many as there are cores by default.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -17,7 +17,8 @@ from ..container import documents
 from ..container.metadata import Value
 from ..errors import AibitError, SourceError, WriteError
 from ..file import sharded_writer
-from ..file.ranks import ALONE, Peers, of_torch
+from ..file.progress import Progress
+from ..file.ranks import ALONE, Ranks, of_torch
 from ..formats.sources import open_source
 from ..hf.meta_model import build_meta_model
 from ..io.mapped import Path
@@ -26,9 +27,6 @@ from .conversion import Assignment, Conversion, assign, assign_alone
 from .error import EncodingError
 from .pipeline import Pipeline
 from .recipe import Recipe
-
-# Bytes of the source done and in all, and the tensor that is being worked on.
-Progress = Callable[[int, int, str], None]
 
 _LIBRARIES = ("numpy", "torch", "transformers")  # those whose version can change a byte of the output
 
@@ -153,9 +151,9 @@ def run(
     on_progress: Progress | None = None,
     jobs: int | None = None,
     max_shard_size: int | str | None = None,
-    peers: Peers = ALONE,
+    ranks: Ranks = ALONE,
 ) -> Report:
-    """Do what ``conversion`` says; several ``peers`` do it together, which takes a ``max_shard_size``."""
+    """Do what ``conversion`` says; several ``ranks`` do it together, which takes a ``max_shard_size``."""
     started = time.perf_counter()
     texts, dropped = _documents(conversion)
     tensors, files = [assignment.tensor for assignment in conversion.tensors], conversion.source.files
@@ -170,18 +168,18 @@ def run(
     if max_shard_size is not None:
         parts = sharded_writer.cut(tensors, sharded_writer.parse_size(max_shard_size))
         for i, part in enumerate(parts):
-            owners[part] = i % peers.count
-    elif peers.count > 1:
-        raise WriteError(f"{os.fspath(path)}: {peers.count} processes write shards, not one file: say max_shard_size")
+            owners[part] = i % ranks.count
+    elif ranks.count > 1:
+        raise WriteError(f"{os.fspath(path)}: {ranks.count} processes write shards, not one file: say max_shard_size")
     metadata = _metadata(conversion, dropped, inexact, figures, [" " * 32] * len(files))
     sizes = {name: len(text) for name, text in texts.items()}
-    mine = np.flatnonzero(owners == peers.rank).tolist()
+    mine = np.flatnonzero(owners == ranks.rank).tolist()
     done, total = 0, sum(conversion.tensors[i].source_bytes for i in mine)
     with (
-        sharded_writer.writer(path, tensors, metadata, sizes, parts, overwrite=overwrite, peers=peers) as out,
-        Pipeline(conversion, mine, peers.mine(len(files)), out, jobs or os.cpu_count() or 1) as pipeline,
+        sharded_writer.writer(path, tensors, metadata, sizes, parts, overwrite=overwrite, ranks=ranks) as out,
+        Pipeline(conversion, mine, ranks.mine(len(files)), out, jobs or os.cpu_count() or 1) as pipeline,
     ):
-        for name, text in texts.items() if peers.rank == 0 else ():
+        for name, text in texts.items() if ranks.rank == 0 else ():
             out.write_document(name, text)
         for i, error in pipeline.run():
             if error is not None:
@@ -193,7 +191,7 @@ def run(
         found = np.zeros((len(files), 16), np.uint8)
         for i, digits in pipeline.digests.items():
             found[i] = np.frombuffer(bytes.fromhex(digits), np.uint8)
-        figures, found = peers.share(figures, owners[inexact]), peers.share(found)
+        figures, found = ranks.share(figures, owners[inexact]), ranks.share(found)
         digests = [row.tobytes().hex() for row in found]
         written = sharded_writer.commit(out, _metadata(conversion, dropped, inexact, figures, digests))
     reports = (_report(p, figures[column[i]] if i in column else None) for i, p in enumerate(conversion.tensors))

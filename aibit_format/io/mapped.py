@@ -31,7 +31,7 @@ class Storage(Protocol):
 
     path: str | None
     size: int
-    stretch: int  # bytes, whole leaves, to read at a time of a long region; 0: as many as are wanted, they are views
+    chunk_size: int  # bytes, whole leaves, to read at a time of a long region; 0: any number, they are views
 
     def read_at(self, offset: int, length: int) -> np.ndarray:
         """u8 [length], read-only; a view where the storage can give one."""
@@ -86,7 +86,7 @@ class Mapped:
     """A file in one read-only ``numpy.memmap``: views cost nothing and keep the mapping alive."""
 
     path: str | None
-    stretch = 0
+    chunk_size = 0
 
     def __init__(self, path: Path) -> None:
         name = os.fspath(path)
@@ -153,7 +153,7 @@ class InMemory:
     """A bytes-like object that holds a whole file."""
 
     path: str | None = None
-    stretch = 0
+    chunk_size = 0
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self.map = np.frombuffer(data, np.uint8)

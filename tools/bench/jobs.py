@@ -135,7 +135,7 @@ def verify(path: str, rounds: int) -> Result:
     from aibit_format.file import reader
 
     file = reader.File(path)
-    data = file.storage.read_at(0, file.info_of_file.file_size).data
+    data = file.storage.read_at(0, file.tables.file_size).data
 
     def hash_stretch(begin: int) -> None:
         for start in range(begin, min(begin + _STRETCH, len(data)), _CUT):
