@@ -22,6 +22,7 @@ from ..file.ranks import ALONE, Ranks, of_torch
 from ..formats.sources import open_source
 from ..hf.meta_model import build_meta_model
 from ..io.mapped import Path
+from ..native.cores import usable_cores
 from . import recipe
 from .conversion import Assignment, Conversion, assign, assign_alone
 from .error import EncodingError
@@ -177,7 +178,7 @@ def run(
     done, total = 0, sum(conversion.tensors[i].source_bytes for i in mine)
     with (
         sharded_writer.writer(path, tensors, metadata, sizes, parts, overwrite=overwrite, ranks=ranks) as out,
-        Pipeline(conversion, mine, ranks.mine(len(files)), out, jobs or os.cpu_count() or 1) as pipeline,
+        Pipeline(conversion, mine, ranks.mine(len(files)), out, jobs or usable_cores()) as pipeline,
     ):
         for name, text in texts.items() if ranks.rank == 0 else ():
             out.write_document(name, text)
