@@ -18,6 +18,7 @@ from command import run
 
 import aibit_format as aibit
 from aibit_format.cli import main
+from aibit_format.cli.convert import _rule
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,20 @@ def test_convert_json_holds_the_same(model, tmp_path, capsys):
     assert report["memory_saved_bytes"] == report["original_bytes"] - report["quantized_bytes"]
     lossy = [t for t in report["tensors"] if t["error"]]
     assert len(lossy) == 14 and all(0 < t["error"]["relative_rms"] < 0.1 for t in lossy)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("mlp=bf16", ("mlp", "bf16")),
+        ("mlp=nf4,block_size=128,nested=1", ("mlp", "nf4,block_size=128,nested=1")),
+        ("mlp=nf4,nested", ("mlp", "nf4,nested")),
+        ("(?=a)b=nf4,nested=1", ("(?=a)b", "nf4,nested=1")),
+        (r"x=y\.z=keep", (r"x=y\.z", "keep")),
+    ],
+)
+def test_a_rule_may_have_parameters(text, wanted):
+    assert _rule(text) == wanted
 
 
 def test_dry_run_writes_nothing_and_its_sizes_are_those_of_the_file(model, tmp_path, capsys):

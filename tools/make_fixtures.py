@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import serialization
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from aibit_format.container import checksums, layout, signatures, validate  # noqa: E402
+from aibit_format.container import checksums, layout, signatures  # noqa: E402
 from aibit_format.container.plan import placed  # noqa: E402
 from aibit_format.container.tables import ExtraSection, FileInfo  # noqa: E402
 from aibit_format.dtypes import BY_CODE, DTYPES, from_float32  # noqa: E402
@@ -357,7 +357,7 @@ def build(fixture: Fixture) -> bytes:
     for tensor, planes in fixture.tensors.items():
         for plane in info.tensor(tensor.name).planes if tensor.alias_of is None else ():
             data[plane.offset : plane.offset + plane.length] = planes[plane.role].tobytes()
-    regions = validate.locate(info).regions
+    regions = info.placement.regions
     leaves = [checksums.leaves(np.frombuffer(data[region.start : region.end], np.uint8)) for region in regions]
     info = replace(info, leaves=np.concatenate(leaves))
     front_matter = info.front_matter()

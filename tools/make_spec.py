@@ -478,7 +478,7 @@ def _strings(data: bytes, start: int, end: int, count: int, info: Any) -> Iterat
 
 
 def _leaves(data: bytes, start: int, end: int, count: int, info: Any) -> Iterator[Piece]:
-    for name, region in zip(("documents", "data"), validate.locate(info).regions, strict=True):
+    for name, region in zip(("documents", "data"), info.placement.regions, strict=True):
         for i in range(region.leaves):
             at = start + 8 * (region.first + i)
             yield Piece(data[at : at + 8], f"leaf {i} of {name}")

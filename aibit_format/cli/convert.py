@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..file.ranks import ALONE, Ranks, of_torch
+from ..file.ranks import ALONE, of_torchrun
 from . import arguments
 from .output import ProgressBar, emit, size, table
 
 if TYPE_CHECKING:
     from ..convert.conversion import Conversion
     from ..convert.convert import Report
+
+# Both sides may hold "=": (?=a)b=nf4,block_size=128.
+_RULE = re.compile(r"(.+?)=([^=,]+(?:,[^=,]+(?:=[^=,]+)?)*)", re.DOTALL)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +51,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _rule(text: str) -> tuple[str, str]:
-    pattern, found, scheme = text.rpartition("=")
-    if not found or not pattern or not scheme:
+    found = _RULE.fullmatch(text)
+    if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not REGEX=SCHEME")
-    return pattern, scheme
+    return found[1], found[2]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,21 +64,19 @@ def run(args: argparse.Namespace) -> int:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1 and not args.max_shard_size:
         args.parser.error(f"{count} ranks write shards, not one file: say --max-shard-size")
-    from ..convert.recipe import KEEP, Recipe
-
-    Recipe.of(args.scheme or KEEP, args.tensor)  # a wrong scheme or pattern is found before anything heavy is imported
-    from .silence import quiet_libraries
-
-    quiet_libraries()
     from ..convert.convert import prepare
     from ..convert.convert import run as convert
+    from ..convert.recipe import Recipe
+    from .silence import quiet_libraries
 
-    conversion = prepare(args.source, args.scheme, args.tensor, args.architecture, recipe_file=args.recipe)
-    if args.dry_run:
-        _show_plan(conversion, args.json)
-        return 0
-    ranks = _ranks() if count > 1 else ALONE
+    ranks = of_torchrun() if count > 1 and not args.dry_run else ALONE
     with ProgressBar("converting") as progress, ranks.together():
+        recipe = Recipe.of(args.scheme, args.tensor, args.recipe)  # what is wrong in it is found before heavy imports
+        quiet_libraries()
+        conversion = prepare(args.source, recipe, args.architecture)
+        if args.dry_run:
+            _show_plan(conversion, args.json)
+            return 0
         update = progress.update if ranks.rank == 0 else None
         report = convert(conversion, args.output, args.force, update, args.jobs, args.max_shard_size, ranks)
     if ranks.rank:
@@ -89,14 +91,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _ranks() -> Ranks:
-    """The ranks that torchrun has started."""
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo")
-    return of_torch()
-
-
 def _show_plan(conversion: Conversion, as_json: bool) -> None:
     rows = [
         {
@@ -108,7 +102,7 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
     ]  # fmt: skip
     if as_json:
         emit({
-            "architecture": conversion.model and conversion.model.architecture,
+            "architecture": conversion.about.get("model.architecture"),
             "original_bytes": conversion.original_bytes,
             "quantized_bytes": conversion.stored_bytes, "tensors": rows, "unused": conversion.unused,
         })  # fmt: skip

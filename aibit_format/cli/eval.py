@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error(f"--context {args.context}: the model takes {longest} tokens")
     ids = _tokens(args, tokenizer)
     reference = None if args.ref is None else _reference(args.ref, args.device)
-    with ProgressBar("predicting") as progress:
+    with ProgressBar("predicting", "{} tokens".format) as progress:
         update = progress.update
         step = None if update is None else lambda done, total: update(done, total, "")
         found = evaluate(model, ids, args.context, stride, reference, step)

@@ -16,6 +16,7 @@ from ..dtypes import BY_CODE
 from ..schemes import Scheme, make
 from . import checksums, layout, metadata
 from .layout import align, dtype_of
+from .placement import Placement, place
 from .signatures import Signature, read_section
 
 _HEADER = dtype_of(layout.HEADER)
@@ -102,6 +103,14 @@ class FileInfo:
             FormatError: it breaks a rule of its encoding.
         """
         return metadata.decode(self.metadata_bytes)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the sizes that it states put everything; ``validate.check`` compares its offsets with that."""
+        planes = self.plane_table
+        return place(
+            self.front_matter_length, self.document_table["length"], planes["length"], planes["role"], self.alignment
+        )
 
     @property
     def front_matter_length(self) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ import numpy as np
 from .._version import __version__
 from ..container import documents
 from ..container.metadata import Value
-from ..errors import AibitError, SourceError, WriteError
+from ..errors import AibitError, MissingPackageError, SourceError, WriteError
 from ..file import sharded_writer
 from ..file.progress import Progress
 from ..file.ranks import ALONE, Ranks, of_torch
+from ..formats.aibit import Aibit
 from ..formats.sources import open_source
 from ..hf.meta_model import build_meta_model
 from ..io.mapped import Path
@@ -72,31 +74,32 @@ class Report:
         return self.original_bytes - self.quantized_bytes
 
 
-def prepare(
-    source: Any,
-    scheme: str | None = None,
-    tensors: Mapping[str, str] | Sequence[tuple[str, str]] = (),
-    architecture: str | None = None,
-    tokenizer: Any = None,
-    recipe_file: Path | None = None,
-) -> Conversion:
-    """What ``convert`` would do with the same arguments; reads headers and ``config.json`` only."""
-    text = None
-    if recipe_file is not None:
-        text, its_scheme, rules = recipe.read_file(recipe_file)
-        pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
-        scheme, tensors = scheme or its_scheme, [*rules, *pairs]
+def prepare(source: Any, wanted: Recipe, architecture: str | None = None, tokenizer: Any = None) -> Conversion:
+    """Decide what ``convert`` will do, from headers and ``config.json`` only.
+
+    An ``.aibit`` file says all of its model itself, so where transformers is missing it can still be converted by a
+    recipe that keeps what it does not name.
+
+    Raises:
+        MissingPackageError: transformers is not installed, which knows what a model's weights are.
+    """
     opened = open_source(source, tokenizer)
     states = tuple(file.state for file in opened.files)
-    if scheme is None:
-        scheme = recipe.KEEP if any(t.scheme for t in opened.tensors.values()) else recipe.DEFAULT
-    wanted = Recipe.of(scheme, tensors, text)
+    wanted = wanted.decided(any(tensor.scheme for tensor in opened.tensors.values()))
     if opened.no_model:
         return replace(assign_alone(opened, wanted), states=states)
     if "config.json" not in opened.documents:
         raise SourceError(f"{opened.path}: no config.json")
     config = documents.parse_json("config.json", opened.documents["config.json"])
-    model = build_meta_model(config, architecture or opened.architecture)
+    try:
+        model = build_meta_model(config, architecture or opened.architecture)
+    except MissingPackageError as error:
+        if not isinstance(opened, Aibit):
+            raise
+        if wanted.scheme is not None or architecture:
+            what = "which weights a scheme is for is known to transformers; say --scheme keep, or install it"
+            raise MissingPackageError(f"{opened.path}: {what}: {error}") from error
+        return replace(assign_alone(opened, wanted, opened.about), states=states)
     return replace(assign(opened, model, wanted), states=states)
 
 
@@ -141,7 +144,7 @@ def convert(
     """
     together = of_torch() if distributed else ALONE
     with together.together():
-        conversion = prepare(source, scheme, tensors, architecture, tokenizer, recipe_file)
+        conversion = prepare(source, Recipe.of(scheme, tensors, recipe_file), architecture, tokenizer)
         return run(conversion, path, overwrite, on_progress, jobs, max_shard_size, together)
 
 
@@ -230,15 +233,8 @@ def _metadata(
     conversion: Conversion, dropped: list[str], inexact: list[int], figures: np.ndarray, digests: list[str]
 ) -> dict[str, Value]:
     files = conversion.source.files
-    model: dict[str, Any] = {"model.missing": conversion.source.no_model}
-    if conversion.model is not None:
-        model = {
-            "model.architecture": conversion.model.architecture,
-            "model.type": conversion.model.model_type,
-            "model.dtype": conversion.model.dtype,
-        }
     values: dict[str, Any] = (
-        model
+        dict(conversion.about)
         | dict(conversion.source.metadata)
         | {
             "model.parameters": conversion.parameters,
@@ -263,7 +259,11 @@ def _metadata(
 
 @cache
 def _libraries() -> tuple[str, ...]:
-    return tuple(f"{name} {version(name).split('+')[0]}" for name in _LIBRARIES)
+    found = []
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):  # nothing here was made by it
+            found.append(f"{name} {version(name).split('+')[0]}")
+    return tuple(found)
 
 
 def _report(assignment: Assignment, figures: np.ndarray | None) -> TensorReport:

@@ -255,7 +255,10 @@ def _threads(jobs: int) -> ThreadPoolExecutor:
     torch's own threads would meet at a barrier after every small operation, and stand there whenever another process
     has one of the cores.
     """
-    import torch
+    try:
+        import torch
+    except ImportError:  # then nothing here uses it
+        return ThreadPoolExecutor(jobs)
 
     def alone() -> None:
         # At its first operation a thread takes over the number that was last set anywhere. Asking counts as one.

@@ -113,19 +113,30 @@ class Ranks:
 ALONE = Ranks()
 
 
+def of_torchrun() -> Ranks:
+    """Return the processes that torchrun has started, connected; each of them calls this once."""
+    _distributed().init_process_group("gloo")
+    return of_torch()
+
+
 def of_torch() -> Ranks:
     """All processes of torch.distributed, which talk over gloo whatever its default is; all of them must call this.
 
     Raises:
         WriteError: torch.distributed is not initialized.
     """
-    try:
-        import torch.distributed as dist
-    except ImportError as error:
-        raise MissingPackageError("several processes need torch: pip install 'aibit-format[hf]'") from error
+    dist = _distributed()
     if not (dist.is_available() and dist.is_initialized()):
         raise WriteError(
             "torch.distributed is not initialized: start the processes with torchrun and call "
             "torch.distributed.init_process_group() before converting"
         )
     return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=_PATIENCE))
+
+
+def _distributed() -> Any:
+    try:
+        import torch.distributed as dist
+    except ImportError as error:
+        raise MissingPackageError("several processes need torch: pip install 'aibit-format[hf]'") from error
+    return dist

@@ -91,7 +91,7 @@ class File:
         self.path = self.storage.path
         self.level: Level = verify
         self.tables, self._root = read_info(self.storage)
-        self._placed = validate.locate(self.tables)
+        self._placed = self.tables.placement
         self._checked = np.zeros(len(self.tables.leaves), bool)
         self.signed_by: str | None = None
         if (keys := signatures.demanded(signed_by)) is not None:

@@ -56,13 +56,12 @@ def cut(tensors: Sequence[Tensor], limit: int) -> list[list[int]]:
         if tensor.alias_of is not None:
             where[tensor.alias_of].append(place)
             continue
-        length = sum(plane.nbytes for plane in tensor.scheme.planes(tensor.shape, tensor.dtype))
-        if size and size + length > limit:
+        if size and size + tensor.nbytes > limit:
             parts.append([])
             size = 0
         parts[-1].append(place)
         where[tensor.name] = parts[-1]
-        size += length
+        size += tensor.nbytes
     return parts
 
 
@@ -179,12 +178,13 @@ class ShardedWriter:
         roots = np.zeros((len(self.parts), 16), np.uint8)
         for i, writer in self._writers.items():
             if i:
-                roots[i] = np.frombuffer(writer.finish().root(), np.uint8)
+                writer.finish()
+                roots[i] = np.frombuffer(writer.root, np.uint8)
         roots = self.ranks.share(roots)
         first = self._writers.get(0)
         if first is not None:
-            info = first.finish({**metadata, **_of_set(self.parts, roots[1:])})
-            roots[0] = np.frombuffer(info.root(), np.uint8)
+            first.finish({**metadata, **_of_set(self.parts, roots[1:])})
+            roots[0] = np.frombuffer(first.root, np.uint8)
             # Two models written over one another at once would end as some shards of each.
             self._stack.enter_context(atomic.alone_in(os.path.dirname(self.paths[0]) or "."))
         roots = self.ranks.share(roots)
@@ -254,4 +254,4 @@ def commit(out: Writer | ShardedWriter, metadata: Mapping[str, Value]) -> Writte
     if isinstance(out, ShardedWriter):
         return out.commit(metadata)
     info = out.commit(metadata)
-    return Written((out.path,), info.file_size, info.root().hex())
+    return Written((out.path,), info.file_size, out.root.hex())

@@ -18,13 +18,13 @@ from typing import Self
 
 import numpy as np
 
-from ..container import checksums, documents, layout, validate
+from ..container import checksums, documents, layout
 from ..container.metadata import Value
 from ..container.metadata import encode as encode_metadata
 from ..container.placement import Region
 from ..container.plan import Tensor, as_read, plan
 from ..container.signatures import Read
-from ..container.tables import FileInfo, Plane, TensorInfo
+from ..container.tables import HEADER_SIZE, ROOT_OFFSET, FileInfo, Plane, TensorInfo
 from ..dtypes import DTYPES
 from ..errors import SchemeError, WriteError
 from ..io.atomic import AtomicFile
@@ -50,15 +50,18 @@ class Writer:
         info: from ``plan``.
         overwrite: replace an existing file; without it an existing one is an error.
 
-    ``write`` and ``write_rows`` may be called by several threads at once: all have their own places.
+    ``write`` and ``write_rows`` may be called by several threads at once: all have their own places. ``root`` is the
+    finished file's root digest, 16 bytes.
 
     Raises:
         WriteError: there is such a file, or none can be made there.
     """
 
+    root: bytes
+
     def __init__(self, path: Path, info: FileInfo, *, overwrite: bool = False) -> None:
         self.path, self.info, self.overwrite = os.fspath(path), info, overwrite
-        self._regions = validate.locate(info).regions
+        self._regions = info.placement.regions
         self._leaves = np.zeros(len(info.leaves), np.uint64)
         self._hashed = bytearray(len(info.leaves))  # whether each leaf's digest is known
         stored = (info.tensor_table["flags"] & layout.TENSOR_ALIAS) == 0
@@ -103,7 +106,7 @@ class Writer:
     def write(self, name: str, planes: Mapping[str, np.ndarray]) -> None:
         """Write one tensor's planes; roles, dtypes and shapes must be the planned ones."""
         info = self.info.tensor(name)
-        _check(self.path, info, planes, info.shape, info.scheme.planes(info.shape, info.dtype))
+        _check(self.path, info, planes, info.shape, info.planes)
         self._missing.discard(name)
         for plane in info.planes:
             self._write_plane(plane.offset, planes[plane.role])
@@ -185,14 +188,19 @@ class Writer:
                 info = replace(info, metadata_bytes=encode_metadata(metadata))
             if info.front_matter_length != self.info.front_matter_length:
                 raise WriteError(f"{self.path}: metadata grew from what was planned")
-            _write_all(self._file, as_read(info), 0)
+            info = self._write_front(info)
             if sign is not None:
-                info = sign(info, lambda offset, length: os.pread(self._file, length, offset))
-                _write_all(self._file, as_read(info), 0)
+                info = self._write_front(sign(info, lambda offset, length: os.pread(self._file, length, offset)))
             os.fsync(self._file)
             self._file = -1  # what is finished is not written to again
         except OSError as error:
             raise WriteError(f"{self.path}: {error.strerror}") from error
+        return info
+
+    def _write_front(self, info: FileInfo) -> FileInfo:
+        info, data = as_read(info)
+        self.root = data[ROOT_OFFSET:HEADER_SIZE]
+        _write_all(self._file, data, 0)
         return info
 
     def publish(self) -> None:
@@ -298,7 +306,11 @@ class _ByRows:
 
 
 def _check(
-    path: str, info: TensorInfo, planes: Mapping[str, np.ndarray], shape: tuple[int, ...], specs: Sequence[PlaneSpec]
+    path: str,
+    info: TensorInfo,
+    planes: Mapping[str, np.ndarray],
+    shape: tuple[int, ...],
+    specs: Sequence[PlaneSpec | Plane],
 ) -> None:
     """Raise WriteError or SchemeError unless these are planes of the tensor, or of rows of it that have this shape."""
     if list(planes) != [spec.role for spec in specs] or info.alias_of:
