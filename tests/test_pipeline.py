@@ -2,9 +2,11 @@
 
 import os
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -22,8 +24,9 @@ from aibit_format.errors import SchemeError, SourceError, WriteError
 from aibit_format.file import writer
 from aibit_format.file.reader import File
 from aibit_format.file.writer import Writer
+from aibit_format.formats.sources import open_source
 from aibit_format.interop import to_numpy
-from aibit_format.io import mapped, preallocate
+from aibit_format.io import preallocate
 from aibit_format.io.hashed_reader import HashedReader
 from aibit_format.schemes import parse
 from aibit_format.schemes.base import matrix
@@ -196,16 +199,66 @@ def test_rows_that_do_not_fit_are_refused(tmp_path):
 # The source
 
 
-def test_where_a_view_lies(tmp_path):
-    path = tmp_path / "f"
-    path.write_bytes(np.arange(1000, dtype=np.uint8).tobytes())
-    pages = mapped.pages(path)
-    assert mapped.place(pages) == (str(path), 0)
-    assert mapped.place(pages[10:42].view("<f2").reshape(4, 4)) == (str(path), 10)
-    assert mapped.place(pages[10:42].view("<f2").reshape(4, 4)[2:]) == (str(path), 26)
-    assert mapped.place(pages[10:42].view("<f2").reshape(4, 4).T) is None
-    assert mapped.place(pages[:50].copy()) is None
-    assert mapped.place(np.zeros(4)) is None
+def torch_files(folder, tensors):
+    """The same tensors as torch.save writes them, and such a file inside an archive, stored and packed."""
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text("{}")
+    for name, method in (("stored.zip", zipfile.ZIP_STORED), ("packed.zip", zipfile.ZIP_DEFLATED)):
+        with zipfile.ZipFile(folder / name, "w", method) as file:
+            file.write(folder / "config.json", "config.json")
+            file.write(folder / "pytorch_model.bin", "model.pt")
+    return [open_source(folder), open_source(folder / "stored.zip"), open_source(folder / "packed.zip")]
+
+
+def gguf_file(path, tensors):
+    writer = gguf.GGUFWriter(str(path), "unheard-of")
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.add_tensor("q", np.zeros((2, 34), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+    return open_source(path)
+
+
+def test_a_source_says_where_values_lie_as_they_are(models, tmp_path):
+    base = torch.randn(8, 6)
+    tensors = {"a": base, "rows": base[2:5], "columns": base[:, 1:3], "turned": base.t(), "empty": base[:0],
+               "half": base.half(), "one": base[0, 0]}  # fmt: skip
+    directory, stored, packed = torch_files(tmp_path, tensors)
+    arrays = {"f": np.arange(12, dtype=np.float32).reshape(3, 4), "h": np.ones(5, np.float16)}
+    known = {
+        directory: {"a", "rows", "half", "one"},
+        stored: {"a", "rows", "half", "one"},
+        packed: set(),
+        gguf_file(tmp_path / "m.gguf", arrays): {"f", "h"},
+    }
+    of_safetensors = open_source(models["float16"])
+    known[of_safetensors] = set(of_safetensors.tensors)
+    for source, names in known.items():
+        files = {file.name: np.fromfile(file.path, np.uint8) for file in source.files}
+        assert {name for name, tensor in source.tensors.items() if tensor.offset is not None} == names
+        for name in names:
+            tensor, values = source.tensors[name], source.planes(name)["values"]
+            found = files[tensor.file][tensor.offset :][: values.nbytes]
+            assert found.tobytes() == values.tobytes(), name
+
+
+def test_nothing_is_read_to_learn_where_it_lies(models, tmp_path, monkeypatch):
+    """Reading a tensor of a model in memory copies it."""
+    model = tf.LlamaForCausalLM.from_pretrained(models["float16"], dtype=torch.float16)
+    source, written, most = open_source(model), [], []
+    planes, write = type(source).planes, writer.Writer.write_rows
+    read = []
+    monkeypatch.setattr(type(source), "planes", lambda self, name: read.append(name) or planes(self, name))
+
+    def write_rows(self, name, *args):
+        written.append(name)
+        most.append(len(set(read)) - len(set(written)))
+        write(self, name, *args)
+
+    monkeypatch.setattr(writer.Writer, "write_rows", write_rows)
+    aibit.convert(source, tmp_path / "m.aibit", "int8", jobs=1)
+    assert max(most) <= 1 and len(set(read)) == len(source.tensors) == len(read)
 
 
 @given(

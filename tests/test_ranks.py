@@ -174,6 +174,18 @@ def test_the_command_under_torchrun(processes, tmp_path):
     assert statuses == [2, 2] and all("2 ranks write shards" in err for _, err in said)
 
 
+def test_a_plan_that_fails_in_one_process_stops_the_command_in_all(tmp_path):
+    code = (
+        "import os, sys; from aibit_format.cli import main; "
+        f"source = [{str(MODEL)!r}, 'nowhere'][int(os.environ['RANK'])]; "
+        f"sys.exit(main(['convert', source, '-o', 'm.aibit', '--max-shard-size', '{SIZE}B']))"
+    )
+    said, statuses = start(["-c", code], tmp_path)
+    assert statuses == [1, 1], said
+    assert "rank 1 of 2 has failed" in said[0][1] and "nowhere: no such file" in said[1][1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_alone(tmp_path):
     with pytest.raises(WriteError, match="not initialized"):
         aibit.convert(MODEL, tmp_path / "m.aibit", distributed=True, max_shard_size=SIZE)

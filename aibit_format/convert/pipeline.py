@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from ..errors import SchemeError
 from ..file.sharded_writer import ShardedWriter
 from ..file.writer import Writer
 from ..io.hashed_reader import HashedReader
-from ..io.mapped import place
 from ..schemes.base import matrix
 from .conversion import Assignment, Conversion, rounded
 from .encoders import encode
@@ -109,7 +107,7 @@ class Pipeline:
 
     def _all(self, mine: Sequence[int]) -> Iterator[Take]:
         """What there is to do."""
-        files = {os.path.abspath(file.path): i for i, file in enumerate(self._conversion.source.files)}
+        files = {file.name: i for i, file in enumerate(self._conversion.source.files)}
         entries = sorted((self._entry(i, files) for i in mine), key=lambda entry: (entry.file, entry.offset))
         covered = dict.fromkeys(self._readers, 0)
         for entry in entries:
@@ -131,10 +129,10 @@ class Pipeline:
         chunks = []
         if assignment.tensor.transposed == assignment.source_transposed:
             chunks = self._out.chunks(assignment.tensor.name)
-        where = place(assignment.read()[0]) if files else None  # to read from a model in memory may be to copy
-        if where is None or where[0] not in files:
+        found = self._conversion.source.tensors[assignment.sources[0]]
+        if found.offset is None or found.file not in files:
             return _Entry(i, _NOWHERE, i, chunks)
-        return _Entry(i, files[where[0]], where[1], chunks)
+        return _Entry(i, files[found.file], found.offset, chunks)
 
     def _digest(self, file: int) -> None:
         self.digests[file] = self._readers[file].digest()

@@ -69,19 +69,6 @@ def pages(path: Path) -> np.ndarray:
         return np.asarray(found)
 
 
-def place(array: np.ndarray) -> tuple[str, int] | None:
-    """Of which file a view of ``pages`` is, by its absolute path, and where in it the view begins.
-
-    ``None`` for anything else, and for what does not lie in one piece.
-    """
-    base = array.base
-    while base is not None and not isinstance(base, np.memmap):
-        base = getattr(base, "base", None)
-    if base is None or base.filename is None or not array.flags.c_contiguous:
-        return None
-    return os.fspath(base.filename), array.ctypes.data - base.ctypes.data
-
-
 class Mapped:
     """A file in one read-only ``numpy.memmap``: views cost nothing and keep the mapping alive."""
 

@@ -133,7 +133,9 @@ class GGUF:
         dtype = self._dtype if known else place.type
         transposed = self._family is not None and self._family.is_conv1d(place.name)
         file = os.path.basename(self.path)
-        return SourceTensor(name, place.shape, dtype, file, make(scheme) if known else None, transposed)
+        as_it_is = not known and not self._heads[place.name]
+        offset = self._file.data_start + place.offset if as_it_is else None
+        return SourceTensor(name, place.shape, dtype, file, make(scheme) if known else None, transposed, offset=offset)
 
     @cached_property
     def _dtype(self) -> str:

@@ -57,7 +57,9 @@ class Archive:
         self._members = self._checked()
         weights = self._weights()
         limit = len(self._map) if weights.compress_type == zipfile.ZIP_STORED else MAX_UNPACKED
-        self._shard = PickledFile(path, self._bytes(weights, limit), f"{path}: {weights.filename}")
+        stored = weights.compress_type == zipfile.ZIP_STORED
+        data, start = self._bytes(weights, limit), member_start(self._map, weights, path) if stored else None
+        self._shard = PickledFile(path, data, start, f"{path}: {weights.filename}")
         config = self._config()
         self._state_dict = QuantizedStateDict(
             path, self._shard.tensors, self._shard.read, weight_dtype(config, path), conv1d_rule(config)
