@@ -13,7 +13,7 @@ from ..container.tables import TensorInfo
 from ..schemes.base import matrix
 from .sharded_reader import Opened
 
-_PIECE = 1 << 20  # elements decoded at a time
+_PIECE_ELEMENTS = 1 << 20  # elements decoded at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ _Stored = tuple[TensorInfo, Mapping[str, np.ndarray]]
 def _errors(a: _Stored, b: _Stored) -> tuple[float | None, float | None]:
     """Relative RMS and largest error of b's values against a's."""
     rows, columns = matrix(a[0].shape)
-    step = max(1, _PIECE // max(columns, 1))
+    step = max(1, _PIECE_ELEMENTS // max(columns, 1))
     noise = signal = largest = 0.0
     for start in range(0, rows if columns else 0, step):
         part = slice(start, min(start + step, rows))

@@ -7,7 +7,7 @@ not known here stay behind, as they may speak of what has changed (W9). No input
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..container.metadata import Value
@@ -15,9 +15,8 @@ from ..container.plan import Tensor
 from ..errors import FormatError, WriteError
 from ..io.mapped import Path
 from . import sharded_reader, sharded_writer
+from .progress import Progress
 from .sharded_reader import Opened, Sharded, shard_path, whole
-
-Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the tensor that was written
 
 
 def split(
@@ -118,7 +117,7 @@ def _write(
 ) -> list[str]:
     """Write the file's tensors with these metadata and documents, cut into ``parts``; returns the paths."""
     tensors, sizes = _tensors(file), {name: len(text) for name, text in texts.items()}
-    alignment = file.parts[0].info_of_file.alignment
+    alignment = file.parts[0].tables.alignment
     paths = [os.fspath(path)] if parts is None else [shard_path(path, i + 1, len(parts)) for i in range(len(parts))]
     _spare_inputs(file, paths)
     try:

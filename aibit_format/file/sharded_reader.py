@@ -304,7 +304,7 @@ def _in_order(parts: tuple[File, ...]) -> list[str]:
         if (np.diff(of_part) < 0).any():
             what = f"shard.places: the tensors of shard {index} are not in the model's order"
             raise FormatError(Problem("AIB-E609", what), first.path)
-    elements = sum(validate.parameters(part.info_of_file) for part in parts)
+    elements = sum(validate.parameters(part.tables) for part in parts)
     if problems := list(validate.figures(first.metadata, elements, len(names))):
         raise FormatError(problems, first.path)
     return [names[i] for i in np.argsort(places)]

@@ -16,7 +16,7 @@ from ..container import layout, plan, signatures
 from ..container.signatures import Keys, Read, Signature
 from ..container.tables import ExtraSection, FileInfo
 from ..errors import FormatError, Problem, SigningError, WriteError
-from ..io.atomic import PartialFile
+from ..io.atomic import AtomicFile
 from ..io.mapped import Path
 from .reader import File
 from .writer import Writer
@@ -70,7 +70,7 @@ def sign(
     """
     signers = _signers(keys, password)
     with File(path, verify="full") as file:
-        info = file.info_of_file
+        info = file.tables
         if file.metadata.get("shard.index", 1) > 1:
             raise SigningError(
                 f"{file.path}: a signature inside it would change the root by which the first shard lists it; "
@@ -83,7 +83,7 @@ def sign(
         planned = _with(info, [*kept, *(Signature(key, bytes(64)) for key in signers)])
 
         def put(info: FileInfo, read: Read) -> FileInfo:
-            if not np.array_equal(info.leaves, file.info_of_file.leaves):
+            if not np.array_equal(info.leaves, file.tables.leaves):
                 raise FormatError(Problem("AIB-E802", "file changed while it was copied"), file.path)
             content = signatures.content_digest(read, info.file_size, info.unsigned)
             return _with(info, [*kept, *_made(signers, content)], moves=False)
@@ -106,7 +106,7 @@ def sign_detached(
         made = _made(signers, file.content_digest())
     output = f"{os.fspath(path)}{signatures.SUFFIX}" if output is None else os.fspath(output)
     try:
-        with PartialFile(output, overwrite) as out:
+        with AtomicFile(output, overwrite) as out:
             os.write(out.file, signatures.detached(made))
             out.publish()
     except OSError as error:

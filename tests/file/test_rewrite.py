@@ -94,6 +94,6 @@ def test_damage_is_not_copied(model, tmp_path):
 
 def test_sections_that_are_not_known_stay_behind(fixtures, tmp_path):
     path = fixtures / "container" / "extra-section.aibit"
-    assert isinstance(aibit.open(path).info_of_file.extra[0], ExtraSection)
+    assert isinstance(aibit.open(path).tables.extra[0], ExtraSection)
     rewrite.edit(path, tmp_path / "out.aibit", metadata={"author.name": "we"})
-    assert aibit.open(tmp_path / "out.aibit", "full").info_of_file.extra == ()
+    assert aibit.open(tmp_path / "out.aibit", "full").tables.extra == ()

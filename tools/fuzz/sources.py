@@ -1,4 +1,4 @@
-"""Fuzz what a converter reads: files that others made, in formats of others."""
+"""What a converter reads: files that others made, in formats of others."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ class _Source(bundle.Written):
         import torch  # noqa: F401 - which takes seconds and memory: not the first input's
 
         super().__init__()
-        from aibit_format.convert import conversion, convert
-        from aibit_format.convert.recipe import Recipe
+        from aibit_format.convert import conversion, convert, recipe
         from aibit_format.file.reader import File
         from aibit_format.formats import sources
         from aibit_format.schemes import BUILTIN, make
@@ -38,7 +37,7 @@ class _Source(bundle.Written):
             make(name)
         for target in sources.BUILTIN.values():
             sources._family(target)
-        self._convert, self._assign, self._keep = convert, conversion.assign_alone, Recipe.of("keep")
+        self._run, self._assign, self._keep = convert.run, conversion.assign_alone, recipe.Recipe.of("keep")
         self._open, self._file = sources.open_source, File
         self._output = os.path.join(self._folder.name, "m.aibit")
 
@@ -48,8 +47,8 @@ class _Source(bundle.Written):
         try:
             source = self._read(os.path.join(self._inside, self.opened) if self.opened else self._inside)
             source.no_model = _WHY
-            conversion = self._assign(source, self._keep)
-            self._convert.run(conversion, self._output, overwrite=True, jobs=1)
+            plan = self._assign(source, self._keep)
+            self._run(plan, self._output, overwrite=True, jobs=1)
         except AibitError as error:
             return self._verdicts.coded(error)
         with self._file(self._output, "full") as file:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ...container.tables import TensorInfo
 from ...errors import WriteError
+from ...file.progress import Progress
 from ...file.sharded_reader import Opened
 from ...hf.meta_model import MetaModel, build_meta_model
 from ...schemes import capabilities
@@ -26,7 +27,7 @@ from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
 from ...schemes.nf4_cpu import NF4CPU
 from ...schemes.plain import Plain
 from ..export_tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
-from ..safetensors.writer import SHARD_BYTES, Entry, Item, Progress, check_target, write_directory
+from ..safetensors.writer import SHARD_BYTES, Entry, Item, check_target, write_directory
 
 _ROW_MAJOR = np.zeros((), np.uint8)  # weight_format: the only layout that bitsandbytes still has
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...file.progress import Progress
 from ...file.sharded_reader import Opened
 from ..export_tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
-from .writer import SHARD_BYTES, Progress, write_directory
+from .writer import SHARD_BYTES, write_directory
 
 
 def export(

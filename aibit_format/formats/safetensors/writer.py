@@ -18,10 +18,9 @@ import numpy as np
 
 from ...dtypes import DTYPES
 from ...errors import WriteError
-from ...io.atomic import PartialFolder, sync_folder
+from ...file.progress import Progress
+from ...io.atomic import AtomicFolder, sync_folder
 from .reader import DTYPE_NAMES
-
-Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the tensor that was written
 
 SHARD_BYTES = 5_000_000_000
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -144,7 +143,7 @@ def write_directory(
         texts[_INDEX] = _index(files)
     done, total = 0, sum(item.nbytes for item in items)
     try:
-        with PartialFolder(path) as partial:
+        with AtomicFolder(path) as partial:
             for name, shard in files.items():
                 entries = [entry for item in shard for entry in item.entries]
                 with SafetensorsFile(os.path.join(partial.name, name), entries, {"format": "pt"}) as out:
