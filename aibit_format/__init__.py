@@ -39,28 +39,44 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .container.signatures import Signature
     from .convert.convert import Report, convert
     from .errors import AibitError, FormatError
+    from .file.diff import Difference, diff
     from .file.reader import File
+    from .file.rewrite import edit, merge, split
     from .file.sharded_reader import open
+    from .file.signing import new_key, sign, sign_detached
+    from .formats.exports import export
     from .torch.load.model import load, load_model
     from .torch.tokenizer import load_tokenizer
 
 _WHERE = {
     "AibitError": "errors",
+    "Difference": "file.diff",
     "File": "file.reader",
     "FormatError": "errors",
     "Report": "convert.convert",
+    "Signature": "container.signatures",
     "convert": "convert.convert",
+    "diff": "file.diff",
+    "edit": "file.rewrite",
+    "export": "formats.exports",
     "load": "torch.load.model",
     "load_model": "torch.load.model",
     "load_tokenizer": "torch.tokenizer",
+    "merge": "file.rewrite",
+    "new_key": "file.signing",
     "open": "file.sharded_reader",
+    "sign": "file.signing",
+    "sign_detached": "file.signing",
+    "split": "file.rewrite",
 }
 
 __all__ = [
-    "AibitError", "File", "FormatError", "Report", "__version__",
-    "convert", "load", "load_model", "load_tokenizer", "open",
+    "AibitError", "Difference", "File", "FormatError", "Report", "Signature", "__version__",
+    "convert", "diff", "edit", "export", "load", "load_model", "load_tokenizer", "merge", "new_key", "open", "sign",
+    "sign_detached", "split",
 ]  # fmt: skip
 
 
@@ -79,7 +95,7 @@ def __dir__() -> list[str]:
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
-        """Keeps public functions from being hidden by folders of their name.
+        """Keep public functions from being hidden by folders of their name.
 
         Importing ``aibit_format.convert.recipe`` makes Python set the attribute ``convert`` of this package to the
         folder. The attribute is the function; the folder's modules are imported with ``from``.
