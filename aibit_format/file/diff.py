@@ -1,4 +1,4 @@
-"""What differs between two models: metadata, documents, tensors. How they are laid out or cut into shards does not."""
+"""Compares two models: metadata, documents, tensors. How they are laid out or cut into shards makes no difference."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..container.tables import TensorInfo
+from ..io.mapped import Path
 from ..schemes.base import matrix
-from .sharded_reader import Opened
+from .sharded_reader import Opened, opened
 
 _PIECE_ELEMENTS = 1 << 20  # elements decoded at a time
 
@@ -32,12 +33,21 @@ class Difference:
     b: Any = None
 
 
-def differences(a: Opened, b: Opened) -> Iterator[Difference]:
-    """Everything in which two open models differ.
+def diff(a: Path | Opened, b: Path | Opened) -> list[Difference]:
+    """Return everything in which two models differ; an empty list if nothing does.
+
+    Args:
+        a, b: paths (of a sharded model that of the first shard), or open files. What is opened here is checked against
+            its digests as it is read; a file that is open already, as it was opened.
 
     Raises:
-        FormatError: a plane or a document is damaged, where it is checked when it is read (``verify="touched"``).
+        FormatError: a file is not valid, or a plane or a document in it is damaged.
     """
+    with opened(a, "touched") as x, opened(b, "touched") as y:
+        return list(_differences(x, y))
+
+
+def _differences(a: Opened, b: Opened) -> Iterator[Difference]:
     yield from _of_mappings("metadata", a.metadata, b.metadata)
     for found in _of_mappings("document", a.documents, b.documents):
         sizes = (None if text is None else len(text) for text in (found.a, found.b))

@@ -113,11 +113,6 @@ class File:
         return f"<aibit file {self.path or 'in memory'}: {len(self)} tensors, {self.tables.file_size} bytes>"
 
     @property
-    def info_of_file(self) -> FileInfo:
-        """Return ``tables``, under the name that torch/load/arena.py still uses."""
-        return self.tables
-
-    @property
     def metadata(self) -> Mapping[str, Value]:
         """Typed metadata by key."""
         return self.tables.metadata

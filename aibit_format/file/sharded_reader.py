@@ -9,6 +9,7 @@ lie beside their names, with ``.previous`` after them. The first that is there k
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,9 @@ from ..errors import FormatError, LoadError, Problem
 from ..io.mapped import Mapped, Path, is_url
 from .reader import Documents, File, Level, Verified, read_info
 
-__all__ = ["PREVIOUS", "Opened", "Sharded", "find", "listed", "open", "paths_of", "root_of", "shard_path", "whole"]
+__all__ = [
+    "PREVIOUS", "Opened", "Sharded", "find", "listed", "open", "opened", "paths_of", "root_of", "shard_path", "whole",
+]  # fmt: skip
 
 PREVIOUS = ".previous"  # what the name of a shard ends in that is being replaced
 
@@ -220,6 +223,16 @@ def open(
             if root_of(file.path) in (None, root):
                 raise
             # The model has been replaced meanwhile, and the shards of the one before are gone.
+
+
+@contextlib.contextmanager
+def opened(source: Path | Opened, verify: Level = "structure") -> Iterator[Opened]:
+    """Open a path for a ``with`` block. A file that is open already is used as it is, and stays open."""
+    if isinstance(source, Opened):
+        yield source
+    else:
+        with open(source, verify) as file:
+            yield file
 
 
 def whole(opened: Opened) -> Opened:

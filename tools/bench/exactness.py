@@ -1,4 +1,4 @@
-"""How far products of int8 layers are from the true ones: ``python -m tools.bench.exactness``. See NOTES.md.
+"""How far products of int8 layers are from the true ones: ``python -m tools.bench.exactness``. See docs/benchmarks.md.
 
 The true product is that of the same inputs and the same dequantized weight, in float64. Errors are relative: the RMS
 of the difference over the RMS of the true product. Nothing here is timed, and nothing depends on the processor but

@@ -37,7 +37,7 @@ def export(
     path: str,
     *,
     dtype: str | None = None,
-    max_shard_size: int = SHARD_BYTES,
+    max_shard_size: int | str = SHARD_BYTES,
     dequantize: bool = False,
     overwrite: bool = False,
     on_progress: Progress | None = None,
@@ -48,7 +48,7 @@ def export(
         file: a file that holds a model.
         path: the directory.
         dtype: what 4-bit layers compute in: ``"f32"``, ``"f16"`` or ``"bf16"``; the model's dtype by default.
-        max_shard_size: bytes of weights in one file.
+        max_shard_size: bytes of weights in one file, or ``"5GB"``.
         dequantize: write the values of tensors that have no bitsandbytes layer. Without it they are an error.
         overwrite: replace files in a directory that is not empty.
         on_progress: called with bytes done, bytes in all, and the tensor's name.

@@ -19,6 +19,7 @@ import numpy as np
 from ...dtypes import DTYPES
 from ...errors import WriteError
 from ...file.progress import Progress
+from ...file.sharded_writer import parse_size
 from ...io.atomic import AtomicFolder, sync_folder
 from .reader import DTYPE_NAMES
 
@@ -120,7 +121,7 @@ def write_directory(
     items: Sequence[Item],
     documents: Mapping[str, bytes],
     *,
-    max_shard_size: int = SHARD_BYTES,
+    max_shard_size: int | str = SHARD_BYTES,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> list[str]:
@@ -134,7 +135,7 @@ def write_directory(
     """
     path = path.rstrip(os.sep) or os.sep
     check_target(path, overwrite)
-    shards = shards_of(items, max_shard_size)
+    shards = shards_of(items, parse_size(max_shard_size))
     files = {_shard_name(i, len(shards)): shard for i, shard in enumerate(shards)}
     texts = dict(documents)
     if clash := sorted({name.lower() for name in texts} & {_INDEX, *files}):

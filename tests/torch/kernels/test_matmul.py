@@ -57,7 +57,7 @@ def test_weight_only_int8_is_closer_to_the_true_product_than_llm_int8(rows, dtyp
 
 
 def test_products_differ_from_the_true_ones_by_no_more_than_is_stated():
-    """The table of tools/bench/NOTES.md, of which these are bounds."""
+    """The table of docs/benchmarks.md, of which these are bounds."""
     most = {
         "LLM.int8, bitsandbytes' and ours": (1e-2, 1e-2, 1e-2),
         "weight only, up to 16 rows": (3e-3, 3e-3, 3e-3),
