@@ -7,6 +7,7 @@ import torch
 
 import aibit_format as aibit
 from aibit_format.file import rewrite, sharded_reader
+from aibit_format.file.diff import diff
 from tests.support import architectures
 
 
