@@ -212,7 +212,7 @@ def test_a_number_of_a_million_digits():
     program = """
 import sys
 sys.set_int_max_str_digits(0)
-from aibit_format import documents
+from aibit_format.container import documents
 try:
     documents.check("config.json", b"9" * 10 ** 6)
 except Exception as error:
