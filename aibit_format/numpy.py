@@ -1,4 +1,4 @@
-"""numpy's side of an ``.aibit`` file, with safetensors' names: ``safe_open``, ``load_file``, ``save_file``."""
+"""Reads and writes ``.aibit`` files as numpy arrays, under safetensors' names: ``safe_open`` and the like."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["load_file", "safe_open", "save_file"]
 
 
 class SafeOpen:
-    """What both sides share: names, metadata, and a context that closes the file."""
+    """The base that numpy's and torch's ``safe_open`` share: names, metadata, and a context that closes the file."""
 
     def __init__(self, filename: Path, framework: str) -> None:
         self._file = sharded_reader.open(filename)
@@ -32,42 +32,42 @@ class SafeOpen:
         self._file.close()
 
     def keys(self) -> list[str]:
-        """Names of the tensors, in file order."""
+        """Return the names of the tensors, in file order."""
         return self._file.keys()
 
     def metadata(self) -> Mapping[str, Any]:
-        """The file's metadata."""
+        """Return the file's metadata."""
         return self._file.metadata
 
 
 class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
-    """An ``.aibit`` file with safetensors' methods; ``get_tensor`` gives arrays."""
+    """Open an ``.aibit`` file with safetensors' methods; ``get_tensor`` returns arrays."""
 
     def __init__(self, filename: Path, framework: Literal["np", "numpy"] = "np") -> None:
         super().__init__(filename, framework)
 
     def get_tensor(self, name: str) -> np.ndarray:
-        """A view of a plain tensor that numpy has a type for; the float32 values of any other."""
+        """Return a view of a plain tensor whose dtype numpy has, or the float32 values of any other."""
         return _array(self._file, name)
 
 
 def load_file(filename: Path) -> dict[str, np.ndarray]:
-    """Every tensor of the file, as ``safe_open.get_tensor`` gives it."""
+    """Return every tensor of the file by name, as ``safe_open.get_tensor`` returns it."""
     file = sharded_reader.open(filename)
     return {name: _array(file, name) for name in file}
 
 
 def save_file(tensors: Mapping[str, np.ndarray], filename: Path, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write arrays as they are, in the plain scheme of their dtype. An existing file is replaced.
+    """Write arrays unquantized, each in the plain scheme of its dtype. An existing file is replaced.
 
     Raises:
-        SchemeError: an array of a dtype the format has not.
+        SchemeError: an array has a dtype that the format lacks.
     """
     names = {dtype.numpy: name for name, dtype in DTYPES.items() if name != "bf16" and not name.startswith("f8_")}
     planned = {}
     for name, array in tensors.items():
         if array.dtype not in names:
-            raise SchemeError(f"tensor {name!r}: the format has no {array.dtype}")
+            raise SchemeError(f"tensor {name!r}: the format has no dtype {array.dtype}")
         dtype = names[array.dtype]
         planned[writer.Tensor(name, array.shape, dtype, make(dtype))] = {"values": array}
     writer.write(filename, planned, metadata, overwrite=True)
