@@ -110,7 +110,7 @@ def _take_lease(storage: Mapped) -> int | None:
     except OSError:
         return None
     try:
-        # By default the kernel sends SIGIO to a holder whom others wait for, which ends the process; SIGURG does nothing.
+        # When others wait, the kernel by default sends the holder SIGIO, which ends the process; SIGURG does nothing.
         fcntl.fcntl(lease, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError:

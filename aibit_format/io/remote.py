@@ -71,7 +71,7 @@ def _over_http(url: str) -> tuple[Fetch, int, bytes]:
             with urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310
                 found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
                 if answer.status != 206 or not found or int(found[1]) != start:
-                    raise _unreadable(url, f"the server does not support ranges (status {answer.status})")
+                    raise _unreadable(url, f"the server does not give ranges (status {answer.status})")
                 version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
                 if tag and tag[0] != version:
                     raise FormatError(
