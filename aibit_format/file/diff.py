@@ -1,4 +1,4 @@
-"""What differs between two models: metadata, documents, tensors. How they are laid out or cut into shards does not."""
+"""Compares two models by metadata, documents and tensors, whatever their layout and shards."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PIECE = 1 << 20  # elements decoded at a time
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that differs: what it is in the one and in the other; ``None`` where it is missing.
+    """Hold one thing that differs: its value in the first and in the second model; ``None`` if it is missing there.
 
-    ``kind`` is ``metadata``, ``document`` (sizes), ``order`` (of tensors that both have; the first place where it
-    differs), or of tensors ``tensor`` (there or not), ``dtype``, ``shape``, ``scheme``, ``transposed``, ``alias``,
-    ``planes`` (those whose bytes differ) and ``values``: with these come the errors of the second's decoded values
-    against the first's, ``sqrt(sum((b - a)^2) / sum(a^2))`` and ``max |b - a|``, ``None`` where they are not finite.
+    ``kind`` is ``metadata``, ``document`` (sizes), ``order`` (of tensors in both; the first position where it differs),
+    or for tensors ``tensor`` (present or not), ``dtype``, ``shape``, ``scheme``, ``transposed``, ``alias``, ``planes``
+    (those whose bytes differ) and ``values``: these come with the errors of the second's decoded values against the
+    first's, ``sqrt(sum((b - a)^2) / sum(a^2))`` and ``max |b - a|``, ``None`` if they are not finite.
     """
 
     kind: str
@@ -33,10 +33,10 @@ class Difference:
 
 
 def differences(a: Opened, b: Opened) -> Iterator[Difference]:
-    """Everything in which two open models differ.
+    """Yield everything in which two open models differ.
 
     Raises:
-        FormatError: a plane or a document is damaged, where it is checked when it is read (``verify="touched"``).
+        FormatError: a plane or document is damaged, if they are checked when read (``verify="touched"``).
     """
     yield from _of_mappings("metadata", a.metadata, b.metadata)
     for found in _of_mappings("document", a.documents, b.documents):
@@ -101,7 +101,7 @@ _Stored = tuple[TensorInfo, Mapping[str, np.ndarray]]
 
 
 def _errors(a: _Stored, b: _Stored) -> tuple[float | None, float | None]:
-    """Relative RMS and largest error of b's values against a's."""
+    """Return the relative RMS and the largest error of b's values against a's."""
     rows, columns = matrix(a[0].shape)
     step = max(1, _PIECE // max(columns, 1))
     noise = signal = largest = 0.0

@@ -1,7 +1,7 @@
-"""Exports: ways out. One file a foreign format, one line here for each.
+"""Exports models to foreign formats. Each has one module, and one line here that registers it.
 
 An exporter is ``export(file, path, *, its options, overwrite=False, on_progress=None) -> list of the paths written``.
-It writes under temporary names, a tensor at a time, and leaves nothing behind after an error.
+It writes under temporary names, one tensor at a time, and leaves nothing behind after an error.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ def export(file: Opened, to: str, path: Path, **options: Any) -> list[str]:
     """Write an open ``.aibit`` file in another format; returns the paths written.
 
     Args:
-        file: what to write.
-        to: ``"huggingface"``, a directory that transformers and bitsandbytes load as it is; ``"safetensors"``, a
-            directory of weights that are not quantized; ``"gguf"``, a file for llama.cpp.
+        file: the model to write.
+        to: ``"huggingface"``, a directory that transformers and bitsandbytes load directly; ``"safetensors"``, a
+            directory of unquantized weights; ``"gguf"``, a file for llama.cpp.
         path: the directory or file to write.
         options: those of the format, and ``overwrite`` and ``on_progress``; see its module.
 
     Raises:
-        WriteError: an unknown format, an output that exists, a tensor that the format has no place for.
-        SchemeError: a value that the wanted dtype cannot hold.
+        WriteError: the format is unknown, the output exists, or the format cannot hold a tensor.
+        SchemeError: the dtype asked for cannot hold a value.
     """
     return _exporter(to)(file, os.fspath(path), **options)
 
 
 def options_of(to: str) -> frozenset[str]:
-    """Names of the options that a format has for itself."""
+    """Return the names of the options that only this format takes."""
     return frozenset(inspect.signature(_exporter(to)).parameters) - _OF_ALL
 
 

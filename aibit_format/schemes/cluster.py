@@ -1,4 +1,6 @@
-"""Stores a codebook of ``2 ** bits`` values per tensor, found by k-means, and packed codes of 2 to 8 bits: cluster.
+"""Implements ``cluster``: a codebook of ``2 ** bits`` values per tensor, found by k-means, and packed codes.
+
+A code has 2 to 8 bits.
 
 The planes are ``codes`` u8, the tensor's shape with ``ceil(K * bits / 8)`` in place of the last dimension K (each row
 starts on a byte, the first code is in the highest bits, spare bits are zero), and ``codebook`` f32 [2 ** bits].

@@ -1,4 +1,4 @@
-"""Stores bitsandbytes' 4-bit weights, nf4 and fp4, with or without double quantization.
+"""Implements ``nf4`` and ``fp4``: bitsandbytes' 4-bit weights, with or without double quantization.
 
 The tensor is flattened and cut into blocks of ``block_size`` elements, the last of which may be short. A block has
 one scale, its largest magnitude; an element is the nearest of 16 values between -1 and 1, times that scale. Two codes

@@ -1,4 +1,4 @@
-"""Stores 8-bit floating-point codes (OCP E4M3) with a float32 scale per row or per tensor: fp8-e4m3.
+"""Implements ``fp8-e4m3``: 8-bit floating-point codes (OCP E4M3) with a float32 scale per row or per tensor.
 
 The planes are ``codes`` f8_e4m3 in the tensor's shape and ``scale`` f32: the shape with 1 in place of the last
 dimension, or [1] for ``group=tensor``. In float32, rounding after each operation::

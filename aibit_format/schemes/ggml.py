@@ -1,4 +1,4 @@
-"""Stores llama.cpp's quantized weights, gguf:q4_0 to gguf:q6_k, in the blocks that GGUF files hold.
+"""Implements ``gguf:q4_0`` to ``gguf:q6_k``: llama.cpp's quantized weights, in the blocks that GGUF files hold.
 
 A row is cut into blocks of 32 or, for the k-quants, 256 elements, and every block carries its own scales. The one
 plane, ``blocks``, holds the bytes of the blocks unchanged: a tensor goes from one GGUF file to another through this

@@ -1,4 +1,4 @@
-"""Stores 4-bit codes with a scale and a zero point per group of a row, as GPTQ and AWQ checkpoints do: int4-group.
+"""Implements ``int4-group``: 4-bit codes with a scale and a zero point per group of a row, as in GPTQ and AWQ.
 
 A row of K elements is cut into groups of ``group``, the last of which may be short; ``group=row`` makes the row one
 group. ``x = (code - zero) * scale`` with codes 0 to 15. With ``symmetric=1`` there is no plane of zero points: the

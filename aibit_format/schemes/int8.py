@@ -1,4 +1,4 @@
-"""Stores rows of int8 codes in LLM.int8's weight format, as bitsandbytes does.
+"""Implements ``int8``: rows of 8-bit codes in LLM.int8's weight format, as in bitsandbytes.
 
 Each row has one scale, its largest magnitude. For a weight ``[N, K]`` the planes are the codes
 ``i8 [N, K]`` and ``row_absmax`` ``f32 [N]``; leading dimensions (fused experts ``[E, N, K]``) are kept, so that

@@ -1,4 +1,4 @@
-"""Stores 8-bit codes with a scale per row, group or tensor, int8-absmax, and with a zero point too, int8-zp.
+"""Implements ``int8-absmax`` and ``int8-zp``: 8-bit codes with a scale, and a zero point, per row, group or tensor.
 
 ``group`` says which elements share a scale: ``row`` (the default), ``tensor``, or a number of consecutive elements of a
 row, whose last group may be short. The planes are ``codes`` in the tensor's shape, ``scale`` f32 and, for ``int8-zp``,

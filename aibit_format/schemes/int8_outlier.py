@@ -1,4 +1,4 @@
-"""Stores int8 rows, but float16 for the rows that eight bits would serve badly: int8-outlier.
+"""Implements ``int8-outlier``: rows in int8, except those that eight bits would serve badly, in float16.
 
 A row whose largest magnitude is more than ``threshold`` times its root mean square spends nearly all codes on a few
 large values. Such rows stay in float16. For a weight ``[N, K]`` with M of them the planes are those of ``int8``,

@@ -1,4 +1,4 @@
-"""Stores nf4 with a second copy of the codes in the order that AVX512-BF16 kernels read: nf4-cpu.
+"""Implements ``nf4-cpu``: nf4 with a second copy of the codes in the order that AVX512-BF16 kernels read.
 
 On processors with AVX512-BF16, bitsandbytes 0.50 repacks every nf4 weight in its first forward on a CPU, which costs
 seconds and a copy of the model in memory. Here the repacked form lies in the file beside the canonical planes, so that

@@ -1,4 +1,4 @@
-"""Stores values unquantized, in row-major order: the plain dtypes."""
+"""Implements the plain schemes, one per dtype: the values themselves, in row-major order."""
 
 from __future__ import annotations
 
