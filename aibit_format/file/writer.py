@@ -184,7 +184,7 @@ class Writer:
             if metadata is not None:
                 info = replace(info, metadata_bytes=encode_metadata(metadata))
             if info.front_matter_length != self.info.front_matter_length:
-                raise WriteError(f"{self.path}: metadata are larger than planned")
+                raise WriteError(f"{self.path}: metadata take more or less room than planned")
             _write_all(self._file, as_read(info), 0)
             if sign is not None:
                 info = sign(info, lambda offset, length: os.pread(self._file, length, offset))
