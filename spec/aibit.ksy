@@ -2,7 +2,7 @@
 # It reads good files. It checks no rule but the signature, the version and reserved bytes; digests, placement, names
 # and values are for readers that know spec/aibit-1.md.
 #
-# What stands between markers is made from the layout by tools/make_spec.py. tools/kaitai/ compiles and runs this file.
+# What stands between markers is made from the layout by tools/spec/make_spec.py. tools/conformance/kaitai/ compiles and runs this file.
 
 meta:
   id: aibit

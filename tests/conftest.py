@@ -8,13 +8,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import logging
-import pathlib
 
 import pytest
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line a matmul otherwise
+from tests.support.paths import FIXTURES
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line a matmul otherwise
 
 
 def pytest_addoption(parser):
@@ -39,7 +38,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def fixtures():
     """The folder of models and files that come with the repository."""
-    return ROOT / "fixtures"
+    return FIXTURES
 
 
 @pytest.fixture(params=["compiled", "torch"])

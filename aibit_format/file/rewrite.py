@@ -1,4 +1,4 @@
-"""Makes files from files: cuts one into shards, joins shards, changes metadata and documents.
+"""Makes models from models: cuts one into shards, joins shards, changes metadata and documents.
 
 Planes are written unchanged, after a check against their digests. Sections of unknown kinds are left out, as they may
 describe what has changed (W9). No input is ever written to.
@@ -7,7 +7,7 @@ describe what has changed (W9). No input is ever written to.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..container.metadata import Value
@@ -15,9 +15,8 @@ from ..container.plan import Tensor
 from ..errors import FormatError, WriteError
 from ..io.mapped import Path
 from . import sharded_reader, sharded_writer
+from .progress import Progress
 from .sharded_reader import Opened, Sharded, shard_path, whole
-
-Progress = Callable[[int, int, str], None]  # bytes done, total bytes, the tensor that was written
 
 
 def split(
@@ -28,7 +27,7 @@ def split(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> list[str]:
-    """Cut a model into shards ``path-00001-of-...``; returns their paths.
+    """Cut a model into shards ``path-00001-of-...``; return their paths.
 
     Args:
         source: a file, or the first of several shards, to cut it differently.
@@ -48,7 +47,13 @@ def split(
 
 
 def merge(first: Path, path: Path, *, overwrite: bool = False, on_progress: Progress | None = None) -> list[str]:
-    """Join the shards of which ``first`` is the first into one file: the inverse of ``split``.
+    """Join a model's shards into one file, the inverse of ``split``; return its path in a list.
+
+    Args:
+        first: the first shard; the others are found beside it.
+        path: the file to write.
+        overwrite: replace an existing file.
+        on_progress: called with bytes done, total bytes, and the tensor's name.
 
     Raises:
         FormatError: a shard is missing, belongs to another model, or is damaged; the message names it.
@@ -71,14 +76,19 @@ def edit(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> list[str]:
-    """Write a copy of a model with other metadata and documents; a sharded model keeps its tensors in the same shards.
+    """Write a copy of a model with other metadata or documents; return its paths.
+
+    A sharded model keeps its tensors in the same shards.
 
     Args:
-        source, path: the input and the output; see ``split``.
-        metadata: keys and their new values.
+        source: a file, or the first of a model's shards.
+        path: the file to write, or the path from which the names of the shards are derived.
+        metadata: values to set or replace, by key.
         unset: keys to leave out.
-        documents: names and their new contents.
-        remove: documents to leave out.
+        documents: contents to set or replace, by name.
+        remove: names of documents to leave out.
+        overwrite: replace files that exist.
+        on_progress: called with bytes done, total bytes, and the tensor's name.
 
     Raises:
         WriteError: a key or document to leave out does not exist, or the result would break a rule.
@@ -118,7 +128,7 @@ def _write(
 ) -> list[str]:
     """Write the file's tensors with these metadata and documents, cut into ``parts``; returns the paths."""
     tensors, sizes = _tensors(file), {name: len(text) for name, text in texts.items()}
-    alignment = file.parts[0].info_of_file.alignment
+    alignment = file.parts[0].tables.alignment
     paths = [os.fspath(path)] if parts is None else [shard_path(path, i + 1, len(parts)) for i in range(len(parts))]
     _spare_inputs(file, paths)
     try:

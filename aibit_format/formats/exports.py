@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import WriteError
-from ..file.sharded_reader import Opened
+from ..file.sharded_reader import Opened, opened, whole
 from ..io.mapped import Path
 
 __all__ = ["BUILTIN", "export", "options_of"]
@@ -27,21 +27,36 @@ BUILTIN: dict[str, str] = {
 _OF_ALL = frozenset({"file", "path", "overwrite", "on_progress"})
 
 
-def export(file: Opened, to: str, path: Path, **options: Any) -> list[str]:
-    """Write an open ``.aibit`` file in another format; returns the paths written.
+def export(
+    source: Path | Opened,
+    to: str,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int, str], None] | None = None,
+    **options: Any,
+) -> list[str]:
+    """Write a model in another format; return the paths written.
 
     Args:
-        file: the model to write.
+        source: an ``.aibit`` file, or the first of a model's shards: its path, or the open file.
         to: ``"huggingface"``, a directory that transformers and bitsandbytes load directly; ``"safetensors"``, a
             directory of unquantized weights; ``"gguf"``, a file for llama.cpp.
         path: the directory or file to write.
-        options: those of the format, and ``overwrite`` and ``on_progress``; see its module.
+        overwrite: replace existing files.
+        on_progress: called with bytes done, total bytes, and the tensor's name.
+        options: those of the format. ``huggingface``: ``dtype``, ``max_shard_size``, ``dequantize``; ``safetensors``:
+            ``dtype``, ``max_shard_size``; ``gguf``: ``type``. The format's ``export`` explains them.
 
     Raises:
         WriteError: the format is unknown, the output exists, or the format cannot hold a tensor.
         SchemeError: the dtype asked for cannot hold a value.
+        FormatError, LoadError: the source is not valid, or is a shard other than the first.
+        MissingPackageError: the format needs a package that is not installed.
     """
-    return _exporter(to)(file, os.fspath(path), **options)
+    write = _exporter(to)
+    with opened(source) as file:
+        return write(whole(file), os.fspath(path), overwrite=overwrite, on_progress=on_progress, **options)
 
 
 def options_of(to: str) -> frozenset[str]:

@@ -22,7 +22,9 @@ class SourceTensor:
 
     ``scheme`` says how a quantized tensor is stored; it is ``None`` for plain values. ``transposed`` says that
     ``shape`` is that of the stored tensor, and the architecture wants its transpose (GPT-2's quantized Conv1D weights).
-    ``alias_of`` names the earlier tensor that this one is another name for, if the source says so.
+    ``alias_of`` names the earlier tensor that this one is another name for, if the source says so. ``offset`` is the
+    byte of the file at which its values begin, if they lie there in order and without encoding; they may then be read
+    from there instead of through ``planes``.
 
     Raises:
         SourceError: the format cannot hold a tensor of this shape.
@@ -35,6 +37,7 @@ class SourceTensor:
     scheme: Scheme | None = None
     transposed: bool = False
     alias_of: str | None = None
+    offset: int | None = None
 
     def __post_init__(self) -> None:
         # A size of 0 makes the tensor empty whatever the other sizes, but no array can have sizes beyond the limit.

@@ -31,7 +31,7 @@ except ImportError:  # Windows has no such locks
 _NAMES = re.compile(r"\.aibit-[0-9a-f]{16}\.partial")
 
 
-class PartialFile:
+class AtomicFile:
     """A file that becomes ``path`` when it is published. Used as a context, it leaves nothing without ``publish``.
 
     ``file`` is a descriptor for reading and writing.
@@ -139,7 +139,7 @@ class PartialFile:
         return WriteError(f"{self.path}: appeared while it was being written")
 
 
-class PartialFolder:
+class AtomicFolder:
     """A temporary directory that will become the directory ``path``, or whose files will move into it.
 
     Leaving the context removes it, unless it was renamed. ``name`` is its path; renaming it publishes it.

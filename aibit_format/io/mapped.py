@@ -31,7 +31,7 @@ class Storage(Protocol):
 
     path: str | None
     size: int
-    stretch: int  # bytes, whole leaves, to read at a time of a long region; 0: as many as are wanted, they are views
+    chunk_size: int  # bytes, whole leaves, to read at a time of a long region; 0: any number, they are views
 
     def read_at(self, offset: int, length: int) -> np.ndarray:
         """Read bytes as u8 [length], read-only; a view where the storage can give one."""
@@ -69,24 +69,11 @@ def pages(path: Path) -> np.ndarray:
         return np.asarray(found)
 
 
-def place(array: np.ndarray) -> tuple[str, int] | None:
-    """Find the file that an array is a view of: its absolute path, and the offset at which the view begins.
-
-    Returns ``None`` for an array that is not a view of ``pages``, or not contiguous.
-    """
-    base = array.base
-    while base is not None and not isinstance(base, np.memmap):
-        base = getattr(base, "base", None)
-    if base is None or base.filename is None or not array.flags.c_contiguous:
-        return None
-    return os.fspath(base.filename), array.ctypes.data - base.ctypes.data
-
-
 class Mapped:
     """Hold a file in one read-only ``numpy.memmap``: views cost nothing and keep the mapping alive."""
 
     path: str | None
-    stretch = 0
+    chunk_size = 0
 
     def __init__(self, path: Path) -> None:
         name = os.fspath(path)
@@ -153,7 +140,7 @@ class InMemory:
     """Serve the bytes of a whole file from a bytes-like object."""
 
     path: str | None = None
-    stretch = 0
+    chunk_size = 0
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self.map = np.frombuffer(data, np.uint8)

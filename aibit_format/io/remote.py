@@ -26,12 +26,14 @@ Fetch = Callable[[int, int], bytes]  # (start, length) -> bytes, fewer at the en
 class Ranged:
     """Serve the bytes of the file at a URL, as copies. ``reads`` counts the ranges requested.
 
+    A whole file is verified in chunks.
+
     Raises:
         FormatError: AIB-E803: it cannot be read, or the server does not support ranges.
         MissingPackageError: the URL is neither http nor https, and fsspec is not installed.
     """
 
-    stretch = 64 << 20
+    chunk_size = 64 << 20
 
     def __init__(self, url: str) -> None:
         self.path: str | None = url

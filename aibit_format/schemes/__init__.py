@@ -1,7 +1,7 @@
-"""Schemes: how a tensor's values become planes of bytes, and back.
+"""Turns the values of tensors into planes of bytes, and back: one scheme per file.
 
-One file holds one scheme; ``BUILTIN`` is where it is registered. Packages outside register theirs under the
-entry point group ``aibit_format.schemes``. A scheme needs numpy alone.
+Schemes are registered in ``BUILTIN``. Other packages register theirs under the entry point group
+``aibit_format.schemes``. A scheme needs only numpy.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def _outside() -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """Every scheme that can be asked for here, in the order of registration."""
+    """Return the names of all schemes, in the order of registration."""
     return [*BUILTIN, *_outside()]
 
 
-@lru_cache(256)  # not all that ever were asked for: parameters come from files
+@lru_cache(256)  # bounded, because parameters come from files
 def make(name: str, version: int = 1, parameters: tuple[int, ...] = ()) -> Scheme:
-    """The scheme with this name, version and parameters.
+    """Return the scheme with this name, version and parameters.
 
     Raises:
-        SchemeError: AIB-E406 for an unknown name or version, AIB-E407 for parameters it does not take.
+        SchemeError: AIB-E406 for an unknown name or version, AIB-E407 for parameters that the scheme does not take.
     """
     target = BUILTIN.get(name) or _outside().get(name)
     if target is None:
@@ -63,10 +63,10 @@ def make(name: str, version: int = 1, parameters: tuple[int, ...] = ()) -> Schem
 
 
 def parse(text: str) -> Scheme:
-    """The scheme that a user writes: a name, and parameters that are not the default: ``nf4,block_size=128,nested=1``.
+    """Return the scheme that a user writes: a name, and parameters as in ``nf4,block_size=128,nested=1``.
 
     Raises:
-        SchemeError: an unknown scheme or parameter, or a value that it does not take.
+        SchemeError: a scheme or parameter is unknown, or a value is not allowed.
     """
     name, *options = text.split(",")
     default = make(name)

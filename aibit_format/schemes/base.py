@@ -1,4 +1,4 @@
-"""What a scheme is."""
+"""Defines the interface of a scheme, which encodes a tensor to planes of bytes and decodes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..dtypes import DTYPES
 from ..errors import SchemeError
 
 Planes = Mapping[str, np.ndarray]
-Rows = slice | np.ndarray  # rows of the matrix that ``matrix`` makes of a shape: a stretch, or int64 indices
+Rows = slice | np.ndarray  # of the matrix that ``matrix`` makes of a shape: consecutive rows, or int64 indices
 
 FLOATS = ("f16", "bf16", "f32")  # logical dtypes of weights that can be quantized
 
@@ -27,7 +27,7 @@ GROUPS = {"row": ROW, "tensor": TENSOR}
 
 @dataclass(frozen=True, slots=True)
 class PlaneSpec:
-    """One plane a scheme asks for: its role, the dtype of its elements and its shape."""
+    """Describe a plane that a scheme stores: its role, the dtype of its elements and its shape."""
 
     role: str
     dtype: str
@@ -35,26 +35,27 @@ class PlaneSpec:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes, exact whatever the shape claims."""
+        """Return the size in bytes, a Python int: even an absurd shape from a file does not overflow."""
         return -(-math.prod(self.shape) * DTYPES[self.dtype].bits // 8)
 
 
 @dataclass(frozen=True)
 class Scheme(ABC):
-    """A way to store a tensor. Instances are immutable and compare by their parameters.
+    """The base of all schemes, each of which stores a tensor in its own way. Instances compare by their parameters.
 
-    A subclass is a frozen dataclass whose fields, at most six, all ints with defaults, are the parameters that the
-    file stores. Its constructor refuses values that mean nothing (SchemeError, through ``refuse``).
+    A subclass is a frozen dataclass. Its fields are the parameters that a file stores: at most six, all ints with
+    defaults. Its constructor raises a SchemeError, made by ``refuse``, for values without a meaning.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     lossy: ClassVar[bool] = True
     words: ClassVar[Mapping[str, Mapping[str, int]]] = {}  # parameter -> words users may write for numbers
+    cpu_roles: ClassVar[frozenset[str]] = frozenset()  # planes that repeat others in a layout that only CPUs read
 
     @classmethod
     def build(cls, name: str, parameters: tuple[int, ...]) -> Self:
-        """The instance for stored parameters; missing ones take their defaults."""
+        """Make the instance for stored parameters; missing ones take their defaults."""
         count = len(parameters_of(cls))
         if len(parameters) > count and any(parameters[count:]):
             raise cls.refuse(f"scheme {name!r} takes {count} parameters, found {parameters}")
@@ -64,19 +65,19 @@ class Scheme(ABC):
 
     @staticmethod
     def refuse(message: str) -> SchemeError:
-        """The error for parameters that a scheme does not take: AIB-E407."""
+        """Return the error for parameters that a scheme does not take: AIB-E407."""
         error = SchemeError(message)
         error.code = "AIB-E407"
         return error
 
     @property
     def parameters(self) -> tuple[int, ...]:
-        """The numbers that go into the scheme table."""
+        """Return the parameters as the scheme table of a file stores them."""
         return tuple(int(getattr(self, name)) for name in parameters_of(type(self)))
 
     @property
     def text(self) -> str:
-        """The scheme as users write it and ``schemes.parse`` reads it: ``nf4,block_size=128,nested=1``."""
+        """Return the scheme as users write it and ``schemes.parse`` reads it: ``nf4,block_size=128,nested=1``."""
         parts = [self.name]
         for (name, default), value in zip(parameters_of(type(self)).items(), self.parameters, strict=True):
             if value != default:
@@ -86,76 +87,85 @@ class Scheme(ABC):
 
     @abstractmethod
     def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
-        """The planes of a tensor of this logical shape and dtype: a pure function.
+        """Return the planes of a tensor of this logical shape and dtype; they depend on nothing else.
 
         Raises:
             SchemeError: the scheme cannot hold such a tensor.
         """
 
     def fitted(self, array: np.ndarray, dtype: str) -> Scheme:
-        """This scheme with those parameters set that follow from a tensor's values; itself, for nearly all."""
+        """Return this scheme with parameters that depend on the tensor's values set; most schemes have none."""
         return self
 
     @abstractmethod
     def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-        """Planes of ``array``, whose elements are ``dtype`` in ``DTYPES[dtype].numpy`` storage.
+        """Encode ``array``, whose elements are ``dtype`` in ``DTYPES[dtype].numpy`` storage, to planes.
 
         Raises:
-            SchemeError: a value is not finite or does not fit, or this scheme only keeps what others have made.
+            SchemeError: a value is not finite or does not fit, or only other tools encode for this scheme.
         """
 
     @abstractmethod
     def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
-        """float32 [rows, columns]: the values of some rows of the tensor seen as a matrix (see ``matrix``).
+        """Decode some rows of the tensor seen as a matrix (see ``matrix``), to float32 [rows, columns].
 
         Only these rows' bytes are touched. ``shape`` and ``dtype`` are the whole tensor's.
         """
 
     def decode(self, planes: Planes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """The float32 values, in ``shape``, that the planes stand for."""
+        """Decode all values, to float32 in ``shape``."""
         return self.decode_rows(planes, shape, dtype, slice(0, matrix(shape)[0])).reshape(shape)
 
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
-        """(role, what is wrong) for planes whose contents no encoder writes, such as a negative scale."""
+        """Yield (role, what is wrong) for planes whose contents no encoder writes, such as a negative scale."""
         return iter(())
 
     def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
-        """(role, what is wrong) for what only a look at every code tells; full verification and the writer look.
+        """Yield (role, what is wrong) for errors that only looking at every code finds.
 
-        Such as spare bits that are not zero, or a plane that is another one's codes again, and differs.
+        Examples are spare bits that are not zero, and a plane that should repeat another one's codes but differs. Only
+        full verification and the writer call this.
         """
         return iter(())
 
     def by_rows(self, shape: tuple[int, ...]) -> bool:
-        """Whether rows are encoded each on its own, to whole elements of every plane.
+        """Tell whether each row is encoded independently of the others, to whole elements of every plane.
 
-        Then planes are those of the rows, one after another, and rows can be encoded where and when they are at hand.
+        The planes of the tensor are then those of its rows, one after another, so rows can be encoded in any order.
         """
         return False
 
+    def row_multiple(self, shape: tuple[int, ...]) -> int:
+        """Return n such that slices of a matrix must begin and end at multiples of n rows."""
+        return 1
+
     @property
     def fallback(self) -> Scheme | None:
-        """What takes a tensor of a shape that this scheme has no form for, unless it was asked for by name."""
+        """Return the scheme for tensors whose shape this one cannot hold.
+
+        It is used if this scheme is the default of a conversion. If a rule names this scheme for such a tensor, that is
+        an error instead.
+        """
         return None
 
     def bits_per_weight(self, shape: tuple[int, ...], dtype: str) -> float:
-        """Stored bits per element, scales included."""
+        """Return the stored bits per element, scales included."""
         elements = math.prod(shape)
         return 8 * sum(plane.nbytes for plane in self.planes(shape, dtype)) / elements if elements else 0.0
 
 
 def parameters_of(scheme: type[Scheme]) -> dict[str, int]:
-    """Names of a scheme's parameters, in the order they are stored, and their defaults."""
+    """Return the names of a scheme's parameters, in the order they are stored, and their defaults."""
     return {f.name: f.default for f in fields(scheme) if f.default is not MISSING}
 
 
 def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of a tensor seen as a matrix: rows run along the last dimension; a vector is one row."""
+    """Return (rows, columns) of a tensor seen as a matrix: rows run along the last dimension; a vector is one row."""
     return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
 
 
 def check_weights(name: str, shape: tuple[int, ...], dtype: str, rank: int = 2) -> None:
-    """Raise SchemeError unless these are floating-point values of ``rank`` dimensions or more."""
+    """Raise SchemeError unless the tensor has a floating-point dtype and ``rank`` dimensions or more."""
     if len(shape) < rank:
         raise SchemeError(f"{name} needs rows: rank {rank} or more, found shape {shape}")
     if dtype not in FLOATS:
@@ -163,9 +173,9 @@ def check_weights(name: str, shape: tuple[int, ...], dtype: str, rank: int = 2) 
 
 
 def bad_scales(planes: Planes, role: str) -> Iterator[tuple[str, str]]:
-    """Problems of a plane of scales: each must be finite and not negative (minus zero is negative)."""
+    """Yield the problems of a plane of scales: each must be finite and not negative (minus zero is negative)."""
     scales = planes[role]
-    # Their bits, taken for whole numbers, are below infinity's exactly for what is neither: one look, and no copies.
+    # As unsigned integers, the bits of finite values without a sign are below those of infinity: one pass, no copies.
     if scales.dtype == np.float32 and scales.view(np.uint32).max(initial=0) < _INFINITY:
         return
     if not np.isfinite(scales).all():

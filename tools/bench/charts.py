@@ -1,4 +1,4 @@
-"""Pictures of results: ``python tools/bench/charts.py RESULTS.json [MORE.json ...] [--out charts]``.
+"""Pictures of results: ``python -m tools.bench.charts RESULTS.json [MORE.json ...] [--out charts]``.
 
 One picture a row and file: bars are medians, whiskers go from the least to the most sample. From all files together,
 two curves: opening time against the number of tensors, and load time against the size of the model. Wants the extra
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import models
-from figures import number
+from tools.bench import models
+from tools.bench.figures import number
 
 Results = dict[str, Any]
 _OURS, _THEIRS = "#2f6fab", "#b5b5b5"

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from probe import Result
+
+from tools.bench.probe import Result, alternate
 
 Ways = dict[str, Callable[[], object]]
 
@@ -14,7 +15,6 @@ Ways = dict[str, Callable[[], object]]
 def codec(scheme: str, shape: list[int], rounds: int) -> Result:
     """One random float16 tensor to planes and back to float32; whether planes and values are the library's."""
     import torch
-    from jobs import alternate
 
     from aibit_format import schemes
     from aibit_format.convert import encoders

@@ -7,8 +7,8 @@ import mmap
 import os
 from pathlib import Path
 
-from loaders import loader, use
-from probe import Clock, Result
+from tools.bench.loaders import loader, use
+from tools.bench.probe import Clock, Result
 
 PIECE = 4 << 20  # bytes of one direct read
 _SPOTS = 64  # pages of a file that are asked for

@@ -13,10 +13,11 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import models
 import numpy as np
-from loaders import STATE_DICT
-from models import Entry, Shape
+
+from tools.bench import models
+from tools.bench.loaders import STATE_DICT
+from tools.bench.models import Entry, Shape
 
 _SCALE = np.float16(0.01)
 _GROUP = 128  # columns of GPTQ and AWQ with one scale, where the sizes of the model allow it

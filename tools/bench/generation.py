@@ -12,12 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import foreign
-import models
-import probe
-from figures import Figure, of_runs
-from loaders import loader
-from pairing import Bench
+from tools.bench import foreign, models, probe
+from tools.bench.figures import Figure, of_runs
+from tools.bench.loaders import loader
+from tools.bench.pairing import Bench
 
 _PROMPT = 128  # tokens before the first that is generated
 _LONG = 1024  # the same in the row ``context``

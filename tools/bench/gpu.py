@@ -1,11 +1,11 @@
-"""Loading onto a GPU and computing there: ``python tools/bench/gpu.py [SECTION ...]``, in ten minutes at most.
+"""Loading onto a GPU and computing there: ``python -m tools.bench.gpu [SECTION ...]``, in ten minutes at most.
 
 What is measured is compared with what the same run measures of the link and of the disk. Correctness comes first. The
 JSON is written after every section, so that what was found stays if the run is ended; the table is printed last.
-``--device cpu`` goes the same way with small files and no link, to see that the script works. See NOTES.md.
+``--device cpu`` goes the same way with small files and no link, to see that the script works. See docs/benchmarks.md.
 """
 
-# ruff: noqa: E402 - the package is imported from the repository, whether it is installed or not
+
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
-
-import models
 import torch
-from figures import number
-from gpu_decode import compiled, decode, products
-from gpu_load import correct, disk, link, load, warm
-from gpu_run import NoTimeError, Run
 
 from aibit_format.torch.load import arena
+from tools.bench import models
+from tools.bench.figures import number
+from tools.bench.gpu_decode import compiled, decode, products
+from tools.bench.gpu_load import correct, disk, link, load, warm
+from tools.bench.gpu_run import NoTimeError, Run
 
 SECTIONS: dict[str, Callable[[Run], None]] = {
     "correct": correct, "link": link, "warm": warm, "load": load, "decode": decode, "products": products,

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import models
 import torch
-from gpu_run import NoTimeError, Run, pretrained
 
 from aibit_format.torch.evaluate.timing import generate
 from aibit_format.torch.kernels.matmul import times_codes
 from aibit_format.torch.load.model import load_model
+from tools.bench import models
+from tools.bench.gpu_run import NoTimeError, Run, pretrained
 
 _PROMPT, _TOKENS = 128, 32
 _FIRST = 3  # tokens before one is written down as a CUDA graph: compiled, and tried

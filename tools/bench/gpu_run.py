@@ -13,16 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import models
 import numpy as np
 import torch
-from run import machine
 
 from aibit_format import convert
 from aibit_format.file import writer
 from aibit_format.file.reader import File
 from aibit_format.formats.exports import export
 from aibit_format.schemes import make
+from tools import ROOT
+from tools.bench import models
+from tools.bench.machine import machine
 
 GIGA = 1e9
 _MATRICES, _COLUMNS = 20, 8192  # of the large file
@@ -81,7 +82,7 @@ class Run:
     def reason(self, error: BaseException) -> str:
         """An error in a line, without the paths of this machine."""
         text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        return text.replace(str(self.work), "WORK").replace(str(Path(__file__).resolve().parents[2]), ".")
+        return text.replace(str(self.work), "WORK").replace(str(ROOT), ".")
 
     def sync(self) -> None:
         if self.on_gpu:

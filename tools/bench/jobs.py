@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from codec import codec
-from cold import cold, stream
-from generation import generate
-from loaders import loader, use
-from probe import Clock, Result, anonymous, pages, say
-from throughput import throughput
+from tools.bench.codec import codec
+from tools.bench.cold import cold, stream
+from tools.bench.generation import generate
+from tools.bench.loaders import loader, use
+from tools.bench.probe import Clock, Result, alternate, anonymous, pages, say
+from tools.bench.throughput import throughput
 
 _CUT = 1 << 20  # bytes that `verify` hashes at a time: a leaf of the format
 _STRETCH = 16 << 20  # bytes that a thread takes of the file
-
-
-def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, A B A B; the first round, which fills caches and starts threads, is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(rounds + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def encode(shape: list[int], rounds: int) -> Result:
@@ -133,9 +119,10 @@ def verify(path: str, rounds: int) -> Result:
     import xxhash
 
     from aibit_format.file import reader
+    from aibit_format.native.cores import usable_cores
 
     file = reader.File(path)
-    data = file.storage.read_at(0, file.info_of_file.file_size).data
+    data = file.storage.read_at(0, file.tables.file_size).data
 
     def hash_stretch(begin: int) -> None:
         for start in range(begin, min(begin + _STRETCH, len(data)), _CUT):
@@ -146,7 +133,7 @@ def verify(path: str, rounds: int) -> Result:
             hash_stretch(begin)
 
     def hash_with_every_core() -> None:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             list(pool.map(hash_stretch, range(0, len(data), _STRETCH)))
 
     ways = {

@@ -6,12 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import foreign
-import loaders
-import models
-import probe
-from figures import Figure, of_runs
-from pairing import Bench
+from tools.bench import foreign, loaders, models, probe
+from tools.bench.figures import Figure, of_runs
+from tools.bench.pairing import Bench
 
 _MIB = 1 << 20
 _WHOLE = 0.9  # of a file: the system reads ahead too, and what it has brought in `read_ahead` passes over

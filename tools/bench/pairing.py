@@ -11,8 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import models
-import probe
+from tools.bench import models, probe
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: ``python tools/bench/probe.py JOB '{"argument": ...}'``.
+"""One measurement in a process of its own: ``python -m tools.bench.probe JOB '{"argument": ...}'``.
 
 The job's imports and a garbage collection come before the clock starts, so that seconds are those of the work alone;
 ``start`` measures imports. The last line of the output is JSON. ``run`` is the other end: it starts such a process
@@ -16,12 +16,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Self
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tools import ROOT
+
 _INTERVAL = 0.005  # seconds between two looks at the memory
 _KIB = 1024
 
@@ -118,7 +118,7 @@ def environment() -> dict[str, str]:
 
 def command(job: str, arguments: dict[str, Any]) -> list[str]:
     """The command line of one measurement."""
-    return [sys.executable, str(Path(__file__).resolve()), job, json.dumps(arguments)]
+    return [sys.executable, "-m", "tools.bench.worker", job, json.dumps(arguments)]
 
 
 def run(job: str, **arguments: Any) -> Result:
@@ -169,19 +169,18 @@ def started(job: str, **arguments: Any) -> Iterator[Child]:
                 sys.stderr.write(messages.read())
 
 
+def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each way, A B A B. The first round fills caches and starts threads, and is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for i in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
 def say(result: Result) -> None:
     """Hand ``result`` to the process that started this one."""
     print(json.dumps({"probe": result}), flush=True)
-
-
-def main() -> None:
-    job, arguments = sys.argv[1], json.loads(sys.argv[2])
-    from jobs import JOBS
-
-    say(JOBS[job](**arguments))
-    sys.stdout.flush()
-    os._exit(0)  # taking torch and its threads down takes a second that nobody measures
-
-
-if __name__ == "__main__":
-    main()

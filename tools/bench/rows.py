@@ -11,13 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import generation
-import load_rows
-import models
-import probe
-from figures import Figure, of_runs
-from pairing import Bench
-from source_rows import sources
+from tools.bench import generation, load_rows, models, probe
+from tools.bench.figures import Figure, of_runs
+from tools.bench.pairing import Bench
+from tools.bench.source_rows import sources
 
 _MIB = 1 << 20
 _COUNTS = (1_000, 5_000, 20_000, 50_000)  # tensors of the files that `open` opens

@@ -1,7 +1,7 @@
-"""Measure what the README claims: ``python tools/bench/run.py [ROW ...] [--model 1.1b] [--runs 3]``.
+"""Measure what the README claims: ``python -m tools.bench.run [ROW ...] [--model 1.1b] [--runs 3]``.
 
 A row pairs measurements in fresh processes, A B A B. What is printed is the median, the least and the most of the
-samples, and the median of the ratios taken round by round; every sample goes into the JSON. See NOTES.md.
+samples, and the median of the ratios taken round by round; every sample goes into the JSON. See docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -9,47 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import re
 import sys
 import tempfile
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import models
-import probe
-from figures import Figure, table
-from pairing import Bench
-from rows import ABOUT, ROWS
-
-sys.path.insert(0, str(probe.ROOT))  # rows ask the package for files
-
-_LIBRARIES = (
-    "numpy", "torch", "transformers", "bitsandbytes", "safetensors", "fastsafetensors", "accelerate", "gguf", "xxhash",
-    "construct",
-)  # fmt: skip
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on, and nothing that tells whose machine it is."""
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        fields = [line.partition(":") for line in file]
-    cpu = next((value.strip() for name, _, value in fields if name.strip() == "model name"), platform.processor())
-    flags = next((value.split() for name, _, value in fields if name.strip() == "flags"), [])
-    found = {
-        "cpu": cpu,
-        "vectors": [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if flag in flags],
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30), 1),
-        "python": platform.python_version(),
-    }
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+from tools.bench import models
+from tools.bench.figures import Figure, table
+from tools.bench.machine import machine
+from tools.bench.pairing import Bench
+from tools.bench.rows import ABOUT, ROWS
 
 
 def arguments() -> argparse.Namespace:
@@ -74,6 +45,22 @@ def arguments() -> argparse.Namespace:
     return given
 
 
+def compact(found: dict[str, Any]) -> str:
+    """Return JSON with a line for each figure, its samples in it."""
+    lines: list[str] = []
+
+    def keep(match: re.Match[str]) -> str:
+        return lines[int(match[1])]
+
+    def marked(value: Any, name: str = "") -> Any:
+        if name == "figures":
+            lines.extend(json.dumps(figure) for figure in value)
+            return [f"figure {i}" for i in range(len(lines) - len(value), len(lines))]
+        return {key: marked(item, key) for key, item in value.items()} if isinstance(value, dict) else value
+
+    return re.sub(r'"figure (\d+)"', keep, json.dumps(marked(found), indent=1)) + "\n"
+
+
 def write(
     given: argparse.Namespace,
     results: dict[str, list[Figure]],
@@ -94,7 +81,7 @@ def write(
             for row, figures in results.items()
         },
     }
-    given.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    given.out.write_text(compact(found), "utf-8")
 
 
 def main() -> None:

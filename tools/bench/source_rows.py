@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import foreign
-import models
-import probe
-from figures import Figure, of_runs
-from pairing import Bench
+from tools.bench import foreign, models, probe
+from tools.bench.figures import Figure, of_runs
+from tools.bench.pairing import Bench
 
 _MIB = 1 << 20
 

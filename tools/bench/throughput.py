@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from probe import Result
+
+from tools.bench.probe import Result
 
 _PIECE = 16 << 20  # bytes of one write
 

@@ -1,0 +1,57 @@
+"""The command ``aibit convert``."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+import aibit_format as aibit
+from aibit_format.cli.convert import _rule
+from tests.support.command import run
+from tests.support.command_models import model as model
+
+
+def test_convert_says_what_it_did(model, tmp_path, capsys):
+    status, out, err = run("convert", model / "hf", "-o", tmp_path / "m.aibit", capsys=capsys)
+    assert status == 0 and err == ""
+    assert "model.layers.0.self_attn.q_proj.weight" in out and "rms error" in out
+    assert "tensors: 14 quantized" in out and "1 tied" in out and "memory saved" in out and "ratio" in out
+    assert (tmp_path / "m.aibit").read_bytes() == (model / "m.aibit").read_bytes()
+
+
+def test_convert_json_holds_the_same(model, tmp_path, capsys):
+    status, out, _ = run("convert", model / "hf", "-o", tmp_path / "m.aibit", "--json", capsys=capsys)
+    report = json.loads(out)
+    assert status == 0 and report["compression_ratio"] > 1
+    assert report["memory_saved_bytes"] == report["original_bytes"] - report["quantized_bytes"]
+    lossy = [t for t in report["tensors"] if t["error"]]
+    assert len(lossy) == 14 and all(0 < t["error"]["relative_rms"] < 0.1 for t in lossy)
+
+
+def test_dry_run_writes_nothing_and_its_sizes_are_those_of_the_file(model, tmp_path, capsys):
+    os.chdir(tmp_path)
+    status, out, _ = run("convert", model / "hf", "--dry-run", "--json", "--tensor", "mlp=bf16", capsys=capsys)
+    assert status == 0 and list(tmp_path.iterdir()) == []
+    plan = json.loads(out)
+    schemes = {t["name"]: t["scheme"] for t in plan["tensors"]}
+    assert schemes["model.layers.0.mlp.up_proj.weight"] == "bf16"
+    _, out, _ = run("convert", model / "hf", "--dry-run", "--json", capsys=capsys)
+    with aibit.open(model / "m.aibit") as file:
+        stored = sum(file.info(name).nbytes for name in file if file.info(name).alias_of is None)
+    assert json.loads(out)["quantized_bytes"] == stored
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("mlp=bf16", ("mlp", "bf16")),
+        ("mlp=nf4,block_size=128,nested=1", ("mlp", "nf4,block_size=128,nested=1")),
+        ("mlp=nf4,nested", ("mlp", "nf4,nested")),
+        ("(?=a)b=nf4,nested=1", ("(?=a)b", "nf4,nested=1")),
+        (r"x=y\.z=keep", (r"x=y\.z", "keep")),
+    ],
+)
+def test_a_rule_may_have_parameters(text, wanted):
+    assert _rule(text) == wanted

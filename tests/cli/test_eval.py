@@ -1,0 +1,67 @@
+"""The command ``aibit eval``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+import aibit_format as aibit
+from tests.support.command import run
+from tests.support.evaluated_models import text as text
+
+
+@pytest.fixture(scope="module")
+def files(fixtures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quality")
+    for scheme in ("bf16", "int8", "nf4"):
+        aibit.convert(fixtures / "models" / "tiny-llama", folder / f"{scheme}.aibit", scheme=scheme)
+    return folder
+
+
+def test_fewer_bits_are_further_from_the_original(files, fixtures, text, capsys):
+    original, found = fixtures / "models" / "tiny-llama", {}
+    for scheme in ("bf16", "int8", "nf4"):
+        asked = (files / f"{scheme}.aibit", "--text", text, "--ref", original, "--context", 256, "--limit", 2000)
+        status, out, err = run("eval", *asked, "--json", capsys=capsys)
+        found[scheme] = json.loads(out)
+        assert (status, err) == (0, "")
+    assert found["bf16"]["divergence"]["largest"] == 0 and found["bf16"]["divergence"]["same_first"] == 1
+    assert found["bf16"]["perplexity"] == found["bf16"]["reference_perplexity"]
+    means = [found[scheme]["divergence"]["mean"] for scheme in ("bf16", "int8", "nf4")]
+    assert means == sorted(means) and means[1] < 2e-3 < 5e-3 < means[2] < 5e-2
+    assert found["int8"]["divergence"]["same_first"] > 0.95 and found["nf4"]["tokens"] == 1999
+    status, out, _ = run("eval", *asked, capsys=capsys)
+    assert status == 0 and "1,999 tokens predicted" in out and "same first" in out and "ratio" in out
+    status, out, _ = run("eval", files / "int8.aibit", "--text", text, "--context", 256, "--limit", 300, capsys=capsys)
+    assert status == 0 and "perplexity" in out and "reference" not in out
+    status, out, _ = run("eval", *asked[:3], "--ref", files / "bf16.aibit", *asked[5:], "--json", capsys=capsys)
+    assert json.loads(out)["divergence"] == found["nf4"]["divergence"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "--text"),
+        (["--text", "{text}", "--context", "1"], 2, "2 or more"),
+        (["--text", "{text}", "--context", "9", "--stride", "10"], 2, "from 1 to --context"),
+        (["--text", "{text}", "--context", "257"], 2, "the model takes 256 tokens"),
+        (["--text", "nowhere", "--context", "256"], 1, "No such file"),
+        (["--text", "{latin}", "--context", "256"], 1, "no UTF-8 at byte 1"),
+        (["--text", "{empty}", "--context", "256"], 1, "two or more are needed"),
+        (["--text", "{text}", "--context", "256", "--ref", "{empty}"], 3, "AIB-E101"),
+        (["--text", "{text}", "--context", "256", "--ref", "{folder}"], 1, "transformers cannot load it"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_use_gets_a_message_and_a_status(arguments, status, message, files, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(text, tmp_path / "text")
+    (tmp_path / "latin").write_bytes("aé".encode("latin-1"))
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    places = {name: tmp_path / name for name in ("text", "latin", "empty", "folder")}
+    given = [argument.format(**places) for argument in arguments]
+    found, out, err = run("eval", files / "int8.aibit", *given, capsys=capsys)
+    assert found == status and message in err and out == "" and "Traceback" not in err

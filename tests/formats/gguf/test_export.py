@@ -1,0 +1,111 @@
+"""Models go out as GGUF."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import aibit_format as aibit
+from aibit_format.errors import MissingPackageError, WriteError
+from aibit_format.formats.sources import open_source
+from tests.support.gguf_models import CONFIGS, SMALL, logits, theirs, written
+from tests.support.gguf_models import models as models
+
+transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_goes_out_and_transformers_reads_it(name, models, tmp_path):
+    source = models(name)
+    original = aibit.load_model(source / "m.aibit")
+    file = written(source / "m.aibit", tmp_path / "exact.gguf")
+    assert {t.type for t in file.tensors} == {"f32"}
+    assert ("output.weight" in {t.name for t in file.tensors}) == (name in ("llama", "llama-bias"))
+    if name != "llama-bias":  # transformers' loader reads no attention_bias
+        found = theirs(tmp_path / "exact.gguf")
+        assert torch.equal(logits(found), logits(original))
+    file = written(source / "m.aibit", tmp_path / "q8.gguf", type="q8_0", overwrite=True)
+    small = {t.name for t in file.tensors if len(t.shape) == 1 or t.name == "position_embd.weight"}
+    assert {t.name for t in file.tensors if t.type == "f32"} == small
+    assert {t.type for t in file.tensors if t.name not in small} == {"q8_0"}
+
+
+def test_what_gguf_has_not_goes_out_as_float16(models, tmp_path):
+    source = models("gpt2") / "hf"
+    aibit.convert(source, tmp_path / "m.aibit", scheme="int8")
+    file = written(tmp_path / "m.aibit", tmp_path / "m.gguf")
+    tensor = next(t for t in file.tensors if t.name == "blk.1.ffn_up.weight")
+    with aibit.open(tmp_path / "m.aibit") as f:
+        values = f.dequantize("transformer.h.1.mlp.c_fc.weight")  # stored transposed, as GGUF has it
+    assert tensor.type == "f16" and file.read(tensor).tobytes() == values.astype(np.float16).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("norm", "matrix", "dtype"),
+    [(1.0, 0.5, "bfloat16"), (1 + 2**-10, 0.5, "float16"), (1 + 2**-10, 2.0**-30, "float32"), (1.1, 0.5, "float32")],
+)
+def test_the_smallest_dtype_that_holds_the_rest_exactly(norm, matrix, dtype, models, tmp_path):
+    source = models("llama")
+    model = transformers.AutoModelForCausalLM.from_pretrained(source / "hf")
+    for value in model.parameters():
+        value.data.fill_(norm if value.ndim == 1 else matrix)
+    model.save_pretrained(tmp_path / "hf")
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="keep")
+    written(tmp_path / "m.aibit", tmp_path / "m.gguf")
+    assert json.loads(open_source(tmp_path / "m.gguf").documents["config.json"])["dtype"] == dtype
+
+
+def test_nothing_is_replaced_unasked_and_nothing_left_half_written(models, tmp_path, monkeypatch):
+    path = models("llama") / "m.aibit"
+    written(path, tmp_path / "m.gguf")
+    before = (tmp_path / "m.gguf").read_bytes()
+    with pytest.raises(WriteError, match=r"m\.gguf: exists"):
+        written(path, tmp_path / "m.gguf")
+    with pytest.raises(WriteError, match="Modelfile: exists"):
+        written(path, tmp_path / "other.gguf")
+    done = []
+    written(path, tmp_path / "m.gguf", overwrite=True, on_progress=lambda *values: done.append(values))
+    assert (tmp_path / "m.gguf").read_bytes() == before and done[-1][0] == done[-1][1] and len(done) == 21
+
+    def fail(*values):
+        raise OSError(28, "no space left")
+
+    with pytest.raises(WriteError, match="no space left"):
+        written(path, tmp_path / "m.gguf", type="f16", overwrite=True, on_progress=fail)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["Modelfile", "m.gguf"]
+    assert (tmp_path / "m.gguf").read_bytes() == before
+    with pytest.raises(ValueError, match="type='q4_k'"):
+        written(path, tmp_path / "m.gguf", type="q4_k")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingPackageError, match=r"aibit-format\[gguf\]"):
+        written(path, tmp_path / "n.gguf")
+
+
+def test_what_llama_cpp_has_no_place_for_is_refused(models, tmp_path):
+    source = models("llama") / "hf"
+    for change, message in (
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic' has no counterpart"),
+    ):
+        folder = tmp_path / "hf"
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        config = json.loads((source / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | change))
+        aibit.convert(folder, tmp_path / "m.aibit", scheme="keep", overwrite=True)
+        with pytest.raises(WriteError, match=message):
+            written(tmp_path / "m.aibit", tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_rows_that_are_no_whole_blocks_go_out_as_float16(tmp_path):
+    config = transformers.LlamaConfig(**SMALL | {"intermediate_size": 80})
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "hf")
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="keep")
+    types = {t.name: t.type for t in written(tmp_path / "m.aibit", tmp_path / "m.gguf", type="q4_0").tensors}
+    assert types["blk.0.ffn_down.weight"] == "f16" and types["blk.0.ffn_up.weight"] == "q4_0"

@@ -1,0 +1,74 @@
+"""Safetensors files are read or refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from aibit_format.errors import SourceError
+from aibit_format.formats.safetensors.reader import SafetensorsFile
+
+
+def raw(header: object, data: bytes = b"") -> bytes:
+    """A safetensors file with this header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "too few"),
+        (b"\1\2\3", "too few"),
+        (struct.pack("<Q", 1 << 62) + b"{}", "header of"),
+        (raw(b"{nope"), "not valid JSON"),
+        (raw(b"[" * 100_000), "not valid JSON"),
+        (raw([1]), "not a JSON object"),
+        (raw(b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'),
+         "used twice"),
+        (raw({"a": entry("Q9")}, bytes(8)), "unknown dtype"),
+        (raw({"a": entry(shape=(3,))}, bytes(8)), "8 bytes, 12 for"),
+        (raw({"a": entry(shape=(-1,), offsets=(0, -4))}, bytes(8)), r"\[-1\] is no list of sizes"),
+        (raw({"a": entry(), "__metadata__": {"format": 0}}, bytes(8)), "__metadata__"),
+        (raw({"a": entry(), "__metadata__": []}, bytes(8)), "__metadata__"),
+        (raw({"a": entry(shape=(2.0,))}, bytes(8)), r"\[2.0\] is no list of sizes"),
+        (raw({"a": entry(shape="2")}, bytes(8)), r"\['2'\] is no list of sizes"),
+        (raw({"a": entry() | {"shape": ""}}, bytes(8)), "'' is no list of sizes"),
+        (raw({"a": entry(offsets=(0, float("inf")))}, bytes(8)), r"\[0, inf\] is no list of sizes"),
+        (raw({"a": entry(shape=(0, 1 << 62), offsets=(0, 0))}), "and 1152921504606846975 elements"),
+        (raw({"a": entry(shape=[1] * 9, offsets=(0, 4))}, bytes(4)), "at most 8 dimensions"),
+        (raw(json.dumps({"a": entry()}).encode("utf-16-le"), bytes(8)), "not valid JSON"),
+        (raw({"a": entry(offsets=(0, 8))}, bytes(4)), "truncated"),
+        (raw({"a": entry(), "b": entry()}, bytes(8)), "overlap or hole"),
+        (raw({"a": entry(offsets=(4, 12))}, bytes(12)), "overlap or hole"),
+        (raw({"a": entry()}, bytes(9)), "accounts for"),
+        (raw({"a": 5}), "malformed"),
+        (raw({"a": {"dtype": "F32"}}), "missing field"),
+    ],
+)  # fmt: skip
+def test_a_damaged_safetensors_file_is_refused(content, message, tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        SafetensorsFile(str(path))
+
+
+def test_a_good_safetensors_file_reads_as_views(tmp_path):
+    arrays = {
+        "x": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "empty": np.zeros((0, 4), np.int8),
+        "scalar": np.float64(3),
+    }
+    save_file({k: np.asarray(v) for k, v in arrays.items()}, tmp_path / "m.safetensors", {"a": "b"})
+    file = SafetensorsFile(str(tmp_path / "m.safetensors"))
+    for name, value in arrays.items():
+        assert np.array_equal(file.read(name), value) and not file.read(name).flags.writeable
+    assert file.metadata == {"a": "b"}

@@ -1,0 +1,153 @@
+"""The benchmark suite, without measuring: what it makes of samples, its pictures, and that its rows are registered."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import ROOT
+from tools.bench import charts, cold
+from tools.bench import models as made
+from tools.bench.figures import Figure, number, of_runs, summary, table
+from tools.bench.pairing import Bench
+
+RUN = ROOT / "tools" / "bench" / "run.py"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def figures() -> list[Figure]:
+    """Two ways, the second in one round alone, and two things measured of each."""
+    found = {
+        "aibit": [{"seconds": s, "bytes": 1 << 20} for s in (2.0, 4.0, 3.0)],
+        "other": [{"seconds": 8.0, "bytes": 1 << 22}],
+    }
+    commands = {"aibit": "python a", "other": "python b"}
+    return [
+        *of_runs(found, "seconds", "s", "", 1, commands),
+        *of_runs(found, "bytes", "MiB", ", gained", 1 << 20, commands),
+    ]
+
+
+def results(model: str, row: str, figures: list[Figure]) -> dict:
+    """What run.py writes."""
+    rows = {row: {"about": "made up", "load_average": 0.0, "facts": {}, "figures": [f.as_json() for f in figures]}}
+    return {"machine": {}, "model": model, "runs": 3, "rows": rows}
+
+
+def test_ratios_are_taken_round_by_round_and_what_ran_once_has_one():
+    aibit, other, gained, _ = figures()
+    assert aibit.ratios == [] and other.ratios == [4.0]
+    assert summary(aibit.samples) == {"median": 3.0, "min": 2.0, "max": 4.0, "samples": [2.0, 4.0, 3.0]}
+    assert Figure("a", "s", [1.0, 9.0, 4.0], Figure("b", "s", [2.0, 3.0, 4.0])).as_json()["ratio"]["median"] == 1.0
+    assert aibit.as_json()["group"] == "" and gained.as_json()["group"] == "gained"
+    assert gained.label == "aibit, gained" and gained.samples == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1234.5, "1,234"), (100, "100"), (12.345, "12.35"), (0.5, "0.500"), (0.01234, "0.0123"), (-2, "-2.00")],
+)
+def test_numbers_have_three_digits(value, text):
+    assert number(value) == text
+
+
+def test_the_table_is_markdown_with_facts_below():
+    lines = table({"load": figures()}, {"load": {"same": True}}).splitlines()
+    assert lines[0] == "| row | what | unit | median | min | max | ratio | of |"
+    assert "| load | aibit | s | 3.00 | 2.00 | 4.00 |  |  |" in lines
+    assert "| load | other | s | 8.00 | 8.00 | 8.00 | 4.00 | aibit |" in lines
+    assert lines[-2:] == ["", "- load: same: True"]
+    assert len({line.count("|") for line in lines[:-2]}) == 1
+
+
+def test_panels_and_curves_of_results():
+    small, large = results("tiny", "load", figures()), results("160m", "load", figures())
+    found = charts.panels(small["rows"]["load"]["figures"])
+    assert list(found) == [("", "s"), ("gained", "MiB")]
+    assert [charts.name_of(figure) for figure in found["gained", "MiB"]] == ["aibit", "other"]
+    lines = charts.loading([large, small])
+    assert list(lines) == ["aibit", "other"]
+    assert [size for size, _ in lines["aibit"]] == [made.SHAPES[name].bytes // 2 for name in ("tiny", "160m")]
+    made_up = [Figure(f"{n:,} tensors, {2 * n:,} planes", "ms", [n / 1e3]) for n in (5000, 1000)]
+    opened = results("tiny", "open", made_up)
+    assert [(size, figure["median"]) for size, figure in charts.opening([opened])] == [(1000, 1.0), (5000, 5.0)]
+    assert [charts.short(n) for n in (7, 5000, 162417408, 1100048384)] == ["7", "5k", "162M", "1.1G"]
+    assert charts.spread(found["", "s"]) == ([3.0, 8.0], [[1.0, 0.0], [1.0, 0.0]])
+
+
+def test_charts_draws_a_picture_a_row_and_both_curves(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib", reason="wants the extra plot")
+    opened = [Figure(f"{n:,} tensors, {2 * n:,} planes", "ms", [n / 1e3]) for n in (1000, 5000)]
+    paths = []
+    for name, result in (
+        ("tiny", results("tiny", "load", figures())),
+        ("160m", results("160m", "load", figures())),
+        ("open", results("160m", "open", opened)),
+    ):
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(result))
+    monkeypatch.setattr(sys, "argv", ["charts.py", *map(str, paths), "--out", str(tmp_path / "charts")])
+    charts.main()
+    drawn = {path.name for path in (tmp_path / "charts").iterdir()}
+    assert drawn == {
+        "tiny-load.png", "160m-load.png", "open-open.png", "open-by-tensors.png", "load-by-parameters.png",
+    }  # fmt: skip
+    assert all(path.read_bytes().startswith(PNG) for path in (tmp_path / "charts").iterdir())
+    assert len(capsys.readouterr().out.splitlines()) == len(drawn)
+
+
+def test_every_row_is_listed_and_an_unknown_one_refused():
+    from tools.bench import rows
+
+    listed = subprocess.run([sys.executable, RUN, "--list"], capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(rows.ABOUT)
+    assert set(rows.ABOUT) == set(rows.ROWS) and {"load", "cold", "decode", "first"} <= set(rows.ROWS)
+    refused = subprocess.run([sys.executable, RUN, "nothing"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "no such row: nothing" in refused.stderr
+
+
+def test_dropped_pages_are_gone_or_nobody_can_tell(tmp_path):
+    for name, size in (("a", 1 << 20), ("b", 1 << 20), ("one page", 9), ("empty", 0)):
+        (tmp_path / name).write_bytes(bytes(size))
+    left = cold.drop(tmp_path)
+    assert left is None or 0 <= left <= 1
+    assert (tmp_path / "a").read_bytes() == bytes(1 << 20)
+
+
+FAKE = """#!{python}
+import json, sys
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+assert given["-o"] == "json" and (given["-p"], given.get("-d")) in {{("128", None), ("0", "128")}}
+rates = [64.0, 128.0] if "-d" not in given else [10.0, 20.0]
+print(json.dumps([
+    {{"build_commit": "abc", "n_prompt": int(given["-p"]), "n_gen": int(given["-n"]), "samples_ts": rates}},
+]))
+"""
+
+
+def test_llama_bench_is_asked_where_it_is_and_missed_where_it_is_not(tmp_path, monkeypatch):
+    pytest.importorskip("gguf", reason="wants the extra gguf")
+    from tools.bench import generation
+
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    bench = Bench("tiny", 2, tmp_path, tmp_path)
+    assert generation._llama_bench(bench, 128) is None and "not measured" in bench.facts["llama.cpp"]
+    program = tmp_path / "bin" / "llama-bench"
+    program.write_text(FAKE.format(python=sys.executable))
+    program.chmod(0o755)
+    runs, command = generation._llama_bench(bench, 128)
+    assert runs == [{"first": 2.0, "token": 0.1}, {"first": 1.0, "token": 0.05}]
+    assert command.startswith("llama-bench -m WORK/tiny-q8_0.gguf") and "abc" in bench.facts["llama.cpp"]
+
+
+def test_the_conversion_in_c_alone_compiles(tmp_path):
+    if platform.machine() != "x86_64" or not shutil.which("gcc"):
+        pytest.skip("no compiler, or another kind of processor")
+    options = ["-O1", "-ffp-contract=off", "-pthread", "-Wall", "-Werror", "-Wno-unused-function"]
+    subprocess.run(["gcc", *options, ROOT / "tools/bench/limit.c", "-o", tmp_path / "limit"], check=True)

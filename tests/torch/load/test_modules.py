@@ -1,0 +1,55 @@
+"""Modules that take planes as they are."""
+
+from __future__ import annotations
+
+import torch
+
+import aibit_format as aibit
+from tests.support import architectures
+from tests.support.arenas import CPU
+from tests.support.arenas import on_a_cpu as on_a_cpu
+from tests.support.quantized import decoded
+
+
+def test_a_rule_finds_a_tied_tensor_by_any_of_its_names(tmp_path):
+    architectures.save("llama-tied", tmp_path / "hf", torch.float32)
+    for pattern in ("lm_head", "embed_tokens"):
+        aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", tensors={pattern: "int8-zp"}, overwrite=True)
+        file = aibit.open(tmp_path / "m.aibit")
+        found = {file.info(name).scheme.name for name in ("model.embed_tokens.weight", "lm_head.weight")}
+        assert found == {"int8-zp"}
+
+
+def test_mixed_schemes_in_one_model(tmp_path):
+    architectures.save("llama-untied", tmp_path / "hf", torch.float32)
+    recipe = tmp_path / "mixed.toml"
+    rules = {"mlp": "nf4,nested=1", "down_proj": "gguf:q4_0", "lm_head": "bf16"}
+    lines = ['scheme = "int8"', "[tensors]", *(f'"{pattern}" = "{scheme}"' for pattern, scheme in rules.items())]
+    recipe.write_text("\n".join(lines))
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", recipe_file=recipe, tensors={"q_proj": "fp8-e4m3"})
+    file = aibit.open(tmp_path / "m.aibit", verify="full")
+    assert bytes(file.documents["recipe.toml"]) == recipe.read_bytes()
+    assert file.metadata["quantization.recipe"] == [
+        "*=int8", "mlp=nf4,nested=1", "down_proj=gguf:q4_0", "lm_head=bf16", "q_proj=fp8-e4m3",
+    ]  # fmt: skip
+    assert file.info("lm_head.weight").scheme.text == "bf16"
+    assert file.info("model.layers.0.mlp.up_proj.weight").scheme.text == "nf4,nested=1"
+    assert file.info("model.layers.1.mlp.down_proj.weight").scheme.text == "gguf:q4_0"
+    assert file.info("model.layers.1.self_attn.q_proj.weight").scheme.text == "fp8-e4m3"
+    model = aibit.load_model(file)
+    assert model.is_loaded_in_8bit and model.is_loaded_in_4bit
+    found = architectures.output(model, "llama-untied")
+    expected = architectures.output(decoded("llama-untied", tmp_path / "hf", file), "llama-untied")
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+    aibit.convert(tmp_path / "m.aibit", tmp_path / "again.aibit")
+    assert "recipe.toml" in aibit.open(tmp_path / "again.aibit").documents
+
+
+def test_tiles_are_for_a_cpu_alone(tmp_path):
+    from aibit_format.torch.load.modules import Target, planes_for
+
+    architectures.save("llama-untied", tmp_path / "hf", torch.bfloat16)
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="nf4-cpu")
+    info = aibit.open(tmp_path / "m.aibit").info("model.layers.0.mlp.up_proj.weight")
+    assert [plane.role for plane in planes_for(info, Target(torch.device("cuda")))] == ["codes", "absmax"]
+    assert planes_for(info, Target(CPU)) == info.planes

@@ -1,0 +1,1 @@
+"""The reference reader: it needs Python's standard library alone."""
