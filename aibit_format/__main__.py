@@ -1,4 +1,4 @@
-"""``python -m aibit_format``: the command line."""
+"""Runs the command line: ``python -m aibit_format``."""
 
 from .cli import entry
 

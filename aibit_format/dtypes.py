@@ -1,7 +1,7 @@
-"""The closed list of element types: code on disk, size in bits, and the numpy dtype that carries the bits.
+"""Defines the closed list of element types: code on disk, size in bits, and the numpy dtype that carries the bits.
 
-numpy has no bfloat16 and no fp8, so those travel as unsigned integers of the same width;
-``to_float32`` and ``from_float32`` give them their meaning.
+numpy has no bfloat16 and no fp8, so those are carried as unsigned integers of the same width;
+``to_float32`` and ``from_float32`` convert between them and numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .errors import SchemeError
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """One element type. ``code`` is what a file stores and is never reused; ``bits`` is its size."""
+    """Describe one element type. ``code`` is the number a file stores and is never reused; ``bits`` is its size."""
 
     name: str
     code: int
@@ -26,11 +26,12 @@ class DType:
 
     @property
     def numpy(self) -> np.dtype:
-        """The little-endian numpy dtype that holds one element (its bits, where numpy lacks the type)."""
+        """Return the little-endian numpy dtype that holds one element (its bits, where numpy lacks the type)."""
         return np.dtype(self.storage)
 
     @property
     def is_float(self) -> bool:
+        """Tell whether it is a floating-point type, the 8-bit ones and their scale type included."""
         return self.name in _FLOATS
 
 
@@ -60,10 +61,10 @@ BY_CODE: dict[int, DType] = {dtype.code: dtype for dtype in _TABLE}
 
 @cache
 def _minifloat_values(name: str) -> np.ndarray:
-    """float32 value of each of the 256 codes of an 8-bit float (OCP 8-bit floating point, 1.0)."""
+    """Return the float32 value of each of the 256 codes of an 8-bit float (OCP 8-bit floating point, 1.0)."""
     code = np.arange(256)
     if name == "f8_e8m0":
-        # 2^-127 is subnormal in float32 and is still exact; code 255 is NaN.
+        # 2^-127 is subnormal in float32 but still exact; code 255 is NaN.
         return np.where(code == 255, np.nan, np.exp2(code - 127.0)).astype(np.float32)
     mantissa_bits, bias = (3, 7) if name == "f8_e4m3" else (2, 15)
     exponent = (code & 0x7F) >> mantissa_bits
@@ -82,7 +83,7 @@ def _minifloat_values(name: str) -> np.ndarray:
 
 
 def to_float32(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Values of ``array`` (stored as ``DTYPES[dtype].numpy``) as float32; exact except from f64 and wide integers."""
+    """Convert ``array``, stored as ``DTYPES[dtype].numpy``, to float32: exact except for f64 and wide integers."""
     if dtype == "bf16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     if dtype.startswith("f8_"):
@@ -94,7 +95,7 @@ def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
     """Round float32 ``values`` to ``dtype``, nearest with ties to even, as torch's casts do.
 
     Raises:
-        SchemeError: a finite value becomes infinite or NaN, or ``dtype`` is not a float.
+        SchemeError: a finite value would become infinite or NaN, or ``dtype`` is not a float.
     """
     if dtype == "bf16":
         bits = values.view(np.uint32)
@@ -114,18 +115,18 @@ def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
 
 def _to_minifloat(values: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "f8_e8m0":
-        raise SchemeError("f8_e8m0 holds scales as powers of two; weights cannot be rounded to it")
+        raise SchemeError("f8_e8m0 holds power-of-two scales; weights cannot be rounded to it")
     table = _minifloat_values(dtype)[:128]
     finite = table[np.isfinite(table)]
-    # Positive codes count upwards with their values, so a code is the number of midpoints passed;
-    # a value on a midpoint goes to the even code.
+    # Positive codes increase with their values, so a value's code is the number of midpoints below it;
+    # a value on a midpoint gets the even code.
     middles = ((finite[1:].astype(np.float64) + finite[:-1]) / 2).astype(np.float32)
     magnitude = np.abs(values)
     code = np.searchsorted(middles, magnitude, side="left")
     tie = (code < len(middles)) & (middles[np.minimum(code, len(middles) - 1)] == magnitude)
     code = np.where(tie & (code % 2 == 1), code + 1, code).astype(np.uint8)
     limit = finite[-1] + (finite[-1] - finite[-2]) / 2
-    # `not <` is also true of NaN.
+    # `not <` is also true for NaN.
     if not (magnitude < limit).all():
         raise SchemeError(f"a value is too large for {dtype}: largest magnitude {magnitude.max():g}")
     return np.where(np.signbit(values), code | np.uint8(0x80), code)

@@ -1,4 +1,4 @@
-"""Every error this package raises, and the numbers an error carries.
+"""Defines every error this package raises, and the numbers an error carries.
 
 A message reads
 ``model.aibit: tensor 'a.weight' plane 'absmax' at 81920: plane length, expected 262144, found 262140 [AIB-E405]``:
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One broken rule: its code, what is wrong, where, and the numbers on both sides."""
+    """Hold one broken rule: its code, what is wrong, where, and the expected and found values."""
 
     code: str
     what: str
@@ -47,13 +47,13 @@ def _brief(value: Any) -> str:
 
 
 class AibitError(Exception):
-    """Root of every error this package raises on purpose; ``code`` names the rule or the kind."""
+    """The base class that every error this package raises on purpose derives from; ``code`` names the rule or kind."""
 
     code = "AIB-E000"
 
 
 class FormatError(AibitError):
-    """The bytes are not a valid ``.aibit`` file. Carries every problem that was found, first one first."""
+    """Raised when bytes are not a valid ``.aibit`` file. Carries every problem found, in the order found."""
 
     def __init__(self, problems: Problem | list[Problem], path: str | None = None) -> None:
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
@@ -66,42 +66,42 @@ class FormatError(AibitError):
         super().__init__(f"{path}: {first}{more}" if path else f"{first}{more}")
 
     def at(self, path: str) -> FormatError:
-        """The same error with the file's name on it."""
+        """Return the same error with the file's name in its message."""
         return FormatError(list(self.problems), path)
 
 
 class SchemeError(AibitError):
-    """A scheme cannot hold this tensor: its shape, its dtype, its parameters or its values."""
+    """Raised when a scheme cannot hold a tensor because of its shape, dtype, parameters or values."""
 
     code = "AIB-E501"
 
 
 class SourceError(AibitError):
-    """What is to be converted cannot be read: a file, a tensor or a key is missing, damaged or refused."""
+    """Raised when a source cannot be read: a file, a tensor or a key is missing, damaged or refused."""
 
     code = "AIB-E901"
 
 
 class RecipeError(AibitError):
-    """The rules that say which tensor gets which scheme cannot be followed."""
+    """Raised when the rules that assign schemes to tensors cannot be followed."""
 
     code = "AIB-E902"
 
 
 class WriteError(AibitError):
-    """The output cannot be written: it exists, its planes do not fit the plan, the disk is full."""
+    """Raised when the output cannot be written: it exists, its planes do not fit the plan, the disk is full."""
 
     code = "AIB-E903"
 
 
 class LoadError(AibitError):
-    """The file is valid, but no model or tokenizer can be built from it here."""
+    """Raised when a file is valid, but no model or tokenizer can be built from it here."""
 
     code = "AIB-E904"
 
 
 class MissingPackageError(AibitError):
-    """An optional package is needed for this and is not installed."""
+    """Raised when an optional package is needed and is not installed."""
 
     code = "AIB-E905"
 
@@ -118,6 +118,6 @@ class IncompatibleLibraryError(MissingPackageError):
 
 
 class SigningError(AibitError):
-    """A key cannot be used: there is none, it is of another kind, or its password is wrong."""
+    """Raised when a key cannot be used: it is missing, of the wrong kind, or its password is wrong."""
 
     code = "AIB-E906"

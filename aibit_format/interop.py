@@ -1,4 +1,4 @@
-"""numpy arrays and torch tensors over the same memory. torch is imported when a function here is called."""
+"""Converts between numpy arrays and torch tensors that share memory. torch is imported on the first call."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @cache
 def has_torch() -> bool:
-    """Return whether torch is installed, without importing it."""
+    """Tell whether torch is installed, without importing it."""
     return find_spec("torch") is not None
 
 
 @cache
 def torch_dtypes() -> dict[str, torch.dtype]:
-    """This package's dtype names and torch's dtypes."""
+    """Map this package's dtype names to torch's dtypes."""
     import torch
 
     return {
@@ -34,7 +34,7 @@ def torch_dtypes() -> dict[str, torch.dtype]:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """This package's name of a torch dtype.
+    """Return this package's name for a torch dtype.
 
     Raises:
         KeyError: the format has no such dtype.
@@ -48,24 +48,27 @@ def _names() -> dict[torch.dtype, str]:
 
 
 def to_torch(array: np.ndarray, dtype: str) -> torch.Tensor:
-    """The tensor over the memory of ``array``, whose elements are ``dtype`` in its storage type.
+    """Return a tensor that shares the memory of ``array``, whose elements are ``dtype`` in its storage type.
 
-    A read-only array gives a tensor that must not be written to: its pages are those of the file.
+    The tensor of a read-only array must not be written to: its pages belong to the file.
     """
     import torch
 
-    # DLPack, unlike torch.from_numpy, takes read-only arrays without a warning; it knows plain bytes for sure.
+    # DLPack, unlike torch.from_numpy, takes read-only arrays without a warning; bytes are a dtype it always knows.
     flat = torch.from_dlpack(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return flat.view(torch_dtypes()[dtype]).view(array.shape)
 
 
 def to_numpy(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
-    """The array over the memory of a CPU tensor, and the name of its dtype."""
+    """Return an array that shares the memory of a CPU tensor, and the name of its dtype.
+
+    A tensor that is not contiguous is copied.
+    """
     import torch
 
     name = dtype_name(tensor.dtype)
     flat = tensor.detach().contiguous()
-    if tensor.dtype in (torch.float16, torch.float32):  # numpy has them too
+    if tensor.dtype in (torch.float16, torch.float32):  # numpy has these too
         return flat.numpy(), name
     flat = flat.as_strided((flat.numel(),), (1,))  # a lone element may have any stride, and counts as contiguous
     flat = flat.view(torch.uint8).numpy()

@@ -1,8 +1,8 @@
-"""numpy's side of an ``.aibit`` file, with safetensors' names: ``safe_open``, ``load_file``, ``save_file``.
+"""Reads and writes ``.aibit`` files as numpy arrays, under safetensors' names: ``safe_open`` and the like.
 
 The metadata of a safetensors file are pairs of strings under any keys, such as ``{"format": "pt"}``; here keys have a
 namespace, and values a type. ``save_file`` keeps pairs whose keys have none together, as a JSON object in the string
-``safetensors.metadata``, and ``safe_open(...).metadata()`` gives them back.
+``safetensors.metadata``, and ``safe_open(...).metadata()`` returns them.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ Finish = Callable[[np.ndarray, str], Any]  # takes values in the storage of a dt
 
 
 class TensorSlice:
-    """Reads parts of one tensor: what safetensors' ``get_slice`` gives.
+    """Read parts of one tensor, as the object that safetensors' ``get_slice`` returns does.
 
     Args:
         file: the file.
         info: the tensor.
-        stored: values are handed on as they are stored; otherwise they are decoded to float32.
-        finish: makes the result of some values.
+        stored: return values as they are stored; otherwise they are decoded to float32.
+        finish: turns values into the result.
     """
 
     def __init__(self, file: Opened, info: TensorInfo, stored: bool, finish: Finish) -> None:
         self._file, self._info, self._stored, self._finish = file, info, stored, finish
 
     def get_shape(self) -> list[int]:
-        """Return the sizes of the whole tensor."""
+        """Return the shape of the whole tensor."""
         return list(self._info.shape)
 
     def get_dtype(self) -> str:
@@ -57,10 +57,10 @@ class TensorSlice:
         return self._info.dtype.upper()
 
     def __getitem__(self, index: Index) -> Any:
-        """Read what integers, slices and an ellipsis choose, as numpy does; of the file, only the rows that takes.
+        """Return the values that integers, slices and an ellipsis select, as in numpy; only their rows are read.
 
         Raises:
-            TypeError: the index is something else.
+            TypeError: the index is anything else.
             IndexError: it has too many parts, or an integer is out of range.
         """
         first, *others = _whole(index, len(self._info.shape)) or (...,)
@@ -72,7 +72,7 @@ class TensorSlice:
         return self._finish(found[(*kept, *others)] if others else found, dtype)
 
     def _stored_rows(self, first: int | slice | EllipsisType) -> np.ndarray:
-        """Return what ``first`` chooses along the first dimension of the values, a view of the file."""
+        """Return a view of the stored values that ``first`` selects along the first dimension."""
         (plane,) = self._info.planes
         if first is ... or not plane.length:
             return self._file.planes(self._info.name)["values"][first]
@@ -88,7 +88,7 @@ class TensorSlice:
         return rows[:: chosen.step] if chosen.step > 0 else rows[::-1][:: -chosen.step]
 
     def _decoded_rows(self, first: int | slice | EllipsisType) -> np.ndarray:
-        """Return the float32 values of what ``first`` chooses along the first dimension."""
+        """Return the float32 values that ``first`` selects along the first dimension."""
         info, planes = self._info, self._file.planes(self._info.name)
         self._file.check_values(info, planes)
         if first is ... or len(info.shape) < 2 or not all(info.shape):  # a vector is one row
@@ -102,7 +102,7 @@ class TensorSlice:
 
 
 class SafeOpen:
-    """Holds what numpy's and torch's ``safe_open`` share: names, metadata, and a context that closes the file."""
+    """The base that numpy's and torch's ``safe_open`` share: names, metadata, and a context that closes the file."""
 
     def __init__(self, filename: Path, framework: str) -> None:
         self._file = sharded_reader.open(filename)
@@ -118,57 +118,57 @@ class SafeOpen:
         return self._file.keys()
 
     def metadata(self) -> Mapping[str, Any]:
-        """Return the file's metadata, pairs that ``save_file`` was given without a namespace among them."""
+        """Return the file's metadata, including pairs that ``save_file`` was given without a namespace."""
         return from_metadata(self._file.metadata)
 
 
 class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
-    """Opens an ``.aibit`` file with safetensors' methods; ``get_tensor`` gives arrays."""
+    """Open an ``.aibit`` file with safetensors' methods; ``get_tensor`` returns arrays."""
 
     def __init__(self, filename: Path, framework: Literal["np", "numpy"] = "np") -> None:
         super().__init__(filename, framework)
 
     def get_tensor(self, name: str) -> np.ndarray:
-        """Return a view of a plain tensor that numpy has a type for; the float32 values of any other."""
+        """Return a view of a plain tensor whose dtype numpy has, or the float32 values of any other."""
         return _array(self._file, name)
 
     def get_slice(self, name: str) -> TensorSlice:
-        """Return what reads parts of a tensor: ``f.get_slice(name)[2:4]`` is ``f.get_tensor(name)[2:4]``."""
+        """Return an object that reads parts of a tensor: ``f.get_slice(name)[2:4]`` is ``f.get_tensor(name)[2:4]``."""
         info = self._file.info(name)
         return TensorSlice(self._file, info, _is_exact(info), lambda array, dtype: array)
 
 
 def load_file(filename: Path) -> dict[str, np.ndarray]:
-    """Return every tensor of the file, as ``safe_open.get_tensor`` does."""
+    """Return every tensor of the file by name, as ``safe_open.get_tensor`` returns it."""
     with sharded_reader.open(filename) as file:
         return {name: _array(file, name) for name in file}
 
 
 def save_file(tensors: Mapping[str, np.ndarray], filename: Path, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write arrays as they are, in the plain scheme of their dtype. An existing file is replaced.
+    """Write arrays unquantized, each in the plain scheme of its dtype. An existing file is replaced.
 
     Args:
         tensors: arrays by name.
-        filename: where to.
-        metadata: strings under any keys, as safetensors takes them; under keys with a namespace (``"author.name"``)
-            also other values that the format has types for.
+        filename: the file to write.
+        metadata: strings under any keys, as safetensors takes them. Keys with a namespace (``"author.name"``) may also
+            have values of the format's other types.
 
     Raises:
-        SchemeError: an array of a dtype the format has not.
-        FormatError: a name or a value that the format has no place for.
+        SchemeError: an array has a dtype that the format lacks.
+        FormatError: the format has no place for a name or a metadata value.
     """
     names = {dtype.numpy: name for name, dtype in DTYPES.items() if name != "bf16" and not name.startswith("f8_")}
     planned = {}
     for name, array in tensors.items():
         if array.dtype not in names:
-            raise SchemeError(f"tensor {name!r}: the format has no {array.dtype}")
+            raise SchemeError(f"tensor {name!r}: the format has no dtype {array.dtype}")
         dtype = names[array.dtype]
         planned[writer.Tensor(name, array.shape, dtype, make(dtype))] = {"values": array}
     writer.write(filename, planned, to_metadata(metadata), overwrite=True)
 
 
 def to_metadata(given: Mapping[str, Any] | None) -> dict[str, Value]:
-    """Return the metadata of a file for what ``save_file`` is given: strings under other keys become ``PAIRS``."""
+    """Return the metadata to store for those that ``save_file`` is given: strings under other keys go to ``PAIRS``."""
     given = given or {}
     pairs = {key: value for key, value in given.items() if isinstance(value, str) and (key == PAIRS or bad_key(key))}
     values = {key: value for key, value in given.items() if key not in pairs}
@@ -176,7 +176,7 @@ def to_metadata(given: Mapping[str, Any] | None) -> dict[str, Value]:
 
 
 def from_metadata(values: Mapping[str, Value]) -> dict[str, Any]:
-    """Return what ``to_metadata`` was given. A string of another origin under ``PAIRS`` stays as it is."""
+    """Return the metadata that ``to_metadata`` was given. Other strings under ``PAIRS`` are kept."""
     found = dict(values)
     try:
         pairs = json.loads(found[PAIRS])
@@ -189,7 +189,7 @@ def from_metadata(values: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def _is_exact(info: TensorInfo) -> bool:
-    """Tell whether the stored values are an array's: those of a plain tensor that numpy has a type for."""
+    """Tell whether the stored values can be returned as an array: the tensor is plain, of a dtype that numpy has."""
     return isinstance(info.scheme, Plain) and info.dtype != "bf16" and not info.dtype.startswith("f8_")
 
 
@@ -198,11 +198,11 @@ def _array(file: Opened, name: str) -> np.ndarray:
 
 
 def _whole(index: Index, rank: int) -> tuple[int | slice | EllipsisType, ...]:
-    """Return an index as a tuple with slices in the place of an ellipsis that is not at its end."""
+    """Return an index as a tuple, in which slices replace an ellipsis."""
     parts = index if isinstance(index, tuple) else (index,)
     for part in parts:
         if isinstance(part, bool) or not isinstance(part, int | slice | EllipsisType):
-            raise TypeError(f"{part!r} is no integer, slice or ellipsis; get_tensor gives what takes any index")
+            raise TypeError(f"{part!r} is not an integer, slice or ellipsis; index what get_tensor returns instead")
     dots = parts.count(...)
     if dots > 1 or len(parts) - dots > rank:
         raise IndexError(f"{len(parts)} indices for a tensor of {rank} dimensions")

@@ -1,4 +1,4 @@
-"""What documents a model file carries, and what their contents may be.
+"""Defines the documents that a model file carries, and checks their contents.
 
 A document is data. Keys that make a library fetch or run code have no place in it: a reader refuses them, so a
 converter leaves them out and says so.
@@ -33,8 +33,8 @@ FORBIDDEN_KEYS = frozenset({
     "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
     "use_kernels", "kernel_config",
 })  # fmt: skip
-# More of them, by document. The scheme of each tensor says how it is stored: a second statement could only contradict
-# it. Keys that name a tokenizer's files lead out of the folder that it is loaded from: transformers does not look.
+# More such keys, by document. Each tensor's scheme says how it is stored: a second statement could only contradict
+# it. Keys that name a tokenizer's files can point outside its folder: transformers does not check them.
 FORBIDDEN_IN = {
     "config.json": frozenset({"quantization_config"}),
     "tokenizer_config.json": frozenset({
@@ -42,19 +42,19 @@ FORBIDDEN_IN = {
         "special_tokens_map_file", "spm_file", "tokenizer_file", "vocab_file",
     }),
 }  # fmt: skip
-# Left out where they hold the path of somebody's disk; the name of a model on a hub may stay.
+# Left out if they hold a path on somebody's disk; the name of a model on a hub may stay.
 _PATHS = frozenset({"_name_or_path", "name_or_path"})
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 MAX_DEPTH = 64
-MAX_DIGITS = 4300  # of an integer; converting longer ones takes time that grows with the square
+MAX_DIGITS = 4300  # of an integer: the time to convert one is quadratic in its digits
 
 
 def parse_json(name: str, data: bytes | memoryview) -> Any:
-    """The value of a JSON document.
+    """Parse a JSON document and return its value.
 
     Raises:
-        FormatError: AIB-E705: not UTF-8, not JSON, a repeated key, nesting deeper than 64.
+        FormatError: AIB-E705: not UTF-8, not JSON, a repeated key, or nesting deeper than 64.
     """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -85,10 +85,10 @@ def parse_json(name: str, data: bytes | memoryview) -> Any:
 
 
 def check(name: str, data: bytes | memoryview) -> Any:
-    """Check one document as a reader must before anything else sees it; returns the value of a JSON one.
+    """Check one document, as a reader must before anything else sees it, and return its value if it is JSON.
 
     Raises:
-        FormatError: AIB-E705, or AIB-E706 for a key that fetches or runs code.
+        FormatError: AIB-E705 as ``parse_json``, or AIB-E706 for a key that fetches or runs code.
     """
     if not _is_json(name):
         return None
@@ -100,7 +100,7 @@ def check(name: str, data: bytes | memoryview) -> Any:
 
 
 def clean(name: str, data: bytes) -> tuple[bytes, list[str]]:
-    """The document without keys a reader refuses, and those keys; the very same bytes if there is none."""
+    """Return the document without the keys that a reader refuses, and those keys; unchanged bytes if there are none."""
     if not _is_json(name) or not _can_act(name):
         return data, []
     value = parse_json(name, data)
@@ -112,12 +112,12 @@ def clean(name: str, data: bytes) -> tuple[bytes, list[str]]:
 
 
 def _is_json(name: str) -> bool:
-    """Names are compared case aside, as some file systems do, on which a library would find ``CONFIG.JSON`` too."""
+    """Tell whether a document is JSON, ignoring case: on some file systems a library would find ``CONFIG.JSON`` too."""
     return name.lower().endswith(".json")
 
 
 def _can_act(name: str) -> bool:
-    """Vocabularies are tables of arbitrary strings: a token may be called anything."""
+    """Tell whether a document's keys can act; those of a vocabulary cannot: they are tokens, any strings."""
     return name.lower().rsplit("/", 1)[-1] not in ("tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json")
 
 
@@ -126,7 +126,7 @@ def _forbidden(name: str) -> frozenset[str]:
 
 
 def _find(value: Any, keys: frozenset[str]) -> list[str] | None:
-    """The way to the first of these keys that is set, from the outside in."""
+    """Return the path, outermost key first, to the first of ``keys`` that is set; ``None`` if none is."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         if key in keys and inner is not None:

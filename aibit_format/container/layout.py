@@ -1,7 +1,7 @@
-"""The bytes: every record of the format as a documented construct Struct, and the format's numbers.
+"""Defines the bytes: every record of the format as a documented construct Struct, and the format's numbers.
 
-construct is the definition. From it follow the numpy record dtypes that readers use (``dtype_of``) and the
-byte tables of ``spec/aibit-1.md`` (``fields_of``). Nothing else in the package states an offset.
+The Structs are the definition. The numpy record dtypes that readers use (``dtype_of``) and the byte tables of
+``spec/aibit-1.md`` (``fields_of``) are derived from them. Nothing else in the package states an offset.
 
     offset 0    header         128 bytes
     128         front matter   section table, then the sections, each 64-byte aligned
@@ -23,7 +23,7 @@ from typing import Any
 import construct
 import numpy as np
 
-c: Any = construct  # its fields have no types a checker could follow
+c: Any = construct  # its fields have no types that a type checker could follow
 
 SIGNATURE = b"\x89aibit\r\n\x1a\n"
 VERSION = (1, 0)
@@ -36,7 +36,7 @@ LARGE_ALIGNMENT = 2 << 20  # ...starts on this boundary, so that the kernel can 
 LEAF = 1 << 20  # bytes under one checksum
 
 MAX_SIZE = (1 << 63) - 1
-MAX_ELEMENTS = (1 << 60) - 1  # of a tensor, dimensions of zero left out: 8 bytes each stay below MAX_SIZE
+MAX_ELEMENTS = (1 << 60) - 1  # of a tensor, dimensions of zero ignored: at 8 bytes each they stay below MAX_SIZE
 MAX_FRONT_MATTER = 64 << 20
 MAX_DOCUMENT = 256 << 20
 MAX_DOCUMENTS = 1 << 12
@@ -47,7 +47,7 @@ MAX_STRINGS = 1 << 20  # strings and byte strings in all of the metadata
 MAX_SECTIONS = 64
 MAX_RANK = 8
 MAX_NAME = 255
-MAX_SHARDS = 99_999  # files of one model: as many as five digits can number
+MAX_SHARDS = 99_999  # files of one model: the most that five digits can number
 
 # Feature words: no bit has a meaning in version 1.0.
 KNOWN_INCOMPATIBLE = 0
@@ -55,15 +55,15 @@ KNOWN_INCOMPATIBLE = 0
 # Section kinds, in file order. Kinds from 0x8000 up are private and never critical for others.
 SECTIONS = {1: "metadata", 2: "schemes", 3: "documents", 4: "tensors", 5: "planes", 6: "strings", 7: "leaves"}
 SECTION_CRITICAL = 1
-# A section that may be there, and never critical: those who do not check signatures pass it by.
+# An optional section, never critical: a reader that does not check signatures skips it.
 SIGNATURES = 8
 SECTION_NAMES = {**SECTIONS, SIGNATURES: "signatures"}
 
-SIGNATURE_ROOM = 8  # records of the section, used or not: adding a signature changes nothing that others have signed
+SIGNATURE_ROOM = 8  # records in the section, used or not, so that adding a signature changes nothing already signed
 ED25519 = 1  # the only algorithm
 SHA256_PIECE = 1 << 20  # bytes under one SHA-256 of the content digest
-CONTENT_DOMAIN = b"aibit content".ljust(16, b"\0")  # what is hashed and signed begins with its purpose, so that no
-SIGNED_DOMAIN = b"aibit signature".ljust(16, b"\0")  # digest or signature of one kind can be taken for another's
+CONTENT_DOMAIN = b"aibit content".ljust(16, b"\0")  # hashed and signed bytes begin with their purpose, so that no
+SIGNED_DOMAIN = b"aibit signature".ljust(16, b"\0")  # digest or signature of one kind can pass for another's
 DETACHED_MAGIC = b"\x89aibsig1\r\n\x1a\n"
 
 TENSOR_ALIAS = 1
@@ -89,15 +89,15 @@ ROLES = {
     "tile_absmax": 15,
 }
 ROLE_NAMES = {code: name for name, code in ROLES.items()}
-# Roles of weights themselves. Planes of other roles, what the weights are scaled and ordered by, are pooled whatever
-# their size, so that the codes of one tensor end where the next one's begin. Private roles are taken for weights.
+# Roles of the weights themselves. Planes of other roles (scales, orders of columns) are pooled whatever their size, so
+# that the codes of one tensor end where the next one's begin. Private roles count as weights.
 WEIGHT_ROLES = ("values", "codes", "tiles", "blocks")
 _PRIVATE = 0x8000
 _POOLED = np.array([code for name, code in ROLES.items() if name not in WEIGHT_ROLES], np.uint16)
 
 
 def role_code(name: str) -> int:
-    """The number of a role; ``private_8001`` and so on stand for the private ones.
+    """Return the number of a role; private roles are named ``private_8001`` and so on.
 
     Raises:
         KeyError: no role has this name.
@@ -111,17 +111,17 @@ def role_code(name: str) -> int:
 
 
 def pooled(roles: np.ndarray, lengths: np.ndarray, alignment: int) -> np.ndarray:
-    """bool [planes]: which lie in the pool before the bulk planes, by u16 roles and u64 lengths in bytes."""
+    """Tell which planes are pooled before the bulk planes, bool [planes], by u16 roles and u64 lengths in bytes."""
     return (lengths < alignment) | is_pooled_role(roles)
 
 
 def is_pooled_role(roles: np.ndarray) -> np.ndarray:
-    """bool [planes]: which are of roles that are pooled whatever their size."""
+    """Tell which planes have a role that is pooled whatever their size, bool [planes]."""
     return np.isin(roles, _POOLED)
 
 
 def role_name(code: int) -> str:
-    """The name of a role's number, whatever it is."""
+    """Return the name of any role's number, also of a private or unknown one."""
     return ROLE_NAMES.get(code) or (f"private_{code:04x}" if code >= _PRIVATE else f"unknown_{code}")
 
 
@@ -179,7 +179,7 @@ TENSOR = c.Struct(
     "reserved" / c.Bytes(2) * "zero",
     "first_plane" / c.Int32ul * "index of the tensor's first plane; 0 for an alias",
     "target" / c.Int32ul * "for an alias: index of the tensor it stands for; otherwise 0",
-    # From here to the end: what the planes follow from. Equal bytes here mean equal planes.
+    # The planes follow from the fields from here to the end: equal bytes here mean equal planes.
     "flags" / c.Int16ul * "bit 0: alias; bit 1: stored as the transpose of the architecture's tensor; others zero",
     "scheme" / c.Int16ul * "index into the scheme table",
     "dtype" / c.Int8ul * "logical dtype: what the values are to the model",
@@ -232,7 +232,7 @@ RECORDS: dict[str, construct.Struct] = {
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a record as the spec prints it: offset and size in bytes, type, and its text."""
+    """Describe one field of a record as the spec prints it: offset and size in bytes, type, and text."""
 
     name: str
     offset: int
@@ -242,7 +242,7 @@ class Field:
 
 
 def fields_of(struct: construct.Struct) -> Iterator[Field]:
-    """The fields of a record in order, with their offsets."""
+    """Yield the fields of a record in order, with their offsets."""
     offset = 0
     for renamed in _fields(struct):
         base, count = _element(renamed.subcon)
@@ -255,7 +255,7 @@ def fields_of(struct: construct.Struct) -> Iterator[Field]:
 
 @cache
 def dtype_of(struct: construct.Struct) -> np.dtype:
-    """The packed numpy record dtype with the same fields at the same offsets as ``struct``."""
+    """Return the packed numpy record dtype with the same fields at the same offsets as ``struct``."""
     members: list[Any] = []
     for renamed in _fields(struct):
         base, count = _element(renamed.subcon)
@@ -271,7 +271,7 @@ def _fields(struct: construct.Struct) -> list[Any]:
 
 
 def struct_of(struct: construct.Struct) -> Struct:
-    """The same record for the standard library's ``struct``, for those read one at a time."""
+    """Return the same record for the standard library's ``struct``, for records read one at a time."""
     fields = _fields(struct)
     while any(isinstance(field, c.Renamed) for field in fields):
         fields = [field.subcon if isinstance(field, c.Renamed) else field for field in fields]
@@ -279,7 +279,7 @@ def struct_of(struct: construct.Struct) -> Struct:
 
 
 def _element(subcon: Any) -> tuple[np.dtype, int]:
-    """numpy dtype and repeat count of one construct field; only fixed-size fields have one."""
+    """Return the numpy dtype and repeat count of one construct field; only fixed-size fields have one."""
     while isinstance(subcon, c.Renamed):
         subcon = subcon.subcon
     if isinstance(subcon, c.Array):
@@ -295,5 +295,5 @@ def _element(subcon: Any) -> tuple[np.dtype, int]:
 
 
 def align(value: int, alignment: int) -> int:
-    """The smallest multiple of ``alignment`` that is not below ``value``."""
+    """Return the smallest multiple of ``alignment`` that is not below ``value``."""
     return -(-value // alignment) * alignment

@@ -1,10 +1,10 @@
-"""Typed metadata, key by key, and its one encoding.
+"""Encodes and decodes typed metadata; each set of values has exactly one encoding.
 
 A value is an int (64 bits, signed), a finite float, a bool, a string, bytes, or a list of one of these.
-numpy arrays of ints and floats are taken as lists and come back as read-only arrays.
+numpy arrays of ints and floats are accepted as lists; such lists are decoded to read-only arrays.
 Entries are sorted by key. The entry head is ``layout.METADATA``; key and value follow it without padding:
-ints and floats are 8 bytes each, bools one; a single string or bytes value fills ``length``;
-in an array each string is a u32 length and its bytes.
+ints and floats take 8 bytes each, bools one; a single string or bytes value fills ``length``;
+in an array, each string is a u32 length followed by its bytes.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def encode(metadata: Mapping[str, Value]) -> bytes:
-    """The metadata section of these values.
+    """Encode values as a metadata section.
 
     Raises:
-        FormatError: a key or a value the format has no place for.
+        FormatError: the format cannot hold a key or a value.
     """
     return b"".join(_entry(key, metadata[key]) for key in sorted(metadata))
 
 
 def decode(data: bytes) -> dict[str, Value]:
-    """The entries of a whole metadata section, each rule of the encoding checked.
+    """Decode a whole metadata section, checking every rule of the encoding.
 
     Raises:
         FormatError: codes AIB-E301 to AIB-E308.
@@ -112,7 +112,7 @@ def _pack(key: str, items: Any, is_array: bool) -> tuple[int, bytes, int]:
 
 def _value(data: bytes, kind: int, is_array: bool, count: int, key: str, position: int) -> Value:
     if kind in _FIXED:
-        # count < 2^32 and 8 bytes each: the product cannot wrap in Python, nor pass the section.
+        # count < 2^32 and 8 bytes each: the product cannot wrap in Python, nor run past the section.
         if count * _FIXED[kind].itemsize != len(data):
             raise _wrong("AIB-E305", f"key {key!r}: value bytes", position, count * _FIXED[kind].itemsize, len(data))
         array = np.frombuffer(data, _FIXED[kind])
@@ -136,7 +136,7 @@ def _value(data: bytes, kind: int, is_array: bool, count: int, key: str, positio
 
 
 def _split(data: bytes, count: int, key: str, position: int) -> Iterable[bytes]:
-    if count > len(data) // 4:  # divide first: every item costs at least its 4-byte length
+    if count > len(data) // 4:  # checked first: every item takes at least the 4 bytes of its length
         raise _wrong("AIB-E305", f"key {key!r}: more items than bytes can hold", position, len(data) // 4, count)
     start = 0
     for _ in range(count):

@@ -1,7 +1,7 @@
-"""Which names a file may hold: tensors, documents, schemes, metadata keys.
+"""Checks the names a file may hold: of tensors, documents, schemes and metadata keys.
 
 Character sets are closed so that a name can be printed, compared and, for documents, extracted anywhere.
-Each function returns what is wrong with a name, or ``None``.
+Each function returns what is wrong with a name, or ``None`` if it is valid.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RESERVED_PREFIX = "__"
 
 
 def bad_tensor_name(name: str) -> str | None:
-    """1 to 255 printable ASCII characters but space, quotes and backslash; not starting with ``__``."""
+    """Check a tensor's name: 1 to 255 printable ASCII characters, no space, quote or backslash, no leading ``__``."""
     data = name.encode("utf-8", "surrogatepass")
     if not 1 <= len(data) <= MAX_NAME:
         return f"name of {len(data)} bytes"
@@ -31,7 +31,7 @@ def bad_tensor_name(name: str) -> str | None:
 
 
 def bad_document_name(name: str) -> str | None:
-    """Relative path of plain components, safe to create on any file system."""
+    """Check a document's name: a relative path of plain components, safe to create on any file system."""
     if not 1 <= len(name) <= MAX_NAME:
         return f"name of {len(name)} bytes"
     if not _DOCUMENT.fullmatch(name):
@@ -45,10 +45,10 @@ def bad_document_name(name: str) -> str | None:
 
 
 def bad_key(key: str) -> str | None:
-    """A namespaced key: ``lower_snake.parts``."""
+    """Check a metadata key, which must be namespaced: ``lower_snake.parts``."""
     return None if len(key) <= MAX_NAME and _KEY.fullmatch(key) else "key is not namespaced lower_snake"
 
 
 def bad_scheme_name(name: str) -> str | None:
-    """Lower case; parts joined by ``-``, ``.`` or ``:``; private schemes start with ``x-``."""
+    """Check a scheme's name: lower case, parts joined by ``-``, ``.`` or ``:``; private schemes start with ``x-``."""
     return None if len(name) <= MAX_NAME and _SCHEME.fullmatch(name) else "not a scheme name"

@@ -1,6 +1,6 @@
-"""Reading a file's first bytes: the header, then the front matter, as a ``FileInfo``.
+"""Parses a file's first bytes, the header and then the front matter, into a ``FileInfo``.
 
-Here is checked only what must hold for the tables to be found at all; ``validate.check`` checks the rest.
+It checks only what must hold for the tables to be found at all; ``validate.check`` checks the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .tables import HEADER_SIZE, ROOT_OFFSET, ExtraSection, FileInfo
 
 _HEADER = dtype_of(layout.HEADER)
 _SECTION = dtype_of(layout.SECTION)
-# Tables whose section length is a fixed number of bytes an entry.
+# Tables whose sections take a fixed number of bytes per entry.
 _RECORDS = {
     "schemes": dtype_of(layout.SCHEME),
     "documents": dtype_of(layout.DOCUMENT),
@@ -34,7 +34,7 @@ _LIMITS = {
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The header's numbers, each within its range."""
+    """Hold the header's numbers, each checked to be within its range."""
 
     minor: int
     file_size: int
@@ -46,7 +46,7 @@ class Header:
 
 
 def read_header(data: bytes, size: int) -> Header:
-    """Check the first 128 bytes of a file of ``size`` bytes.
+    """Parse and check the header, the first 128 bytes of a file of ``size`` bytes.
 
     Raises:
         FormatError: codes AIB-E101 to AIB-E110.
@@ -86,7 +86,7 @@ def read_header(data: bytes, size: int) -> Header:
 
 
 def read_front_matter(head: bytes, header: Header, front_matter: bytes) -> FileInfo:
-    """The tables of a file, from its first 128 bytes and the ``front_matter_length`` bytes after them.
+    """Parse the tables of a file from its first 128 bytes and the ``front_matter_length`` bytes after them.
 
     Raises:
         FormatError: codes AIB-E111, AIB-E2xx, AIB-E3xx and AIB-E604.
@@ -138,7 +138,7 @@ def read_front_matter(head: bytes, header: Header, front_matter: bytes) -> FileI
 
 
 def _sections(header: Header, front_matter: bytes) -> list[tuple[int, int, int, memoryview]]:
-    """(kind, flags, count, body) of each section, in file order, after checking that they tile the front matter."""
+    """Return (kind, flags, count, body) of each section, in file order, checking that they tile the front matter."""
     view = memoryview(front_matter)
     table = np.frombuffer(front_matter, _SECTION, header.section_count)
     kinds = table["kind"].tolist()
@@ -174,7 +174,7 @@ def _sections(header: Header, front_matter: bytes) -> list[tuple[int, int, int, 
 
 
 def _check_strings(section: str, table: np.ndarray, size: int) -> None:
-    """Names must be short and lie inside the string pool before anything slices it: they may share its bytes."""
+    """Check that names are short and inside the string pool, before it is sliced: names may share its bytes."""
     lengths = table["name_length"]
     bad = np.flatnonzero(lengths - 1 >= layout.MAX_NAME)  # unsigned: 0 - 1 is the largest number
     if len(bad):

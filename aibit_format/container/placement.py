@@ -1,8 +1,9 @@
-"""Where every byte lies: a pure function of the sizes.
+"""Computes where every byte of a file lies, from the sizes alone.
 
-The writer places with it and the validator compares with it, so a file's offsets are not a matter of choice:
-documents follow the front matter, then the data region: scales, and planes smaller than the alignment, pooled at 64
-bytes, then the others, each at the file's alignment, both in the order of the plane table.
+The writer places with it and the validator compares with it, so a file's offsets are not a matter of choice.
+Documents follow the front matter. Then comes the data region: first a pool, aligned to 64 bytes, of scales and of
+planes smaller than the file's alignment; then the other planes, each at that alignment. Both are in the order of the
+plane table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .layout import align
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Bytes under checksums: documents, or data. ``first`` is the index of its first leaf in the leaf table."""
+    """Delimit bytes under checksums: the documents, or the data. ``first`` is the index of its first leaf."""
 
     start: int
     end: int
@@ -25,22 +26,22 @@ class Region:
 
     @property
     def leaves(self) -> int:
-        """Leaves that cover it."""
+        """Return the number of leaves that cover it."""
         return checksums.leaf_count(self.end - self.start)
 
     def leaf(self, i: int) -> tuple[int, int]:
-        """Start and end in the file of its leaf ``i``."""
+        """Return where its leaf ``i`` starts and ends in the file."""
         start = self.start + i * layout.LEAF
         return start, min(start + layout.LEAF, self.end)
 
     def covering(self, offset: int, length: int) -> range:
-        """Its leaves that share a byte with these."""
+        """Return the indices of its leaves that overlap ``length`` bytes at ``offset``."""
         return range((offset - self.start) // layout.LEAF, checksums.leaf_count(offset - self.start + length))
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Offsets from the start of the file, and the ends of the two regions after the front matter."""
+    """Hold offsets from the start of the file, and the bounds of the two regions after the front matter."""
 
     document_offsets: np.ndarray  # u64 [documents]
     documents_start: int
@@ -51,17 +52,17 @@ class Placement:
 
     @property
     def regions(self) -> tuple[Region, Region]:
-        """Documents and data."""
+        """Return the regions of the documents and of the data."""
         documents = Region(self.documents_start, self.documents_end, 0)
         return documents, Region(self.data_start, self.data_end, documents.leaves)
 
     @property
     def leaves(self) -> int:
-        """Length of the leaf table."""
+        """Return the length of the leaf table."""
         return sum(region.leaves for region in self.regions)
 
     def region(self, offset: int) -> Region:
-        """The region that the byte at ``offset`` lies in."""
+        """Return the region that the byte at ``offset`` lies in."""
         return self.regions[offset >= self.documents_end]
 
 
@@ -72,7 +73,7 @@ def place(
 
     Args:
         front_matter_length: bytes after the header, a multiple of 64.
-        documents, planes: u64 lengths in table order. Their sum must be below 2^63: check before calling.
+        documents, planes: u64 lengths in table order. Their sum must be below 2^63; the caller checks this.
         roles: u16, of the planes.
         alignment: of bulk planes, one of ``layout.ALIGNMENTS``.
     """
@@ -97,7 +98,7 @@ def place(
 
 
 def _pack(lengths: np.ndarray, start: int, alignment: int) -> tuple[np.ndarray, int]:
-    """Offsets of pieces laid one after another from ``start``, and where the last one ends."""
+    """Return the offsets of pieces laid one after another from ``start``, and where the last one ends."""
     if not len(lengths):
         return np.zeros(0, np.uint64), start
     lengths = lengths.astype(np.uint64)

@@ -1,7 +1,7 @@
-"""Planning a file: from tensors, metadata and document sizes to a ``FileInfo`` that lacks only its digests.
+"""Plans a file: from tensors, metadata and document sizes to a ``FileInfo`` that lacks only its digests.
 
-Sizes follow from shapes, so everything but the digests is known before the first weight is read; and what a reader
-would refuse is found out here, before a byte is written.
+Sizes follow from shapes, so everything but the digests is known before the first weight is read; and anything a
+reader would refuse is found here, before a byte is written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .tables import FileInfo
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor to be written: its planes follow from these. An alias has ``alias_of`` and no planes of its own."""
+    """Describe a tensor to be written; its planes follow from these. An alias has no planes of its own."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Tensor:
 
     @cached_property
     def planes(self) -> tuple[PlaneSpec, ...]:
-        """The planes it is stored in; an alias's are its target's.
+        """Return the planes it is stored in; an alias's are its target's.
 
         Raises:
             SchemeError: the scheme cannot hold it.
@@ -45,7 +45,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its own planes; none for an alias."""
+        """Return the bytes of its own planes; an alias has none."""
         return 0 if self.alias_of is not None else sum(plane.nbytes for plane in self.planes)
 
 
@@ -55,12 +55,12 @@ def plan(
     document_sizes: Mapping[str, int],
     alignment: int = layout.DEFAULT_ALIGNMENT,
 ) -> FileInfo:
-    """Return the file that these tensors and documents (name: length) make, complete but for its digests.
+    """Plan a file of these tensors and documents (name -> length), complete except for its digests.
 
-    It is what a reader will find in the file, with its ``placement``: nobody has to plan or place anything again.
+    The result is what a reader finds in the file, with its ``placement``: nothing is planned or placed again.
 
     Raises:
-        FormatError: the plan breaks a rule that a reader would refuse the file for.
+        FormatError: the plan breaks a rule, so that a reader would refuse the file.
         SchemeError: a scheme cannot hold its tensor.
     """
     if alignment not in layout.ALIGNMENTS:
@@ -108,7 +108,7 @@ def plan(
 
 
 def placed(info: FileInfo) -> FileInfo:
-    """Return ``info`` as a reader finds it: with offsets, file size and an empty leaf table of the right length."""
+    """Return ``info`` as a reader finds it: with offsets, file size and a leaf table of the right length, all zeros."""
     # The leaf table lengthens the front matter, which moves the regions but does not change their lengths.
     total = sum(info.plane_table["length"].tolist())
     if total // layout.LEAF * 8 > layout.MAX_FRONT_MATTER:
@@ -123,10 +123,10 @@ def placed(info: FileInfo) -> FileInfo:
 
 
 def as_read(info: FileInfo) -> tuple[FileInfo, bytes]:
-    """Return what a reader finds in header and front matter of ``info``, and their bytes.
+    """Build the header and front matter of ``info``; return what a reader finds in them, and their bytes.
 
     Raises:
-        FormatError: it refuses them, with every problem it found: they are not to be written.
+        FormatError: a reader refuses them, so they must not be written; it carries every problem found.
     """
     front_matter = info.front_matter()
     head = info.header(front_matter)
@@ -141,7 +141,7 @@ def _scheme_key(scheme: Scheme) -> tuple[str, int, tuple[int, ...]]:
 
 
 def _check_shape(tensor: Tensor) -> None:
-    """What the record's fields cannot hold cannot be left to the validator."""
+    """Refuse a shape or dtype that the record's fields cannot hold: the validator would never see it."""
     if len(tensor.shape) > layout.MAX_RANK:
         limit = f"at most {layout.MAX_RANK}"
         raise FormatError(Problem("AIB-E402", "rank", tensor.name, expected=limit, found=len(tensor.shape)))
@@ -162,14 +162,14 @@ def _specs(tensor: Tensor) -> tuple[PlaneSpec, ...]:
 
 
 class _Pool:
-    """The string pool as it grows."""
+    """Build the string pool, name by name."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._size = 0
 
     def add(self, name: str) -> tuple[int, int]:
-        data = name.encode("utf-8", "surrogatepass")  # the validator says what is wrong with it
+        data = name.encode("utf-8", "surrogatepass")  # the validator says what is wrong with the name
         if len(data) > layout.MAX_NAME:  # the record's field is wider than the rule; never truncate
             raise WriteError(f"name of {len(data)} bytes, at most {layout.MAX_NAME}: {name[:60]!r}...")
         offset = self._size

@@ -1,8 +1,8 @@
-"""Signatures: what they cover, their records, and checking them. ``signing`` makes them.
+"""Reads, builds and checks signatures, and computes the digest that they cover. ``file/signing.py`` makes them.
 
-A signature is Ed25519 over the *content digest*: SHA-256 of the whole file but for the root, which follows from the
-rest, and for the signatures in it. So the same signature serves inside the file and beside it, and adding one leaves
-those that are there valid. ``cryptography`` is imported when a key is read.
+A signature is Ed25519 over the *content digest*: SHA-256 of the whole file except the root, which follows from the
+rest, and the signatures in it. So the same signature works inside the file and beside it, and adding one leaves
+existing ones valid. ``cryptography`` is imported when a key is read.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from ..native.cores import usable_cores
 from . import layout
 
 Keys = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-Read = Callable[[int, int], Any]  # from an offset, so many bytes
+Read = Callable[[int, int], Any]  # (offset, length) -> bytes
 
-POLICY = "AIBIT_SIGNED_BY"  # environment: the keys that whatever is opened must be signed by
-SUFFIX = ".sig"  # of detached signatures, after the whole name of their file
+POLICY = "AIBIT_SIGNED_BY"  # environment variable: keys of which one must have signed every file that is opened
+SUFFIX = ".sig"  # of detached signatures, appended to the whole name of their file
 MAX_DETACHED = layout.DETACHED.sizeof() + layout.SIGNATURE_ROOM * layout.SIGNATURE_RECORD.sizeof()
 
 _RECORD = layout.dtype_of(layout.SIGNATURE_RECORD)
-_STRETCH = 64 << 20  # bytes asked for at a time
+_STRETCH = 64 << 20  # bytes read at a time
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Signature:
-    """One record: a public key (32 bytes) and what is said to be its signature (64). Nothing says that it is."""
+    """Hold one record: a public key (32 bytes) and what claims to be its signature (64 bytes), not yet checked."""
 
     key: bytes
     signature: bytes
 
     @property
     def key_id(self) -> str:
-        """The key as people see it."""
+        """Return the key as people see it."""
         return key_id(self.key)
 
 
 def key_id(key: bytes) -> str:
-    """``ed25519:`` and the raw public key in hex."""
+    """Format a raw public key for people: ``ed25519:`` and its bytes in hex."""
     return f"ed25519:{key.hex()}"
 
 
 def read_section(body: bytes | memoryview, count: int) -> list[Signature]:
-    """The signatures of a section of kind 8.
+    """Parse the signatures in the body of a section of kind 8.
 
     Raises:
         FormatError: AIB-E604.
@@ -59,7 +59,7 @@ def read_section(body: bytes | memoryview, count: int) -> list[Signature]:
 
 
 def read_detached(data: bytes | memoryview) -> list[Signature]:
-    """The signatures of a file of detached ones.
+    """Parse a file of detached signatures.
 
     Raises:
         FormatError: AIB-E604.
@@ -71,7 +71,7 @@ def read_detached(data: bytes | memoryview) -> list[Signature]:
 
 
 def _records(data: bytes | memoryview, count: int, *, spare: bool) -> list[Signature]:
-    """``count`` records, those not used, if any may be ``spare``, at the end and all zero."""
+    """Parse ``count`` records. With ``spare``, unused ones are allowed: they are all zero and follow the others."""
     if not 1 <= count <= layout.SIGNATURE_ROOM or len(data) != count * _RECORD.itemsize:
         limit = f"{_RECORD.itemsize} for each of 1 to {layout.SIGNATURE_ROOM} signatures"
         raise _bad("bytes of signatures", limit, f"{len(data)} for {count}")
@@ -96,12 +96,12 @@ def _bad(what: str, expected: Any = None, found: Any = None) -> FormatError:
 
 
 def section(found: Iterable[Signature]) -> bytes:
-    """The body of a section of these signatures; one of 64 zeros keeps a key's place until it is made."""
+    """Build the body of a section of these signatures; 64 zeros hold the place of one that is not made yet."""
     return _packed(found).ljust(layout.SIGNATURE_ROOM * _RECORD.itemsize, b"\0")
 
 
 def detached(found: Iterable[Signature]) -> bytes:
-    """A file of these signatures."""
+    """Build the contents of a file of detached signatures."""
     records = _packed(found)
     head = {"magic": layout.DETACHED_MAGIC, "count": len(records) // _RECORD.itemsize}
     return layout.DETACHED.build(head) + records
@@ -116,16 +116,16 @@ def _packed(found: Iterable[Signature]) -> bytes:
 
 
 def content_digest(read: Read, size: int, unsigned: list[tuple[int, int]], jobs: int | None = None) -> bytes:
-    """The 32 bytes that a file's signatures are over: SHA-256 of a domain, the size and the SHA-256 of each MiB.
+    """Compute the 32 bytes that a file's signatures cover: SHA-256 of a domain, the size and each MiB's SHA-256.
 
     Args:
-        read: gives bytes of the file.
-        size: of the file.
-        unsigned: chunks (start, end) that are taken for zeros; see ``FileInfo.unsigned``.
+        read: returns bytes of the file, given an offset and a length.
+        size: of the file, in bytes.
+        unsigned: chunks (start, end) that are hashed as zeros; see ``FileInfo.unsigned``.
         jobs: threads; as many as there are cores by default.
     """
 
-    import hashlib  # with its threads, not worth importing for a look at a file
+    import hashlib  # slow to import, as are threads, and seldom needed
     from concurrent.futures import ThreadPoolExecutor
 
     def digest(piece: memoryview, start: int) -> bytes:
@@ -147,12 +147,12 @@ def content_digest(read: Read, size: int, unsigned: list[tuple[int, int]], jobs:
 
 
 def message(key: bytes, content: bytes) -> bytes:
-    """What is signed with the key whose public half is ``key``, of a file with this content digest."""
+    """Build the message that is signed for a file with this content digest by the owner of the public ``key``."""
     return layout.SIGNED_MESSAGE.build({"domain": layout.SIGNED_DOMAIN, "key": key, "content": content})
 
 
 def verifies(found: Signature, content: bytes) -> bool:
-    """Whether the signature is its key's, over this content digest."""
+    """Verify that the signature was made by its key over this content digest."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -164,10 +164,12 @@ def verifies(found: Signature, content: bytes) -> bool:
 
 
 def check(found: list[Signature], keys: Mapping[bytes, str], content: Callable[[], bytes]) -> Signature:
-    """The first signature by one of these keys that verifies; ``content`` gives the content digest, if it must.
+    """Return the first signature by one of these keys that verifies. ``content`` computes the content digest.
+
+    It is called only if a signature claims to be by one of the keys.
 
     Raises:
-        FormatError: AIB-E606: none is by one of the keys; AIB-E605: one is said to be, and is not over this content.
+        FormatError: AIB-E606: none claims to be by one of the keys; AIB-E605: those that do, do not verify.
     """
     claimed = [signature for signature in found if signature.key in keys]
     if not claimed:
@@ -188,10 +190,10 @@ def _listed(keys: Iterable[bytes]) -> str:
 
 
 def demanded(signed_by: Keys | None) -> dict[bytes, str] | None:
-    """The keys of which one must have signed: those given, or else those of the environment, or ``None``.
+    """Return the keys of which one must have signed: those given, else those of the environment, else ``None``.
 
     Raises:
-        SigningError: keys are demanded and none can be read: that is no reason to demand nothing.
+        SigningError: keys are demanded but none can be read: that must not turn the demand off.
     """
     if signed_by is None:
         if POLICY not in os.environ:
@@ -201,10 +203,10 @@ def demanded(signed_by: Keys | None) -> dict[bytes, str] | None:
 
 
 def public_keys(source: Keys) -> dict[bytes, str]:
-    """Raw public keys, with the file that each is from: of PEM files, and of all ``*.pub`` in folders.
+    """Read raw public keys from PEM files, and from all ``*.pub`` in folders; returns key -> file.
 
     Raises:
-        SigningError: a file is no Ed25519 public key, or there is none.
+        SigningError: a file is not an Ed25519 public key, or there is none.
         MissingPackageError: ``cryptography`` is not installed.
     """
     found: dict[bytes, str] = {}
@@ -215,7 +217,7 @@ def public_keys(source: Keys) -> dict[bytes, str]:
             file = os.path.join(path, name) if name else path
             found[_public_key(file)] = file
     if not found:
-        raise SigningError(f"no public key in {source!r}, and a signature is demanded")
+        raise SigningError(f"no public key in {source!r}, but a signature is demanded")
     return found
 
 
@@ -224,16 +226,16 @@ def _public_key(path: str) -> bytes:
     data = read_key(path)
     try:
         key = serialization.load_pem_public_key(data)
-    except Exception as error:  # of several kinds, one for each way in which it is no key
-        hint = "; it is a private one, the public one is wanted" if b"PRIVATE" in data else ""
-        raise SigningError(f"{path}: no public key in PEM{hint}") from error
+    except Exception as error:  # of several types, depending on what is wrong with it
+        hint = "; it is a private one: give the public key" if b"PRIVATE" in data else ""
+        raise SigningError(f"{path}: no public key in PEM format{hint}") from error
     if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise SigningError(f"{path}: a public key of another kind, {type(key).__name__}; Ed25519 is wanted")
+        raise SigningError(f"{path}: a public key of another kind, {type(key).__name__}; Ed25519 is needed")
     return key.public_bytes_raw()
 
 
 def read_key(path: str) -> bytes:
-    """The bytes of a key's file.
+    """Read a key file.
 
     Raises:
         SigningError: it cannot be read, or is far too long for a key.
@@ -244,7 +246,7 @@ def read_key(path: str) -> bytes:
     except OSError as error:
         raise SigningError(f"{path}: key cannot be read: {error.strerror}") from error
     if len(data) > _MOST_OF_A_KEY:
-        raise SigningError(f"{path}: no key: longer than {_MOST_OF_A_KEY} bytes")
+        raise SigningError(f"{path}: not a key: longer than {_MOST_OF_A_KEY} bytes")
     return data
 
 
@@ -252,7 +254,7 @@ _MOST_OF_A_KEY = 1 << 16
 
 
 def primitives() -> tuple[Any, Any]:
-    """``cryptography``'s modules for PEM files and for Ed25519.
+    """Import ``cryptography``'s modules for PEM files and for Ed25519.
 
     Raises:
         MissingPackageError: it is not installed.

@@ -1,7 +1,7 @@
-"""What a file says of itself: header and front matter as values, and back to the same bytes.
+"""Holds a file's header and front matter as values, and turns them back into the same bytes.
 
 ``FileInfo`` keeps the tables as the numpy record arrays they are on disk; ``TensorInfo`` and ``Plane`` are made
-when asked for, so that opening a file costs nothing per tensor. ``frontmatter`` makes these from bytes.
+when asked for, so that opening a file costs nothing per tensor. ``parse`` makes a ``FileInfo`` from bytes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .signatures import Signature, read_section
 _HEADER = dtype_of(layout.HEADER)
 _SECTION = dtype_of(layout.SECTION)
 HEADER_SIZE = _HEADER.itemsize
-ROOT_OFFSET = HEADER_SIZE - 16  # where the root digest lies: after all that it covers in the header
-_MOST_KEPT = 1 << 14  # of the tensors that were asked for, of which each takes about a kilobyte
+ROOT_OFFSET = HEADER_SIZE - 16  # the root digest lies after everything that it covers in the header
+_MOST_KEPT = 1 << 14  # descriptions of tensors that are kept; each takes about a kilobyte
 _KINDS = {name: kind for kind, name in layout.SECTIONS.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """One plane of a tensor and where it lies: ``length`` bytes at ``offset`` from the start of the file."""
+    """Describe one plane of a tensor and where it lies: ``length`` bytes at ``offset`` from the start of the file."""
 
     role: str
     dtype: str
@@ -40,10 +40,10 @@ class Plane:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor: what it is to the model (shape, dtype) and how it is stored (scheme, planes).
+    """Describe one tensor: what it is to the model (shape, dtype) and how it is stored (scheme, planes).
 
     ``alias_of`` names the tensor whose planes an alias shares. ``transposed`` says that the stored tensor is the
-    transpose of the one the architecture names (GPT-2's Conv1D weights, stored as rows of outputs).
+    transpose of the one the architecture names (GPT-2's Conv1D weights, stored with one row per output).
     """
 
     name: str
@@ -56,13 +56,13 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Stored bytes of its planes, padding aside; an alias counts its target's."""
+        """Return the stored bytes of its planes without padding; for an alias, those of its target."""
         return sum(plane.length for plane in self.planes)
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentInfo:
-    """A document and where it lies."""
+    """Describe a document and where it lies: ``length`` bytes at ``offset`` from the start of the file."""
 
     name: str
     offset: int
@@ -71,7 +71,7 @@ class DocumentInfo:
 
 @dataclass(frozen=True, slots=True)
 class ExtraSection:
-    """A section this version does not know and need not: kept as it is, so that the file stays the same."""
+    """Hold a section that this version need not know. It is kept unchanged, so that the file stays the same."""
 
     kind: int
     flags: int
@@ -81,7 +81,7 @@ class ExtraSection:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """Everything before the first document. Immutable; equal bytes give equal values and back."""
+    """Hold everything before the first document. Immutable; equal bytes give equal values, and vice versa."""
 
     metadata_bytes: bytes  # the metadata section
     scheme_table: np.ndarray  # records of layout.SCHEME
@@ -89,7 +89,7 @@ class FileInfo:
     tensor_table: np.ndarray  # layout.TENSOR
     plane_table: np.ndarray  # layout.PLANE
     strings: bytes  # every name, each followed by a line feed
-    leaves: np.ndarray  # u64: of the documents, then of the data
+    leaves: np.ndarray  # u64, digests of the leaves of the documents, then of the data
     file_size: int
     alignment: int = layout.DEFAULT_ALIGNMENT
     minor: int = 0
@@ -98,7 +98,7 @@ class FileInfo:
 
     @cached_property
     def metadata(self) -> dict[str, metadata.Value]:
-        """The metadata section's values.
+        """Return the metadata section's values.
 
         Raises:
             FormatError: it breaks a rule of its encoding.
@@ -107,7 +107,7 @@ class FileInfo:
 
     @cached_property
     def placement(self) -> Placement:
-        """Where the sizes that it states put everything; ``validate.check`` compares its offsets with that."""
+        """Compute where everything lies from the sizes that it states; ``validate.check`` compares its offsets."""
         planes = self.plane_table
         return place(
             self.front_matter_length, self.document_table["length"], planes["length"], planes["role"], self.alignment
@@ -115,13 +115,13 @@ class FileInfo:
 
     @property
     def front_matter_length(self) -> int:
-        """Bytes of section table and sections, padding included; a function of the sizes alone."""
+        """Return the bytes of the section table and sections, padding included; it depends on sizes alone."""
         lengths = [len(e.data) for e in self.extra]
         return self._known_length + sum(align(length, layout.ALIGNMENT) for length in lengths)
 
     @property
     def _known_length(self) -> int:
-        """Bytes of the section table and of the sections that must be there; those of other kinds follow."""
+        """Return the bytes of the section table and of the required sections; sections of other kinds follow."""
         table = (len(layout.SECTIONS) + len(self.extra)) * _SECTION.itemsize
         tables = (self.scheme_table, self.document_table, self.tensor_table, self.plane_table, self.leaves)
         lengths = [table, len(self.metadata_bytes), len(self.strings), *(t.nbytes for t in tables)]
@@ -129,51 +129,53 @@ class FileInfo:
 
     @property
     def signatures(self) -> list[Signature]:
-        """The signatures in the file, none of them checked."""
+        """Return the signatures in the file, unchecked."""
         return [found for e in self.extra if e.kind == layout.SIGNATURES for found in read_section(e.data, e.count)]
 
     @property
     def unsigned(self) -> list[tuple[int, int]]:
-        """Stretches (start, end) of the file that no signature covers: the root, and the signatures themselves."""
+        """Return the ranges (start, end) of the file that no signature covers: the root and the signatures."""
         found = [(ROOT_OFFSET, HEADER_SIZE)]
-        if self.extra and self.extra[0].kind == layout.SIGNATURES:  # the least kind there can be
+        if self.extra and self.extra[0].kind == layout.SIGNATURES:  # the lowest kind that can be here
             start = HEADER_SIZE + self._known_length
             found.append((start, start + len(self.extra[0].data)))
         return found
 
     @cached_property
     def names(self) -> list[str]:
-        """Tensor names in file order. Bytes outside ASCII come out as surrogates, which ``validate`` refuses."""
+        """Return the tensor names in file order. Non-ASCII bytes become surrogates, which ``validate`` refuses."""
         return self._names[len(self.scheme_table) + len(self.document_table) :]
 
     @cached_property
     def document_names(self) -> list[str]:
+        """Return the names of the documents, in file order."""
         first = len(self.scheme_table)
         return self._names[first : first + len(self.document_table)]
 
     @cached_property
     def scheme_names(self) -> list[str]:
+        """Return the name of each entry of the scheme table."""
         return self._names[: len(self.scheme_table)]
 
     @cached_property
     def pool_agrees(self) -> bool:
-        """Whether the string pool is the names that the records state, in their order, each with its line feed."""
+        """Tell whether the string pool is just the names that the records state, in order, each with a line feed."""
         starts, ends = self._spans()
         feeds = np.flatnonzero(np.frombuffer(self.strings, np.uint8) == ord("\n"))
-        after = np.concatenate([[0], feeds + 1])  # where the names must start, and at last where the pool must end
+        after = np.concatenate([[0], feeds + 1])  # where the names must start, and last where the pool must end
         return np.array_equal(ends, feeds) and np.array_equal(np.append(starts, len(self.strings)), after)
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Place of each tensor in the directory."""
+        """Map each tensor's name to its index in the tensor table."""
         return dict(zip(self.names, range(len(self.names)), strict=True))
 
     @cached_property
     def schemes(self) -> tuple[Scheme, ...]:
-        """The scheme table's entries.
+        """Return the scheme of each entry of the scheme table.
 
         Raises:
-            SchemeError: a scheme, version or parameter this reader does not know.
+            SchemeError: this reader does not know a scheme, version or parameter.
         """
         return tuple(
             make(name, int(record["version"]), tuple(record["parameters"].tolist()))
@@ -182,6 +184,7 @@ class FileInfo:
 
     @cached_property
     def documents(self) -> dict[str, DocumentInfo]:
+        """Return the documents by name, in file order."""
         offsets, lengths = self.document_table["offset"].tolist(), self.document_table["length"].tolist()
         return {
             name: DocumentInfo(name, offset, length)
@@ -189,7 +192,7 @@ class FileInfo:
         }
 
     def tensor(self, name: str) -> TensorInfo:
-        """The tensor called ``name``; asked for again, it is not made again.
+        """Describe the tensor called ``name``; its description is kept for the next call.
 
         Raises:
             KeyError: there is none.
@@ -203,7 +206,7 @@ class FileInfo:
 
     @cached_property
     def _made(self) -> dict[str, TensorInfo]:
-        """Tensors that were asked for, by name."""
+        """Hold the descriptions of tensors that were asked for, by name."""
         return {}
 
     def _make(self, name: str) -> TensorInfo:
@@ -229,11 +232,11 @@ class FileInfo:
         return TensorInfo(name, shape, dtype, scheme, planes, alias_of, transposed)
 
     def _row(self, place: int) -> dict[str, Any]:
-        """A record of the directory as Python's numbers, all at once: numpy takes as long for each field."""
+        """Return a record of the tensor table as Python numbers, all at once: numpy takes as long for each field."""
         return dict(zip(self.tensor_table.dtype.names or (), self.tensor_table[place].item(), strict=True))
 
     def header(self, front_matter: bytes) -> bytes:
-        """The header that belongs to ``front_matter``, root digest included."""
+        """Build the header that belongs to ``front_matter``, root digest included."""
         record = np.zeros((), _HEADER)
         record["signature"] = layout.SIGNATURE
         record["major"], record["minor"] = layout.VERSION[0], self.minor
@@ -246,11 +249,11 @@ class FileInfo:
         return head + checksums.root(head, front_matter)
 
     def root(self) -> bytes:
-        """The root digest, 16 bytes: it stands for the whole file."""
+        """Compute the root digest, 16 bytes that stand for the whole file."""
         return self.header(self.front_matter())[ROOT_OFFSET:]
 
     def front_matter(self) -> bytes:
-        """Section table and sections, padded to a multiple of 64 bytes."""
+        """Build the section table and the sections, each padded to a multiple of 64 bytes."""
         sections = self._bodies()
         table = np.zeros(len(sections), _SECTION)
         offset = HEADER_SIZE + align(table.nbytes, layout.ALIGNMENT)
@@ -261,7 +264,7 @@ class FileInfo:
         return b"".join(_padded(piece) for piece in [table.tobytes(), *(body for *_, body in sections)])
 
     def _bodies(self) -> list[tuple[int, int, int, bytes]]:
-        """(kind, flags, count, body) of every section in file order."""
+        """Return (kind, flags, count, body) of every section in file order."""
         bodies = {
             "metadata": (len(self.metadata), self.metadata_bytes),
             "schemes": (len(self.scheme_table), self.scheme_table.tobytes()),
@@ -276,15 +279,15 @@ class FileInfo:
 
     @cached_property
     def _names(self) -> list[str]:
-        """Names of schemes, documents and tensors."""
+        """Return the names of schemes, documents and tensors, in this order."""
         text = self.strings.decode("ascii", "surrogateescape")
-        if self.pool_agrees:  # then one split makes them all, which is far faster than slices
+        if self.pool_agrees:  # then one split yields them all, which is far faster than slices
             return text.split("\n")[:-1]
         starts, ends = self._spans()
         return [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
     def _spans(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where in the pool the names of schemes, documents and tensors start and end, as their records say."""
+        """Return where the names of schemes, documents and tensors start and end in the pool, by their records."""
         tables = (self.scheme_table, self.document_table, self.tensor_table)
         starts = np.concatenate([table["name_offset"] for table in tables]).astype(np.int64)
         return starts, starts + np.concatenate([table["name_length"] for table in tables])

@@ -1,4 +1,4 @@
-"""The one validator: every rule about the tables of a file, for the reader and the writer alike.
+"""Checks every rule about the tables of a file, for the reader and the writer alike.
 
 ``check`` returns all problems, not only the first (at most ``EACH`` of one kind). It works on whole columns:
 tensors whose records agree in flags, scheme, dtype and shape need the same planes, so a scheme is asked once for
@@ -23,11 +23,11 @@ from .names import TENSOR_CHARACTERS, bad_document_name, bad_scheme_name, bad_te
 from .placement import Placement
 from .tables import FileInfo
 
-EACH = 100  # problems reported of one kind
+EACH = 100  # most problems of one kind that are reported
 _FLAGS = next(field.offset for field in layout.fields_of(layout.TENSOR) if field.name == "flags")
 _KNOWN_DTYPES = np.isin(np.arange(256), list(BY_CODE))
 
-# Metadata keys with a meaning, and the types of their values. Others may be there and may hold anything.
+# Metadata keys with a meaning, and the types of their values. Other keys may be present with any value.
 KNOWN_KEYS: dict[str, str] = {
     "model.architecture": "string",
     "model.type": "string",
@@ -54,9 +54,9 @@ KNOWN_KEYS: dict[str, str] = {
     "shard.roots": "strings",
     "shard.places": "ints",
 }
-SHARD = "shard."  # namespace of what a file says of the set that it belongs to
+SHARD = "shard."  # namespace of the keys about the set of shards that a file belongs to
 _DIGEST = re.compile("[0-9a-f]{32}")
-# Keys that are columns of one table: all there or none, and equally long.
+# Keys that are columns of one table: all present or none, and of equal length.
 _TABLES = [
     [key for key in KNOWN_KEYS if key.startswith("quantization.error.")],
     ["source.files", "source.sizes", "source.xxh3_128"],
@@ -64,9 +64,9 @@ _TABLES = [
 
 
 def check(info: FileInfo, size: int) -> list[Problem]:
-    """Every problem of a file of ``size`` bytes that says ``info`` of itself; an empty list if there is none."""
+    """Return every problem in the tables of a file of ``size`` bytes; an empty list if there is none."""
     problems = [*_names(info), *_schemes(info), *_tensor_records(info)]
-    # What follows multiplies shapes and adds lengths: only sound on records that are sound.
+    # What follows multiplies shapes and adds lengths, which is only sound on sound records.
     if not problems:
         problems = [*_planes(info)]
     if not problems:
@@ -75,7 +75,7 @@ def check(info: FileInfo, size: int) -> list[Problem]:
 
 
 def _some(code: str, what: str, indices: Iterable[int], **columns: Any) -> Iterator[Problem]:
-    """A problem for each index, with the values that the columns (sequences or functions) have there."""
+    """Yield a problem for each index, with the values that the columns (sequences or functions) have there."""
     for i in list(indices)[:EACH]:
         values: dict[str, Any] = {
             name: column(i) if callable(column) else _plain(column[i]) for name, column in columns.items()
@@ -95,7 +95,7 @@ def _names(info: FileInfo) -> Iterator[Problem]:
         for name in names:
             if reason := bad(name):
                 yield Problem(code, f"{reason}: {name!r}")
-    # Two passes over the pool find whether any name may be bad; only then is each looked at.
+    # Two passes over the pool tell whether any name may be bad; only then is each one checked.
     pool = info.strings
     if not info.pool_agrees or pool.translate(None, TENSOR_CHARACTERS + b"\n") or b"__" in pool[:2] or b"\n__" in pool:
         for name in info.names:
@@ -108,11 +108,11 @@ def _names(info: FileInfo) -> Iterator[Problem]:
     if info.document_names != sorted(info.document_names):
         yield Problem("AIB-E703", "documents are not sorted by name")
     if len({name.lower() for name in info.document_names}) != len(info.document_names):
-        yield Problem("AIB-E703", "two documents have one name, upper and lower case aside")
+        yield Problem("AIB-E703", "two documents have the same name, ignoring case")
     folders = {name[:i].lower() for name in info.document_names for i, c in enumerate(name) if c == "/"}
     if clash := folders & {name.lower() for name in info.document_names}:
         yield Problem("AIB-E703", f"{min(clash)!r} is a document and a folder of documents")
-    if len(set(info.names)) != len(info.names):  # the index itself waits until a tensor is asked for
+    if len(set(info.names)) != len(info.names):  # info.index is only built once a tensor is asked for
         repeated = [i for i, name in enumerate(info.names) if info.index[name] != i]
         yield from _some("AIB-E414", "name is used twice", repeated, tensor=info.names)
 
@@ -120,7 +120,7 @@ def _names(info: FileInfo) -> Iterator[Problem]:
 def _schemes(info: FileInfo) -> Iterator[Problem]:
     for at, (name, record) in enumerate(zip(info.scheme_names, info.scheme_table, strict=True)):
         if bad_scheme_name(name):
-            continue  # which is said elsewhere
+            continue  # reported by _names
         try:
             scheme = make(name, int(record["version"]), tuple(record["parameters"].tolist()))
         except SchemeError as error:
@@ -144,7 +144,7 @@ def _schemes(info: FileInfo) -> Iterator[Problem]:
             found=info.tensor_table["scheme"],
         )  # fmt: skip
     elif not used.all():
-        yield Problem("AIB-E416", "a scheme of the table is used by no tensor")
+        yield Problem("AIB-E416", "a scheme in the table is not used by any tensor")
 
 
 def _tensor_records(info: FileInfo) -> Iterator[Problem]:
@@ -171,13 +171,13 @@ def _tensor_records(info: FileInfo) -> Iterator[Problem]:
 
 
 def _union(records: np.ndarray) -> np.void:
-    """One record with every bit that is set in any of these: what is zero in it is zero in all."""
-    # Column by column, as numpy is slow at short rows.
+    """Combine records by bitwise or: a field that is zero in the result is zero in all of them."""
+    # Column by column, as numpy is slow with short rows.
     return np.array([np.bitwise_or.reduce(column) for column in _words(records).T]).view(records.dtype)[0]
 
 
 def _words(records: np.ndarray) -> np.ndarray:
-    """u64 [records, words]: the same bytes; every record is a multiple of eight bytes long."""
+    """View records as u64 [records, words]; every record is a multiple of eight bytes long."""
     return records.view(np.uint64).reshape(len(records), records.dtype.itemsize // 8)
 
 
@@ -208,7 +208,7 @@ def _planes(info: FileInfo) -> Iterator[Problem]:
         specs, problem = _specs(info, i)
         wanted.append(specs)
         problems += [problem] if problem else []
-    if problems:  # without its planes, such a tensor would only make others look wrong
+    if problems:  # tensors whose planes are unknown would only make others look wrong
         yield from problems
         return
     counts = np.array([len(specs) for specs in wanted], np.int64)[group]
@@ -226,7 +226,7 @@ def _planes(info: FileInfo) -> Iterator[Problem]:
     yield from _some("AIB-E401", "first plane", bad, tensor=names, expected=first, found=tensors["first_plane"])
 
     owner = np.repeat(np.arange(len(tensors)), counts)
-    # The specs of all groups in one list, and for each plane the place of its own.
+    # The specs of all groups in one list, and for each plane the index of its spec.
     every = [spec for specs in wanted for spec in specs]
     starts = np.cumsum([0, *map(len, wanted)])
     at = np.arange(len(planes)) + np.repeat(starts[group] - first, counts)
@@ -244,11 +244,11 @@ def _planes(info: FileInfo) -> Iterator[Problem]:
 
 
 def _groups(tensors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tensors by what their planes follow from: the group of each, and the first tensor of each group."""
+    """Group tensors that need the same planes; returns the group of each, and the first tensor of each group."""
     words = _words(tensors)
-    words = words[:, [k for k in range(_FLAGS // 8, words.shape[1]) if words[:, k].any()]]  # zeros tell nothing apart
-    # Sorting one mixed word each is far cheaper than sorting whole records; a clash sends us to the slow way.
-    # With indices asked for, np.unique does not import numpy.ma, which costs more than the rest of opening a file.
+    words = words[:, [k for k in range(_FLAGS // 8, words.shape[1]) if words[:, k].any()]]  # zeros distinguish nothing
+    # Sorting one hash word per record is far cheaper than sorting whole records; a collision takes the slow path.
+    # Asked for indices, np.unique does not import numpy.ma, which costs more than the rest of opening a file.
     odd = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
     _, firsts, group = np.unique(words @ odd, return_index=True, return_inverse=True)
     if not np.array_equal(words, words[firsts[group]]):
@@ -257,7 +257,7 @@ def _groups(tensors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _specs(info: FileInfo, i: int) -> tuple[tuple[Any, ...], Problem | None]:
-    """The planes that tensor ``i`` must have, or why it cannot have any."""
+    """Return the planes that tensor ``i`` must have, and the problem if it cannot have any."""
     record = info.tensor_table[i]
     shape = tuple(record["shape"][: record["rank"]].tolist())
     name = info.names[i]
@@ -265,8 +265,8 @@ def _specs(info: FileInfo, i: int) -> tuple[tuple[Any, ...], Problem | None]:
         specs = info.schemes[record["scheme"]].planes(shape, BY_CODE[int(record["dtype"])].name)
     except SchemeError as error:
         return (), Problem("AIB-E413", str(error), tensor=name)
-    # Python integers: no shape can make this wrap. Zeros are left out, so that no array of some of the dimensions,
-    # whatever its elements, is beyond what an index can hold.
+    # Python integers: no shape can make this wrap. Zeros are left out, so that an array of any of the dimensions,
+    # whatever its elements, stays within what an index can hold.
     if math.prod(size for size in shape if size) > layout.MAX_ELEMENTS:
         return (), Problem("AIB-E403", f"shape {shape} is larger than any file", tensor=name)
     return (() if record["flags"] & layout.TENSOR_ALIAS else specs), None
@@ -280,7 +280,7 @@ def _places(info: FileInfo, size: int) -> Iterator[Problem]:
     )
     if len(bad):
         return
-    # In floating point first: a sum of 64-bit lengths may wrap, this one cannot.
+    # In floating point first: a sum of 64-bit lengths may wrap; this one cannot.
     if planes["length"].astype(np.float64).sum() > size * 1.001 + 1:
         yield Problem("AIB-E408", "planes are larger than the file", expected=f"at most {size}",
                       found=sum(planes["length"].tolist()))  # fmt: skip
@@ -326,25 +326,25 @@ def _metadata(info: FileInfo) -> Iterator[Problem]:
     for table in _TABLES:
         present = [key for key in table if key in values]
         if present and (present != table or len({len(values[key]) for key in present}) != 1):
-            yield Problem("AIB-E310", f"{', '.join(table)} must be there together, with equal lengths", found=present)
+            yield Problem("AIB-E310", f"{', '.join(table)} must be present together, with equal lengths", found=present)
             return
     if "model.architecture" in values and "config.json" not in info.document_names:
-        yield Problem("AIB-E310", "model.architecture is set and there is no document config.json")
+        yield Problem("AIB-E310", "model.architecture is set, but there is no document config.json")
     if any(key.startswith(SHARD) for key in values):
-        yield from _shard(info)  # and what the first says of all tensors is compared when the set is opened
+        yield from _shard(info)  # figures about all tensors are compared when the set is opened
     else:
         yield from figures(values, parameters(info), len(info.tensor_table))
 
 
 def parameters(info: FileInfo) -> int:
-    """Elements of all tensors but aliases."""
+    """Count the elements of all tensors except aliases."""
     table = info.tensor_table[(info.tensor_table["flags"] & layout.TENSOR_ALIAS) == 0]
     within = np.arange(layout.MAX_RANK) < table["rank"][:, None]
     return sum(np.prod(table["shape"], axis=1, where=within, dtype=np.uint64).tolist())
 
 
 def figures(metadata: Mapping[str, Value], elements: int, tensors: int) -> Iterator[Problem]:
-    """What metadata say of all tensors, against so many ``elements`` and ``tensors``: of a file, or of all shards."""
+    """Check what metadata say of all tensors against the number of elements and tensors, of a file or of all shards."""
     if metadata.get("model.parameters", elements) != elements:
         found = metadata["model.parameters"]
         yield Problem("AIB-E310", "metadata key 'model.parameters'", expected=elements, found=found)
@@ -355,7 +355,7 @@ def figures(metadata: Mapping[str, Value], elements: int, tensors: int) -> Itera
 
 
 def _shard(info: FileInfo) -> Iterator[Problem]:
-    """What one file says of the set that it belongs to, as far as it can be told from this file alone."""
+    """Check what one file says of its set of shards, as far as this file alone can tell."""
     values = info.metadata
     index, count = values.get("shard.index"), values.get("shard.count")
     if index is None or count is None or not 1 <= index <= count <= layout.MAX_SHARDS:
@@ -364,7 +364,7 @@ def _shard(info: FileInfo) -> Iterator[Problem]:
     elif index == 1:
         roots = list(values.get("shard.roots", ()))
         if not {"shard.roots", "shard.places"} <= values.keys():
-            yield Problem("AIB-E609", "shard.roots and shard.places must be there in the first shard")
+            yield Problem("AIB-E609", "shard.roots and shard.places must be present in the first shard")
         if len(roots) != count - 1 or not all(_DIGEST.fullmatch(root) for root in roots):
             what = "shard.roots: root digests of the other shards"
             yield Problem("AIB-E609", what, expected=f"{count - 1} of 32 hex digits", found=roots)
@@ -376,13 +376,13 @@ def _shard(info: FileInfo) -> Iterator[Problem]:
 
 
 def _fits(value: Any, kind: str) -> bool:
-    """Whether a metadata value is of this type; an empty array is an array of any type."""
+    """Tell whether a metadata value has this type; an empty array has any array type."""
     found = _kind(value)
     return found == kind or (found == "empty" and kind.endswith("s"))
 
 
 def _kind(value: Any) -> str:
-    """The name of a metadata value's type."""
+    """Return the name of a metadata value's type."""
     if isinstance(value, np.ndarray):
         return "empty" if not len(value) else "floats" if value.dtype.kind == "f" else "ints"
     if isinstance(value, list):

@@ -1,1 +1,1 @@
-"""Reads and writes ``.aibit`` files, whole or in shards, and makes files from files."""
+"""Reads and writes ``.aibit`` files, whole or in shards, and rewrites, compares and signs them."""

@@ -1,11 +1,11 @@
-"""Bringing chunks of a file to a device in one pass: several threads, a ring of buffers that are used again.
+"""Streams chunks of a file to a device in one pass, with several threads and a ring of reused buffers.
 
 A thread takes the next piece of the file, waits until one of its slots is free, reads the piece into it, checks the
-digests of its leaves if that is wanted, and sends it off; while it travels, the thread fills its next slot. What is in
-the page cache is copied from there; what is not is read around it (O_DIRECT), straight into the slot. Reading, hashing
-and sending all let go of the interpreter's lock.
+digests of its leaves if asked to, and sends it off; during the transfer, the thread fills its next slot. Bytes in the
+page cache are copied from there; others are read around it (O_DIRECT), straight into the slot. Reading, hashing and
+sending all release the GIL.
 
-How slots are made and sent is the ``Link``'s: see ``torch/arena.py``.
+A ``Link`` makes and sends slots: see ``torch/load/arena.py``.
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ from ..io.mapped import Mapped, Storage
 from ..io.readahead import is_resident
 from .reader import File
 
-PAGE = 4096  # offsets, lengths and memory of direct reads are multiples of it
+PAGE = 4096  # offsets, lengths and addresses of direct reads are multiples of it
 _GAP = 1 << 16  # bytes between two planes that are brought along, so that one chunk does not become two
 
 
 class Slot(Protocol):
-    """A buffer of the ring; one thread's."""
+    """Hold one buffer of the ring, which belongs to one thread."""
 
     memory: np.ndarray  # u8, beginning at a page
 
     def wait(self) -> None:
-        """Return when what was last sent from it has left it."""
+        """Return once the bytes last sent from it have left it."""
         ...
 
     def send(self, first: int, count: int, at: int) -> None:
-        """Start to bring ``count`` bytes, from its byte ``first`` on, to byte ``at`` of the link's target."""
+        """Start sending ``count`` bytes, from its byte ``first`` on, to byte ``at`` of the link's target."""
         ...
 
 
 class Link(Protocol):
-    """The way from this machine's memory to where the bytes are wanted."""
+    """Transfer bytes from this machine's memory to a target, such as a GPU."""
 
     def slot(self, size: int) -> Slot:
-        """A new slot of ``size`` bytes; threads make their own."""
+        """Create a slot of ``size`` bytes; each thread creates its own."""
         ...
 
     def finish(self) -> None:
-        """Return when everything that was sent has arrived."""
+        """Return once everything that was sent has arrived."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """How many threads read, how many slots they have together, and how many bytes a slot holds: whole leaves."""
+    """Set how many threads read, how many slots they share, and how many bytes a slot holds: whole leaves."""
 
     threads: int = 8
     slots: int = 16
@@ -74,7 +74,7 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Bytes ``start`` to ``end`` of a file, and where they begin in the target."""
+    """Describe bytes ``start`` to ``end`` of a file, and where they begin in the target."""
 
     start: int
     end: int
@@ -83,25 +83,25 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is read at a time, ``length`` bytes of the file at ``offset``, and which of them go where."""
+    """Describe one read, ``length`` bytes of the file at ``offset``, and which of them are sent where."""
 
     offset: int
     length: int
-    first: int  # of the bytes that were read: what is sent begins here
+    first: int  # index of the first byte that is sent, among those read
     count: int
     at: int
 
 
 @dataclass(frozen=True, slots=True)
 class ArenaLayout:
-    """Where the planes that are wanted lie in the target: as in the file, but for what is between them."""
+    """Map the requested planes of a file to a target: in the same order, without the bytes between them."""
 
     chunks: tuple[Chunk, ...]
     size: int
 
     @classmethod
     def of(cls, planes: Iterable[Plane], region: Region) -> ArenaLayout:
-        """The planes joined to chunks. Each begins at a page, counted from where the region begins."""
+        """Join the planes into chunks. Each begins at a page, counted from where the region begins."""
         joined: list[tuple[int, int]] = []
         for start, end in sorted({(plane.offset, plane.offset + plane.length) for plane in planes if plane.length}):
             start -= (start - region.start) % PAGE
@@ -116,17 +116,17 @@ class ArenaLayout:
         return cls(tuple(chunks), at)
 
     def place(self, offset: int, length: int) -> int | None:
-        """Where these bytes of the file are in the target; None if not all of them are there."""
+        """Return the offset of these bytes of the file in the target; ``None`` if not all of them are there."""
         i = bisect_right(self.chunks, offset, key=lambda chunk: chunk.start) - 1
         if i < 0 or offset + length > self.chunks[i].end:
             return None
         return self.chunks[i].at + offset - self.chunks[i].start
 
     def pieces(self, region: Region, size: int, unit: int) -> Iterator[Piece]:
-        """The chunks cut at multiples of ``size``, counted from where the region begins.
+        """Cut the chunks at multiples of ``size``, counted from where the region begins.
 
         Args:
-            unit: what is read is whole units of this many bytes: pages, or leaves. It divides ``size``.
+            unit: reads are multiples of this many bytes: pages, or leaves. It divides ``size``.
         """
         for chunk in self.chunks:
             start = chunk.start
@@ -143,19 +143,19 @@ Layout = ArenaLayout  # the name that torch/load/arena.py still imports
 
 @dataclass(slots=True)
 class Streamed:
-    """What came, in bytes: all that was read, and how much of it around the page cache."""
+    """Count bytes: all that were read, and those of them that were read around the page cache."""
 
     read: int = 0
     direct: int = 0
 
 
 class DirectReader:
-    """Reads bytes of a file into memory that it is given; several threads use it at once.
+    """Read bytes of a file into given memory, from several threads at once.
 
     Args:
-        storage: the file's bytes. Of a mapped file they are read, not touched through the mapping: pages that are not
-            there would come one by one, and one that is gone would end the process.
-        cached: bytes of the file before this one are always read through the page cache.
+        storage: the file's bytes. A mapped file is read, not touched through the mapping: absent pages would be
+            fetched one by one, and a page that is gone would kill the process.
+        cached: bytes of the file before this offset are always read through the page cache.
     """
 
     def __init__(self, storage: Storage, cached: int = 0) -> None:
@@ -170,10 +170,10 @@ class DirectReader:
         self._probe = self._direct = None
 
     def read(self, offset: int, length: int, memory: np.ndarray) -> bool:
-        """Read into the beginning of ``memory``; whether that went around the page cache.
+        """Read into the beginning of ``memory``; returns whether that went around the page cache.
 
         Raises:
-            FormatError: AIB-E802: the file ends earlier than it did; AIB-E803: it cannot be read.
+            FormatError: AIB-E802: the file has become shorter; AIB-E803: it cannot be read.
         """
         if self._file is None:
             memory[:length] = self._storage.read_at(offset, length)
@@ -194,26 +194,26 @@ class DirectReader:
         return direct
 
     def _around(self, offset: int, length: int, memory: np.ndarray) -> int:
-        """How many of the bytes came around the page cache: none if they are in it, or if the system cannot."""
+        """Read around the page cache and return the bytes read: none if they are cached, or if the system cannot."""
         if self._direct is None or self._probe is None or offset < self._cached or offset % PAGE:
             return 0
-        whole = align(length, PAGE)  # beyond the end of the file there is nothing to read, but it must be asked for
+        whole = align(length, PAGE)  # there is nothing beyond the end of the file, but a direct read must ask for it
         if whole > len(memory) or is_resident(self._probe, offset, length):
             return 0
         try:
             return min(length, os.preadv(self._direct, [memory[:whole].data], offset))
-        except OSError:  # of an alignment, or of memory, that this file system does not take: the other way will do
+        except OSError:  # this file system does not accept the alignment or the memory: read the usual way
             return 0
 
 
 def _reopened(file: int | None) -> tuple[int | None, int | None]:
-    """The same file opened twice more: to ask what is in memory, and for direct reads. None where there is no such way.
+    """Open the file twice more: to ask what is in memory, and for direct reads; ``None`` where that is impossible.
 
-    Asking for a page may start reading ahead of it; told that access is random, the system leaves that.
+    Asking about a page may start read-ahead; the first is marked for random access, which prevents that.
     """
     if file is None or not hasattr(os, "O_DIRECT") or not hasattr(os, "RWF_NOWAIT"):
         return None, None
-    again = f"/proc/self/fd/{file}"  # the file itself, whatever its name now stands for
+    again = f"/proc/self/fd/{file}"  # the file itself, whatever its path names now
     try:
         direct = os.open(again, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError:  # no /proc, or not on this file system
@@ -224,12 +224,12 @@ def _reopened(file: int | None) -> tuple[int | None, int | None]:
 
 
 def stream(file: File, layout: ArenaLayout, link: Link, ring: Ring, *, cached: int = 0) -> Streamed:
-    """Bring what ``layout`` names of the file's data region over the link, and return when it has arrived.
+    """Send the parts of the file's data region in ``layout`` over the link, and return once they have arrived.
 
-    At level "touched" each leaf is checked on its way, from the memory that is sent.
+    At level "touched" each leaf is checked on its way, in the memory that is sent.
 
     Args:
-        cached: bytes of the file before this one stay in the page cache: somebody will look at them there.
+        cached: bytes of the file before this offset stay in the page cache, because they will be used there.
 
     Raises:
         FormatError: AIB-E602 for damage, naming tensor and offset; AIB-E802 and AIB-E803, see ``DirectReader``.
@@ -256,7 +256,7 @@ def stream(file: File, layout: ArenaLayout, link: Link, ring: Ring, *, cached: i
                     total.read += piece.length
                     total.direct += direct * piece.length
         except BaseException:
-            stop.set()  # the others end with the piece they have
+            stop.set()  # the other threads stop after their current piece
             raise
 
     file.storage.check_unchanged()
@@ -270,6 +270,6 @@ def stream(file: File, layout: ArenaLayout, link: Link, ring: Ring, *, cached: i
                 stop.set()
     finally:
         source.close()
-        link.finish()  # also after an error: what is on its way still needs its slot and its target
+        link.finish()  # also after an error: pending transfers still need their slots and the target
     file.storage.check_unchanged()
     return total

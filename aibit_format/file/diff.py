@@ -1,4 +1,4 @@
-"""Compares two models: metadata, documents, tensors. How they are laid out or cut into shards makes no difference."""
+"""Compares two models by metadata, documents and tensors, whatever their layout and shards."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PIECE_ELEMENTS = 1 << 20  # elements decoded at a time
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that differs: what it is in the one and in the other; ``None`` where it is missing.
+    """Hold one thing that differs: its value in the first and in the second model; ``None`` if it is missing there.
 
-    ``kind`` is ``metadata``, ``document`` (sizes), ``order`` (of tensors that both have; the first place where it
-    differs), or of tensors ``tensor`` (there or not), ``dtype``, ``shape``, ``scheme``, ``transposed``, ``alias``,
-    ``planes`` (those whose bytes differ) and ``values``: with these come the errors of the second's decoded values
-    against the first's, ``sqrt(sum((b - a)^2) / sum(a^2))`` and ``max |b - a|``, ``None`` where they are not finite.
+    ``kind`` is ``metadata``, ``document`` (sizes), ``order`` (of tensors in both; the first position where it differs),
+    or for tensors ``tensor`` (present or not), ``dtype``, ``shape``, ``scheme``, ``transposed``, ``alias``, ``planes``
+    (those whose bytes differ) and ``values``: these come with the errors of the second's decoded values against the
+    first's, ``sqrt(sum((b - a)^2) / sum(a^2))`` and ``max |b - a|``, ``None`` if they are not finite.
     """
 
     kind: str
@@ -37,8 +37,8 @@ def diff(a: Path | Opened, b: Path | Opened) -> list[Difference]:
     """Return everything in which two models differ; an empty list if nothing does.
 
     Args:
-        a, b: paths (of a sharded model that of the first shard), or open files. What is opened here is checked against
-            its digests as it is read; a file that is open already, as it was opened.
+        a, b: paths (of a sharded model, that of the first shard), or open files. A file opened from a path is checked
+            against its digests while it is read; one that is already open, only as it was asked to be.
 
     Raises:
         FormatError: a file is not valid, or a plane or a document in it is damaged.
@@ -111,7 +111,7 @@ _Stored = tuple[TensorInfo, Mapping[str, np.ndarray]]
 
 
 def _errors(a: _Stored, b: _Stored) -> tuple[float | None, float | None]:
-    """Relative RMS and largest error of b's values against a's."""
+    """Return the relative RMS and the largest error of b's values against a's."""
     rows, columns = matrix(a[0].shape)
     step = max(1, _PIECE_ELEMENTS // max(columns, 1))
     noise = signal = largest = 0.0

@@ -1,7 +1,7 @@
-"""Several processes that write one sharded model together: which shards are whose, and what they tell each other.
+"""Divides the shards of one model among several processes that write it together, and shares their results.
 
-What one of them finds out and all need, such as the digests of its shards, goes round as arrays of numbers, through
-torch.distributed. Objects do not, as they would be pickled.
+Results that all processes need, such as the digests of shards, are exchanged as arrays of numbers through
+torch.distributed. Objects are never exchanged, as they would be pickled.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ import numpy as np
 
 from ..errors import MissingPackageError, WriteError
 
-_PATIENCE = timedelta(days=2)  # how long one waits for the slowest
+_PATIENCE = timedelta(days=2)  # how long a process waits for the slowest
 
 
 class RankError(WriteError):
-    """Another process of those that write one model has failed, or is gone."""
+    """Raised when another of the processes that write one model has failed, or is gone."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes, and which of them this is. Number ``i`` of whatever there is to do is rank ``i % count``'s."""
+    """Identify this process among those that write a model. Rank ``i % count`` does task ``i`` of any work."""
 
     rank: int = 0
     count: int = 1
     group: Any = None  # torch's
 
     def mine(self, number: int) -> range:
-        """What of ``number`` things this process does."""
+        """Return which of ``number`` tasks this process does."""
         return range(self.rank, number, self.count)
 
     def share(self, rows: np.ndarray, owners: np.ndarray | None = None) -> np.ndarray:
-        """[n, ...] with each row as the rank has it whose row it is; all processes call this in the same order.
+        """Return ``rows`` [n, ...] with each row taken from its owner; all processes call this in the same order.
 
         Args:
-            rows: equal in shape and dtype in all of them.
-            owners: [n], the rank of each row; ``i % count`` by default.
+            rows: equal in shape and dtype in all processes.
+            owners: [n], the rank that owns each row; ``i % count`` by default.
 
         Raises:
             RankError: another process has failed.
@@ -57,7 +57,7 @@ class Ranks:
         return found
 
     def agree(self) -> None:
-        """Wait until all have come so far.
+        """Wait until all processes have called this.
 
         Raises:
             RankError: another process has failed.
@@ -65,10 +65,10 @@ class Ranks:
         if self.count > 1:
             failed = np.flatnonzero(np.concatenate(self._gather(np.zeros(1, np.uint8))))
             if len(failed):
-                raise RankError(f"rank {failed[0]} of {self.count} has failed, so there is no model; it says why")
+                raise RankError(f"rank {failed[0]} of {self.count} has failed, so no model was written; see its error")
 
     def same(self, digest: bytes) -> None:
-        """See to it that all are about to do the same, of which ``digest`` is 16 bytes.
+        """Check that all processes are about to do the same work, of which ``digest`` is a 16-byte digest.
 
         Raises:
             RankError: they are not.
@@ -86,7 +86,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """What fails in here fails in all processes, which hear of it when they next ``share`` or ``agree``."""
+        """Make an error inside this context fail all processes, when they next call ``share`` or ``agree``."""
         try:
             yield
         except RankError:
@@ -98,14 +98,14 @@ class Ranks:
             raise
 
     def _gather(self, data: np.ndarray) -> list[np.ndarray]:
-        """u8 [n] of every rank."""
+        """Exchange u8 [n]; returns that of every rank."""
         import torch
         import torch.distributed as dist
 
         parts = [torch.empty(len(data), dtype=torch.uint8) for _ in range(self.count)]
         try:
             dist.all_gather(parts, torch.from_numpy(data), group=self.group)
-        except RuntimeError as error:  # of torch: a connection is lost, or nobody answers
+        except RuntimeError as error:  # from torch: a connection is lost, or a process does not answer
             raise RankError(f"rank {self.rank} of {self.count}: another process is gone: {error}") from error
         return [part.numpy() for part in parts]
 
@@ -120,7 +120,7 @@ def of_torchrun() -> Ranks:
 
 
 def of_torch() -> Ranks:
-    """All processes of torch.distributed, which talk over gloo whatever its default is; all of them must call this.
+    """Return all processes of torch.distributed, connected over gloo whatever its default; all of them must call this.
 
     Raises:
         WriteError: torch.distributed is not initialized.

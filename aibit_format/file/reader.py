@@ -1,4 +1,4 @@
-"""Reading: one mapping, checked tables, and planes as views of the mapped pages."""
+"""Reads a file: one mapping, checked tables, and planes as views of the mapped pages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MUCH = 16 << 20  # bytes of scales
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a verification looked at. What is not named here was not checked."""
+    """Count what a verification has checked. Anything not named here was not checked."""
 
     level: Level
     tensors: int
@@ -39,12 +39,12 @@ class Verified:
     leaves: int
     bytes: int
     root: str
-    signed_by: str | None = None  # the key whose signature over all bytes was found right
-    shards: int = 1  # files, where a model lies in several
+    signed_by: str | None = None  # the key whose signature over all bytes was verified
+    shards: int = 1  # number of files that the model lies in
 
 
 class Documents(Mapping[str, memoryview]):
-    """The documents by name, read-only; each is checked against its digests when it is read, and is a copy."""
+    """Map names to documents, read-only; each is checked against its digests when it is read, and is a copy."""
 
     def __init__(self, file: File) -> None:
         self._file = file
@@ -63,20 +63,20 @@ class Documents(Mapping[str, memoryview]):
 
 
 class File:
-    """An open ``.aibit`` file. Views it gives out stay valid after it is closed.
+    """Read an ``.aibit`` file. Views that it hands out stay valid after it is closed.
 
     Args:
-        source: a path, a URL (read by ranges, see ``remote``), or the bytes of a whole file.
+        source: a path, a URL (read by ranges, see ``io/remote.py``), or the bytes of a whole file.
         verify: ``"structure"`` checks header, front matter and every table; ``"touched"`` also checks the digests
             of a plane when it is first read; ``"full"`` checks every byte before this returns. Documents are
             checked against their digests when read, at every level.
-        signed_by: public keys (PEM files, folders of ``*.pub``) of which one must have signed the file, in it or in
-            ``FILE.sig``; by default those that the environment demands with ``AIBIT_SIGNED_BY``, if it does. Every
-            byte is read to check that.
+        signed_by: public keys (PEM files, folders of ``*.pub``) of which one must have signed the file, inside it or
+            in ``FILE.sig``; by default those in the environment variable ``AIBIT_SIGNED_BY``, if it is set. Checking
+            this reads every byte.
 
     Raises:
         FormatError: the file breaks a rule of the specification; ``.code`` says which.
-        SigningError: keys are demanded, and cannot be read.
+        SigningError: keys are demanded, but cannot be read.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class File:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file. Planes and documents handed out keep the mapping alive as long as they live."""
+        """Close the file. Planes that were handed out keep the mapping alive as long as they live."""
         self.storage.close()
 
     def __repr__(self) -> str:
@@ -114,35 +114,35 @@ class File:
 
     @property
     def metadata(self) -> Mapping[str, Value]:
-        """Typed metadata by key."""
+        """Return the typed metadata by key."""
         return self.tables.metadata
 
     @property
     def data(self) -> Region:
-        """Where the planes lie in the file, and which leaves cover them."""
+        """Return the region of the file that the planes lie in, and its leaves."""
         return self._placed.regions[1]
 
     @property
     def documents(self) -> Documents:
-        """Documents by name: ``config.json``, ``tokenizer.json``, ..."""
+        """Return the documents by name: ``config.json``, ``tokenizer.json``, ..."""
         return Documents(self)
 
     @property
     def parts(self) -> tuple[File, ...]:
-        """The files that this is: itself. A set of shards (``shards.Sharded``) has several."""
+        """Return the files that make up this model: itself. ``sharded_reader.Sharded`` has several."""
         return (self,)
 
     def part(self, name: str) -> File:
-        """The file in which the tensor lies, and whose offsets its planes state: this one."""
+        """Return the file that the tensor lies in, to which the offsets of its planes refer: this one."""
         return self
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Return the size of the file in bytes."""
         return self.storage.size
 
     def keys(self) -> list[str]:
-        """Tensor names in file order."""
+        """Return the tensor names in file order."""
         return list(self.tables.names)
 
     def __iter__(self) -> Iterator[str]:
@@ -155,7 +155,7 @@ class File:
         return name in self.tables.index
 
     def info(self, name: str) -> TensorInfo:
-        """What the tensor is and how it is stored.
+        """Describe the tensor and how it is stored.
 
         Raises:
             KeyError: there is no tensor of this name.
@@ -163,20 +163,20 @@ class File:
         return self.tables.tensor(name)
 
     def planes(self, name: str) -> dict[str, np.ndarray]:
-        """The tensor's planes by role: read-only views of the mapped pages, in the plane's dtype and shape.
+        """Return the tensor's planes by role: read-only views of the mapped pages, in the plane's dtype and shape.
 
-        bf16 and fp8 elements come as unsigned integers of their width, as numpy has no such types.
+        bf16 and fp8 elements are returned as unsigned integers of their width, as numpy has no such types.
         """
         return {plane.role: self.view(plane) for plane in self.info(name).planes}
 
     def view(self, plane: Plane) -> np.ndarray:
-        """What lies where ``plane`` says, read-only: one of ``info(name).planes``, or a chunk of one's rows."""
+        """Return a read-only view of ``plane``: one of ``info(name).planes``, or a range of the rows of one."""
         if self.level == "touched":
             self.check_leaves(plane.offset, plane.length)
         return _array(self.storage, plane)
 
     def dequantize(self, name: str) -> np.ndarray:
-        """float32 values of the tensor, in its logical shape."""
+        """Decode the tensor to float32, in its logical shape."""
         info = self.info(name)
         with still(self.storage) as storage:
             for plane in info.planes if self.level == "touched" else ():
@@ -186,7 +186,7 @@ class File:
             return info.scheme.decode(planes, info.shape, info.dtype)
 
     def verify(self, jobs: int | None = None) -> Verified:
-        """Check every byte: all digests, the padding, and the contents of every plane that states numbers.
+        """Check every byte: all digests, the padding, and the contents of every plane that has rules for them.
 
         Raises:
             FormatError: AIB-E602 for damage (with tensor or document and offset), AIB-E603 for padding that is not
@@ -201,14 +201,14 @@ class File:
             return self._verify_contents(storage, jobs)
 
     def verify_rest(self) -> Verified:
-        """``verify``, but for the digests of leaves that have been checked since the file was opened."""
+        """Check everything that ``verify`` checks, except leaves already checked since the file was opened."""
         with still(self.storage) as storage:
             for region in self._placed.regions:
                 self.check_leaves(region.start, region.end - region.start, storage)
             return self._verify_contents(storage)
 
     def _verify_contents(self, storage: Storage, jobs: int | None = None) -> Verified:
-        """What ``verify`` looks at besides digests."""
+        """Check everything that ``verify`` checks, except digests."""
         self._checked[:] = True
         self._check_padding(storage)
         checksums.in_threads(
@@ -219,7 +219,7 @@ class File:
         return self.verified("full")
 
     def verified(self, level: Level | None = None) -> Verified:
-        """What opening at this file's level has checked."""
+        """Return what opening at this file's level, or at ``level``, has checked."""
         info = self.tables
         reached: Level = level or self.level
         full = reached == "full"
@@ -231,17 +231,17 @@ class File:
 
     @property
     def root(self) -> str:
-        """The root digest in hex: it stands for the whole file."""
+        """Return the root digest in hex; it stands for the whole file."""
         self.storage.check_unchanged()
         return self._root
 
     @property
     def signatures(self) -> list[Signature]:
-        """The signatures in the file, none of them checked."""
+        """Return the signatures in the file, unchecked."""
         return self.tables.signatures
 
     def content_digest(self, jobs: int | None = None) -> bytes:
-        """What signatures are over: 32 bytes, by SHA-256 over the file."""
+        """Compute the digest that signatures cover: 32 bytes, by SHA-256 over the file."""
         with still(self.storage) as storage:
             return signatures.content_digest(storage.read_at, storage.size, self.tables.unsigned, jobs)
 
@@ -250,11 +250,11 @@ class File:
 
         Args:
             keys: PEM files, or folders of ``*.pub``.
-            detached: a file of signatures to look at instead of the file's own and ``FILE.sig``.
+            detached: a file of signatures to check instead of the file's own and ``FILE.sig``.
 
         Raises:
-            FormatError: AIB-E606: there is no signature by one of them; AIB-E605: what there is does not verify;
-                AIB-E604: the file of signatures is damaged.
+            FormatError: AIB-E606: no signature is by one of them; AIB-E605: one is, but does not verify; AIB-E604: the
+                file of signatures is damaged.
             SigningError: a key cannot be read.
         """
         return self._check_signature(signatures.public_keys(keys), detached)
@@ -271,19 +271,19 @@ class File:
         return self.signed_by
 
     def check_values(self, info: TensorInfo, planes: Mapping[str, np.ndarray]) -> None:
-        """Raise FormatError AIB-E502 if planes hold what no encoder writes, such as a scale that is not finite."""
+        """Raise FormatError AIB-E502 if planes hold values that no encoder writes, such as an infinite scale."""
         for role, reason in info.scheme.bad_values(planes):
             raise FormatError(_bad_plane("AIB-E502", info, role, reason), self.path)
 
     def _is_much_to_check(self) -> bool:
-        """Whether contents are worth threads: where little but Python runs, they only wait for each other."""
+        """Tell whether checking contents is worth threads: if it mostly runs Python, they only wait for each other."""
         info = self.tables
         scales = info.plane_table["length"][layout.is_pooled_role(info.plane_table["role"])]
         codes = any(type(scheme).bad_codes is not Scheme.bad_codes for scheme in info.schemes)
         return codes or int(scales.sum()) > _MUCH
 
     def _check_tensors(self, storage: Storage, names: Sequence[str]) -> list[None]:
-        """``check_values``, and AIB-E503 for codes that no encoder writes. There is nothing to tell of good ones."""
+        """Run ``check_values`` on tensors, and raise AIB-E503 for codes that no encoder writes; returns nothing."""
         for name in names:
             info = self.info(name)
             if info.alias_of is None:
@@ -294,7 +294,7 @@ class File:
         return []
 
     def check_leaves(self, offset: int, length: int, storage: Storage | None = None) -> None:
-        """Check the leaves that cover these bytes, once each; ``storage`` is what to read them from."""
+        """Check the leaves that cover these bytes, once each, reading them from ``storage``."""
         if not length:
             return
         region = self._placed.region(offset)
@@ -308,7 +308,7 @@ class File:
             self._check_leaf(region, i, int(value))
 
     def check_brought(self, offset: int, data: np.ndarray) -> None:
-        """Check whole leaves of the data region that were read elsewhere: ``data`` u8 [n], what is at ``offset``."""
+        """Check whole leaves of the data region that somebody else has read: ``data`` u8 [n], from ``offset`` on."""
         first = (offset - self.data.start) // layout.LEAF
         for i in range(checksums.leaf_count(len(data))):
             value = checksums.leaf(data[i * layout.LEAF : (i + 1) * layout.LEAF].data)
@@ -320,10 +320,10 @@ class File:
         self._checked[region.first + i] = True
 
     def check_document(self, name: str) -> Any:
-        """Check a document's digests and contents; the value of a JSON one.
+        """Check a document's digests and contents, and return its value if it is JSON.
 
         Raises:
-            FormatError: AIB-E602; AIB-E705 for bad JSON; AIB-E706 for keys that fetch or run code.
+            FormatError: AIB-E602 for damage; AIB-E705 for bad JSON; AIB-E706 for keys that fetch or run code.
         """
         try:
             return documents.check(name, self.documents[name])
@@ -331,7 +331,7 @@ class File:
             raise (error if error.path or not self.path else error.at(self.path)) from None
 
     def _damage(self, region: Region, i: int, found: int) -> Problem:
-        """What lies in damaged leaf ``i`` of the region."""
+        """Describe damage in leaf ``i`` of the region by the first tensor, or else document, that lies in it."""
         low, high = region.leaf(i)
         info = self.tables
         tensor, what = None, "leaf digest"
@@ -347,7 +347,7 @@ class File:
         )
 
     def _check_padding(self, storage: Storage) -> None:
-        """Every byte that belongs to no document and no plane is zero."""
+        """Check that every byte that belongs to no document and no plane is zero."""
         info, placed = self.tables, self._placed
         pieces = [(placed.data_start, placed.data_start)]
         for table in (info.document_table, info.plane_table):
@@ -360,7 +360,7 @@ class File:
 
 
 def _detached(path: Path) -> list[Signature]:
-    """The signatures in the file ``path``."""
+    """Read the signatures in the file ``path``."""
     file = Mapped(path)
     try:
         return signatures.read_detached(file.read_at(0, min(file.size, signatures.MAX_DETACHED + 1)).tobytes())
@@ -381,7 +381,7 @@ def _storage(source: Path | bytes | bytearray | memoryview) -> Storage:
 
 
 class _Asked(Mapping[str, np.ndarray]):
-    """A tensor's planes by role, each read when it is asked for: most schemes' checks look at scales alone."""
+    """Map roles to a tensor's planes, each read when it is asked for: most schemes check only scales."""
 
     def __init__(self, storage: Storage, info: TensorInfo) -> None:
         self._storage, self._planes = storage, {plane.role: plane for plane in info.planes}
@@ -400,12 +400,12 @@ class _Asked(Mapping[str, np.ndarray]):
 
 
 def _array(storage: Storage, plane: Plane) -> np.ndarray:
-    """A plane's bytes in its dtype and shape."""
+    """Read a plane in its dtype and shape."""
     return storage.read_at(plane.offset, plane.length).view(DTYPES[plane.dtype].numpy).reshape(plane.shape)
 
 
 def _leaves(storage: Storage, start: int, end: int, jobs: int | None = None) -> np.ndarray:
-    """u64: digests of the leaves from ``start``, where one begins, to ``end``."""
+    """Compute the digests of the leaves from ``start``, where one begins, to ``end``, u64."""
     step = storage.chunk_size or max(end - start, 1)
     pieces = (checksums.leaves(storage.read_at(at, min(step, end - at)), jobs=jobs) for at in range(start, end, step))
     return np.concatenate([np.zeros(0, np.uint64), *pieces])
@@ -417,10 +417,10 @@ def _bad_plane(code: str, info: TensorInfo, role: str, reason: str) -> Problem:
 
 
 def read_info(storage: Storage) -> tuple[FileInfo, str]:
-    """What a file says of itself, checked, and its root digest in hex. Whose file it is, nobody asks here.
+    """Read and check a file's tables; returns them and the root digest in hex. No signature is checked.
 
     Raises:
-        FormatError: the file breaks a rule that is checked when one is opened.
+        FormatError: the file breaks a rule that is checked on opening.
     """
     try:
         with still(storage) as reading:
@@ -438,5 +438,5 @@ def read_info(storage: Storage) -> tuple[FileInfo, str]:
 def open(
     source: Path | bytes | bytearray | memoryview, verify: Level = "structure", signed_by: Keys | None = None
 ) -> File:
-    """Open one ``.aibit`` file; see ``File``. ``shards.open`` also opens the others of a sharded model."""
+    """Open one ``.aibit`` file; see ``File``. ``sharded_reader.open`` also opens the other shards of a model."""
     return File(source, verify, signed_by)

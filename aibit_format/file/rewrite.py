@@ -1,7 +1,7 @@
 """Makes models from models: cuts one into shards, joins shards, changes metadata and documents.
 
-Planes go through the writer as they are, checked against their digests as they are read. Sections of kinds that are
-not known here stay behind, as they may speak of what has changed (W9). No input is ever written to.
+Planes are written unchanged, after a check against their digests. Sections of unknown kinds are left out, as they may
+describe what has changed (W9). No input is ever written to.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def split(
     """Cut a model into shards ``path-00001-of-...``; return their paths.
 
     Args:
-        source: a file, or the first of shards that are to be cut anew.
-        path: what the shards are named after: ``m.aibit`` gives ``m-00001-of-00003.aibit`` and so on.
-        max_shard_size: bytes of planes, or ``"5GB"``; only a tensor that is larger has a larger shard, its own.
-        overwrite: replace files that exist. The model that they are opens until the new one does: see
-            ``sharding.ShardedWriter``. If the process was killed, do the same again.
-        on_progress: called with bytes done, bytes in all, and the tensor's name.
+        source: a file, or the first of several shards, to cut it differently.
+        path: from which shards get their names: ``m.aibit`` gives ``m-00001-of-00003.aibit`` and so on.
+        max_shard_size: most bytes of planes in a shard, or ``"5GB"``; a larger tensor gets a shard of its own.
+        overwrite: replace files that exist. Their model can be opened until the new one can: see
+            ``sharded_writer.ShardedWriter``. If the process is killed, run it again.
+        on_progress: called with bytes done, total bytes, and the tensor's name.
 
     Raises:
         FormatError: the source is not valid, or a plane or document is damaged.
@@ -47,17 +47,17 @@ def split(
 
 
 def merge(first: Path, path: Path, *, overwrite: bool = False, on_progress: Progress | None = None) -> list[str]:
-    """Join a model's shards into one file; return its path in a list. ``split`` makes the same shards of it again.
+    """Join a model's shards into one file, the inverse of ``split``; return its path in a list.
 
     Args:
         first: the first shard; the others are found beside it.
         path: the file to write.
-        overwrite: replace it if it exists.
-        on_progress: called with bytes done, bytes in all, and the tensor's name.
+        overwrite: replace an existing file.
+        on_progress: called with bytes done, total bytes, and the tensor's name.
 
     Raises:
-        FormatError: a shard is missing, another one's, or damaged; its name is in the message.
-        WriteError: ``first`` is no shard; the output exists, or cannot be written.
+        FormatError: a shard is missing, belongs to another model, or is damaged; the message names it.
+        WriteError: ``first`` is not a shard; the output exists, or cannot be written.
     """
     with whole(sharded_reader.open(first, "touched")) as file:
         if not isinstance(file, Sharded):
@@ -78,20 +78,20 @@ def edit(
 ) -> list[str]:
     """Write a copy of a model with other metadata or documents; return its paths.
 
-    A copy of shards is cut where they are.
+    A sharded model keeps its tensors in the same shards.
 
     Args:
         source: a file, or the first of a model's shards.
-        path: the file to write, or what shards are named after.
+        path: the file to write, or the path from which the names of the shards are derived.
         metadata: values to set or replace, by key.
         unset: keys to leave out.
         documents: contents to set or replace, by name.
         remove: names of documents to leave out.
         overwrite: replace files that exist.
-        on_progress: called with bytes done, bytes in all, and the tensor's name.
+        on_progress: called with bytes done, total bytes, and the tensor's name.
 
     Raises:
-        WriteError: a key or document to leave out is not there, or the outcome would break a rule.
+        WriteError: a key or document to leave out does not exist, or the result would break a rule.
         FormatError: the source is not valid.
     """
     with whole(sharded_reader.open(source, "touched")) as file:
@@ -133,7 +133,7 @@ def _write(
     _spare_inputs(file, paths)
     try:
         out = sharded_writer.writer(path, tensors, metadata, sizes, parts, alignment, overwrite=overwrite)
-    except FormatError as error:  # of what is to be written, not of what was read
+    except FormatError as error:  # about the output, not the input
         raise WriteError(f"{paths[0]}: would not be valid: {error.problems[0]}") from error
     done, total = 0, sum(file.info(tensor.name).nbytes for tensor in tensors if tensor.alias_of is None)
     with out:
@@ -152,8 +152,8 @@ def _write(
 
 
 def _spare_inputs(file: Opened, paths: Iterable[str]) -> None:
-    """Raise WriteError if a file to be written is one that is being read, under whatever name."""
+    """Raise WriteError if a file to be written is also being read, under whatever name."""
     inputs = [part.path for part in file.parts if part.path and os.path.exists(part.path)]
     for target in filter(os.path.exists, paths):
         if any(os.path.samefile(target, path) for path in inputs):
-            raise WriteError(f"{target}: is what is being read, and is not written over; say another name")
+            raise WriteError(f"{target}: is what is being read, and cannot be overwritten; choose another name")

@@ -1,10 +1,10 @@
-"""Models in several files, ``model-00001-of-00003.aibit`` and so on, opened as one by the first.
+"""Opens a model in several files, ``model-00001-of-00003.aibit`` and so on, as one, given the first.
 
-Every shard is a valid file with whole tensors in it. The first has the documents, all metadata, the place of each
+Every shard is a valid file with whole tensors in it. The first has the documents, all metadata, the position of each
 tensor in the model, and the root digests of the others: so its own root stands for the whole set.
 
-While a model is being replaced by another of as many shards, and after whoever did that was killed, some of its shards
-lie beside their names, with ``.previous`` after them. The first that is there knows its own by their roots.
+While a model is being replaced by another with as many shards, and if that was interrupted, some of its shards lie
+beside their names, with ``.previous`` appended. The first shard that is there identifies its own by their roots.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ __all__ = [
     "PREVIOUS", "Opened", "Sharded", "find", "listed", "open", "opened", "paths_of", "root_of", "shard_path", "whole",
 ]  # fmt: skip
 
-PREVIOUS = ".previous"  # what the name of a shard ends in that is being replaced
+PREVIOUS = ".previous"  # appended to the name of a shard that is being replaced
 
-# What stands before the extension (and before the query of a URL) in a shard's name.
+# The part of a shard's name before the extension (and before the query of a URL).
 _NUMBERS = re.compile(r"-(\d{5})-of-(\d{5})(?=(\.\w+)?(\?.*)?$)")
 
 
 def shard_path(path: Path, index: int, count: int) -> str:
-    """Where shard ``index``, from 1, of the model ``path`` lies: ``m-00001-of-00003.aibit`` for ``m.aibit``."""
+    """Return the path of shard ``index``, from 1, of the model ``path``: ``m-00001-of-00003.aibit`` of ``m.aibit``."""
     stem, extension = os.path.splitext(os.fspath(path))
     return f"{stem}-{index:05d}-of-{count:05d}{extension}"
 
 
 def paths_of(path: Path) -> list[str]:
-    """The files of a model by its first file's name alone: of a sharded one all shards, in order."""
+    """List the files of a model, from the name of its first file alone: for a sharded one all shards, in order."""
     name = os.fspath(path)
     found = _NUMBERS.search(name)
     return _siblings(name, int(found[2])) if found and int(found[1]) == 1 else [name]
@@ -54,14 +54,14 @@ def _siblings(first: str, count: int) -> list[str]:
 
 
 def find(name: str, root: str | None) -> str:
-    """Where the shard with this root lies: beside ``name`` if it is there, and not under it; else ``name``."""
-    if root is None or root_of(name) == root:  # looked at first: from there it moves, and not back
+    """Return the path of the shard with this root: beside ``name`` if it is only there, else ``name``."""
+    if root is None or root_of(name) == root:  # checked first: shards move away from their names, never back
         return name
     return beside if root_of(beside := name + PREVIOUS) == root else name
 
 
 def listed(first: str, count: int) -> list[str | None]:
-    """For each of ``count`` shards the root that the first one lists; ``None`` for its own, and where it lists none."""
+    """Return the root that the first shard lists for each of ``count`` shards; ``None`` for its own, or if missing."""
     values = found[0].metadata if (found := _read(first)) is not None else {}
     if (values.get("shard.index"), values.get("shard.count")) != (1, count):
         return [None] * count
@@ -69,7 +69,7 @@ def listed(first: str, count: int) -> list[str | None]:
 
 
 def root_of(path: str) -> str | None:
-    """The root of a file, ``None`` where there is no valid one. Nobody's signature is demanded of it."""
+    """Return the root of a file, or ``None`` if there is no valid one. No signature is demanded."""
     found = _read(path)
     return None if found is None else found[1]
 
@@ -88,17 +88,17 @@ def _read(path: str) -> tuple[FileInfo, str] | None:
 
 
 class Sharded:
-    """All shards of a model behind what a ``File`` has: tensors, documents and metadata by name.
+    """Present all shards of a model with the methods of a ``File``: tensors, documents and metadata by name.
 
     Args:
         first: the first shard, open. The others are opened at its level, and closed with it.
-        signed_by: public keys of which one must have signed each of the others too: the root digests by which the
-            first lists them find damage, not forgery.
+        signed_by: public keys of which one must have signed each of the others too: the root digests that the first
+            lists detect damage, not forgery.
 
     Raises:
         FormatError: with the path of a shard in it. AIB-E607: it is missing, or cannot be opened. AIB-E608: it is not
-            the one that the first lists. AIB-E609: it says something else than the first of the set. AIB-E414,
-            AIB-E310: the rules on names, and on what metadata say of all tensors, hold for the whole set.
+            the one that the first lists. AIB-E609: it contradicts the first about the set. AIB-E414, AIB-E310: names,
+            or metadata about all tensors, break a rule that holds for the whole set.
     """
 
     def __init__(self, first: File, signed_by: Keys | None = None) -> None:
@@ -121,7 +121,7 @@ class Sharded:
         self.close()
 
     def close(self) -> None:
-        """Close all of them; see ``File.close``."""
+        """Close all shards; see ``File.close``."""
         for part in self.parts:
             part.close()
 
@@ -130,27 +130,27 @@ class Sharded:
 
     @property
     def metadata(self) -> Mapping[str, Value]:
-        """The model's metadata: what the first shard has, without what it says of the set."""
+        """Return the model's metadata: that of the first shard, without its keys about the set."""
         found = self.parts[0].metadata
         return {key: value for key, value in found.items() if not key.startswith(validate.SHARD)}
 
     @property
     def documents(self) -> Documents:
-        """The model's documents, which are in the first shard."""
+        """Return the model's documents, which are in the first shard."""
         return self.parts[0].documents
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Return the size of all files in bytes."""
         return sum(part.size for part in self.parts)
 
     @property
     def root(self) -> str:
-        """The first shard's root digest in hex: it covers those of the others."""
+        """Return the first shard's root digest in hex; it covers those of the others."""
         return self.parts[0].root
 
     def keys(self) -> list[str]:
-        """Tensor names in the model's order."""
+        """Return the tensor names in the model's order."""
         return list(self._names)
 
     def __iter__(self) -> Iterator[str]:
@@ -163,7 +163,7 @@ class Sharded:
         return name in self._parts
 
     def part(self, name: str) -> File:
-        """The shard in which the tensor lies, and whose offsets its planes state."""
+        """Return the shard that the tensor lies in, to which the offsets of its planes refer."""
         return self._parts[name]
 
     def info(self, name: str) -> TensorInfo:
@@ -193,7 +193,7 @@ class Sharded:
         return self.verified("full")
 
     def verified(self, level: Level | None = None) -> Verified:
-        """What opening at this level has checked, in all files."""
+        """Return what opening at this level has checked, in all files."""
         found = [part.verified(level) for part in self.parts]
         return Verified(
             level or self.level, sum(v.tensors for v in found), sum(v.planes for v in found),
@@ -208,9 +208,9 @@ Opened = File | Sharded
 def open(
     source: Path | bytes | bytearray | memoryview, verify: Level = "structure", signed_by: Keys | None = None
 ) -> Opened:
-    """Open an ``.aibit`` file, and with the first shard of a model all others, which lie beside it.
+    """Open an ``.aibit`` file; if it is the first shard of a model, also the others, which lie beside it.
 
-    Another shard, or the bytes of one, is opened for itself. See ``File`` and ``Sharded``.
+    Any other shard, or the bytes of one, is opened by itself. See ``File`` and ``Sharded``.
     """
     while True:
         file = File(source, verify, signed_by)
@@ -222,7 +222,7 @@ def open(
         except FormatError:
             if root_of(file.path) in (None, root):
                 raise
-            # The model has been replaced meanwhile, and the shards of the one before are gone.
+            # The model was replaced meanwhile, and the shards of the old one are gone.
 
 
 @contextlib.contextmanager
@@ -236,7 +236,7 @@ def opened(source: Path | Opened, verify: Level = "structure") -> Iterator[Opene
 
 
 def whole(opened: Opened) -> Opened:
-    """``opened``, if all of a model can be in it.
+    """Return ``opened`` unless it is only a part of a model.
 
     Raises:
         LoadError: it is one of several shards; the message says which file to open instead.
@@ -253,7 +253,7 @@ def whole(opened: Opened) -> Opened:
 
 
 def _open_others(first: File, opened: list[File], signed_by: Keys | None) -> list[File]:
-    """All shards, appended to ``opened`` as they are opened."""
+    """Open all shards, appending each to ``opened``, so that the caller can close them after an error."""
     path, count, roots = str(first.path), first.metadata["shard.count"], first.metadata["shard.roots"]
     numbers = _NUMBERS.search(path)
     if not numbers or (int(numbers[1]), int(numbers[2])) != (1, count):
@@ -295,7 +295,7 @@ def _open_other(first: File, index: int, name: str, root: str, signed_by: Keys |
 
 
 def _holders(parts: tuple[File, ...]) -> dict[str, File]:
-    """The shard of each tensor."""
+    """Map each tensor's name to its shard."""
     found: dict[str, File] = {}
     for part in parts:
         for name in part:
@@ -306,7 +306,7 @@ def _holders(parts: tuple[File, ...]) -> dict[str, File]:
 
 
 def _in_order(parts: tuple[File, ...]) -> list[str]:
-    """All names in the model's order, after a look at what the first shard says of all tensors."""
+    """Return all names in the model's order, after checking what the first shard says about all tensors."""
     first, names = parts[0], [name for part in parts for name in part]
     places = np.asarray(first.metadata["shard.places"], np.int64)
     ends = np.cumsum([len(part) for part in parts])[:-1]

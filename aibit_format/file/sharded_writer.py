@@ -1,4 +1,4 @@
-"""Writing a model as shards: which tensor goes into which file, and several files that appear as one."""
+"""Writes a model as shards: assigns tensors to files, and makes the files appear together."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000 ** (i + 1) for i, letter in enumerate("KMGT")}
 _UNITS |= {f"{letter}IB": 1024 ** (i + 1) for i, letter in enumerate("KMGT")}
 
-Parts = Sequence[Sequence[int]]  # for each shard, the places in the model of its tensors
+Parts = Sequence[Sequence[int]]  # for each shard, the positions of its tensors in the model
 
 
 def parse_size(text: int | str) -> int:
-    """Bytes: ``"5GB"`` is 5 * 10^9, ``"5GiB"`` 5 * 2^30.
+    """Parse a size in bytes: ``"5GB"`` is 5 * 10^9, ``"5GiB"`` 5 * 2^30.
 
     Raises:
-        ValueError: it is no size, or nothing.
+        ValueError: it is not a size, or zero.
     """
     found = re.fullmatch(r"(\d{1,15})\s*([KMGT]?I?B)?", str(text).upper())
     unit = _UNITS.get(found[2] or "") if found else None
@@ -45,9 +45,9 @@ def parse_size(text: int | str) -> int:
 
 
 def cut(tensors: Sequence[Tensor], limit: int) -> list[list[int]]:
-    """The places of the tensors of each shard: in order, and a new shard where the next would take one over ``limit``.
+    """Assign tensors to shards in order, starting a new shard when the next tensor would exceed ``limit``.
 
-    ``limit`` is in bytes of planes; a larger tensor has a shard to itself. An alias goes where its target is.
+    ``limit`` is in bytes of planes; a larger tensor gets a shard of its own. An alias goes where its target is.
     """
     parts: list[list[int]] = [[]]
     where: dict[str, list[int]] = {}
@@ -72,7 +72,7 @@ def plan_shards(
     parts: Parts,
     alignment: int = layout.DEFAULT_ALIGNMENT,
 ) -> list[FileInfo]:
-    """The shards that these make, each complete but for its digests; see ``container.plan``."""
+    """Plan the shards of a model, each complete except for its digests; see ``container/plan.py``."""
     count = len(parts)
     if count > layout.MAX_SHARDS:
         raise WriteError(f"{count} shards, at most {layout.MAX_SHARDS}: make them larger")
@@ -88,9 +88,9 @@ def plan_shards(
 
 
 def _of_set(parts: Parts, roots: np.ndarray | None = None) -> dict[str, Value]:
-    """What the first shard says of the set; ``roots`` u8 [shards - 1, 16], of the others."""
+    """Make the first shard's metadata about the set; ``roots`` u8 [shards - 1, 16] are those of the others."""
     if roots is None:
-        roots = np.zeros((len(parts) - 1, 16), np.uint8)  # they are not known yet
+        roots = np.zeros((len(parts) - 1, 16), np.uint8)  # not known yet
     return {
         "shard.index": 1,
         "shard.count": len(parts),
@@ -101,7 +101,7 @@ def _of_set(parts: Parts, roots: np.ndarray | None = None) -> dict[str, Value]:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written: the files, the first shard first, their bytes in all, and the root that stands for them."""
+    """List what was written: the files, the first shard first, their total bytes, and the root that covers them."""
 
     paths: tuple[str, ...]
     nbytes: int
@@ -109,21 +109,21 @@ class Written:
 
 
 class ShardedWriter:
-    """Writes the shards that ``plan_shards`` made of ``parts``. Without ``commit`` nothing is left.
+    """Write the shards that ``plan_shards`` made of ``parts``. Without ``commit`` nothing is left.
 
-    They get their names when all of them are on the disk, the first one last: it lists the others, so its name says in
-    one step which model is there. A shard that is replaced lies beside its name until then, with ``.previous`` after
-    it, where ``shards.open`` looks for it. So whenever the process is killed, there is either no model yet, if there
-    was none, or the first shard opens a whole one: the older, until the new first shard has its name, and the new one
-    after that. What was left over goes when the same shards are written again with ``overwrite``.
+    They get their names once all of them are on the disk, the first one last: it lists the others, so giving it its
+    name switches models in one step. A shard being replaced lies beside its name until then, with ``.previous``
+    appended, where ``sharded_reader.open`` looks for it. So whenever the process is killed, there is either no model,
+    if there was none before, or the first shard opens a whole one: the old one until the new first shard has its name,
+    then the new one. Leftovers are removed when the same shards are written again with ``overwrite``.
 
     Args:
-        path: of the model; ``shard_path`` says what the files are called.
+        path: of the model; ``shard_path`` derives the names of the files.
         plans, parts: from ``plan_shards`` and ``cut``.
         overwrite: replace files that exist.
-        ranks: processes of which each makes its shards; all of them make a writer, and ``commit`` together.
+        ranks: processes that each write their own shards; all of them create a writer and call ``commit``.
 
-    ``write`` may be called by several threads, as that of ``Writer``.
+    ``write`` may be called from several threads, like that of ``Writer``.
     """
 
     def __init__(
@@ -134,13 +134,13 @@ class ShardedWriter:
         self.paths = tuple(shard_path(path, i + 1, len(plans)) for i in range(len(plans)))
         self._nbytes = sum(info.file_size for info in plans)
         self._overwrite = overwrite
-        self._listed: list[str | None] = []  # roots of the shards of the model that is to be replaced
-        self._kept: set[int] = set()  # shards whose older ones lie beside them
+        self._listed: list[str | None] = []  # roots of the shards of the model being replaced
+        self._kept: set[int] = set()  # shards whose old versions lie beside them
         self._writers: dict[int, Writer] = {}
         mine = list(ranks.mine(len(plans)))
         folder, size = os.path.dirname(self.paths[0]) or ".", sum(plans[i].file_size for i in mine)
         try:
-            need_room(folder, size)  # for all of them: each by itself would find the room that others will take
+            need_room(folder, size)  # for all shards: each by itself would count room that others will take
         except OSError as error:
             raise WriteError(f"{folder}: cannot write {size} bytes: {error.strerror}") from error
         with contextlib.ExitStack() as stack:
@@ -185,10 +185,10 @@ class ShardedWriter:
         if first is not None:
             first.finish({**metadata, **_of_set(self.parts, roots[1:])})
             roots[0] = np.frombuffer(first.root, np.uint8)
-            # Two models written over one another at once would end as some shards of each.
+            # Two models written over one another at the same time would leave a mixture of their shards.
             self._stack.enter_context(atomic.alone_in(os.path.dirname(self.paths[0]) or "."))
         roots = self.ranks.share(roots)
-        self._listed = listed(self.paths[0], len(self.paths))  # still the older one: no process is past ``agree``
+        self._listed = listed(self.paths[0], len(self.paths))  # still the old one: no process is past ``agree``
         for i, writer in self._writers.items():
             if i:
                 self._keep(i)
@@ -198,12 +198,12 @@ class ShardedWriter:
             first.publish()
         self.ranks.agree()
         for i in self._kept:
-            with contextlib.suppress(OSError):  # it is in nobody's way
+            with contextlib.suppress(OSError):  # a leftover does no harm
                 os.unlink(self.paths[i] + PREVIOUS)
         return Written(self.paths, self._nbytes, roots[0].tobytes().hex())
 
     def _keep(self, i: int) -> None:
-        """Put the shard that is to be replaced beside its name, unless a process that was killed has done so."""
+        """Move the shard being replaced beside its name, unless a killed process has already done so."""
         name = self.paths[i]
         if not self._overwrite:
             return
@@ -217,11 +217,11 @@ class ShardedWriter:
         self._kept.add(i)
 
     def _undo(self) -> None:
-        """After a failure, leave the shards that the first one lists, whichever first one that is, and no others."""
+        """After a failure, keep the shards that the current first one lists, old or new, and no others."""
         now = listed(self.paths[0], len(self.paths))
         for i in self._kept | {i for i, writer in self._writers.items() if i and writer.published}:
             name = self.paths[i]
-            with contextlib.suppress(OSError):  # the others still can be put in order, and readers find this one
+            with contextlib.suppress(OSError):  # the others can still be restored, and readers find this one
                 if now[i] is not None and root_of(name) == now[i]:
                     if i in self._kept:
                         os.unlink(name + PREVIOUS)
@@ -242,7 +242,7 @@ def writer(
     overwrite: bool = False,
     ranks: Ranks = ALONE,
 ) -> Writer | ShardedWriter:
-    """What writes a model: as the shards that ``parts`` says, or as one file if there are none."""
+    """Create the writer of a model: in the shards that ``parts`` lists, or in one file if it is ``None``."""
     if parts is None:
         return Writer(path, plan(tensors, metadata, document_sizes, alignment), overwrite=overwrite)
     plans = plan_shards(tensors, metadata, document_sizes, parts, alignment)
@@ -250,7 +250,7 @@ def writer(
 
 
 def commit(out: Writer | ShardedWriter, metadata: Mapping[str, Value]) -> Written:
-    """Finish what ``writer`` has begun."""
+    """Finish the model that ``writer`` has begun."""
     if isinstance(out, ShardedWriter):
         return out.commit(metadata)
     info = out.commit(metadata)

@@ -1,6 +1,6 @@
-"""Makes keys, signed copies of files, and signatures beside files. ``container.signatures`` says what is signed.
+"""Makes keys, signed copies of files, and signatures beside files. ``container.signatures`` defines what is signed.
 
-Only files that verify in full are signed. A signed copy is written anew, as the signatures move what follows them.
+Only files that verify in full are signed. A signed copy is a new file, as the signatures move everything after them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ PRIVATE, PUBLIC = ".pem", ".pub"
 
 
 def new_key(name: Path, password: bytes | None = None) -> str:
-    """Make ``name.pem``, a private key that its owner alone can read, and ``name.pub``; return the public key's id.
+    """Make ``name.pem``, a private key that only its owner can read, and ``name.pub``; return the public key's id.
 
     Args:
-        name: of the files, without their ending.
+        name: of the files, without an extension.
         password: encrypts the private key.
 
     Raises:
@@ -42,7 +42,7 @@ def new_key(name: Path, password: bytes | None = None) -> str:
     public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
     name = os.fspath(name)
     if os.path.lexists(name + PUBLIC):
-        raise WriteError(f"{name}{PUBLIC}: exists, and keys are not replaced")
+        raise WriteError(f"{name}{PUBLIC}: exists, and keys are never replaced; choose another name")
     _write_new(name + PRIVATE, private, 0o600)
     _write_new(name + PUBLIC, public, 0o666)
     return signatures.key_id(key.public_key().public_bytes_raw())
@@ -59,19 +59,19 @@ def sign(
 ) -> list[Signature]:
     """Write a copy of a file that is signed inside, with one private key or several; return its signatures.
 
-    Signatures that the file already has stay. The copy's bytes differ from those of the file, so that a signature of
-    the one never is a signature of the other.
+    Signatures already in the file are kept. A detached signature of an unsigned file is not valid for its signed copy,
+    nor the other way round: their bytes differ.
 
     Args:
         source: the file; it is verified in full first.
         keys: PEM files of Ed25519 private keys: a path, or several.
-        path: where the copy goes.
-        overwrite: replace what is there.
-        on_progress: called with bytes done, bytes in all, and the tensor's name.
+        path: of the copy.
+        overwrite: replace an existing file.
+        on_progress: called with bytes done, total bytes, and the tensor's name.
         password: of the keys that are encrypted.
 
     Raises:
-        FormatError: the file is not valid, or a signature that it has is not (AIB-E605).
+        FormatError: the file, or a signature in it, is not valid (AIB-E605).
         SigningError: a key cannot be used, or there are more signatures than a file has room for.
         WriteError: the copy cannot be written.
     """
@@ -86,7 +86,7 @@ def sign(
         kept = [signature for signature in info.signatures if signature.key not in signers]
         if kept:
             _all_verify(kept, file)
-        # What the place of a signature holds until there is one is not looked at by any.
+        # No signature covers the places of signatures, so zeros can hold them until they are made.
         planned = _with(info, [*kept, *(Signature(key, bytes(64)) for key in signers)])
 
         def put(info: FileInfo, read: Read) -> FileInfo:
@@ -111,7 +111,7 @@ def sign(
 def sign_detached(
     source: Path, keys: Keys, path: Path | None = None, *, overwrite: bool = False, password: bytes | None = None
 ) -> list[Signature]:
-    """Write signatures of a file beside it, to ``path`` (``source`` with ``.sig`` by default); see ``sign``."""
+    """Sign a file without changing it, into ``path`` (``source`` with ``.sig`` added, by default); see ``sign``."""
     signers = _signers(keys, password)
     with File(source, verify="full") as file:
         made = _made(signers, file.content_digest())
@@ -125,7 +125,7 @@ def sign_detached(
     return made
 
 
-Signers = dict[bytes, Callable[[bytes], bytes]]  # raw public key: what signs a message with its private half
+Signers = dict[bytes, Callable[[bytes], bytes]]  # raw public key -> function that signs a message with its private half
 
 
 def _signers(keys: Keys, password: bytes | None) -> Signers:
@@ -141,16 +141,16 @@ def _signers(keys: Keys, password: bytes | None) -> Signers:
 def _private_key(path: str, password: bytes | None) -> Any:
     serialization, ed25519 = signatures.primitives()
     data = signatures.read_key(path)
-    encrypted = b"ENCRYPTED" in data  # a password for a key without one is an error, and may be meant for another
+    encrypted = b"ENCRYPTED" in data  # cryptography refuses a password for an unencrypted key; it may be for another
     if encrypted and not password:
-        raise SigningError(f"{path}: the key is encrypted, and there is no password")
+        raise SigningError(f"{path}: the key is encrypted, but no password was given")
     try:
         key = serialization.load_pem_private_key(data, password if encrypted else None)
-    except Exception as error:  # of several kinds, one for each way in which it is no key
-        what = "wrong password, or a damaged key" if encrypted else "no private key in PEM"
+    except Exception as error:  # of several types, depending on what is wrong with it
+        what = "wrong password, or a damaged key" if encrypted else "no private key in PEM format"
         raise SigningError(f"{path}: {what}") from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise SigningError(f"{path}: a private key of another kind, {type(key).__name__}; Ed25519 is wanted")
+        raise SigningError(f"{path}: a private key of another kind, {type(key).__name__}; Ed25519 is needed")
     return key
 
 
@@ -159,7 +159,7 @@ def _made(signers: Signers, content: bytes) -> list[Signature]:
 
 
 def _with(info: FileInfo, found: Iterable[Signature], *, moves: bool = True) -> FileInfo:
-    """The same file with these signatures in it; the section, where it is new, moves what follows."""
+    """Return the same file with these signatures in it; a new section moves everything after it."""
     section = ExtraSection(layout.SIGNATURES, 0, layout.SIGNATURE_ROOM, signatures.section(found))
     others = [extra for extra in info.extra if extra.kind != layout.SIGNATURES]
     info = replace(info, extra=(section, *others))
@@ -170,12 +170,12 @@ def _all_verify(found: list[Signature], file: File) -> None:
     content = file.content_digest()
     for signature in found:
         if not signatures.verifies(signature, content):
-            what = f"the signature by {signature.key_id} that is there does not verify"
+            what = f"the existing signature by {signature.key_id} does not verify"
             raise FormatError(Problem("AIB-E605", what), file.path)
 
 
 def _write_new(path: str, data: bytes, mode: int) -> None:
-    """Write a key that is not there yet, never readable by more than ``mode`` says."""
+    """Write a new key file, which is never readable by more than ``mode`` allows."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode)
     except FileExistsError:

@@ -1,7 +1,7 @@
-"""Takes some rows of a stored matrix as a matrix of its own, in a scheme of its own; nothing else of it is read.
+"""Reads some rows of a stored matrix as a smaller matrix, without reading the others.
 
-On a mapped file the planes of the rows are views of it, but for scales that have to be computed. The functions of the
-capability ``slice_rows`` are here.
+The planes of the rows are views of the mapped file, except scales that have to be computed. The result may have a
+simpler scheme than the whole matrix. The functions here are the capability ``slice_rows``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def obstacle(info: TensorInfo, count: int) -> str:
-    """Return why the tensor cannot be cut into ``count`` parts of equally many rows; empty if it can."""
+    """Return why the tensor cannot be cut into ``count`` parts with equal numbers of rows; empty if it can."""
     scheme, shape = info.scheme, info.shape
     if not capabilities.has(scheme, "slice_rows") or (len(shape) != 2 and not isinstance(scheme, Plain)):
         return f"scheme {scheme.text} is not cut"
@@ -38,13 +38,17 @@ def obstacle(info: TensorInfo, count: int) -> str:
 
 
 def slice_rows(file: File, info: TensorInfo, rows: slice) -> tuple[TensorInfo, Arrays]:
-    """Return these rows as a tensor, and its planes, checked; its ``planes`` say where the whole tensor's lie.
+    """Return the description of a tensor made of these rows, and its checked planes.
+
+    In the description, ``planes`` still says where those of the whole tensor lie.
 
     Args:
-        rows: one of the parts that ``obstacle`` has nothing against.
+        file: that holds the tensor.
+        info: the whole tensor.
+        rows: one of the parts into which ``obstacle`` lets the tensor be cut.
 
     Raises:
-        SchemeError: tensors in this scheme are not cut.
+        SchemeError: tensors in this scheme cannot be cut.
         FormatError: AIB-E502 for values that no encoder writes.
     """
     cut = capabilities.find(info.scheme, "slice_rows")
@@ -55,14 +59,14 @@ def slice_rows(file: File, info: TensorInfo, rows: slice) -> tuple[TensorInfo, A
 
 
 def _part(file: File, plane: Plane, rows: slice) -> np.ndarray:
-    """Read rows of a plane, along its first dimension."""
+    """Return a view of rows of a plane, along its first dimension."""
     width = math.prod(plane.shape[1:]) * DTYPES[plane.dtype].bits // 8
     shape = (rows.stop - rows.start, *plane.shape[1:])
     return file.view(replace(plane, shape=shape, offset=plane.offset + rows.start * width, length=shape[0] * width))
 
 
 def by_rows(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:
-    """Slice planes that have a row for each row of the tensor; others are the same for all of its rows."""
+    """Slice the planes that have a row for each row of the tensor; the others apply to all rows and stay whole."""
     specs = info.scheme.planes((rows.stop - rows.start, *info.shape[1:]), info.dtype)
     wanted = {spec.role: spec.shape for spec in specs}
     planes = {
@@ -79,7 +83,7 @@ def four_bit(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]
 
 
 def _blocks(file: File, info: TensorInfo, scheme: FourBit, rows: slice) -> tuple[FourBit, Arrays]:
-    """Slice flat blocks. Nested scales that begin inside a group of scales become plain ones of the same values."""
+    """Slice flat blocks. Nested scales that begin inside a group of scales become plain ones, equal in value."""
     planes = {plane.role: plane for plane in info.planes}
     first, last = rows.start * info.shape[1], rows.stop * info.shape[1]
     start, stop = first // scheme.block_size, last // scheme.block_size
@@ -97,7 +101,7 @@ def _blocks(file: File, info: TensorInfo, scheme: FourBit, rows: slice) -> tuple
 
 
 def nf4_cpu(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:
-    """Slice the canonical planes, and the tiles where the rows are whole ones."""
+    """Slice the canonical planes, and the tiles if the rows consist of whole ones."""
     scheme = cast(NF4CPU, info.scheme)
     canonical, found = _blocks(file, replace(info, scheme=scheme.canonical), scheme.canonical, rows)
     if (rows.stop - rows.start) % ROWS or canonical != scheme.canonical:
@@ -110,7 +114,7 @@ def nf4_cpu(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:
 
 
 def int8_outlier(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:
-    """Slice int8 rows, and those of the float16 rows that are among them."""
+    """Slice the int8 rows, and the float16 rows that are among them."""
     scheme = cast(Int8Outlier, info.scheme)
     planes = {plane.role: plane for plane in info.planes}
     index = file.view(planes["outlier_index"])

@@ -1,7 +1,7 @@
-"""Writing: stream, sync, name, after ``draft`` has planned and checked.
+"""Writes a file that ``container/plan.py`` has planned and checked: streams planes, syncs, and gives it its name.
 
-Planes go straight to their offsets in a file without a name; digests are taken from the bytes while they are still at
-hand; the file gets its name when it is whole and on disk, and not before (``partial``).
+Planes go straight to their offsets in a file without a name; digests are computed while the bytes are still in memory;
+the file gets its name only once it is whole and on the disk (``io/atomic.py``).
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ __all__ = ["Tensor", "Writer", "plan", "write"]
 
 Sign = Callable[[FileInfo, Read], FileInfo]
 
-_SYNC_EVERY = 128 << 20  # bytes after which the disk is set to work, so that it has little left to do at the end
+_SYNC_EVERY = 128 << 20  # bytes after which writing to the disk is started, so that little is left at the end
 _MOST_LEAVES = 4  # of a chunk
-_LONG_ROW = layout.LEAF // 8  # bytes of a row of the largest plane, up to which tensors are written by rows
+_LONG_ROW = layout.LEAF // 8  # tensors are written by rows if a row of the largest plane has at most so many bytes
 _WRITE_BYTES = 16 << 20  # bytes of one write: large, so that the page cache fills with large folios
 
 
 class Writer:
-    """Writes the file that ``info`` plans. Use it as a context: leaving it without ``commit`` leaves nothing.
+    """Write the file that ``info`` plans. Use it as a context: leaving it without ``commit`` leaves nothing.
 
     Args:
         path: the final name.
         info: from ``plan``.
         overwrite: replace an existing file; without it an existing one is an error.
 
-    ``write`` and ``write_rows`` may be called by several threads at once: all have their own places. ``root`` is the
-    finished file's root digest, 16 bytes.
+    ``write`` and ``write_rows`` may be called from several threads at once: each writes to its own offsets. ``root`` is
+    the finished file's root digest, 16 bytes.
 
     Raises:
-        WriteError: there is such a file, or none can be made there.
+        WriteError: the file exists, or cannot be created.
     """
 
     root: bytes
@@ -78,7 +78,7 @@ class Writer:
             self._file = self._partial.file
         except OSError as error:
             raise self._no_room(error) from error
-        # While the first tensor is encoded.
+        # Runs while the first tensor is encoded.
         self._room: Future[int] | None = self._disk.submit(make_room, self._file, info.file_size)
 
     def __enter__(self) -> Self:
@@ -91,11 +91,11 @@ class Writer:
 
     @property
     def published(self) -> bool:
-        """Whether the file has its name, also if the disk failed after that."""
+        """Tell whether the file has its name, even if the disk failed after that."""
         return self._partial.published
 
     def write_document(self, name: str, data: bytes) -> None:
-        """Write one document; its length must be the planned one, and its contents what a reader accepts."""
+        """Write one document; its length must be the planned one, and a reader must accept its contents."""
         info = self.info.documents[name]
         if len(data) != info.length:
             raise WriteError(f"{self.path}: document {name!r}: {len(data)} bytes, planned {info.length}")
@@ -112,11 +112,11 @@ class Writer:
             self._write_plane(plane.offset, planes[plane.role])
 
     def chunks(self, name: str) -> list[range]:
-        """The bytes of a tensor's largest plane, cut where leaves end: what ``write_rows`` writes at a time.
+        """Cut the bytes of a tensor's largest plane at ends of leaves, into ranges for ``write_rows``.
 
-        A chunk is one leaf, or as many as make a page of the file's, which otherwise would be filled in parts.
-        Empty where the tensor has to be written as a whole: it has no bytes, its scheme is not one of rows, or its
-        rows are so long that those on both sides of a cut would be much of what lies between two.
+        A chunk is one leaf, or as many as fill a page of the file, which otherwise would be filled in parts.
+        The result is empty if the tensor must be written as a whole: it has no bytes, its scheme does not encode by
+        rows, or its rows are so long that encoding a row on both sides of each cut would cost too much.
         """
         info = self.info.tensor(name)
         bulk = _largest(info)
@@ -128,14 +128,14 @@ class Writer:
         return [range(start, end) for start, end in itertools.pairwise(cuts)]
 
     def write_rows(self, name: str, rows: range, planes: Mapping[str, np.ndarray], chunk: range) -> None:
-        """Write the planes of some rows of a tensor; those of all rows together are what ``write`` takes.
+        """Write the planes of some rows of a tensor; all rows together write what ``write`` would.
 
         Args:
             name: the tensor.
             rows: of the tensor seen as a matrix.
-            planes: of these rows, those of a tensor [rows, columns].
-            chunk: one of ``chunks``, all of it in these rows. Of the largest plane its bytes are written and no
-                others, so that a row that lies on both sides of a cut comes twice.
+            planes: of these rows, as a tensor [rows, columns].
+            chunk: one of ``chunks``, which these rows must cover. Only its bytes of the largest plane are written, so
+                a row on both sides of a cut is passed twice.
         """
         held = self._held(name)
         info, bulk = held.info, held.bulk
@@ -163,15 +163,15 @@ class Writer:
             return self._by_rows[name]
 
     def commit(self, metadata: Mapping[str, Value] | None = None, sign: Sign | None = None) -> FileInfo:
-        """Finish the file and give it its name: ``finish``, and then ``publish``."""
+        """Finish the file and give it its name: ``finish``, then ``publish``."""
         info = self.finish(metadata, sign)
         self.publish()
         return info
 
     def finish(self, metadata: Mapping[str, Value] | None = None, sign: Sign | None = None) -> FileInfo:
-        """Bring all of the file to the disk. ``metadata`` may replace the planned values, not their sizes.
+        """Sync the whole file to the disk. ``metadata`` may replace the planned values, but not change their sizes.
 
-        ``sign`` gets the file as it will be, and what reads its bytes, to put signatures in their place.
+        ``sign`` is called with the finished tables and a function that reads bytes, to fill in signatures.
 
         Raises:
             WriteError: something planned was not written, or the disk failed.
@@ -187,12 +187,12 @@ class Writer:
             if metadata is not None:
                 info = replace(info, metadata_bytes=encode_metadata(metadata))
             if info.front_matter_length != self.info.front_matter_length:
-                raise WriteError(f"{self.path}: metadata grew from what was planned")
+                raise WriteError(f"{self.path}: metadata take more or less room than planned")
             info = self._write_front(info)
             if sign is not None:
                 info = self._write_front(sign(info, lambda offset, length: os.pread(self._file, length, offset)))
             os.fsync(self._file)
-            self._file = -1  # what is finished is not written to again
+            self._file = -1  # once finished, it is never written to again
         except OSError as error:
             raise WriteError(f"{self.path}: {error.strerror}") from error
         return info
@@ -207,7 +207,7 @@ class Writer:
         """Give the finished file its name.
 
         Raises:
-            WriteError: the name has been taken meanwhile, or the disk failed.
+            WriteError: the name was taken meanwhile, or the disk failed.
         """
         try:
             self._partial.publish()
@@ -226,7 +226,7 @@ class Writer:
         return data if offset >= documents.end else documents
 
     def _write(self, offset: int, data: np.ndarray) -> None:
-        """Write u8 ``data`` in pieces that end where leaves end, and take the digests of the leaves in them."""
+        """Write u8 ``data`` in pieces that end where leaves end, and compute the digests of the leaves in them."""
         if self._file < 0:
             raise WriteError(f"{self.path}: is already written")
         self._wait_for_room()
@@ -246,7 +246,7 @@ class Writer:
                 self._leaves[region.first + i] = checksums.leaf(data[start - offset : end - offset].data)
                 self._hashed[region.first + i] = 1
         _write_all(self._file, data.data, offset)
-        self._unsynced += len(data)  # threads may lose a count to each other: it decides nothing but when to sync
+        self._unsynced += len(data)  # a race between threads may lose a count: it only decides when to sync
         if self._unsynced > _SYNC_EVERY and (self._syncing is None or self._syncing.done()):
             self._unsynced = 0
             self._syncing = self._disk.submit(_sync, self._file)
@@ -264,10 +264,10 @@ class Writer:
         return WriteError(f"{self.path}: cannot write {self.info.file_size} bytes: {error.strerror}")
 
     def _hash_shared(self) -> None:
-        """Digests of the leaves that no single write covers, from what was written."""
+        """Compute the digests of leaves that no single write covered, by reading them back."""
 
         def digests(leaves: Sequence[tuple[int, int, int]]) -> list[None]:
-            buffer = memoryview(bytearray(layout.LEAF))  # for all of them: fresh memory costs more than reading into it
+            buffer = memoryview(bytearray(layout.LEAF))  # reused: fresh memory costs more than reading into it
             for i, start, end in leaves:
                 piece = buffer[: end - start]
                 os.preadv(self._file, [piece], start)
@@ -280,18 +280,18 @@ class Writer:
 
 @dataclass(slots=True)
 class _ByRows:
-    """A tensor that is being written by rows: what there is of it but for the largest plane."""
+    """Collect a tensor that is being written by rows: all its planes except the largest."""
 
     info: TensorInfo
     bulk: Plane  # the largest plane
-    row_bytes: int  # of it
+    row_bytes: int  # bytes of a row in it
     columns: int  # of the tensor
     small: dict[str, np.ndarray]  # the other planes, [rows, elements of a row]
-    missing: set[range]  # chunks of it
+    missing: set[range]  # chunks of the largest plane that are not written yet
     counts: dict[int, tuple[PlaneSpec, ...]] = field(default_factory=dict)
 
     def specs(self, count: int) -> tuple[PlaneSpec, ...]:
-        """The planes of so many rows."""
+        """Return the planes of ``count`` rows."""
         if count not in self.counts:
             self.counts[count] = self.info.scheme.planes((count, self.columns), self.info.dtype)
         return self.counts[count]
@@ -312,7 +312,7 @@ def _check(
     shape: tuple[int, ...],
     specs: Sequence[PlaneSpec | Plane],
 ) -> None:
-    """Raise WriteError or SchemeError unless these are planes of the tensor, or of rows of it that have this shape."""
+    """Raise WriteError or SchemeError unless these are planes of the tensor, or of rows of it with this shape."""
     if list(planes) != [spec.role for spec in specs] or info.alias_of:
         raise WriteError(f"{path}: tensor {info.name!r}: planes {list(planes)} do not fit {info.scheme.name}")
     for spec in specs:
@@ -331,7 +331,7 @@ def _largest(info: TensorInfo) -> Plane:
 
 
 def _sync(file: int) -> None:
-    """Bring a file's data to the disk; macOS has no ``fdatasync``."""
+    """Sync a file's data to the disk; macOS has no ``fdatasync``."""
     getattr(os, "fdatasync", os.fsync)(file)
 
 
@@ -351,7 +351,7 @@ def write(
     alignment: int = layout.DEFAULT_ALIGNMENT,
     overwrite: bool = False,
 ) -> FileInfo:
-    """Write a whole file from planes that are at hand (aliases map to an empty dict) and documents by name."""
+    """Write a whole file from planes in memory (aliases map to an empty dict) and documents by name."""
     texts = texts or {}
     info = plan(tensors, metadata or {}, {name: len(data) for name, data in texts.items()}, alignment)
     with Writer(path, info, overwrite=overwrite) as writer:

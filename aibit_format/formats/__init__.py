@@ -1,1 +1,1 @@
-"""Reads and writes what other tools use: one folder for each foreign format, its way in beside its way out."""
+"""Reads and writes the formats of other tools: one folder per format, with its import beside its export."""

@@ -1,4 +1,4 @@
-"""An ``.aibit`` file: to be converted again, by another recipe."""
+"""Reads an ``.aibit`` file as a source, to convert it again with another recipe."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..schemes.plain import Plain
 from .source import SourceFile, SourceTensor
 
 _ABOUT = ("model.architecture", "model.type", "model.dtype")
-# How quantized weights are computed with, which stays true of those that are taken over.
+# How quantized weights are used in computation, which stays true for those that are kept.
 CARRIED = ("quantization.compute_dtype", "quantization.outlier_threshold")
 
 
 class Aibit:
-    """The file ``path``, or the shards of which it is the first: what is quantized in it is handed on as it is.
+    """Provide the tensors of the file ``path``, or of the shards of which it is the first, quantized ones unchanged.
 
     An alias has its target's planes.
 
     Raises:
-        FormatError: the file is not valid; so does reading a plane whose bytes do not match their digests.
+        FormatError: the file is not valid; also raised when a plane is read whose bytes do not match their digests.
     """
 
     kind: ClassVar[str] = "aibit"
@@ -41,12 +41,12 @@ class Aibit:
 
     @property
     def about(self) -> dict[str, Value]:
-        """What its metadata say of the model."""
+        """Return what the file's metadata say about the model."""
         return {key: self._file.metadata[key] for key in _ABOUT if key in self._file.metadata}
 
     @staticmethod
     def matches(path: str) -> bool:
-        """Whether ``path`` is a file with the signature."""
+        """Tell whether ``path`` is a file that begins with the signature of ``.aibit`` files."""
         if not os.path.isfile(path):
             return False
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""What exports to model directories share: which tensors are written, their values, and the documents."""
+"""Selects and decodes the tensors, and collects the documents, that exports to model directories write."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _PIECE_ELEMENTS = 1 << 20  # elements decoded at a time
 
 
 def config_of(file: Opened) -> dict[str, Any] | None:
-    """The parsed ``config.json``, if there is one.
+    """Return the parsed ``config.json``, or ``None`` if there is none.
 
     Raises:
         FormatError: it is not JSON, or holds keys that fetch or run code.
-        WriteError: it is no JSON object.
+        WriteError: it is not a JSON object.
     """
     config = file.check_document("config.json") if "config.json" in file.documents else None
     if not isinstance(config, dict | None):
@@ -34,9 +34,9 @@ def config_of(file: Opened) -> dict[str, Any] | None:
 
 
 def stored(file: Opened) -> Iterator[TensorInfo]:
-    """Tensors to write, in file order. Ties stay away: transformers makes them again from the config.
+    """Yield the tensors to write, in file order. Ties are left out: transformers restores them from the config.
 
-    Where the config says that nothing is tied, an alias is written like any other tensor.
+    If the config says that nothing is tied, an alias is written like any other tensor.
     """
     untied = (config_of(file) or {}).get("tie_word_embeddings") is False
     for name in file:
@@ -46,10 +46,10 @@ def stored(file: Opened) -> Iterator[TensorInfo]:
 
 
 def values_item(file: Opened, info: TensorInfo, dtype: str | None = None) -> Item:
-    """The tensor's values, laid out as the architecture wants them.
+    """Return an item that writes the tensor's values, laid out as the architecture wants them.
 
-    ``dtype`` is that of the floats; without it every tensor has the dtype it has to the model, and values that are
-    not quantized are written as they are.
+    ``dtype`` is that of floating-point values; without it every tensor keeps its logical dtype, and unquantized values
+    are written unchanged.
     """
     wanted = dtype if dtype and DTYPES[info.dtype].is_float else info.dtype
     shape = info.shape[::-1] if info.transposed else info.shape
@@ -76,7 +76,7 @@ def _values(file: Opened, info: TensorInfo, dtype: str) -> np.ndarray:
 
 
 def documents_of(file: Opened, config: dict[str, Any] | None) -> dict[str, bytes]:
-    """Every document as it is, ``config.json`` with the contents of ``config``, and a model card if there is none."""
+    """Return all documents by name, ``config.json`` replaced by ``config``, and a model card if there is none."""
     texts = {}
     for name in file.documents:
         file.check_document(name)
@@ -88,7 +88,7 @@ def documents_of(file: Opened, config: dict[str, Any] | None) -> dict[str, bytes
 
 
 def _card(file: Opened) -> bytes:
-    """A short model card: what the weights are and where they came from."""
+    """Write a short model card that says what the weights are and where they came from."""
     known = {
         "Architecture": file.metadata.get("model.architecture"),
         "Parameters": file.metadata.get("model.parameters"),
@@ -102,6 +102,6 @@ def _card(file: Opened) -> bytes:
 
 
 def _code(value: Any) -> str:
-    """A value in Markdown, each of its parts as code; nothing in it can end the code or the line."""
+    """Format a value in Markdown, each part as code, such that nothing in it can end the code or the line."""
     parts = value if isinstance(value, (list, np.ndarray)) else [value]
     return ", ".join(f"`{''.join(c for c in str(part) if c.isprintable() and c != '`')}`" for part in parts)

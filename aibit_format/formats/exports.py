@@ -1,7 +1,7 @@
-"""Writes models in other formats: one file a format, and one line here for each.
+"""Exports models to foreign formats. Each has one module, and one line here that registers it.
 
 An exporter is ``export(file, path, *, its options, overwrite=False, on_progress=None) -> list of the paths written``.
-It writes under temporary names, a tensor at a time, and leaves nothing behind after an error.
+It writes under temporary names, one tensor at a time, and leaves nothing behind after an error.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ def export(
 
     Args:
         source: an ``.aibit`` file, or the first of a model's shards: its path, or the open file.
-        to: ``"huggingface"``, a directory that transformers and bitsandbytes load as it is; ``"safetensors"``, a
-            directory of weights that are not quantized; ``"gguf"``, a file for llama.cpp.
+        to: ``"huggingface"``, a directory that transformers and bitsandbytes load directly; ``"safetensors"``, a
+            directory of unquantized weights; ``"gguf"``, a file for llama.cpp.
         path: the directory or file to write.
-        overwrite: replace what is there.
-        on_progress: called with bytes done, bytes in all, and the tensor's name.
+        overwrite: replace existing files.
+        on_progress: called with bytes done, total bytes, and the tensor's name.
         options: those of the format. ``huggingface``: ``dtype``, ``max_shard_size``, ``dequantize``; ``safetensors``:
             ``dtype``, ``max_shard_size``; ``gguf``: ``type``. The format's ``export`` explains them.
 
     Raises:
-        WriteError: an unknown format, an output that exists, a tensor that the format has no place for.
-        SchemeError: a value that the wanted dtype cannot hold.
-        FormatError, LoadError: the source is not valid, or is one of several shards and not the first.
+        WriteError: the format is unknown, the output exists, or the format cannot hold a tensor.
+        SchemeError: the dtype asked for cannot hold a value.
+        FormatError, LoadError: the source is not valid, or is a shard other than the first.
         MissingPackageError: the format needs a package that is not installed.
     """
     write = _exporter(to)
@@ -60,7 +60,7 @@ def export(
 
 
 def options_of(to: str) -> frozenset[str]:
-    """Return the names of the options that a format has of its own."""
+    """Return the names of the options that only this format takes."""
     return frozenset(inspect.signature(_exporter(to)).parameters) - _OF_ALL
 
 

@@ -1,4 +1,4 @@
-"""A transformers model in memory, with floating-point weights or quantized by bitsandbytes."""
+"""Reads a transformers model in memory, with floating-point weights or quantized by bitsandbytes, as a source."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _METHODS = (None, "bitsandbytes")
 
 
 class Pretrained:
-    """The model, and the tokenizer that belongs to it. A tensor leaves its device when it is read, one at a time.
+    """Provide the tensors of a model, and its tokenizer. Tensors are copied from their device one at a time, when read.
 
     Raises:
-        SourceError: it is no transformers model; is quantized by something else; has weights on the meta device; or
-            bitsandbytes has repacked its 4-bit weights.
+        SourceError: it is not a transformers model; it is quantized by something else; it has weights on the meta
+            device; or bitsandbytes has repacked its 4-bit weights.
     """
 
     kind: ClassVar[str] = "pretrained"
@@ -68,7 +68,7 @@ class Pretrained:
 
     @cached_property
     def documents(self) -> dict[str, bytes]:
-        """What ``save_pretrained`` writes beside the weights."""
+        """Return the documents that ``save_pretrained`` writes beside the weights."""
         model = self._model
         config = deepcopy(model.config)
         config.architectures = [self.architecture]
@@ -91,13 +91,13 @@ class Pretrained:
         return interop.to_numpy(self._state[name].cpu())[0]
 
     def _plain(self, name: str, value: Any) -> torch.Tensor:
-        """A tensor of the state dict as a plain one; bitsandbytes' own classes are those over finished codes."""
+        """Return a tensor of the state dict as a plain one; bitsandbytes' own classes only wrap finished codes."""
         import torch
 
         where = f"{self.path}: tensor {name!r}"
         family = type(value)
         if family not in (torch.Tensor, torch.nn.Parameter) and not family.__module__.startswith("bitsandbytes."):
-            raise SourceError(f"{where}: a {family.__name__}, which is no plain tensor")
+            raise SourceError(f"{where}: a {family.__name__}, which is not a plain tensor")
         value = value.detach().as_subclass(torch.Tensor)
         plain_dtype(value, where)
         return value
@@ -112,7 +112,7 @@ class Pretrained:
                 )
 
     def _conv1d(self) -> set[str]:
-        """Weights that bitsandbytes quantized in the place of a Conv1D."""
+        """Find the weights that bitsandbytes quantized in place of a Conv1D."""
         from transformers.pytorch_utils import Conv1D
 
         return {

@@ -1,4 +1,4 @@
-"""What a source is."""
+"""Defines what a source provides: tensors, documents and files of something that can be converted."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ..schemes import Scheme, make
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """A tensor as the source has it: name, logical shape and dtype, and the file it is in.
+    """Describe a tensor as the source has it: name, logical shape and dtype, and the file it is in.
 
-    ``scheme`` is how a quantized one is stored, ``None`` for values as they are. ``transposed`` says that ``shape``
-    is that of the stored tensor, and the architecture wants its transpose (GPT-2's quantized Conv1D weights).
-    ``alias_of`` names an earlier tensor that this is another name of, where the source says so. ``offset`` is the byte
-    of the file at which its values begin, if they lie there as they are: in order, and not encoded; whoever wants them
-    may read them there, instead of asking for its planes.
+    ``scheme`` says how a quantized tensor is stored; it is ``None`` for plain values. ``transposed`` says that
+    ``shape`` is that of the stored tensor, and the architecture wants its transpose (GPT-2's quantized Conv1D weights).
+    ``alias_of`` names the earlier tensor that this one is another name for, if the source says so. ``offset`` is the
+    byte of the file at which its values begin, if they lie there in order and without encoding; they may then be read
+    from there instead of through ``planes``.
 
     Raises:
-        SourceError: the format has no place for a tensor of this shape.
+        SourceError: the format cannot hold a tensor of this shape.
     """
 
     name: str
@@ -40,7 +40,7 @@ class SourceTensor:
     offset: int | None = None
 
     def __post_init__(self) -> None:
-        # Beside a size of 0 any others are no bytes, and no array can have them all.
+        # A size of 0 makes the tensor empty whatever the other sizes, but no array can have sizes beyond the limit.
         elements = math.prod(size for size in self.shape if size)
         if len(self.shape) > MAX_RANK or min(self.shape, default=0) < 0 or elements > MAX_ELEMENTS:
             raise SourceError(
@@ -50,18 +50,18 @@ class SourceTensor:
 
     @property
     def stored(self) -> Scheme:
-        """The scheme of what is stored: the plain one of its dtype for values as they are."""
+        """Return the scheme it is stored in: for plain values, the plain one of its dtype."""
         return self.scheme or make(self.dtype)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its planes."""
+        """Return the bytes of its planes."""
         return sum(plane.nbytes for plane in self.stored.planes(self.shape, self.dtype))
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of weights: its name inside the source, where it is, and its bytes."""
+    """Describe a file of weights: its name inside the source, its path, and its size in bytes."""
 
     name: str
     path: str
@@ -69,7 +69,7 @@ class SourceFile:
 
     @property
     def state(self) -> tuple[int, ...] | None:
-        """What is another if it is another file by now, or has been written to; ``None`` if it is gone."""
+        """Return numbers that change if the file is replaced or written to; ``None`` if it is gone."""
         try:
             status = os.stat(self.path)
         except OSError:
@@ -78,40 +78,40 @@ class SourceFile:
 
 
 class Source(Protocol):
-    """Tensors, documents and files of something that can be converted."""
+    """Provide the tensors, documents and files of something that can be converted."""
 
     kind: ClassVar[str]
     path: str
-    no_model: str | None  # why no transformers model can be built of it; its tensors can be stored all the same
-    metadata: Mapping[str, Value]  # what the output's metadata say besides
-    architecture: str | None  # the model's class, where the source knows better than the config
+    no_model: str | None  # why no transformers model can be built from it; its tensors can still be stored
+    metadata: Mapping[str, Value]  # to be added to the output's metadata
+    architecture: str | None  # the model's class, if the source knows better than the config
 
     @property
     def tensors(self) -> Mapping[str, SourceTensor]:
-        """Every tensor by name."""
+        """Return every tensor by name."""
         ...
 
     @property
     def files(self) -> list[SourceFile]:
-        """The files of weights, sorted by name."""
+        """Return the files of weights, sorted by name."""
         ...
 
     @property
     def documents(self) -> dict[str, bytes]:
-        """Documents by name, as they are."""
+        """Return the documents by name, unchanged."""
         ...
 
     def planes(self, name: str) -> Mapping[str, np.ndarray]:
-        """The tensor's planes in its ``stored`` scheme, views of the file if possible.
+        """Read the tensor's planes in its ``stored`` scheme, as views of the file if possible.
 
         Raises:
-            SourceError: they contradict what the source says of them.
+            SourceError: they contradict what the source says about them.
         """
         ...
 
 
 def values(source: Source, name: str) -> tuple[np.ndarray, str]:
-    """A tensor's values in the storage of a dtype, and that dtype: float32 for a quantized one."""
+    """Return a tensor's values in the storage of a dtype, and that dtype; a quantized one is decoded to float32."""
     tensor, planes = source.tensors[name], source.planes(name)
     if tensor.scheme is None:
         return planes["values"], tensor.dtype

@@ -1,4 +1,4 @@
-"""Sources: what can be converted. One file a foreign format, one line here for each.
+"""Opens sources of foreign formats. Each kind has one module, and one line here that registers it.
 
 A source is a lazy set of tensors: shapes and dtypes are known at once, values are read one at a time.
 """
@@ -29,14 +29,14 @@ _IN_MEMORY = "aibit_format.formats.in_memory:Pretrained"
 
 
 def open_source(source: Any, tokenizer: Any = None) -> Source:
-    """The source at a path; a ``Source`` is given back, and a transformers model becomes one.
+    """Open the source at a path, or make one of a transformers model; a ``Source`` is returned unchanged.
 
     Args:
         source: a path, a ``Source``, or a ``PreTrainedModel``.
-        tokenizer: of the model.
+        tokenizer: the tokenizer of a ``PreTrainedModel``.
 
     Raises:
-        SourceError: there is nothing, or nothing that a source here can read.
+        SourceError: there is nothing at the path, or nothing that a source here can read.
     """
     if not isinstance(source, (str, os.PathLike)):
         return source if hasattr(source, "planes") else _family(_IN_MEMORY)(source, tokenizer)

@@ -1,1 +1,1 @@
-"""Tells what a transformers config and an empty model say of tensors."""
+"""Reads what a transformers config and an empty model say about tensors."""

@@ -1,6 +1,6 @@
-"""From ``config.json`` to a transformers configuration and class, without letting the file choose what runs.
+"""Turns ``config.json`` into a transformers configuration and class, without letting the file choose what runs.
 
-Only keys that the configuration class itself knows are handed to it, the class comes from transformers' own tables,
+Only keys that the configuration class itself knows are passed to it, the class comes from transformers' own tables,
 and the dtype from a closed list. transformers is imported when a function here is called.
 """
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-# Names in config.json, in torch, and here. No other dtype is accepted.
+# Names in config.json and torch -> names here. No other dtype is accepted.
 CONFIG_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
-DEFAULT_DTYPE = "float32"  # what transformers takes when a config has none
+DEFAULT_DTYPE = "float32"  # transformers' own default for a config without a dtype
 
-# Keys that configuration classes take without declaring them: older names, and generation defaults they set aside.
+# Keys that configuration classes accept without declaring them: older names, and defaults for generation.
 _COMMON = frozenset({
     "torch_dtype", "num_labels", "tie_word_embeddings", "tie_encoder_decoder", "is_decoder", "add_cross_attention",
     "rope_theta", "rope_scaling", "rope_type", "partial_rotary_factor", "rope_local_base_freq", "pruned_heads",
@@ -32,7 +32,7 @@ _COMMON = frozenset({
 
 
 def dtype_name(config: Mapping[str, Any]) -> str:
-    """The model's dtype as ``config.json`` names it: ``"bfloat16"``.
+    """Return the model's dtype as ``config.json`` names it: ``"bfloat16"``.
 
     Raises:
         LoadError: it is none of float32, float16, bfloat16, float64.
@@ -44,18 +44,18 @@ def dtype_name(config: Mapping[str, Any]) -> str:
     return name.removeprefix("torch.")
 
 
-# Words in keys of numbers that constructors take on trust, and the most that is believed of each beside the number of
-# tensors: a module for each layer, a buffer of 8 bytes for each position.
+# Words in the keys of numbers that constructors trust, and the largest number accepted for each unless the file has
+# more tensors: a layer costs a module, a position a buffer of 8 bytes.
 _BELIEVED = {"layer": 1000, "position": 1 << 27}
 
 
 def refuse_absurd(config: Mapping[str, Any], tensors: int) -> None:
-    """Refuse a parsed ``config.json`` of more layers than a file of so many tensors has, or of absurd positions.
+    """Refuse a parsed ``config.json`` with more layers than ``tensors`` allow, or with absurdly many positions.
 
-    Building the model would take all memory before its tensors are compared with the file's.
+    Building such a model would exhaust memory before its tensors are compared with the file's.
 
     Raises:
-        LoadError: it names the key.
+        LoadError: names the key.
     """
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -67,10 +67,10 @@ def refuse_absurd(config: Mapping[str, Any], tensors: int) -> None:
 
 
 def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
-    """The transformers configuration, from the allowed keys of a parsed ``config.json``.
+    """Build the transformers configuration from the allowed keys of a parsed ``config.json``.
 
     Raises:
-        LoadError: the model type is unknown to the installed transformers, or a value is refused by it.
+        LoadError: the installed transformers does not know the model type, or refuses a value.
         MissingPackageError: transformers is not installed.
     """
     try:
@@ -86,12 +86,12 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     values.pop("torch_dtype", None)
     try:
         return family.from_dict(values)
-    except Exception as error:  # validators of many kinds run inside
+    except Exception as error:  # many kinds of validators run inside
         raise LoadError(f"config.json: refused by {family.__name__}: {error}") from error
 
 
 def allowed(config: Mapping[str, Any], family: type[PreTrainedConfig]) -> tuple[dict[str, Any], list[str]]:
-    """The keys of ``config`` that ``family`` knows, in its sub-configurations too, and the names of the others."""
+    """Return the part of ``config`` whose keys ``family`` and its sub-configurations know, and the other keys."""
     known = _known_keys(family)
     inside: dict[str, Any] = dict(family.sub_configs)  # type: ignore[call-overload]
     kept: dict[str, Any] = {}
@@ -114,13 +114,13 @@ def _known_keys(family: type[PreTrainedConfig]) -> frozenset[str]:
     keys = {"model_type", *_COMMON, *family.attribute_map, *dict(family.sub_configs)}  # type: ignore[call-overload]
     if is_dataclass(family):
         keys |= {field.name for field in fields(family)}
-    with suppress(Exception):  # a class that cannot be built without arguments: its fields must do
+    with suppress(Exception):  # for a class that cannot be built without arguments, its fields must suffice
         keys |= {key for key in vars(family()) if not key.startswith("_")}
     return frozenset(keys)
 
 
 def _sub_family(family: Any, value: Mapping[str, Any]) -> type[PreTrainedConfig]:
-    """A sub-configuration's class; where the parent says only "some configuration", its model type decides."""
+    """Return a sub-configuration's class; if the parent says only "some configuration", its model type decides."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
     if family is not AutoConfig:
@@ -131,7 +131,7 @@ def _sub_family(family: Any, value: Mapping[str, Any]) -> type[PreTrainedConfig]
 
 
 def model_class(config: PreTrainedConfig, architecture: str) -> type[PreTrainedModel]:
-    """The class called ``architecture``, if transformers' tables list it for this configuration.
+    """Return the class called ``architecture`` if transformers' tables list it for this configuration.
 
     Raises:
         LoadError: they do not.
@@ -152,7 +152,7 @@ def model_class(config: PreTrainedConfig, architecture: str) -> type[PreTrainedM
 
 
 def empty_model(config: PreTrainedConfig, architecture: str) -> PreTrainedModel:
-    """The model with every parameter on the meta device and every buffer real, nothing initialized, nothing tied.
+    """Build the model with every parameter on the meta device and every buffer real; nothing is initialized or tied.
 
     Raises:
         LoadError: transformers has no such class for this configuration, or it cannot be built from it.
@@ -163,15 +163,15 @@ def empty_model(config: PreTrainedConfig, architecture: str) -> PreTrainedModel:
     try:
         with _parameters_on_meta(), torch.no_grad():
             return family._from_config(config, dtype=config.dtype)
-    except Exception as error:  # of many kinds: what a config says reaches every part of a model
+    except Exception as error:  # of many kinds: a config's values reach every part of a model
         raise LoadError(f"config.json: {architecture} cannot be built from it: {error}") from error
 
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Parameters registered inside go to the meta device; no initializer runs.
+    """Put parameters registered inside this context on the meta device, and keep initializers from running.
 
-    Buffers stay real: what they hold (rotary frequencies, position ids) is computed by constructors, not loaded.
+    Buffers stay real: their contents (rotary frequencies, position ids) are computed by constructors, not loaded.
     """
     import torch
     from transformers.initialization import no_init_weights

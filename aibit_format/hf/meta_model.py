@@ -1,7 +1,7 @@
-"""Tells what a model's own modules say of its tensors: which are Linear, which are tied, which stay as they are.
+"""Reads from a model's own modules which of its tensors are Linear, which are tied, and which are not quantized.
 
 The model is built from its configuration without memory for weights. transformers' own rules decide what is
-quantized, as ``load_in_8bit`` would decide, and how names in a checkpoint become names in the model.
+quantized, as ``load_in_8bit`` would, and how names in a checkpoint become names in the model.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Role = Literal["linear", "conv1d", "kept", "experts", "other", "buffer"]
 
 @dataclass(frozen=True, slots=True)
 class ParameterSpec:
-    """A tensor the model wants: its name, shape and dtype there, and what kind of weight it is.
+    """Describe a tensor that the model needs: its name, shape and dtype there, and what kind of weight it is.
 
     ``role``: ``linear`` and ``conv1d`` weights are quantized by default; ``kept`` ones are such weights that
-    transformers leaves alone (heads, ties, modules kept in float32); ``experts`` are fused 3-D weights of a mixture
-    of experts; ``buffer`` is what the constructor computes if a checkpoint lacks it; ``other`` is everything else.
+    transformers does not quantize (heads, ties, modules kept in float32); ``experts`` are fused 3-D weights of a
+    mixture of experts; a ``buffer`` is computed by the constructor if a checkpoint lacks it; ``other`` is the rest.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ParameterSpec:
 
 @dataclass(frozen=True)
 class MetaModel:
-    """A model without weights: its parameters and buffers in execution order, and its ties."""
+    """Hold a model without weights: its parameters and buffers in execution order, and its ties."""
 
     architecture: str
     model_type: str
@@ -52,7 +52,7 @@ def build_meta_model(config: Mapping[str, Any], architecture: str | None = None)
 
     Raises:
         SourceError: the config names no architecture and none is given.
-        LoadError: transformers does not know it.
+        LoadError: transformers does not know the architecture.
     """
     listed = config.get("architectures") or []
     name = architecture or (listed[0] if listed else None)
@@ -73,7 +73,7 @@ def build_meta_model(config: Mapping[str, Any], architecture: str | None = None)
 
 
 def _ties(model: Any, parameters: Iterable[str]) -> dict[str, str]:
-    """Tied names, each with the first of its group: an alias in the file follows its target."""
+    """Map each tied name to the first of its group: in a file, an alias follows its target."""
     pairs = dict(getattr(model, "all_tied_weights_keys", {}) or {})
     groups: dict[str, list[str]] = {}
     for name in parameters:
@@ -82,7 +82,7 @@ def _ties(model: Any, parameters: Iterable[str]) -> dict[str, str]:
 
 
 def float32_rule(model: Any) -> Callable[[str], bool]:
-    """Which tensors ``from_pretrained`` keeps in float32 in a model of half precision."""
+    """Return a predicate for the tensors that ``from_pretrained`` keeps in float32 in a half-precision model."""
     from transformers.core_model_loading import build_glob_alternation
 
     patterns = model._get_dtype_plan(model.config.dtype)
@@ -107,7 +107,7 @@ def _role(model: torch.nn.Module, key: str, value: torch.Tensor, kept: list[str]
 
 
 def _kept_modules(model: Any) -> list[str]:
-    """Modules that ``load_in_8bit`` does not quantize, by its own rule."""
+    """List the modules that ``load_in_8bit`` does not quantize, by its own rule."""
     from transformers.quantizers.base import HfQuantizer
 
     return HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)

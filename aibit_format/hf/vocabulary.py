@@ -1,7 +1,7 @@
-"""Token ids of documents, against the vocabulary of the model that they go to.
+"""Checks the token ids in documents against the vocabulary of their model.
 
-An id is a row of the embedding. On a CPU one beyond its end is an error in the middle of a forward, on a GPU it takes
-the whole process's device down; so a file that has such ids is refused before anything is built of it.
+An id is a row of the embedding. An id beyond its end is an error in the middle of a forward on a CPU; on a GPU it makes
+the device unusable for the whole process. So a file with such ids is refused before anything is built from it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 from ..errors import LoadError
 
-# Of config.json and generation_config.json: an id, or several. -1 stands for none, as it does in old checkpoints.
+# Keys of config.json and generation_config.json that hold one id or several; -1, in old checkpoints, means none.
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
-    """What a parsed ``config.json`` says of its vocabulary, or of its text part's; ``None`` if it says nothing."""
+    """Return the vocabulary size in a parsed ``config.json``, or in its text part; ``None`` if there is none."""
     for part in (config, config.get("text_config")):
         if isinstance(part, Mapping) and isinstance(part.get("vocab_size"), int):
             return part["vocab_size"]
@@ -24,14 +24,14 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
 
 
 def check_special_ids(name: str, document: Mapping[str, Any], size: int | None, family: type) -> None:
-    """Compare the special ids of a parsed ``config.json`` or ``generation_config.json`` with the vocabulary's size.
+    """Check the special ids of a parsed ``config.json`` or ``generation_config.json`` against the vocabulary's size.
 
     Args:
-        family: transformers' class of the configuration. Its own defaults pass: a checkpoint with a smaller vocabulary
-            often still has them (GPT-2's 50256), and nobody meant them.
+        family: transformers' class of the configuration. Its own defaults are accepted: a checkpoint with a smaller
+            vocabulary often still has them (GPT-2's 50256) without meaning them.
 
     Raises:
-        LoadError: it names document, key and id.
+        LoadError: names document, key and id.
     """
     for key in _SPECIAL:
         value, usual = document.get(key), getattr(family, key, None)
@@ -41,10 +41,10 @@ def check_special_ids(name: str, document: Mapping[str, Any], size: int | None, 
 
 
 def check_tokenizer(tokenizer: Mapping[str, Any], size: int | None) -> None:
-    """Compare the ids of a parsed ``tokenizer.json`` with the size of the model's vocabulary.
+    """Check the ids of a parsed ``tokenizer.json`` against the size of the model's vocabulary.
 
     Raises:
-        LoadError: it names the token.
+        LoadError: names the token.
     """
     if size is None:
         return
@@ -54,12 +54,12 @@ def check_tokenizer(tokenizer: Mapping[str, Any], size: int | None) -> None:
 
 
 def _ids(tokenizer: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """Token and id, as far as the document has the form that the library tokenizers writes."""
+    """Yield tokens and ids, as far as the document has the form that the tokenizers library writes."""
     model = tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
     if isinstance(vocabulary, Mapping):
         yield from vocabulary.items()
-    elif isinstance(vocabulary, list) and vocabulary:  # ids are places: the last is the largest
+    elif isinstance(vocabulary, list) and vocabulary:  # ids are list indices: the last is the largest
         yield vocabulary[-1], len(vocabulary) - 1
     added = tokenizer.get("added_tokens")
     for token in added if isinstance(added, list) else ():

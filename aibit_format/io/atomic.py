@@ -1,11 +1,11 @@
-"""Files that get their name when they are whole and on the disk, and not before.
+"""Writes files that get their name only once they are whole and on the disk.
 
-Where the system can do it (Linux, on nearly every local file system) a file is written without any name, and linked to
-one at the end: of a process that is killed nothing is left, but for an empty file under a hidden name if it was trying
-just then whether links can be made here. Elsewhere, and where an older file is to be replaced in one step, it lies
-beside its target under a hidden name, under a lock that ends with the process that holds it, however that ends; so does
-a directory. Whoever writes into the same directory next removes those that nobody holds. Where there are no locks
-nothing is removed, as nobody can tell.
+Where the system supports it (Linux, on nearly every local file system), a file is written without any name and linked
+to one at the end: a killed process leaves nothing behind, except an empty file under a hidden name if it was just then
+testing whether links can be made. Elsewhere, and where an older file is replaced in one step, the file lies beside its
+target under a hidden name, locked until its process ends, however that happens; so does a directory. The next writer
+in the same directory removes those that nobody has locked. Where there are no locks, nothing is removed, as nobody can
+tell whether it is in use.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from ..errors import WriteError
 fcntl: Any
 try:
     import fcntl
-except ImportError:  # Windows: there are no such locks
+except ImportError:  # Windows has no such locks
     fcntl = None
 
 _NAMES = re.compile(r"\.aibit-[0-9a-f]{16}\.partial")
 
 
 class AtomicFile:
-    """A file that will be ``path``. Use it as a context: leaving it without ``publish`` leaves nothing.
+    """A file that becomes ``path`` when it is published. Used as a context, it leaves nothing without ``publish``.
 
-    ``file`` is a descriptor to read and write by; ``name`` is a path to the same file, for code that opens it itself.
+    ``file`` is a descriptor for reading and writing.
 
     Raises:
         WriteError: ``path`` exists, and ``overwrite`` is off.
-        OSError: no file can be made there.
+        OSError: no file can be created there.
     """
 
     def __init__(self, path: str, overwrite: bool = False) -> None:
@@ -47,9 +47,9 @@ class AtomicFile:
             raise WriteError(f"{path}: exists; say overwrite=True (--force) to replace it")
         self._target = os.path.basename(path)
         self._folder = _open_folder(os.path.dirname(path))
-        self._hidden: str | None = None  # its name meanwhile
+        self._hidden: str | None = None  # its temporary name, if it has one
         self.file = -1
-        self.published = False  # whether it has its name
+        self.published = False  # whether it has its final name
         try:
             sweep(self._folder)
             self._open()
@@ -65,20 +65,21 @@ class AtomicFile:
 
     @property
     def name(self) -> str:
+        """Return a path to the unpublished file, for code that opens it itself."""
         if self._hidden is None:
             return f"/proc/self/fd/{self.file}"
         return os.path.join(os.path.dirname(self.path), self._hidden)
 
     def publish(self) -> None:
-        """Bring the file to the disk, give it its name, and let go of it.
+        """Sync the file to the disk, give it its name, and close it.
 
         Raises:
-            WriteError: somebody else has taken the name meanwhile, and ``overwrite`` is off.
+            WriteError: another file has taken the name meanwhile, and ``overwrite`` is off.
             OSError: the disk failed.
         """
         os.fsync(self.file)
         if self._overwrite:
-            if self._hidden is None:  # only a rename replaces
+            if self._hidden is None:  # only renaming replaces a file
                 hidden = _hidden_name()
                 self._link(hidden)
                 self._hidden = hidden
@@ -95,12 +96,12 @@ class AtomicFile:
                 self._rename()  # a file system without links
         self.published = True
         os.fsync(self._folder)
-        self.discard()  # the hidden name, and the descriptor: what is published is not written to again
+        self.discard()  # removes the hidden name, and closes the file: once published, it is never written to again
 
     def discard(self) -> None:
         """Close the file, and remove it if it is not published."""
         if self._hidden is not None:
-            with contextlib.suppress(OSError):  # the next who writes here will try again
+            with contextlib.suppress(OSError):  # the next writer in this directory will try again
                 os.unlink(self._hidden, dir_fd=self._folder)
             self._hidden = None
         for descriptor in (self.file, self._folder):
@@ -120,11 +121,11 @@ class AtomicFile:
             if _lock(self.file) and _is(name, self._folder, self.file):
                 self._hidden = name
                 return
-            os.close(self.file)  # swept up between the two lines
+            os.close(self.file)  # another process swept it up before it was locked
             self.file = -1
 
     def _link(self, name: str) -> None:
-        """Another name for the file, in its directory."""
+        """Link the file to another name in its directory."""
         old = self.name if self._hidden is None else self._hidden
         os.link(old, name, src_dir_fd=self._folder, dst_dir_fd=self._folder, follow_symlinks=self._hidden is None)
 
@@ -139,12 +140,12 @@ class AtomicFile:
 
 
 class AtomicFolder:
-    """A directory that will be, or whose files will be in, the directory ``path``. Leaving it leaves nothing of it.
+    """A temporary directory that will become the directory ``path``, or whose files will move into it.
 
-    ``name`` is its path; whoever renames it has published it.
+    Leaving the context removes it, unless it was renamed. ``name`` is its path; renaming it publishes it.
 
     Raises:
-        OSError: none can be made there.
+        OSError: it cannot be created there.
     """
 
     def __init__(self, path: str) -> None:
@@ -180,7 +181,7 @@ class AtomicFolder:
 
 
 def sweep(folder: int) -> None:
-    """Remove what was left in a directory, an open one, by processes that are gone."""
+    """Remove what dead processes left in a directory, given as an open descriptor."""
     if fcntl is None:
         return
     for name in os.listdir(folder):
@@ -189,7 +190,7 @@ def sweep(folder: int) -> None:
         with contextlib.suppress(OSError):  # not ours, or already gone
             descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while somebody writes it
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a process is writing it
                 if stat.S_ISDIR(os.fstat(descriptor).st_mode):
                     shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
                 else:
@@ -200,14 +201,14 @@ def sweep(folder: int) -> None:
 
 @contextlib.contextmanager
 def alone_in(folder: str) -> Iterator[None]:
-    """While others wait who want the same: for what takes several names in one folder, and must not be mixed.
+    """Hold an exclusive lock on a folder, to give several files their names without mixing them with another set.
 
-    Where there are no locks, nobody waits.
+    Where there are no locks, this does nothing.
     """
     descriptor = _open_folder(folder)
     try:
         if fcntl is not None:
-            with contextlib.suppress(OSError):  # some network file systems have none
+            with contextlib.suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -215,7 +216,7 @@ def alone_in(folder: str) -> Iterator[None]:
 
 
 def sync_folder(path: str) -> None:
-    """Bring the names in a directory to the disk."""
+    """Sync the names in a directory to the disk."""
     folder = _open_folder(path)
     try:
         os.fsync(folder)
@@ -224,7 +225,7 @@ def sync_folder(path: str) -> None:
 
 
 def _nameless(folder: int) -> int | None:
-    """A new file in the directory that has no name; ``None`` where there are none, or none that can be named later."""
+    """Create a file without a name in the directory; ``None`` where that, or naming it later, is impossible."""
     if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
         return None
     flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
@@ -242,20 +243,20 @@ def _nameless(folder: int) -> int | None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock a file until it is closed; whether nobody else has it."""
+    """Lock a file until it is closed; returns False if another process has locked it."""
     if fcntl is None:
-        return True  # as below
+        return True  # as in the last case below
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        return True  # no locks here: nobody can take it for one that is left over
+        return True  # without locks, nobody will take it for a leftover
     return True
 
 
 def _is(name: str, folder: int, descriptor: int) -> bool:
-    """Whether a name in the directory still is that file."""
+    """Tell whether a name in the directory still is that file."""
     try:
         return os.path.samestat(os.stat(name, dir_fd=folder, follow_symlinks=False), os.fstat(descriptor))
     except FileNotFoundError:

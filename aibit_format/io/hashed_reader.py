@@ -1,8 +1,8 @@
-"""A file that is read once, for what is made of it and for its digest.
+"""Reads a file once, both for its contents and for its digest.
 
-Bytes are hashed when they have just been read for something else, and are still in the cache. What lies between two
-pieces that somebody wants is read for the digest alone. Nothing is mapped: a page would cost more to be mapped than to
-be copied, and a file that somebody truncates is an error, and no SIGBUS. A disk is asked for the next pieces meanwhile.
+Bytes are hashed right after they were read for another purpose, while they are still in the cache. Bytes between two
+requested pieces are read for the digest alone. Nothing is mapped: mapping a page would cost more than copying it, and
+a file truncated by somebody else gives an error instead of SIGBUS. The disk is asked for the next pieces meanwhile.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .preallocate import is_in_memory
 from .readahead import PIECE_BYTES, ask_for, only_asked_for
 
 _READ_BYTES = 2 << 20  # bytes read at a time for the digest alone
-_AHEAD_BYTES = 4 * PIECE_BYTES  # bytes that a disk is asked for before they are read
+_AHEAD_BYTES = 4 * PIECE_BYTES  # bytes requested from the disk before they are read
 
 
 class HashedReader:
-    """The file ``path``, read by one at a time, best from front to back. Use it as a context.
+    """Read and hash the file ``path``, for one thread at a time, best from front to back. Use it as a context.
 
     Raises:
         SourceError: it cannot be opened.
@@ -51,7 +51,7 @@ class HashedReader:
         """Fill u8 ``out`` with the bytes from ``start`` on.
 
         Raises:
-            SourceError: the file cannot be read, or is shorter by now.
+            SourceError: the file cannot be read, or has become shorter.
         """
         self._pass(start)
         self._read(start, out)
@@ -60,16 +60,16 @@ class HashedReader:
             self._hashed = start + len(out)
 
     def digest(self) -> str:
-        """xxh3_128 of the whole file, in hex; what nobody has read is read for it.
+        """Return the xxh3_128 of the whole file in hex, reading the bytes that were not read yet.
 
         Raises:
-            SourceError: as ``read``.
+            SourceError: as for ``read``.
         """
         self._pass(self._size)
         return self._state.hexdigest()
 
     def _pass(self, end: int) -> None:
-        """Hash what comes before ``end`` and is not hashed yet."""
+        """Read and hash the bytes before ``end`` that are not hashed yet."""
         buffer = np.empty(min(_READ_BYTES, max(end - self._hashed, 0)), np.uint8)
         while self._hashed < end:
             piece = buffer[: end - self._hashed]
@@ -91,7 +91,7 @@ class HashedReader:
             raise SourceError(f"{self.path}: {error.strerror}") from error
 
     def _ask(self, end: int) -> None:
-        """Set the disk to bring what comes before ``end`` and was not asked for yet."""
+        """Ask the disk for the bytes before ``end`` that were not asked for yet."""
         while self._asked < min(end, self._size):
             length = min(PIECE_BYTES, self._size - self._asked)
             ask_for(self._file.fileno(), self._asked, length)

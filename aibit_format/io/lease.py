@@ -1,14 +1,14 @@
-"""Reading a mapped file while others may change it, without dying of it.
+"""Reads a mapped file safely while others may change it.
 
-To touch a page of a mapping beyond the end of a file that shrank ends the process (SIGBUS), and no check beforehand
-helps against somebody who truncates the file a moment later. So what this package reads itself, it reads
+Touching a page of a mapping beyond the end of a file that shrank kills the process (SIGBUS), and no check beforehand
+helps if the file is truncated a moment later. So this package does its own reading
 
-- under a lease, where the kernel gives one (Linux, a local file of the same user that nobody has open for writing):
-  whoever would truncate or write to the file waits until the lease is given back, and this side notices that somebody
-  waits. Pages are read where they are, at full speed;
-- or else by copying, which a file that shrank only makes short.
+- under a lease, where the kernel grants one (Linux, a local file of the same user that nobody has open for writing):
+  whoever wants to truncate or write to the file waits until the lease is released, and this side notices that somebody
+  is waiting. Pages are read in place, at full speed;
+- otherwise by copying: if the file shrank, a read is short, which is an error and not a signal.
 
-Views handed out (``File.planes``, a loaded model) are outside of this: who touches those later does so at his own risk.
+Views handed out (``File.planes``, a loaded model) are not protected: touching them later is at the caller's risk.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from .mapped import Mapped, Storage
 fcntl: Any
 try:
     import fcntl
-except ImportError:  # Windows: there are no leases
+except ImportError:  # Windows has no leases
     fcntl = None
 
-_COPIED = 4 << 20  # bytes copied at a time: memory that the allocator keeps, and need not fault in again
-_LEASED = 1 << 30  # bytes read between two looks at the lease: the kernel takes it back after 45 seconds
+_COPIED = 4 << 20  # bytes copied at a time: few enough that the allocator keeps the memory, without new page faults
+_LEASED = 1 << 30  # bytes read between two checks of the lease: the kernel takes it back after 45 seconds
 
 
 @contextmanager
 def still(storage: Storage) -> Iterator[Storage]:
-    """The same bytes, to be read inside the context only, whatever others do to the file meanwhile.
+    """Yield the same bytes, safe to read inside the context whatever others do to the file meanwhile.
 
     Raises:
-        FormatError: AIB-E802, also from reading, once the file has changed or is about to be.
+        FormatError: AIB-E802, also from reading, once the file has changed or is about to change.
     """
     if not isinstance(storage, Mapped):
         yield storage
@@ -52,13 +52,13 @@ def still(storage: Storage) -> Iterator[Storage]:
     try:
         yield _Leased(storage, lease)
     finally:
-        with suppress(OSError):  # said, as closing does it only when no process forked meanwhile has it open too
+        with suppress(OSError):  # explicit: closing releases it only if no process forked meanwhile has it open too
             fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         os.close(lease)
 
 
 class _Leased:
-    """Views of the mapping, as long as the lease holds."""
+    """Serve views of the mapping, as long as the lease holds."""
 
     chunk_size = _LEASED
 
@@ -81,7 +81,7 @@ class _Leased:
 
 
 class _Copied:
-    """Copies of the file's bytes."""
+    """Serve copies of the file's bytes."""
 
     chunk_size = _COPIED
 
@@ -102,15 +102,15 @@ class _Copied:
 
 
 def _take_lease(storage: Mapped) -> int | None:
-    """A descriptor of the file, under a read lease until it is closed; ``None`` where there is none to be had."""
+    """Open the file again under a read lease that lasts until it is closed; ``None`` where there are no leases."""
     if not hasattr(fcntl, "F_SETLEASE"):
         return None
-    try:  # of its own, as a lease belongs to an open file; the name may be another file's by now
+    try:  # a lease belongs to an open file, so it needs its own; the path may name another file by now
         lease = os.open(f"/proc/self/fd/{storage.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        # By default the kernel sends SIGIO to whoever holds a lease up, which ends the process; SIGURG does nothing.
+        # When others wait, the kernel by default sends the holder SIGIO, which ends the process; SIGURG does nothing.
         fcntl.fcntl(lease, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError:

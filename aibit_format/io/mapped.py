@@ -1,6 +1,6 @@
-"""Where a file's bytes come from: one mapping, or a bytes object.
+"""Provides a file's bytes from one mapping or from a bytes object.
 
-Everything above reads through ``read_at``, so that the verdict on a file does not depend on how it is held.
+All reading goes through ``read_at``, so that the verdict on a file does not depend on how it is held.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 
 def is_url(source: str) -> bool:
-    """Whether ``source`` names a file by a URL."""
+    """Tell whether ``source`` is a URL."""
     return _URL.match(source) is not None
 
 
 class Storage(Protocol):
-    """A file's bytes."""
+    """Provide a file's bytes."""
 
     path: str | None
     size: int
     chunk_size: int  # bytes, whole leaves, to read at a time of a long region; 0: any number, they are views
 
     def read_at(self, offset: int, length: int) -> np.ndarray:
-        """u8 [length], read-only; a view where the storage can give one."""
+        """Read bytes as u8 [length], read-only; a view where the storage can give one."""
         ...
 
     def close(self) -> None:
-        """Let go of the file; views that were given out keep the mapping."""
+        """Close the file; views handed out keep the mapping alive."""
         ...
 
     def check_unchanged(self) -> None:
-        """Raise FormatError AIB-E802 if the bytes may no longer be those that were opened. ``read_at`` does this."""
+        """Raise FormatError AIB-E802 if the bytes may have changed since they were opened. ``read_at`` calls this."""
         ...
 
 
@@ -50,9 +50,9 @@ _mapped: WeakValueDictionary[tuple[int, ...], np.memmap[Any, Any]] = WeakValueDi
 
 
 def pages(path: Path) -> np.ndarray:
-    """A file's bytes, u8, as a mapping that everybody who asks shares while somebody has it.
+    """Map a file as u8; all callers share one mapping as long as any of them holds it.
 
-    A page costs a fault in each mapping it is first touched through: where two read the same file, that is more than
+    Each mapping takes a page fault on every page it touches first: for two readers of a file, that costs more than
     hashing it.
 
     Raises:
@@ -61,7 +61,7 @@ def pages(path: Path) -> np.ndarray:
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
         if not status.st_size:
-            return np.zeros(0, np.uint8)  # nothing cannot be mapped
+            return np.zeros(0, np.uint8)  # an empty file cannot be mapped
         key = status.st_dev, status.st_ino, *_identity(status)
         found = _mapped.get(key)
         if found is None:
@@ -70,7 +70,7 @@ def pages(path: Path) -> np.ndarray:
 
 
 class Mapped:
-    """A file in one read-only ``numpy.memmap``: views cost nothing and keep the mapping alive."""
+    """Hold a file in one read-only ``numpy.memmap``: views cost nothing and keep the mapping alive."""
 
     path: str | None
     chunk_size = 0
@@ -78,7 +78,7 @@ class Mapped:
     def __init__(self, path: Path) -> None:
         name = os.fspath(path)
         self.path = name
-        # Without O_NONBLOCK, opening a FIFO would wait for somebody to write to it.
+        # Without O_NONBLOCK, opening a FIFO would wait for a writer.
         try:
             descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:
@@ -88,14 +88,14 @@ class Mapped:
             os.close(descriptor)
             raise FormatError(Problem("AIB-E801", "not a regular file"), name)
         self.size, self._identity = status.st_size, _identity(status)
-        # Kept open: what it says later tells whether the mapped file has changed, also under another name.
+        # Kept open: its status tells later whether the mapped file has changed, even if it was renamed.
         self._file = os.fdopen(descriptor, "rb", buffering=0)
         try:
-            # Plain arrays are sliced in a third of the time.
+            # Slicing a plain array takes a third of the time.
             self.map = np.asarray(np.memmap(self._file, np.uint8, "r")) if self.size else np.zeros(0, np.uint8)
         except (OSError, ValueError) as error:
             try:
-                self.check_unchanged()  # truncated since it was looked at
+                self.check_unchanged()  # it may have been truncated since fstat
             finally:
                 self._file.close()
             raise FormatError(Problem("AIB-E803", f"{self.size} bytes cannot be mapped: {error}"), name) from error
@@ -105,10 +105,10 @@ class Mapped:
         return self.map[offset : offset + length]
 
     def copy(self, offset: int, length: int) -> np.ndarray:
-        """u8 [length], of its own: read without touching the mapping.
+        """Read a copy of bytes, u8 [length], without touching the mapping.
 
         Raises:
-            FormatError: AIB-E802: the file is shorter by now.
+            FormatError: AIB-E802: the file has become shorter.
         """
         if not hasattr(os, "preadv"):  # Windows, where nobody can truncate what is mapped
             return self.map[offset : offset + length].copy()
@@ -122,14 +122,14 @@ class Mapped:
         return data
 
     def fileno(self) -> int:
-        """The descriptor of the file that is mapped, whatever its name now stands for."""
+        """Return the descriptor of the mapped file, whatever file its path names now."""
         return self._file.fileno()
 
     def close(self) -> None:
         self._file.close()
 
     def check_unchanged(self) -> None:
-        # Reading a page of a mapping beyond a file that shrank would end the process with SIGBUS.
+        # Reading a page of a mapping beyond the end of a file that shrank would kill the process with SIGBUS.
         found = _identity(os.fstat(self._file.fileno()))
         if found != self._identity:
             what = "file changed after it was opened"
@@ -137,7 +137,7 @@ class Mapped:
 
 
 class InMemory:
-    """A bytes-like object that holds a whole file."""
+    """Serve the bytes of a whole file from a bytes-like object."""
 
     path: str | None = None
     chunk_size = 0

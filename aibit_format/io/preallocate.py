@@ -1,4 +1,4 @@
-"""Room for a file, before anything is written to it: a disk that is full is found out at once, not after hours."""
+"""Reserves room for a file before anything is written: a full disk is reported at once, not after hours."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import mmap
 import os
 
 _IN_MEMORY = {"tmpfs", "ramfs"}
-_ON_DISK = 4 << 20  # bytes: whole large pages of the cache, in which a file is mapped later if each was written at once
+_ON_DISK = 4 << 20  # bytes: if each write fills whole large pages of the cache, the file is mapped in large pages later
 
 
 def make_room(file: int, size: int) -> int:
-    """Make the open ``file`` ``size`` bytes long, with room for all of them; the bytes that are best written at once.
+    """Make the open ``file`` ``size`` bytes long, with room for all of them; returns how many to write at a time.
 
-    The room is taken at once where that takes no time: on a disk, where it makes writing twice as fast, and in large
-    pages of memory. In small ones it would take as long as writing, and nobody could write meanwhile: there it is only
-    looked whether there is enough.
+    Space is allocated at once where that takes no time: on a disk, where it makes writing twice as fast, and in large
+    pages of memory. In small pages it would take as long as writing, and block writing meanwhile: there it is only
+    checked that there is enough.
 
     Raises:
-        OSError: there is not.
+        OSError: there is not enough.
     """
     os.truncate(file, size)  # file systems in memory choose their pages by it
     in_memory, page = is_in_memory(file), getattr(os.fstat(file), "st_blksize", mmap.PAGESIZE)
@@ -30,7 +30,7 @@ def make_room(file: int, size: int) -> int:
 
 
 def need_room(where: int | str, size: int) -> None:
-    """Raise OSError if a file system in memory, that of an open file or a path, has fewer than ``size`` bytes left."""
+    """Raise OSError if an open file or a path is on a file system in memory with fewer than ``size`` bytes left."""
     if is_in_memory(where):
         _look_for_room(where, size)
 
@@ -42,7 +42,7 @@ def _look_for_room(where: int | str, size: int) -> None:
 
 
 def is_in_memory(where: int | str) -> bool:
-    """Whether an open file, or what is at a path, lies in a file system in memory, as far as Linux tells."""
+    """Tell whether an open file or a path is on a file system in memory; False where the system does not say."""
     device = os.stat(where).st_dev
     number = f"{os.major(device)}:{os.minor(device)}" if hasattr(os, "major") else ""
     try:

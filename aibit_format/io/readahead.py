@@ -1,8 +1,8 @@
-"""Reading a file into memory ahead of its use, in one stream, while something else is done.
+"""Reads a file into the page cache ahead of its use, in one stream, while other work goes on.
 
-A cold mapping that is touched page by page, by several threads even, gets a tenth of what a disk can give. One thread
-that asks for large pieces in order gets all of it, and what is in memory already costs it next to nothing. It asks and
-does not read: nothing is copied, and the disk has the next pieces to go on with while one is waited for.
+Touching a cold mapping page by page, even from several threads, reaches a tenth of a disk's throughput. One thread
+that asks for large pieces in order reaches all of it, and pages already in memory cost next to nothing. It asks instead
+of reading: nothing is copied, and the disk works on the next pieces while one is waited for.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from .mapped import Path
 
 PIECE_BYTES = 4 << 20  # bytes that are waited for at a time
 _AHEAD_BYTES = 2 * PIECE_BYTES  # bytes that are asked for before they are waited for
-_ADVICE_BYTES = 128 << 10  # bytes of one request: of more than its own reading ahead, a system may drop the rest
+_ADVICE_BYTES = 128 << 10  # bytes of one request: a system may drop what exceeds its own read-ahead
 
 
 def prefetch(*paths: Path, enough: Event | None = None) -> Thread:
     """Start reading the files into the page cache, one by one; returns the thread, which need not be waited for.
 
-    A file that cannot be read is somebody else's to complain of. Once ``enough`` is set, no more is read.
+    Files that cannot be read are skipped: their user reports it. Once ``enough`` is set, no more is read.
     """
     thread = Thread(target=lambda: [read_ahead(path, enough) for path in paths], daemon=True, name="aibit-prefetch")
     thread.start()
@@ -28,15 +28,15 @@ def prefetch(*paths: Path, enough: Event | None = None) -> Thread:
 
 
 def read_ahead(path: Path, enough: Event | None = None) -> int:
-    """Read what is not in memory yet of the file ``path``, front to back; returns how many bytes that were."""
-    if not hasattr(os, "preadv"):  # Windows: pages come when they are touched
+    """Read the parts of the file ``path`` that are not in memory, front to back; returns the bytes read."""
+    if not hasattr(os, "preadv"):  # Windows: pages are read when they are touched
         return 0
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except OSError:
         return 0
     buffer, asked, total = memoryview(bytearray(PIECE_BYTES)), 0, 0
-    absent: set[int] = set()  # where pieces begin that were not in memory when their turn came
+    absent: set[int] = set()  # offsets of the pieces that were not in memory when they were asked for
     try:
         size = os.fstat(file).st_size
         only_asked_for(file)
@@ -50,8 +50,8 @@ def read_ahead(path: Path, enough: Event | None = None) -> int:
                 asked += length
             if start in absent:
                 length = min(PIECE_BYTES, size - start)
-                os.preadv(file, [buffer[:1]], start + length - 1)  # waits for the last of it
-                if not is_resident(file, start, length):  # advice is not taken here
+                os.preadv(file, [buffer[:1]], start + length - 1)  # waits for its last byte
+                if not is_resident(file, start, length):  # this file system ignores advice
                     os.preadv(file, [buffer], start)
                 total += length
     except OSError:
@@ -62,12 +62,12 @@ def read_ahead(path: Path, enough: Event | None = None) -> int:
 
 
 def only_asked_for(file: int) -> None:
-    """Let nothing come of an open file but what is asked for."""
+    """Turn off the system's own read-ahead for an open file."""
     _advise(file, 0, 0, "RANDOM")
 
 
 def ask_for(file: int, start: int, length: int) -> bool:
-    """Ask the disk for a piece of an open file, without waiting for it; whether it was not in memory."""
+    """Ask the disk for a piece of an open file without waiting for it; returns False if it is already in memory."""
     if is_resident(file, start, length):
         return False
     for at in range(start, start + length, _ADVICE_BYTES):
@@ -82,10 +82,10 @@ def _advise(file: int, start: int, length: int, what: str) -> None:
 
 
 def is_resident(file: int, start: int, length: int) -> bool:
-    """Whether the first and the last byte of a piece are in memory: pieces come and go as a whole, nearly always."""
+    """Tell whether the first and last byte of a piece are in memory: pieces nearly always come and go as a whole."""
     if not hasattr(os, "RWF_NOWAIT"):
         return False
     try:
         return all(os.preadv(file, [bytearray(1)], at, os.RWF_NOWAIT) == 1 for at in (start, start + length - 1))
-    except OSError:  # it would have to wait, or this file system cannot tell
+    except OSError:  # the read would have to wait, or this file system cannot tell
         return False

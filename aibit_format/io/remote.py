@@ -1,7 +1,7 @@
-"""A file somewhere else, read by ranges: over HTTP, or through fsspec where that is installed.
+"""Reads a remote file by ranges: over HTTP, or through fsspec where that is installed.
 
-Opening takes one read, or two where the front matter is longer than the first: whatever is asked for later, a tensor or
-a layer, is a read of its own and brings nothing else.
+Opening takes one read, or two if the front matter is longer than the first. Each later request, for a tensor or a
+layer, is one read that fetches nothing else.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import numpy as np
 
 from ..errors import FormatError, MissingPackageError, Problem
 
-FIRST = 1 << 18  # bytes of the first read: header and front matter of a model of some two thousand tensors
+FIRST = 1 << 18  # bytes of the first read: header and front matter of a model of about two thousand tensors
 _TIMEOUT = 30  # seconds without an answer
 
-Fetch = Callable[[int, int], bytes]  # from a start, so many bytes or fewer at the end
+Fetch = Callable[[int, int], bytes]  # (start, length) -> bytes, fewer at the end of the file
 
 
 class Ranged:
-    """The file at a URL. ``reads`` counts the ranges that were asked for.
+    """Serve the bytes of the file at a URL, as copies. ``reads`` counts the ranges requested.
 
-    Bytes come as copies of their own; a whole file is verified in chunks.
+    A whole file is verified in chunks.
 
     Raises:
-        FormatError: AIB-E803: it cannot be read, or not by ranges.
-        MissingPackageError: a URL other than http and https, without fsspec.
+        FormatError: AIB-E803: it cannot be read, or the server does not support ranges.
+        MissingPackageError: the URL is neither http nor https, and fsspec is not installed.
     """
 
     chunk_size = 64 << 20
@@ -41,13 +41,13 @@ class Ranged:
         opened = _over_http if urlsplit(url).scheme in ("http", "https") else _through_fsspec
         self._fetch, self.size, self._first = opened(url)
         self.reads += 1
-        self._last = 0, b""  # a document is checked, and then read: once is enough
+        self._last = 0, b""  # a document is read twice, to check it and to return it: it is fetched once
 
     def read_at(self, offset: int, length: int) -> np.ndarray:
         for start, data in ((0, self._first), self._last):
             if start <= offset and offset + length <= start + len(data):
                 return np.frombuffer(data, np.uint8)[offset - start : offset - start + length]
-        known = self._first[offset:]  # what the first read brought is not fetched again
+        known = self._first[offset:]  # bytes of the first read are not fetched again
         data = known + self._fetch(offset + len(known), length - len(known))
         self.reads += 1
         if len(data) != length:
@@ -59,11 +59,11 @@ class Ranged:
         return None
 
     def check_unchanged(self) -> None:
-        return None  # each answer is checked as it comes
+        return None  # each answer is checked when it arrives
 
 
 def _over_http(url: str) -> tuple[Fetch, int, bytes]:
-    """What reads ranges of ``url``, its size, and its first bytes."""
+    """Return a function that reads ranges of ``url``, the file's size, and its first bytes."""
     tag: list[str | None] = []
 
     def ask(start: int, length: int) -> tuple[bytes, int]:
@@ -83,7 +83,7 @@ def _over_http(url: str) -> tuple[Fetch, int, bytes]:
                 return answer.read(), int(found[2])
         except HTTPError as error:
             if error.code == 416 and error.headers.get("Content-Range") == "bytes */0":
-                return b"", 0  # an empty file has no range, and is refused as one
+                return b"", 0  # an empty file has no ranges; the parser refuses it as empty
             raise _unreadable(url, f"{error.code} {error.reason}") from error
         except (URLError, OSError) as error:
             raise _unreadable(url, str(getattr(error, "reason", error))) from error

@@ -1,9 +1,8 @@
-"""Compiled encoders, decoders and products: what the schemes' numpy code and bitsandbytes' layers compute, bit for bit.
+"""Encodes, decodes and multiplies with compiled code, bit for bit as the schemes' numpy code and bitsandbytes' layers.
 
-The module ``kernels`` is built when the package is installed, where there is a compiler. It is used on processors
-that have AVX2; ``available`` says whether it is here and may be, and ``AIBIT_NATIVE=0`` in the environment turns it
-off. Arrays must be contiguous, in the storage of ``DTYPES``; their sizes are checked, and ValueError raised. All
-functions release the GIL.
+The module ``kernels`` is built when the package is installed, if there is a compiler. It is used on processors with
+AVX2; ``available`` tells whether it can be used, and ``AIBIT_NATIVE=0`` in the environment turns it off. Arrays must be
+contiguous, in the storage of ``DTYPES``; an array of the wrong size raises ValueError. All functions release the GIL.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 try:
     from . import kernels as _compiled  # type: ignore[attr-defined]
-except ImportError:  # no compiler when this was installed, or no installation
+except ImportError:  # there was no compiler when this was installed, or it runs from a source tree
     _compiled = None
 
 kernels: Any = _compiled
@@ -27,31 +26,31 @@ def int8_rows(values: np.ndarray, dtype: str, codes: np.ndarray, absmax: np.ndar
     """Encode ``values`` [rows, columns] as ``schemes.int8`` does, into i8 [rows, columns] and f32 [rows].
 
     Returns:
-        False where a value is not finite, or not in float16; codes and scales are then incomplete.
+        False if a value is not finite, or not finite in float16; codes and scales are then incomplete.
     """
     return kernels.int8_rows(dtype, values, *values.shape, codes, absmax)
 
 
 def finite(values: np.ndarray, dtype: str) -> bool:
-    """Whether all of ``values``, which are f16, bf16 or f32, are finite."""
+    """Tell whether all ``values``, which are f16, bf16 or f32, are finite."""
     return kernels.finite(dtype, values, values.size)
 
 
 def four_bit_blocks(
     values: np.ndarray, dtype: str, bounds: np.ndarray, order: np.ndarray, codes: np.ndarray, absmax: np.ndarray
 ) -> bool:
-    """Encode ``values`` [blocks, size], a multiple of 32, as ``schemes.fourbit`` does.
+    """Encode ``values`` [blocks, size] as ``schemes.fourbit`` does.
 
     Args:
-        values: whole blocks.
+        values: whole blocks, their size a multiple of 32.
         dtype: of the values: f16, bf16 or f32.
         bounds: f32 [15], ascending.
         order: u8 [16], the code of each rank.
-        codes: u8 [blocks * size / 2], for the result.
-        absmax: f32 [blocks], for the result.
+        codes: u8 [blocks * size / 2], filled with the result.
+        absmax: f32 [blocks], filled with the result.
 
     Returns:
-        False where a value is not finite; codes and scales are then incomplete.
+        False if a value is not finite; codes and scales are then incomplete.
     """
     return kernels.four_bit_blocks(dtype, values, *values.shape, bounds, order, codes, absmax)
 
@@ -64,11 +63,11 @@ def four_bit_values(
 
     Args:
         codes: u8 [blocks * block_size / 2], the first of two elements in the high nibble.
-        dtype: what values are rounded to: f16, bf16 or f32.
+        dtype: to which values are rounded: f16, bf16 or f32.
         book: f32 [16].
         absmax: f32 [blocks].
         block_size: a multiple of 32.
-        out: [blocks * block_size], for the result: of that dtype, or f32.
+        out: [blocks * block_size], filled with the result, in that dtype or f32.
         threads, parallel: as for ``int8_product``.
     """
     kernels.four_bit_values(
@@ -77,14 +76,14 @@ def four_bit_values(
 
 
 def nested_scales(codes: np.ndarray, book: np.ndarray, absmax: np.ndarray, offset: float, out: np.ndarray) -> None:
-    """``out`` = book[code] * absmax + offset, as ``schemes.fourbit`` decodes nested scales.
+    """Decode nested scales as ``schemes.fourbit`` does: ``out`` = book[code] * absmax + offset.
 
     Args:
         codes: u8 [count].
         book: f32 [256].
         absmax: f32 [count / 256, rounded up].
-        offset: a float32.
-        out: f32 [count], for the result.
+        offset: rounded to float32.
+        out: f32 [count], filled with the result.
     """
     kernels.nested_scales(codes.size, codes, book, absmax, offset, out)
 
@@ -93,15 +92,15 @@ def four_bit_product(
     inputs: np.ndarray, codes: np.ndarray, book: np.ndarray, absmax: np.ndarray, block_size: int, out: np.ndarray,
     threads: int = 1, parallel: int = 0,
 ) -> None:  # fmt: skip
-    """``out`` f32 [rows, features] = inputs @ weight.T in float32, of a weight that nothing rounds: for few rows.
+    """Multiply inputs with a 4-bit weight in float32, without rounding decoded values; meant for few rows.
 
     Args:
         inputs: f32 [rows, columns].
         codes: u8 [features, columns / 2].
         book: f32 [16].
         absmax: f32 [features, columns / block_size].
-        block_size: a multiple of 32, of which columns are a multiple.
-        out: for the result.
+        block_size: a multiple of 32 that divides the columns.
+        out: f32 [rows, features], filled with inputs @ weight.T.
         threads, parallel: as for ``int8_product``.
     """
     kernels.four_bit_product(
@@ -110,7 +109,7 @@ def four_bit_product(
 
 
 def error_sums(values: np.ndarray, dtype: str, rows: range, decoded: np.ndarray) -> tuple[float, float, float]:
-    """Of ``decoded`` f32 [len(rows), columns] against these rows of ``values`` [rows, columns].
+    """Compare ``decoded`` f32 [len(rows), columns] with these rows of ``values`` [rows, columns].
 
     Returns:
         The sum of squared differences and that of squared values, added in float64, and the largest difference.
@@ -121,7 +120,7 @@ def error_sums(values: np.ndarray, dtype: str, rows: range, decoded: np.ndarray)
 def int8_error_sums(
     values: np.ndarray, dtype: str, step: int, codes: np.ndarray, scales: np.ndarray
 ) -> tuple[float, float, float]:
-    """The same of every ``step``-th row, against codes i8 [rows, columns] times scales f32 [rows]."""
+    """Compare every ``step``-th row with codes i8 [rows, columns] times scales f32 [rows]; see ``error_sums``."""
     return kernels.int8_error_sums(dtype, values, *values.shape, step, codes, scales)
 
 
@@ -129,21 +128,21 @@ def int8_product(
     inputs: np.ndarray, row_scales: np.ndarray, codes: np.ndarray, scales: np.ndarray, factor: float,
     bias: np.ndarray | None, out: np.ndarray, dtype: str, threads: int = 1, parallel: int = 0,
 ) -> None:  # fmt: skip
-    """``out`` [rows, features] = (inputs @ codes.T) * (row_scales[:, None] * scales) * factor + bias.
+    """Compute ``out`` [rows, features] = (inputs @ codes.T) * (row_scales[:, None] * scales) * factor + bias.
 
     Sums are exact; the rest are float32 operations in this order, as in bitsandbytes' ``int8_mm_dequant``.
 
     Args:
-        inputs: i16 [rows, columns filled up with zeros to a multiple of 16], of values from -128 to 127.
+        inputs: i16 [rows, columns padded with zeros to a multiple of 16], of values from -128 to 127.
         row_scales: f32 [rows].
         codes: i8 [features, columns].
         scales: f32 [features].
-        factor: what every product is multiplied by.
-        bias: f32 [features].
-        out: for the result.
-        dtype: of the result, which it is rounded to: f16, bf16 or f32.
-        threads: how many to use.
-        parallel: the address of ``GOMP_parallel`` in an OpenMP runtime, whose threads they are; 0: this thread alone.
+        factor: by which every product is multiplied.
+        bias: f32 [features], or None.
+        out: filled with the result.
+        dtype: to which the result is rounded: f16, bf16 or f32.
+        threads: the number of threads to use.
+        parallel: the address of ``GOMP_parallel`` in the OpenMP runtime that owns the threads; 0: this thread alone.
     """
     features, columns = codes.shape
     kernels.int8_product(
@@ -155,16 +154,16 @@ def int8_linear(
     inputs: np.ndarray, dtype: str, threshold: float, codes: np.ndarray, scales: np.ndarray, factor: float,
     bias: np.ndarray | None, out: np.ndarray, threads: int = 1, parallel: int = 0,
 ) -> bool:  # fmt: skip
-    """``int8_product`` of inputs that are quantized first, as bitsandbytes' ``int8_vectorwise_quant`` does it.
+    """Quantize inputs as bitsandbytes' ``int8_vectorwise_quant`` does, then compute ``int8_product``.
 
     Args:
         inputs: [rows, columns].
         dtype: of inputs and result: f16, bf16 or f32.
-        threshold: what the magnitudes of all inputs are to be below.
+        threshold: the magnitudes of all inputs must be below it.
         codes, scales, factor, bias, out, threads, parallel: as for ``int8_product``.
 
     Returns:
-        False where a magnitude is not below the threshold, or no number; there is no result then.
+        False if a magnitude is not below the threshold, or NaN; there is no result then.
     """
     return kernels.int8_linear(
         dtype, *inputs.shape, len(codes), inputs, codes, scales, factor, bias, out, threads, parallel, threshold
@@ -175,7 +174,7 @@ def float_linear(
     inputs: np.ndarray, dtype: str, codes: np.ndarray, scales: np.ndarray, factor: float, bias: np.ndarray | None,
     out: np.ndarray, threads: int = 1, parallel: int = 0,
 ) -> None:  # fmt: skip
-    """``out`` [rows, features] = (inputs @ codes.T) * scales * factor + bias, in float32, then rounded: for few rows.
+    """Compute (inputs @ codes.T) * scales * factor + bias, in float32 and then rounded; meant for few rows.
 
     Args:
         inputs: [rows, columns].
@@ -186,5 +185,5 @@ def float_linear(
 
 
 def leaf_digests(data: np.ndarray, size: int, digests: np.ndarray) -> None:
-    """xxh3_64 of each ``size`` bytes, 241 or more, of u8 ``data``, into u64 ``digests``."""
+    """Fill u64 ``digests`` with the xxh3_64 of each ``size`` bytes, 241 or more, of u8 ``data``."""
     kernels.leaf_digests(data, len(digests), size, digests)

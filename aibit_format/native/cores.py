@@ -1,4 +1,4 @@
-"""Counts the cores that this process may use: those it is bound to, and no more than its control groups grant."""
+"""Counts the cores that this process may use: those it is bound to, up to the limit of its control groups."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _MOUNTED = "/sys/fs/cgroup"
 
 
 def usable_cores() -> int:
-    """Return how many threads of this process can run at once, at least one.
+    """Return how many threads of this process can run at once; at least one.
 
-    ``os.cpu_count`` says how many cores the machine has. A container, ``taskset`` or ``PYTHON_CPU_COUNT`` may leave
-    fewer to this process, and threads beyond those only wait for each other.
+    ``os.cpu_count`` counts the cores of the machine. A container, ``taskset`` or ``PYTHON_CPU_COUNT`` may leave fewer
+    to this process, and more threads than that would only wait for each other.
     """
     return max(1, min(_bound(), _granted()))
 
@@ -30,7 +30,7 @@ def _bound() -> int:
 
 @cache
 def _granted() -> int:
-    """Return the cores that fill the quota of the process's control groups, rounded up; many where there is none."""
+    """Return the quota of the process's control groups in cores, rounded up; a large number if there is none."""
     quotas = [-(-quota // period) for quota, period in _quotas() if quota > 0 and period > 0]
     return min(quotas, default=1 << 20)
 
@@ -42,7 +42,7 @@ def _quotas() -> Iterator[tuple[int, int]]:
         controllers, _, group = rest.partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # A limit of any group above holds too. Inside a container, the path may be one that only the host can see.
+        # The limits of all parent groups hold too. In a container, the path may be one that only the host can see.
         parts = [part for part in group.split("/") if part not in ("", "..")]
         for depth in range(len(parts) + 1):
             folder = os.path.join(_MOUNTED, controllers, *parts[:depth])

@@ -1,14 +1,14 @@
-/* Decoders of 4-bit codes, for AVX2. A value is one of 16 of a codebook times the scale of its block, one float32
+/* Decodes 4-bit codes, with AVX2. A value is one of the 16 in a codebook times the scale of its block, a single float32
  * multiplication as in schemes/fourbit.py and in bitsandbytes, so results are equal bit for bit.
  *
- * A block has at most 16 different values. They are multiplied, and rounded, once for the block; its elements are then
- * looked up.
+ * A block has at most 16 distinct values. They are multiplied, and rounded, once per block; its elements are then looked
+ * up.
  */
 #pragma once
 #include "shares.h"
 #include "vectors.h"
 
-/* The 16 values of a block's codes: two vectors of eight, picked by the highest bit of a code. */
+/* The 16 values of a block's codes: two vectors of eight, selected by the highest bit of a code. */
 typedef struct {
     __m256 low, high;
 } Values;
@@ -20,19 +20,19 @@ INLINE Values values_of(const float *book, float scale, Source to)
                     rounded(to, _mm256_mul_ps(_mm256_loadu_ps(book + 8), all))};
 }
 
-/* The values of eight codes in four bytes. */
+/* Looks up the values of eight codes in four bytes. */
 INLINE __m256 looked_up(const uint8_t *codes, const Values *values)
 {
     int32_t four;
     memcpy(&four, codes, 4);
-    /* Of every byte the high nibble comes first. What lies above a code's bits does not matter below. */
+    /* The high nibble of each byte comes first. Bits above a code's own are ignored below. */
     __m256i each = _mm256_srlv_epi32(_mm256_set1_epi32(four), _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24));
     __m256 highest = _mm256_castsi256_ps(_mm256_slli_epi32(each, 28));
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(values->low, each), _mm256_permutevar8x32_ps(values->high, each),
                             highest);
 }
 
-/* The upper and the lower bytes of 16 values of 16 bits, for both halves of a vector of bytes. */
+/* The lower and the upper bytes of 16 values of 16 bits, repeated in both halves of a vector. */
 typedef struct {
     __m256i lower, upper;
 } Halves;
@@ -46,7 +46,7 @@ INLINE Halves halves_of(const Values *values, Source to)
         _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_srli_epi16(low, 8), _mm_srli_epi16(high, 8)))};
 }
 
-/* The values, of 16 bits, of 32 codes in 16 bytes. */
+/* Looks up the 16-bit values of 32 codes in 16 bytes. */
 INLINE void look_up_halves(const uint8_t *codes, const Halves *halves, uint16_t *out)
 {
     __m128i bytes = _mm_loadu_si128((const __m128i *)codes), nibble = _mm_set1_epi8(15);
@@ -62,7 +62,7 @@ typedef struct {
     const uint8_t *codes;
     size_t blocks, size;
     const float *book, *absmax; /* [16] and [blocks] */
-    Source to, stored;          /* what values are rounded to, and the dtype that holds them: the same, or F32 */
+    Source to, stored;          /* the dtype values are rounded to, and the one that holds them: the same, or F32 */
     void *out;
 } Decoding;
 
@@ -104,7 +104,7 @@ static void decode_four_bit(const Decoding *all, unsigned threads, Parallel para
     in_shares(decode_share, all, all->blocks, (1 << 16) / all->size + 1, threads, parallel);
 }
 
-/* Scales that are stored in 8 bits: f32 [count], of codes u8 [count] and a scale f32 for each 256 of them. */
+/* Decodes scales that are stored in 8 bits: f32 [count], from codes u8 [count] and an f32 scale for each 256 of them. */
 static void decode_scales(const uint8_t *codes, size_t count, const float *book, const float *absmax, float offset,
                           float *out)
 {

@@ -1,5 +1,5 @@
-/* Encoders of one pass, for AVX2: a row, or a block, is read for its largest magnitude, and again, out of the cache of
- * its core, for its codes.
+/* Encodes in one pass over memory, with AVX2: a row, or a block, is read for its largest magnitude, and again, from the
+ * core's cache, for its codes.
  *
  * The float operations are those of schemes/int8.py and schemes/fourbit.py, in the same order, so the results are equal
  * bit for bit. They must not be contracted: compile with -ffp-contract=off.
@@ -8,7 +8,7 @@
 
 #define STEP 32 /* elements that become one vector of bytes */
 
-/* Four vectors of 32-bit whole numbers, each within a byte, as 32 bytes in order. */
+/* Narrows four vectors of 32-bit integers, each within the range of a byte, to 32 bytes in order. */
 INLINE __m256i narrowed(__m256i a, __m256i b, __m256i c, __m256i d)
 {
     __m256i mixed = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
@@ -37,7 +37,7 @@ INLINE int int8_rows_of(Source source, const char *values, size_t rows, size_t c
 {
     size_t whole = columns / STEP * STEP, rest = columns - whole;
     for (size_t row = 0; row < rows; row++, values += columns * width(source), codes += columns) {
-        char last[STEP * 4] = {0}; /* the end of a row, filled up with zeros */
+        char last[STEP * 4] = {0}; /* the end of a row, padded with zeros */
         memcpy(last, values + whole * width(source), rest * width(source));
         __m256i top = int8_top(source, last, 0, _mm256_setzero_si256());
         for (size_t i = 0; i < whole; i += STEP)
@@ -57,7 +57,7 @@ INLINE int int8_rows_of(Source source, const char *values, size_t rows, size_t c
     return 1;
 }
 
-/* schemes.int8: codes i8 [rows, columns] and absmax f32 [rows]; 0 if a value is not finite in float16. */
+/* Encodes like schemes.int8: codes i8 [rows, columns], absmax f32 [rows]; 0 if a value is not finite in float16. */
 VECTORS static int encode_int8(Source source, const void *values, size_t rows, size_t columns, int8_t *codes,
                                float *absmax)
 {
@@ -68,7 +68,7 @@ VECTORS static int encode_int8(Source source, const void *values, size_t rows, s
     return int8_rows_of(F32, values, rows, columns, codes, absmax);
 }
 
-/* Whether no value is infinite or not a number, which both have an exponent of ones. */
+/* Tells whether no value is infinite or NaN, both of which have an exponent of ones. */
 VECTORS static int all_finite(Source source, const char *values, size_t count)
 {
     static const uint32_t infinities[] = {[F16] = 0x7c007c00, [BF16] = 0x7f807f80, [F32] = 0x7f800000};
@@ -87,7 +87,8 @@ VECTORS static int all_finite(Source source, const char *values, size_t count)
     return _mm256_testz_si256(found, found);
 }
 
-/* How many of 15 ascending bounds lie strictly below a value, by halves: bounds 7, then 3 or 11, and so on. */
+/* Bounds for a binary search that counts how many of 15 ascending ones lie strictly below a value: first 7, then 3 or
+ * 11, and so on. */
 typedef struct {
     __m256 levels[4];
 } Bounds;
@@ -134,7 +135,7 @@ INLINE int four_bit_of(Source source, const char *values, size_t blocks, size_t 
             for (int k = 0; k < 4; k++)
                 ranks[k] = rank(_mm256_mul_ps(load(source, values, i + 8 * k), scale), &levels);
             __m256i bytes = _mm256_shuffle_epi8(in_order, narrowed(ranks[0], ranks[1], ranks[2], ranks[3]));
-            /* Two neighbours as one byte: 16 times the first, and the second. */
+            /* Packs two neighbours into one byte: 16 times the first, plus the second. */
             __m256i pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x0110));
             pairs = _mm256_permute4x64_epi64(_mm256_packus_epi16(pairs, pairs), 0x08);
             _mm_storeu_si128((__m128i *)(codes + i / 2), _mm256_castsi256_si128(pairs));
@@ -143,7 +144,7 @@ INLINE int four_bit_of(Source source, const char *values, size_t blocks, size_t 
     return 1;
 }
 
-/* schemes.fourbit, whole blocks: codes u8 [blocks * size / 2] and absmax f32 [blocks]; 0 if a value is not finite. */
+/* Encodes whole blocks like schemes.fourbit: codes u8 [blocks * size / 2], absmax f32 [blocks]; 0 if not all finite. */
 VECTORS static int encode_four_bit(Source source, const void *values, size_t blocks, size_t size, const float *bounds,
                                    const uint8_t *order, uint8_t *codes, float *absmax)
 {

@@ -1,6 +1,6 @@
-/* How far decoded values are from their source's, for AVX2: the operations of measure.py, in one pass.
+/* Measures how far decoded values are from those of their source, with AVX2: convert/error.py in one pass.
  *
- * Differences are float32's; their squares are added in float64, of which any order gives the same six digits.
+ * Differences are float32; their squares are added in float64, where any order gives the same six digits.
  */
 #include "vectors.h"
 
@@ -8,7 +8,7 @@ typedef struct {
     double noise, signal, largest;
 } ErrorSums;
 
-/* Of eight lanes each. */
+/* Sums in eight lanes each. */
 typedef struct {
     __m256d noise[2], signal[2];
     __m256 largest;
@@ -45,10 +45,10 @@ INLINE ErrorSums sums_of(const Lanes *lanes)
     return (ErrorSums){sum_of(lanes->noise), sum_of(lanes->signal), largest};
 }
 
-/* Decoded f32 [columns] against one row of the source. */
+/* Compares decoded f32 [columns] with one row of the source. */
 INLINE void add_row(Lanes *lanes, Source source, const char *values, size_t columns, const float *decoded)
 {
-    char end[8 * 4] = {0}; /* the end of a row, filled up with zeros */
+    char end[8 * 4] = {0}; /* the end of a row, padded with zeros */
     float end_decoded[8] = {0};
     size_t whole = columns / 8 * 8, rest = columns - whole;
     for (size_t i = 0; i < whole; i += 8)
@@ -58,7 +58,7 @@ INLINE void add_row(Lanes *lanes, Source source, const char *values, size_t colu
     add_eight(lanes, load(source, end, 0), _mm256_loadu_ps(end_decoded));
 }
 
-/* Codes i8 [columns] that stand for code * scale, against one row of the source. */
+/* Compares codes i8 [columns], which stand for code * scale, with one row of the source. */
 INLINE void add_int8_row(Lanes *lanes, Source source, const char *values, size_t columns, const int8_t *codes,
                          float scale)
 {
@@ -72,7 +72,7 @@ INLINE void add_int8_row(Lanes *lanes, Source source, const char *values, size_t
     add_eight(lanes, load(source, end, 0), _mm256_mul_ps(load_codes(end_codes), _mm256_set1_ps(scale)));
 }
 
-/* Decoded f32 [rows, columns] against rows of the source that are ``stride`` bytes apart. */
+/* Compares decoded f32 [rows, columns] with rows of the source that are ``stride`` bytes apart. */
 VECTORS static ErrorSums decoded_errors(Source source, const char *values, size_t rows, size_t columns, size_t stride,
                                         const float *decoded)
 {
@@ -86,7 +86,7 @@ VECTORS static ErrorSums decoded_errors(Source source, const char *values, size_
     return sums_of(&lanes);
 }
 
-/* Every ``step``-th row of codes i8 [rows, columns] with a scale a row, against the same rows of the source. */
+/* Compares every ``step``-th row of codes i8 [rows, columns], one scale per row, with the same rows of the source. */
 VECTORS static ErrorSums int8_errors(Source source, const char *values, size_t rows, size_t columns, size_t step,
                                      const int8_t *codes, const float *scales)
 {

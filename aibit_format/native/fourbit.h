@@ -1,8 +1,8 @@
-/* Products of few rows with 4-bit weights, for AVX2: codes are decoded in registers, and multiplied there.
+/* Multiplies few rows with 4-bit weights, with AVX2: codes are decoded in registers, and multiplied there.
  *
- * The float32 value of a code is put together of its four bytes, each looked up in a table of 16, for 32 codes at once;
- * that is half as long as looking up eight values at a time. Values are multiplied and added as they are in the codebook,
- * and the sums of a block by its scale. Nothing is rounded to the dtype of the inputs.
+ * The float32 value of a code is assembled from its four bytes, each looked up in a table of 16, for 32 codes at once;
+ * that takes half as long as looking up eight values at a time. The codebook's values are multiplied with the inputs and
+ * added, and the sum of each block is multiplied by its scale. Nothing is rounded to the dtype of the inputs.
  */
 #pragma once
 #include "shares.h"
@@ -10,14 +10,14 @@
 
 enum {
     ROWS = 4,   /* of the input, multiplied at once */
-    CHUNK = 64, /* codes that are decoded at once */
+    CHUNK = 64, /* codes decoded at once */
 };
 
 typedef struct {
     const float *input; /* [rows, chunks * CHUNK], as ``arrange`` makes it */
     size_t rows, columns;
     const uint8_t *codes; /* [out_features, columns / 2] */
-    size_t size;          /* of a block, a multiple of 32 of which columns are a multiple */
+    size_t size;          /* of a block: a multiple of 32 that divides the columns */
     const float *book, *absmax;
     float *out; /* [rows, out_features] */
     size_t out_features;
@@ -28,8 +28,8 @@ static size_t chunks_of(size_t columns)
     return (columns + CHUNK - 1) / CHUNK;
 }
 
-/* Inputs f32 [rows, columns] in the order in which values come out of ``values_at``: of a chunk's 32 bytes first all upper
- * halves and then all lower ones, four of the first 16 bytes beside four of the others. Zeros behind the last column. */
+/* Arranges inputs f32 [rows, columns] in the order in which ``values_at`` returns values: first the upper nibbles of a
+ * chunk's 32 bytes and then the lower ones, four of the first 16 bytes next to four of the others. Pads with zeros. */
 static void arrange(const float *input, size_t rows, size_t columns, float *arranged)
 {
     for (size_t row = 0; row < rows; row++, input += columns)
@@ -40,7 +40,7 @@ static void arrange(const float *input, size_t rows, size_t columns, float *arra
             }
 }
 
-/* A codebook's four bytes, 16 of each in both halves of a vector. */
+/* The four bytes of each of a codebook's 16 values, one vector per byte, with the 16 in both of its halves. */
 typedef struct {
     __m256i bytes[4];
 } Tables;
@@ -57,7 +57,7 @@ INLINE Tables tables_of(const float *book)
     return tables;
 }
 
-/* The values of 32 codes, each in a byte. */
+/* Looks up the values of 32 codes, each in a byte. */
 INLINE void values_at(const Tables *tables, __m256i codes, __m256 values[4])
 {
     __m256i bytes[4];
@@ -72,14 +72,14 @@ INLINE void values_at(const Tables *tables, __m256i codes, __m256 values[4])
     values[3] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low, high));
 }
 
-/* Eight sums of two products each. */
+/* Computes eight sums of two products each. */
 INLINE __m256 pair(const float *input, const __m256 values[2])
 {
     __m256 first = _mm256_mul_ps(_mm256_loadu_ps(input), values[0]);
     return _mm256_fmadd_ps(_mm256_loadu_ps(input + 8), values[1], first);
 }
 
-/* ``rows`` of the input, from ``top`` on, times one row of the weight. */
+/* Multiplies ``rows`` of the input, from ``top`` on, with one row of the weight. */
 INLINE void multiply_row(const FourBitProduct *product, const Tables *tables, size_t top, int rows, size_t feature)
 {
     size_t columns = product->columns, stride = chunks_of(columns) * CHUNK;

@@ -1,8 +1,8 @@
-/* xxh3_64 of whole leaves, for AVX2: many of them without going back to the interpreter, for whose lock threads that
- * hash one leaf at a time wait.
+/* Computes the xxh3_64 of whole leaves, with AVX2: many in one call, because threads that hash one leaf at a time wait
+ * for the interpreter's lock in between.
  *
- * Our own code, from the description that xxHash publishes (doc/xxhash_spec.md, Yann Collet): seed 0, the default
- * secret, and only what more than 240 bytes go through.
+ * Our own code, written from xxHash's published description (doc/xxhash_spec.md, Yann Collet): seed 0, the default
+ * secret, and only the algorithm for more than 240 bytes.
  */
 #pragma once
 #include "vectors.h"
@@ -43,7 +43,7 @@ INLINE __m256i high_halves(__m256i values)
     return _mm256_srli_epi64(values, 32);
 }
 
-/* Half a stripe: each value to its neighbour's lane, and to its own the product of its halves, keyed. */
+/* Mixes in half a stripe: adds each value to its neighbour's lane, and the product of its keyed halves to its own. */
 INLINE __m256i mixed_in(__m256i lanes, const uint8_t *p, const uint8_t *key)
 {
     __m256i value = bytes_at(p), keyed = _mm256_xor_si256(value, bytes_at(key));
@@ -51,7 +51,7 @@ INLINE __m256i mixed_in(__m256i lanes, const uint8_t *p, const uint8_t *key)
     return _mm256_add_epi64(lanes, _mm256_mul_epu32(keyed, high_halves(keyed)));
 }
 
-/* At the end of a block: (lane ^ lane >> 47 ^ key) * P32_1. */
+/* Scrambles the lanes at the end of a block: (lane ^ lane >> 47 ^ key) * P32_1. */
 INLINE __m256i scrambled(__m256i lanes, const uint8_t *key)
 {
     const __m256i prime = _mm256_set1_epi64x(P32_1);
@@ -78,7 +78,7 @@ static uint64_t merged(const uint64_t lanes[8], uint64_t hash)
     return hash ^ hash >> 32;
 }
 
-/* Of ``size`` bytes, SHORTEST or more. */
+/* Returns the xxh3_64 of ``size`` bytes, SHORTEST or more. */
 INLINE uint64_t leaf_digest(const uint8_t *p, size_t size)
 {
     __m256i low = _mm256_setr_epi64x(P32_3, P64_1, P64_2, P64_3), high = _mm256_setr_epi64x(P64_4, P32_2, P64_5, P32_1);
@@ -100,7 +100,7 @@ INLINE uint64_t leaf_digest(const uint8_t *p, size_t size)
     return merged(lanes, size * P64_1);
 }
 
-/* Of ``count`` leaves of ``size`` bytes that follow each other. */
+/* Computes the digests of ``count`` consecutive leaves of ``size`` bytes each. */
 VECTORS static void leaf_digests_of(const uint8_t *data, size_t count, size_t size, uint64_t *digests)
 {
     for (size_t i = 0; i < count; i++)

@@ -1,9 +1,9 @@
-/* The door from Python: arguments in, sizes checked, the interpreter's lock released, one function of vectors called.
+/* Defines the Python module: parses arguments, checks sizes, releases the interpreter's lock and calls a function.
  *
- * Everything here is written for one kind of processor, x86-64 with AVX2, FMA and F16C (any since 2013), by a compiler
- * that can be told so function by function, GCC or Clang. Elsewhere the module can be imported and supported() is false.
- * The rest of the package then does the same with numpy and torch, more slowly; that code also says what is right here,
- * bit for bit.
+ * Everything here is written for x86-64 with AVX2, FMA and F16C (any processor since 2013), and for compilers that accept
+ * such targets per function, GCC and Clang. Elsewhere the module can be imported, but supported() is false. The rest of
+ * the package then computes the same with numpy and torch, more slowly; that code also defines what is correct here, bit
+ * for bit.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -38,7 +38,7 @@ static PyObject *supported(PyObject *self, PyObject *none)
 
 enum { MOST_BUFFERS = 6 };
 
-/* Buffers of one call, and whether each is as long as the call takes it to be. */
+/* The buffers of one call, each checked to be as long as the call takes it to be. */
 typedef struct {
     Py_buffer views[MOST_BUFFERS];
     int count;
@@ -50,7 +50,7 @@ static void release(Buffers *buffers)
         PyBuffer_Release(&buffers->views[--buffers->count]);
 }
 
-/* The memory of a contiguous array of exactly so many bytes; NULL, with a Python error, for any other. */
+/* Returns the memory of a contiguous array of exactly ``bytes`` bytes; NULL, with a Python error, for any other. */
 static void *memory(Buffers *buffers, PyObject *array, Py_ssize_t bytes, int writable)
 {
     Py_buffer *view = &buffers->views[buffers->count];
@@ -61,7 +61,7 @@ static void *memory(Buffers *buffers, PyObject *array, Py_ssize_t bytes, int wri
         PyErr_Format(PyExc_ValueError, "an array of %zd bytes, where %zd belong", view->len, bytes);
         return NULL;
     }
-    return view->buf ? view->buf : (void *)buffers; /* of no bytes: anything but NULL */
+    return view->buf ? view->buf : (void *)buffers; /* for no bytes, anything but NULL will do */
 }
 
 static int source_type(const char *name, Source *source)
@@ -297,7 +297,7 @@ static PyObject *int8_error_sums(PyObject *self, PyObject *args)
     return result;
 }
 
-/* The output of a product: scales, bias, and where results go, in the dtype ``to``. */
+/* Fills in the output of a product: scales, bias, and memory for results in the dtype ``to``. */
 static int output_of(Buffers *buffers, PyObject *scale_array, PyObject *bias_array, PyObject *out_array,
                      Py_ssize_t rows, Output *output)
 {
@@ -337,7 +337,7 @@ static PyObject *int8_product(PyObject *self, PyObject *args)
     return result;
 }
 
-/* A call of a layer: inputs of the output's dtype, which are brought into the form that a product takes them in. */
+/* A call of a layer: inputs in the output's dtype, to be converted to the form that a product takes. */
 typedef struct {
     Buffers buffers;
     Py_ssize_t rows, columns;
@@ -349,7 +349,7 @@ typedef struct {
     Parallel parallel;
 } Layer;
 
-/* Its arguments; 0, with a Python error, if they do not fit. The buffers are to be released in any case. */
+/* Parses a layer's arguments; 0, with a Python error, if they do not fit. The caller releases the buffers in any case. */
 static int layer_of(PyObject *args, Layer *layer)
 {
     const char *dtype;

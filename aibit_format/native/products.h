@@ -1,18 +1,18 @@
-/* Products of matrices of 8-bit whole numbers, for AVX2: exact sums in 32 bits, scaled in float32 as LLM.int8 does.
+/* Multiplies matrices of 8-bit integers, with AVX2: exact sums in 32 bits, scaled in float32 as LLM.int8 does.
  *
  * Codes are widened to 16 bits, a block of the weight at a time, because AVX2 multiplies and adds pairs of those without
- * loss (vpmaddwd): twice as many products in a cycle as of float32. A block stays in the first-level cache while all
- * rows of the input pass by; rows and columns that are missing at the ends are zeros.
+ * loss (vpmaddwd): twice as many products per cycle as in float32. A block stays in the first-level cache while all rows
+ * of the input are multiplied with it; rows and columns missing at the ends are zeros.
  */
 #include "shares.h"
 #include "vectors.h"
 
 enum {
     DEPTH = 512,  /* columns of a block */
-    PITCH = 528,  /* numbers from one of its rows to the next: not a power of two, which would share cache lines' sets */
+    PITCH = 528,  /* numbers from one of its rows to the next: not a power of two, as rows would share cache sets */
     WIDE = 16,    /* rows of the weight in a block: 16 KiB of 16-bit numbers */
-    TALL = 2,     /* rows of the input that are multiplied at once, by ... */
-    LANES = 4,    /* ... so many rows of the weight */
+    TALL = 2,     /* rows of the input multiplied at once, with ... */
+    LANES = 4,    /* ... this many rows of the weight */
     MOST = 192,   /* rows of the input for which sums are kept */
 };
 
@@ -24,12 +24,12 @@ INLINE void store_codes(Source source, const void *values, size_t i, __m256 scal
     _mm256_storeu_si256((__m256i *)codes, _mm256_permute4x64_epi64(mixed, 0xd8));
 }
 
-/* Inputs in 8 bits, as bitsandbytes' int8_vectorwise_quant makes them of values that went through float16, stored in 16
- * bits. 0 if a magnitude is not below the threshold: then columns are to be kept aside, or something is not finite. */
+/* Quantizes a row of inputs to 8 bits, stored in 16, as bitsandbytes' int8_vectorwise_quant does with values rounded to
+ * float16. 0 if a magnitude is not below the threshold: there are outlier columns, or a value is not finite. */
 INLINE int quantize_row(Source source, const char *values, size_t columns, float threshold, int16_t *codes,
                         float *absmax)
 {
-    char end[16 * 4] = {0}; /* the end of the row, filled up with zeros */
+    char end[16 * 4] = {0}; /* the end of the row, padded with zeros */
     size_t whole = columns / 16 * 16, rest = columns - whole;
     memcpy(end, values + whole * width(source), rest * width(source));
     __m256i top = half_top(source, end, 0, half_top(source, end, 8, _mm256_setzero_si256()));
@@ -39,7 +39,7 @@ INLINE int quantize_row(Source source, const char *values, size_t columns, float
     if (!(largest < threshold))
         return 0;
     *absmax = largest;
-    __m256 scale = _mm256_set1_ps(largest > 0 ? 1.0f / largest * 127.0f : 0); /* torch divides a number so */
+    __m256 scale = _mm256_set1_ps(largest > 0 ? 1.0f / largest * 127.0f : 0); /* torch divides a number by a tensor like this */
     for (size_t i = 0; i < whole; i += 16)
         store_codes(source, values, i, scale, codes + i);
     if (rest)
@@ -47,7 +47,7 @@ INLINE int quantize_row(Source source, const char *values, size_t columns, float
     return 1;
 }
 
-/* i16 [rows, columns filled up with zeros to a multiple of 16] and f32 [rows]. */
+/* Quantizes inputs to i16 [rows, columns padded with zeros to a multiple of 16] and f32 [rows]. */
 VECTORS static int quantize_inputs(Source source, const char *values, size_t rows, size_t columns, float threshold,
                                    int16_t *codes, float *absmax)
 {
@@ -74,14 +74,14 @@ INLINE void widen(const int8_t *codes, size_t count, int16_t *wide)
         wide[i] = i < count ? codes[i] : 0;
 }
 
-/* Sums of the lanes of four vectors. */
+/* Adds up the lanes of each of four vectors. */
 INLINE __m128i four_sums(const __m256i v[LANES])
 {
     __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
     return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 
-/* ``rows`` of the input, ``stride`` numbers apart, times four rows of a block, over ``depth`` columns. */
+/* Multiplies ``rows`` of the input, ``stride`` numbers apart, with four rows of a block, over ``depth`` columns. */
 INLINE void multiply(int rows, const int16_t *input, size_t stride, int16_t block[LANES][PITCH], size_t depth,
                      int32_t (*sums)[WIDE])
 {
@@ -106,7 +106,7 @@ INLINE void multiply(int rows, const int16_t *input, size_t stride, int16_t bloc
     }
 }
 
-/* ``rows`` of the input times one block of the weight. */
+/* Multiplies ``rows`` of the input with one block of the weight. */
 INLINE void multiply_block(const int16_t *input, size_t rows, size_t stride, int16_t block[WIDE][PITCH], size_t depth,
                            Sums sums)
 {
@@ -121,7 +121,7 @@ INLINE void multiply_block(const int16_t *input, size_t rows, size_t stride, int
         }
 }
 
-/* What becomes of sums: each times a scale of its column of the output, and a bias, if there is one, is added. */
+/* How sums become results: each is multiplied by the scale of its output column, and a bias, if there is one, added. */
 typedef struct {
     const float *scales; /* [out_features] */
     const float *bias;   /* [out_features], or NULL */
@@ -131,7 +131,7 @@ typedef struct {
     size_t out_features;
 } Output;
 
-/* Up to eight sums of one row times ``scales`` and the factor, from output feature ``feature`` on. */
+/* Writes up to eight sums of one row times ``scales`` and the factor, from output feature ``feature`` on. */
 INLINE void put(Source to, const Output *output, size_t row, size_t feature, size_t count, __m256 sums, __m256 scales)
 {
     __m256 values = _mm256_mul_ps(_mm256_mul_ps(sums, scales), _mm256_set1_ps(output->factor));
@@ -141,15 +141,15 @@ INLINE void put(Source to, const Output *output, size_t row, size_t feature, siz
 }
 
 typedef struct {
-    const int16_t *input; /* widened, [rows, stride]: rows are filled up with zeros to a multiple of 16 */
+    const int16_t *input; /* widened, [rows, stride]: rows are padded with zeros to a multiple of 16 */
     size_t rows, stride, columns;
     const float *row_scales; /* [rows] */
     const int8_t *codes;     /* [out_features, columns] */
     Output output;
 } Product;
 
-/* Sums of ``rows`` rows of the input, from ``top`` on: times the scales of row and column, as bitsandbytes does it, whose
- * operations these are in their order. */
+/* Writes the sums of ``rows`` rows of the input, from ``top`` on, times the scales of row and column: the operations of
+ * bitsandbytes in its order. */
 INLINE void put_sums(Source to, const Product *product, size_t top, size_t rows, size_t feature, size_t count, Sums sums)
 {
     const Output *output = &product->output;
@@ -162,7 +162,7 @@ INLINE void put_sums(Source to, const Product *product, size_t top, size_t rows,
         }
 }
 
-/* One or two rows of the input, from column ``k`` on, times 16 codes. */
+/* Multiplies one or two rows of the input, from column ``k`` on, with 16 codes. */
 INLINE void add_products(int rows, const Product *product, size_t k, const int8_t *codes, int lane,
                          __m256i added[TALL][LANES])
 {
@@ -174,10 +174,10 @@ INLINE void add_products(int rows, const Product *product, size_t k, const int8_
     }
 }
 
-/* Sums of one or two rows of the input and one of the weight.
+/* Computes the sums of one or two rows of the input and one of the weight.
  *
- * The weight is read from memory once, in one stream: several rows side by side bring two thirds as many bytes a second.
- * The processor's own reading ahead ends where a page does; this one goes on to the next row. */
+ * The weight is read from memory once, in one stream: reading several rows side by side reaches two thirds of its speed.
+ * The processor's own prefetching stops at the end of a page; this one goes on to the next row. */
 INLINE void multiply_few(int rows, const Product *product, size_t feature, size_t place, Sums sums)
 {
     const int8_t *codes = product->codes + feature * product->columns;
@@ -204,7 +204,7 @@ INLINE void multiply_few(int rows, const Product *product, size_t feature, size_
     }
 }
 
-/* Sums of ``rows`` of the input from ``top`` on and ``count`` rows of the weight. */
+/* Computes the sums of ``rows`` of the input, from ``top`` on, and ``count`` rows of the weight. */
 INLINE void multiply_many(const Product *product, size_t top, size_t rows, size_t feature, size_t count, Sums sums)
 {
     int16_t block[WIDE][PITCH];
@@ -238,7 +238,7 @@ INLINE void multiply_features_to(Source to, const Product *product, size_t first
     }
 }
 
-/* Output features ``first`` to ``last`` of a product. */
+/* Computes output features ``first`` to ``last`` of a product. */
 VECTORS static void multiply_features(const void *argument, size_t first, size_t last)
 {
     const Product *product = argument;
@@ -249,15 +249,15 @@ VECTORS static void multiply_features(const void *argument, size_t first, size_t
     }
 }
 
-/* Float inputs times codes as they are, and then the codes' scales. */
+/* A product of float inputs with unscaled codes, whose scales are applied afterwards. */
 typedef struct {
-    const float *input; /* [rows, stride]: rows are filled up with zeros to a multiple of 8 */
+    const float *input; /* [rows, stride]: rows are padded with zeros to a multiple of 8 */
     size_t rows, stride, columns;
     const int8_t *codes; /* [out_features, columns] */
     Output output;
 } FloatProduct;
 
-/* Inputs of any dtype as a product takes them. */
+/* Widens inputs of any dtype to the float32 that a product takes. */
 VECTORS static void widen_inputs(Source source, const char *values, size_t rows, size_t columns, float *wide)
 {
     for (; rows; rows--, values += columns * width(source), wide += (columns + 7) / 8 * 8) {
@@ -271,7 +271,7 @@ VECTORS static void widen_inputs(Source source, const char *values, size_t rows,
     }
 }
 
-/* One or two rows of the input, from column ``k`` of row ``top`` on, times 8 codes. */
+/* Multiplies one or two rows of the input, from column ``k`` of row ``top`` on, with 8 codes. */
 INLINE void add_float_products(int rows, const FloatProduct *product, size_t top, size_t k, const int8_t *codes,
                                int lane, __m256 added[TALL][LANES])
 {
@@ -283,7 +283,7 @@ INLINE void add_float_products(int rows, const FloatProduct *product, size_t top
     }
 }
 
-/* Sums of one or two rows of the input and one of the weight, which is read in a stream as above. */
+/* Computes the sums of one or two rows of the input and one of the weight, which is read in a stream as above. */
 INLINE void multiply_floats(int rows, const FloatProduct *product, size_t top, size_t feature, float sums[TALL])
 {
     const int8_t *codes = product->codes + feature * product->columns;
@@ -310,7 +310,7 @@ INLINE void multiply_floats(int rows, const FloatProduct *product, size_t top, s
     }
 }
 
-/* Output features ``first`` to ``last``: a row of the weight stays in the cache for all of the input. */
+/* Computes output features ``first`` to ``last``: a row of the weight stays in the cache for all of the input. */
 VECTORS static void multiply_float_features(const void *argument, size_t first, size_t last)
 {
     const FloatProduct *product = argument;

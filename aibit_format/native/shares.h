@@ -1,15 +1,15 @@
-/* Work in shares, on threads of an OpenMP runtime or on this one. */
+/* Runs work in shares, on threads of an OpenMP runtime or on the calling one. */
 #pragma once
 #include <stddef.h>
 
-/* GOMP_parallel of an OpenMP runtime: calls a function from so many threads of its own. */
+/* GOMP_parallel of an OpenMP runtime: calls a function from ``threads`` threads of its own. */
 typedef void (*Parallel)(void (*function)(void *), void *argument, unsigned threads, unsigned flags);
 
 typedef struct {
     void (*function)(const void *task, size_t first, size_t last);
     const void *task;
     size_t count, share;
-    size_t next; /* the first that no thread has taken */
+    size_t next; /* the first index that no thread has taken */
 } Work;
 
 static void take_shares(void *argument)
@@ -20,7 +20,7 @@ static void take_shares(void *argument)
         work->function(work->task, first, work->count - first < work->share ? work->count : first + work->share);
 }
 
-/* Calls ``function`` for stretches of 0 to ``count`` that together are all of it, ``share`` at a time. */
+/* Calls ``function`` for consecutive ranges that cover 0 to ``count``, ``share`` at a time. */
 static void in_shares(void (*function)(const void *, size_t, size_t), const void *task, size_t count, size_t share,
                       unsigned threads, Parallel parallel)
 {

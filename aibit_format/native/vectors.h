@@ -1,4 +1,4 @@
-/* What all functions of vectors here begin with: weights of three dtypes, and codes, eight at a time in float32.
+/* Loads, rounds and stores weights of three dtypes, and codes, eight at a time in float32; all other files use it.
  *
  * For AVX2; float operations must not be contracted: compile with -ffp-contract=off.
  */
@@ -11,7 +11,7 @@
 #define VECTORS __attribute__((target("avx2,fma,f16c")))
 #define INLINE VECTORS static inline __attribute__((always_inline))
 
-enum { AHEAD = 1024 }; /* bytes that are asked for before they are needed, where memory is read in one stream */
+enum { AHEAD = 1024 }; /* bytes prefetched where memory is read in one stream */
 
 typedef enum { F16, BF16, F32 } Source;
 
@@ -20,7 +20,7 @@ static size_t width(Source source)
     return source == F32 ? 4 : 2;
 }
 
-/* Eight values from element i on, in float32. */
+/* Loads eight values from element i on, in float32. */
 INLINE __m256 load(Source source, const void *values, size_t i)
 {
     if (source == F32)
@@ -31,19 +31,19 @@ INLINE __m256 load(Source source, const void *values, size_t i)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
-/* Eight whole numbers of 8 bits, in float32. */
+/* Loads eight 8-bit integers, in float32. */
 INLINE __m256 load_codes(const int8_t *codes)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
 }
 
-/* Rounded to float16, to nearest and ties to even, and again in float32. */
+/* Rounds values to float16, to nearest with ties to even, and converts them back to float32. */
 INLINE __m256 through_half(__m256 values)
 {
     return _mm256_cvtph_ps(_mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
 }
 
-/* Eight values rounded to a dtype, to nearest and ties to even, and again in float32. */
+/* Rounds eight values to a dtype, to nearest with ties to even, and converts them back to float32. */
 INLINE __m256 rounded(Source to, __m256 values)
 {
     if (to == F32)
@@ -54,11 +54,11 @@ INLINE __m256 rounded(Source to, __m256 values)
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     __m256 whole = _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32((int)0xffff0000)));
-    /* What is not a number stays that, and does not run over into another exponent. */
+    /* NaN stays NaN: rounding must not carry it into another exponent. */
     return _mm256_blendv_ps(whole, _mm256_set1_ps(__builtin_nanf("")), _mm256_cmp_ps(values, values, _CMP_UNORD_Q));
 }
 
-/* Eight values that were rounded to F16 or BF16, in that dtype. */
+/* Narrows eight values that were rounded to F16 or BF16 to that dtype. */
 INLINE __m128i in_16_bits(Source to, __m256 values)
 {
     if (to == F16)
@@ -67,7 +67,7 @@ INLINE __m128i in_16_bits(Source to, __m256 values)
     return _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
 }
 
-/* The first ``count`` of eight values, rounded to a dtype, from element i on. */
+/* Stores the first ``count`` of eight values, rounded to a dtype, from element i on. */
 INLINE void store(Source to, __m256 values, void *out, size_t i, size_t count)
 {
     float wide[8];
@@ -79,7 +79,7 @@ INLINE void store(Source to, __m256 values, void *out, size_t i, size_t count)
     memcpy((char *)out + i * width(to), to == F32 ? (void *)wide : half, (count < 8 ? count : 8) * width(to));
 }
 
-/* Eight numbers, of which there are only ``count``: zeros for the others. */
+/* Loads ``count`` numbers, at most eight, and zeros for the rest. */
 INLINE __m256 load_some(const float *values, size_t count)
 {
     float some[8] = {0};
@@ -89,20 +89,20 @@ INLINE __m256 load_some(const float *values, size_t count)
     return _mm256_loadu_ps(some);
 }
 
-/* What int8 is made of: values that went through float16. */
+/* Loads eight values rounded to float16, as int8 encodes them. */
 INLINE __m256 load_half(Source source, const void *values, size_t i)
 {
     __m256 loaded = load(source, values, i);
     return source == F16 ? loaded : through_half(loaded);
 }
 
-/* Bits of magnitudes, compared as whole numbers: so a NaN is the largest of all and not lost. */
+/* Returns the bits of magnitudes, to be compared as integers: a NaN is then the largest of all, and not lost. */
 INLINE __m256i magnitudes(__m256 values)
 {
     return _mm256_and_si256(_mm256_castps_si256(values), _mm256_set1_epi32(0x7fffffff));
 }
 
-/* ``top``, or the magnitudes of eight values that int8 is made of, where they are larger. */
+/* Returns the larger of ``top`` and the magnitudes of eight values rounded to float16, lane by lane. */
 INLINE __m256i half_top(Source source, const void *values, size_t i, __m256i top)
 {
     return _mm256_max_epu32(top, magnitudes(load_half(source, values, i)));

@@ -1,7 +1,7 @@
-"""Turns the values of tensors into planes of bytes, and back: one scheme a file.
+"""Turns the values of tensors into planes of bytes, and back: one scheme per file.
 
-``BUILTIN`` is where a scheme is registered. Packages outside register theirs under the
-entry point group ``aibit_format.schemes``. A scheme needs numpy alone.
+Schemes are registered in ``BUILTIN``. Other packages register theirs under the entry point group
+``aibit_format.schemes``. A scheme needs only numpy.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def names() -> list[str]:
     return [*BUILTIN, *_outside()]
 
 
-@lru_cache(256)  # not all that ever were asked for: parameters come from files
+@lru_cache(256)  # bounded, because parameters come from files
 def make(name: str, version: int = 1, parameters: tuple[int, ...] = ()) -> Scheme:
     """Return the scheme with this name, version and parameters.
 
     Raises:
-        SchemeError: AIB-E406 for an unknown name or version, AIB-E407 for parameters it does not take.
+        SchemeError: AIB-E406 for an unknown name or version, AIB-E407 for parameters that the scheme does not take.
     """
     target = BUILTIN.get(name) or _outside().get(name)
     if target is None:
@@ -66,7 +66,7 @@ def parse(text: str) -> Scheme:
     """Return the scheme that a user writes: a name, and parameters as in ``nf4,block_size=128,nested=1``.
 
     Raises:
-        SchemeError: an unknown scheme or parameter, or a value that it does not take.
+        SchemeError: a scheme or parameter is unknown, or a value is not allowed.
     """
     name, *options = text.split(",")
     default = make(name)

@@ -1,4 +1,4 @@
-"""Defines what a scheme is: how a tensor becomes planes of bytes, and values again."""
+"""Defines the interface of a scheme, which encodes a tensor to planes of bytes and decodes them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GROUPS = {"row": ROW, "tensor": TENSOR}
 
 @dataclass(frozen=True, slots=True)
 class PlaneSpec:
-    """One plane a scheme asks for: its role, the dtype of its elements and its shape."""
+    """Describe a plane that a scheme stores: its role, the dtype of its elements and its shape."""
 
     role: str
     dtype: str
@@ -35,16 +35,16 @@ class PlaneSpec:
 
     @property
     def nbytes(self) -> int:
-        """Return the size in bytes, exact whatever the shape claims."""
+        """Return the size in bytes, a Python int: even an absurd shape from a file does not overflow."""
         return -(-math.prod(self.shape) * DTYPES[self.dtype].bits // 8)
 
 
 @dataclass(frozen=True)
 class Scheme(ABC):
-    """A way to store a tensor. Instances are immutable and compare by their parameters.
+    """The base of all schemes, each of which stores a tensor in its own way. Instances compare by their parameters.
 
-    A subclass is a frozen dataclass whose fields, at most six, all ints with defaults, are the parameters that the
-    file stores. Its constructor refuses values that mean nothing (SchemeError, through ``refuse``).
+    A subclass is a frozen dataclass. Its fields are the parameters that a file stores: at most six, all ints with
+    defaults. Its constructor raises a SchemeError, made by ``refuse``, for values without a meaning.
     """
 
     name: ClassVar[str]
@@ -72,7 +72,7 @@ class Scheme(ABC):
 
     @property
     def parameters(self) -> tuple[int, ...]:
-        """Return the numbers that go into the scheme table."""
+        """Return the parameters as the scheme table of a file stores them."""
         return tuple(int(getattr(self, name)) for name in parameters_of(type(self)))
 
     @property
@@ -87,14 +87,14 @@ class Scheme(ABC):
 
     @abstractmethod
     def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
-        """Return the planes of a tensor of this logical shape and dtype: a pure function.
+        """Return the planes of a tensor of this logical shape and dtype; they depend on nothing else.
 
         Raises:
             SchemeError: the scheme cannot hold such a tensor.
         """
 
     def fitted(self, array: np.ndarray, dtype: str) -> Scheme:
-        """Return this scheme with the parameters set that follow from a tensor's values; most have none."""
+        """Return this scheme with parameters that depend on the tensor's values set; most schemes have none."""
         return self
 
     @abstractmethod
@@ -102,7 +102,7 @@ class Scheme(ABC):
         """Encode ``array``, whose elements are ``dtype`` in ``DTYPES[dtype].numpy`` storage, to planes.
 
         Raises:
-            SchemeError: a value is not finite or does not fit, or this scheme only keeps what others have made.
+            SchemeError: a value is not finite or does not fit, or only other tools encode for this scheme.
         """
 
     @abstractmethod
@@ -121,29 +121,30 @@ class Scheme(ABC):
         return iter(())
 
     def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
-        """Yield (role, what is wrong) for what takes a look at every code; full verification and the writer look.
+        """Yield (role, what is wrong) for errors that only looking at every code finds.
 
-        Examples are spare bits that are not zero, and a plane that repeats another one's codes and differs.
+        Examples are spare bits that are not zero, and a plane that should repeat another one's codes but differs. Only
+        full verification and the writer call this.
         """
         return iter(())
 
     def by_rows(self, shape: tuple[int, ...]) -> bool:
-        """Return whether each row is encoded on its own, to whole elements of every plane.
+        """Tell whether each row is encoded independently of the others, to whole elements of every plane.
 
-        Planes are then those of the rows, one after another, and rows can be encoded whenever they are at hand.
+        The planes of the tensor are then those of its rows, one after another, so rows can be encoded in any order.
         """
         return False
 
     def row_multiple(self, shape: tuple[int, ...]) -> int:
-        """Return the number of rows that slices of a matrix must begin and end at a multiple of."""
+        """Return n such that slices of a matrix must begin and end at multiples of n rows."""
         return 1
 
     @property
     def fallback(self) -> Scheme | None:
-        """Return the scheme for tensors of a shape that this one cannot hold.
+        """Return the scheme for tensors whose shape this one cannot hold.
 
-        It is used where this scheme is the default of a conversion. A rule that names this scheme for a tensor which
-        it cannot hold is an error instead.
+        It is used if this scheme is the default of a conversion. If a rule names this scheme for such a tensor, that is
+        an error instead.
         """
         return None
 
@@ -159,12 +160,12 @@ def parameters_of(scheme: type[Scheme]) -> dict[str, int]:
 
 
 def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return rows and columns of a tensor seen as a matrix: rows run along the last dimension; a vector is one row."""
+    """Return (rows, columns) of a tensor seen as a matrix: rows run along the last dimension; a vector is one row."""
     return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
 
 
 def check_weights(name: str, shape: tuple[int, ...], dtype: str, rank: int = 2) -> None:
-    """Raise SchemeError unless these are floating-point values of ``rank`` dimensions or more."""
+    """Raise SchemeError unless the tensor has a floating-point dtype and ``rank`` dimensions or more."""
     if len(shape) < rank:
         raise SchemeError(f"{name} needs rows: rank {rank} or more, found shape {shape}")
     if dtype not in FLOATS:
@@ -174,7 +175,7 @@ def check_weights(name: str, shape: tuple[int, ...], dtype: str, rank: int = 2) 
 def bad_scales(planes: Planes, role: str) -> Iterator[tuple[str, str]]:
     """Yield the problems of a plane of scales: each must be finite and not negative (minus zero is negative)."""
     scales = planes[role]
-    # Their bits, taken for whole numbers, are below infinity's exactly for what is neither: one look, and no copies.
+    # As unsigned integers, the bits of finite values without a sign are below those of infinity: one pass, no copies.
     if scales.dtype == np.float32 and scales.view(np.uint32).max(initial=0) < _INFINITY:
         return
     if not np.isfinite(scales).all():

@@ -1,11 +1,11 @@
-"""Registers what exists for a scheme beside its own numpy code: fast encoders, decoders in torch, modules, exports.
+"""Registers functions that exist for a scheme beside its numpy code: fast encoders, torch decoders, modules, exports.
 
-A scheme is complete without a line here. Its numpy code is the oracle: whatever is registered gives the same values,
-bit for bit where `CAPABILITIES` does not say otherwise. Functions are named as ``"module:function"`` and imported when
-they are first asked for, so that reading a file imports none of them.
+A scheme is complete without any entry here. Its numpy code is the reference: a registered function gives the same
+values, bit for bit unless ``CAPABILITIES`` says otherwise. Functions are registered as ``"module:function"`` and
+imported on first use, so that reading a file imports none of them.
 
-Packages outside register theirs under the entry point group ``aibit_format.capabilities``, by the scheme's name and the
-capability with a dot between them: ``"ternary.decode_torch" = "my_package.torch:decode"``.
+Other packages register theirs under the entry point group ``aibit_format.capabilities``, by the names of the scheme and
+the capability joined by a dot: ``"ternary.decode_torch" = "my_package.torch:decode"``.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from .int8_outlier import Int8Outlier
 from .nf4_cpu import NF4CPU
 from .plain import Plain
 
-# Capability -> the function's signature and result.
+# Capability -> signature of the function.
 CAPABILITIES: dict[str, str] = {
-    # The planes that ``scheme.encode`` gives, by the fastest way there is.
+    # Returns the same planes as ``scheme.encode``, in the fastest way available.
     "encode_fast": "(scheme, array, dtype) -> planes",
-    # ``convert.error.sums`` of planes that encode ``array``: noise, signal and the largest error.
+    # Returns ``convert.error.sums`` for planes that encode ``array``: noise, signal and the largest error.
     "errors_fast": "(scheme, planes, array, dtype, rows) -> (float, float, float)",
-    # ``scheme.decode_rows`` on the device of the planes, which are tensors.
+    # Does the same as ``scheme.decode_rows`` with tensors, on the device of the planes.
     "decode_torch": "(scheme, planes, shape, rows) -> f32 tensor",
-    # A ``kernels.matmul.RowProduct``, which multiplies codes as they are; None for parameters that have none.
-    # Sums are rounded as the product says, so results are close to the oracle's, not equal.
+    # Returns a ``kernels.matmul.RowProduct``, which multiplies without decoding; None if the scheme's parameters have
+    # none. Its sums are rounded in its own way, so results are close to the reference's but not equal.
     "product": "(scheme) -> RowProduct | None",
-    # A library's layer over the planes, in the place of a Linear; see ``torch.load.modules``.
+    # Returns a library's layer over the planes, which replaces a Linear; see ``torch.load.modules``.
     "build_module": "(module, info, planes, target) -> module",
-    # Some rows of a stored tensor as a tensor of its own, which may be in a simpler scheme; see ``file.slice_rows``.
+    # Returns some rows of a stored tensor as a smaller tensor, maybe in a simpler scheme; see ``file.slice_rows``.
     "slice_rows": "(file, info, rows) -> (scheme, planes)",
-    # The codes of tensors that follow each other in a file, as one plane; see ``torch.layers.fused``.
+    # Returns the codes of tensors that follow one another in a file as one plane; see ``torch.layers.fused``.
     "join": "(infos) -> Plane | None",
-    # The entries of a tensor in a checkpoint that bitsandbytes loads; see ``formats.huggingface.export``.
+    # Returns the entries of a tensor in a checkpoint that bitsandbytes loads; see ``formats.huggingface.export``.
     "export_bnb": "(file, info) -> Layer",
 }
 
@@ -52,10 +52,10 @@ _registered: dict[tuple[type[Scheme], str], str] = {}
 
 
 def register(scheme: type[Scheme], capability: str, target: str) -> None:
-    """Register ``target``, ``"module:function"``, as what a capability of a scheme's class is done by.
+    """Register the function ``target``, ``"module:function"``, for a capability of a scheme's class.
 
     Raises:
-        ValueError: there is no such capability, or ``target`` is not of this form.
+        ValueError: there is no such capability, or ``target`` does not have this form.
     """
     if capability not in CAPABILITIES:
         raise ValueError(f"unknown capability {capability!r}; known: {', '.join(CAPABILITIES)}")
@@ -71,12 +71,12 @@ def find(scheme: Scheme, capability: str) -> Callable[..., Any] | None:
 
 
 def has(scheme: Scheme, capability: str) -> bool:
-    """Return whether a function is registered, without importing it."""
+    """Tell whether a function is registered, without importing it."""
     return (type(scheme), capability) in _registered or f"{scheme.name}.{capability}" in _outside()
 
 
 def registered() -> Iterator[tuple[type[Scheme], str, str]]:
-    """Yield class, capability and target of everything that this package registers."""
+    """Yield class, capability and target of every function registered by ``register``."""
     for (scheme, capability), target in _registered.items():
         yield scheme, capability, target
 

@@ -1,28 +1,30 @@
-"""cluster: a codebook of ``2 ** bits`` values for the whole tensor, found by k-means, and packed codes of 2 to 8 bits.
+"""Implements ``cluster``: a codebook of ``2 ** bits`` values per tensor, found by k-means, and packed codes.
 
-The planes are ``codes`` u8, the tensor's shape with ``ceil(K * bits / 8)`` in the place of the last dimension K: every
-row starts a byte, the first code is in the highest bits, and spare bits are zero; and ``codebook`` f32 [2 ** bits].
-``x ~ codebook[code]``. The codebook is strictly increasing up to its largest value, which fills the entries that are
-left over where a tensor has fewer distinct values; those entries have no codes.
+A code has 2 to 8 bits.
+
+The planes are ``codes`` u8, the tensor's shape with ``ceil(K * bits / 8)`` in place of the last dimension K (each row
+starts on a byte, the first code is in the highest bits, spare bits are zero), and ``codebook`` f32 [2 ** bits].
+``x ~ codebook[code]``. The codebook is strictly increasing up to its largest value. If the tensor has fewer distinct
+values, that value also fills the remaining entries, which no code refers to.
 
 The source is rounded to float16, which leaves 65,536 values at most: k-means runs on their histogram, by Lloyd's
-algorithm in float64, with sums taken as differences of cumulative sums. That is exact but for float64's roundings,
-which are the same on every machine: one addition after the other, square roots, no libm, no threads. An iteration gives
-every value to its nearest centre (by the midpoints; on one, the lower) and moves each centre to the mean of its values,
-or leaves it if it has none; it ends when no value changes its centre, and after 1000 iterations in any case. A tensor
-of at most ``2 ** bits`` values has these as its codebook, exactly.
+algorithm in float64, with sums taken as differences of cumulative sums. Its only errors are float64's roundings,
+which are the same on every machine: sequential additions, square roots, no libm, no threads. Each iteration assigns
+every value to its nearest centre (by midpoints; on a midpoint, the lower centre) and moves each centre to the mean of
+its values, or leaves it if it has none; it ends when no value changes its centre, or after 1000 iterations. A tensor of
+at most ``2 ** bits`` distinct values has exactly these as its codebook.
 
-Lloyd's algorithm finds a minimum near to where it begins. Centres begin at quantiles ``(i + 1/2) / 2^bits``, not of the
-values but of their density to the power 3/8: those of the values would leave rare, large ones without a centre. The
-best power for many centres is 1/3; 3/8 is close to it, and a matter of square roots.
+Lloyd's algorithm finds a minimum near its starting point. Centres start at quantiles ``(i + 1/2) / 2^bits``, not of the
+values but of their density raised to the power 3/8: quantiles of the values would leave rare, large ones without a
+centre. The best power for many centres is 1/3; 3/8 is close, and needs only square roots.
 See Lloyd, Least Squares Quantization in PCM, 1982 (the algorithm); Panter and Dite, Quantization Distortion in
 Pulse-Count Modulation with Nonuniform Spacing of Levels, 1951 (the power); Han et al., Deep Compression, 2016
 (codebooks for weights).
 
-Error: between two neighbours of the codebook at most half their distance, around the source after it was rounded to
-float16, which loses at most 2^-11 of a value, or 2^-25 below 2^-14; beyond the ends, the distance to them. The data
-decide how far that is. Bits per weight: ``bits`` + 2^bits * 32 / elements, plus up to 7 bits a row.
-A value that is not finite, or beyond float16's 65504, is a SchemeError.
+Error, relative to the source rounded to float16: between two neighbours in the codebook at most half their distance;
+beyond the ends, the distance to them, which depends on the data. The rounding loses at most 2^-11 of a value, or 2^-25
+below 2^-14. Bits per weight: ``bits`` + 2^bits * 32 / elements, plus up to 7 bits per row.
+A value that is not finite, or beyond float16's 65504, raises a SchemeError.
 """
 
 from __future__ import annotations
@@ -41,17 +43,17 @@ from .packing import bad_tail, pack, unpack
 BITS = range(2, 9)
 ITERATIONS = 1000
 _LARGEST = 65504
-_PIECE = 1 << 18  # elements worked on at a time
+_PIECE = 1 << 18  # elements processed at a time
 _MINUS_ZERO = 0x8000  # float16 bits
 
-# Finite float16 bit patterns in the order of their values, minus zero left out, and those values.
+# Finite float16 bit patterns without minus zero, in the order of their values, and those values.
 _PATTERNS = np.concatenate([np.arange(0xFBFF, _MINUS_ZERO, -1), np.arange(0x7C00)]).astype(np.uint16)
 _VALUES = _PATTERNS.view(np.float16).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Cluster(Scheme):
-    """Codes into a codebook of one's own for each tensor, of rank 1 and more."""
+    """Store codes into a codebook of each tensor's own; for tensors of rank 1 and more."""
 
     name: ClassVar[str] = "cluster"
 
@@ -62,7 +64,7 @@ class Cluster(Scheme):
             raise self.refuse(f"{self.name}: bits {self.bits}, {BITS[0]} to {BITS[-1]}")
 
     def width(self, columns: int) -> int:
-        """Bytes of the codes of a row."""
+        """Return how many bytes the codes of a row take."""
         return -(-columns * self.bits // 8)
 
     def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
@@ -85,13 +87,13 @@ class Cluster(Scheme):
         return {"codes": codes.reshape(*array.shape[:-1], self.width(columns)), "codebook": codebook}
 
     def codebook(self, histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The codebook, f32 [2 ** bits], and the code of every float16 bit pattern, u8 [65536].
+        """Compute the codebook, f32 [2 ** bits], and the code of every float16 bit pattern, u8 [65536].
 
         Args:
             histogram: i64 [65536], how often each bit pattern occurs.
 
         Raises:
-            SchemeError: one that occurs is not finite.
+            SchemeError: a value that occurs is not finite.
         """
         if histogram[0x7C00:_MINUS_ZERO].any() or histogram[0xFC00:].any():
             raise SchemeError(f"a value is not finite, or beyond float16's 65504, which {self.name} goes through")
@@ -113,7 +115,7 @@ class Cluster(Scheme):
 
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
         codebook, used = planes["codebook"], _used(planes["codebook"])
-        if not (np.abs(codebook) <= _LARGEST).all():  # not true of NaN either
+        if not (np.abs(codebook) <= _LARGEST).all():  # NaN fails this too
             yield "codebook", "a value is not finite, or beyond float16's 65504, which every source went through"
         elif (np.diff(codebook[:used]) <= 0).any() or (codebook[used:] != codebook[used - 1]).any():
             yield "codebook", "values are not strictly increasing up to the largest, which may repeat at the end"
@@ -135,7 +137,7 @@ class Cluster(Scheme):
 
 
 def _half_bits(values: np.ndarray, dtype: str) -> np.ndarray:
-    """u16: the bits of ``values`` rounded to float16."""
+    """Return the bits, u16, of ``values`` rounded to float16."""
     if dtype == "f16":
         return np.ascontiguousarray(values).view(np.uint16)
     with np.errstate(over="ignore"):
@@ -143,7 +145,7 @@ def _half_bits(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _lloyd(values: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
-    """At most ``count`` centres, f64, strictly increasing, of distinct values in order and how often they occur."""
+    """Find at most ``count`` centres, f64, strictly increasing, of distinct ordered values with these weights."""
     if len(values) <= count:
         return values
     occurrences = np.concatenate([[0], np.cumsum(weights)])
@@ -159,13 +161,13 @@ def _lloyd(values: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
         filled = low < high
         low, high = low[filled], high[filled]
         means = (sums[high] - sums[low]) / (occurrences[high] - occurrences[low])
-        # A rounding of the sums must not carry a mean out of its cluster, or centres could meet.
+        # Rounding of the sums must not move a mean out of its cluster, or centres could coincide.
         centres[filled] = np.clip(means, values[low], values[high - 1])
     return centres
 
 
 def _flattened(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """f64: mass at each value after the density has been raised to the power 3/8."""
+    """Compute the mass at each value, f64, after raising the density to the power 3/8."""
     gaps = np.diff(values)
     widths = (np.append(gaps[:1], gaps) + np.append(gaps, gaps[-1:])) / 2
     root = np.sqrt(np.sqrt(weights / widths))
@@ -173,17 +175,17 @@ def _flattened(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _quantiles(mass: np.ndarray, count: int) -> np.ndarray:
-    """Indices of ``count`` quantiles, strictly increasing: where several fall on one value, the next ones follow it."""
+    """Return the indices of ``count`` quantiles, made strictly increasing where several fall on one value."""
     reached, rank = np.cumsum(mass), np.arange(count)
     found = np.searchsorted(reached, (rank + 0.5) * (reached[-1] / count))
     return np.minimum(np.maximum.accumulate(found - rank) + rank, len(mass) - count + rank)
 
 
 def _midpoints(centres: np.ndarray) -> np.ndarray:
-    """f64: where one centre's values end; a value right there belongs to the lower centre."""
+    """Return the midpoints between centres, f64; a value on a midpoint belongs to the lower centre."""
     return (centres[1:] + centres[:-1]) / 2
 
 
 def _used(codebook: np.ndarray) -> int:
-    """Number of entries up to the first of those that hold the largest value."""
+    """Count the entries up to the first that holds the largest value."""
     return int(np.argmax(codebook)) + 1

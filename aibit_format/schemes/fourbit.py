@@ -1,12 +1,13 @@
-"""nf4 and fp4: bitsandbytes' 4-bit weights, with or without double quantization.
+"""Implements ``nf4`` and ``fp4``: bitsandbytes' 4-bit weights, with or without double quantization.
 
-The tensor is taken flat and cut into blocks of ``block_size`` elements, the last of which may be short. A block has
+The tensor is flattened and cut into blocks of ``block_size`` elements, the last of which may be short. A block has
 one scale, its largest magnitude; an element is the nearest of 16 values between -1 and 1, times that scale. Two codes
 share a byte, the first in the high nibble. With ``nested=1`` (double quantization) the scales themselves are stored
-in 8 bits: their mean is taken off, and blocks of 256 of them go to a codebook of 256 values with a float32 scale each.
+in 8 bits: their mean is subtracted, and each block of 256 is quantized to a codebook of 256 values with a float32
+scale.
 
-The arithmetic is that of ``bitsandbytes.functional.quantize_4bit`` on CPU (0.50), bit for bit, but for the mean:
-torch's depends on the number of threads, here it is the sum in float64 divided by the count and rounded once.
+The arithmetic is that of ``bitsandbytes.functional.quantize_4bit`` on CPU (0.50), bit for bit, except for the mean:
+torch's depends on the number of threads, so here it is the sum in float64 divided by the count and rounded once.
 See Dettmers et al., QLoRA, 2023 (nf4, double quantization) and 8-bit Optimizers via Block-wise Quantization, 2022
 (the codebook of the scales).
 """
@@ -46,10 +47,10 @@ FP4 = np.array([
 
 @dataclass(frozen=True)
 class Codebook:
-    """The 16 values of the codes, and how an encoder finds a code.
+    """Hold the 16 values of the codes, and the tables by which an encoder finds a code.
 
-    ``order[i]`` is the code of the i-th smallest value; ``bounds`` are the midpoints, in float32, between those:
-    as many of them as lie strictly below a number, so many values does it pass.
+    ``bounds`` are the midpoints, in float32, between the sorted values. The rank of a number is how many of them lie
+    strictly below it, and ``order[rank]`` is its code.
     """
 
     values: np.ndarray  # f32 [16]
@@ -58,22 +59,22 @@ class Codebook:
 
     @property
     def permuted(self) -> bool:
-        """Whether codes are not simply ranks."""
+        """Tell whether codes differ from ranks."""
         return bool((self.order != np.arange(16)).any())
 
     @property
     def pairs(self) -> np.ndarray:
-        """u8 [256]: the byte of two codes, from the byte of their ranks."""
+        """Map a byte of two ranks to the byte of their codes, u8 [256]."""
         return (self.order[:, None] << 4 | self.order).reshape(-1)
 
     @cached_property
     def both(self) -> np.ndarray:
-        """u64 [256]: the two float32 values, side by side in memory, of the two codes in a byte."""
+        """Map a byte of two codes to their float32 values, side by side in memory, u64 [256]."""
         return np.stack([np.repeat(self.values, 16), np.tile(self.values, 16)], 1).reshape(-1).view(np.uint64)
 
     @property
     def zero(self) -> int:
-        """The code of 0.0 that fills up the last byte of an odd number of elements."""
+        """Return the code of 0.0, which pads the last byte of an odd number of elements."""
         return int(self.order[np.searchsorted(self.bounds, np.float32(0))])
 
 
@@ -84,22 +85,22 @@ def _codebook(values: np.ndarray, order: np.ndarray) -> Codebook:
 
 CODEBOOKS = {
     "nf4": _codebook(NF4, np.arange(16)),
-    # The two zeros of fp4 share a rank in bitsandbytes: the second of them is never written.
+    # In bitsandbytes the two zeros of fp4 share a rank: the second is never written.
     "fp4": _codebook(FP4, np.array([11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3])),
 }
 
 
 @cache
 def dynamic_map() -> np.ndarray:
-    """f32 [256]: the codebook of nested scales, bitsandbytes' signed dynamic map of 8 bits.
+    """Return the codebook of nested scales, f32 [256]: bitsandbytes' signed dynamic map of 8 bits.
 
-    For each power of ten from 1e-6 to 1 the middles of 1, 2, 4 ... 64 equal parts of its upper nine tenths, positive
-    and negative; and 0 and 1.
+    It holds, for each power of ten from 1e-6 to 1, the midpoints of 1, 2, 4 ... 64 equal parts of its upper nine
+    tenths, positive and negative; and 0 and 1.
     """
     values = [0.0, 1.0]
     for power in range(7):
         parts = 1 << power
-        # torch.linspace: float32 steps, rounded once, counted from the start in the first half and from the end after.
+        # As torch.linspace: a float32 step, rounded once, counted from the start in the first half, then from the end.
         step = float((np.float32(1) - np.float32(0.1)) / np.float32(parts))
         i = np.arange(parts + 1)
         edges = np.where(i < (parts + 1) // 2, float(np.float32(0.1)) + step * i, 1 - step * (parts - i))
@@ -111,7 +112,7 @@ def dynamic_map() -> np.ndarray:
 
 @cache
 def _nested_table() -> np.ndarray:
-    """u8 [65536]: the code nearest to the middle of each of the bins that bitsandbytes' CPU library sorts into."""
+    """Return the code nearest to the middle of each bin that bitsandbytes' CPU library sorts into, u8 [65536]."""
     book, middle = dynamic_map(), np.arange(65536) / 32767.5 - 1
     right = np.minimum(np.searchsorted(book, middle), 255)
     left = np.maximum(right - 1, 0)
@@ -120,7 +121,7 @@ def _nested_table() -> np.ndarray:
 
 @dataclass(frozen=True)
 class FourBit(Scheme):
-    """``nf4`` or ``fp4``."""
+    """Store 4-bit codes, ``nf4`` or ``fp4``, with a scale per block; for tensors of rank 1 and more."""
 
     name: str  # type: ignore[misc]  # one class serves both, so here the name belongs to the instance
     block_size: int = 64
@@ -133,7 +134,7 @@ class FourBit(Scheme):
             raise self.refuse(f"{self.name}: nested {self.nested}, 0 or 1")
 
     def blocks(self, shape: tuple[int, ...]) -> int:
-        """Number of blocks, the short one at the end included."""
+        """Return the number of blocks, a short one at the end included."""
         return -(-math.prod(shape) // self.block_size)
 
     def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
@@ -160,30 +161,30 @@ class FourBit(Scheme):
         return {"codes": codes, **self.scales(absmax)}
 
     def encode_flat(self, flat: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-        """Packed codes and float32 scales of flat elements that begin where a block begins."""
+        """Encode flat elements that begin at a block; returns packed codes and float32 scales."""
         book = CODEBOOKS[self.name]
         scaled, scales = self._scaled(to_float32(flat, dtype))
         codes = book.order[np.searchsorted(book.bounds, scaled)]
         return pack_nibbles(np.append(codes, np.full(flat.size % 2, book.zero, np.uint8))), scales
 
     def _scaled(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 values divided by their blocks' scales, and those scales."""
+        """Divide float32 values by their blocks' scales; returns the quotients and the scales."""
         whole = values.size - values.size % self.block_size
         blocks, rest = values[:whole].reshape(-1, self.block_size), values[whole:]
         absmax = np.abs(blocks).max(axis=1, initial=0)
         if not (np.isfinite(absmax).all() and np.isfinite(rest).all()):
             raise SchemeError("a value is not finite")
         scaled = np.clip(blocks * (np.float32(1) / np.maximum(absmax, LEAST))[:, None], -1, 1).reshape(-1)
-        if rest.size:  # bitsandbytes divides here, where it multiplies by the inverse above
+        if rest.size:  # here bitsandbytes divides; above it multiplies by the inverse
             last = np.maximum(np.abs(rest).max(), LEAST)
             scaled, absmax = np.append(scaled, rest / last), np.append(absmax, last)
         return scaled, absmax
 
     def scales(self, absmax: np.ndarray) -> dict[str, np.ndarray]:
-        """The planes that hold the scales, f32 [blocks].
+        """Store the scales, f32 [blocks], in their planes.
 
         Raises:
-            SchemeError: one is not finite, because a value was not.
+            SchemeError: a scale is not finite, because a value was not.
         """
         if not np.isfinite(absmax).all():
             raise SchemeError("a value is not finite")
@@ -194,7 +195,7 @@ class FourBit(Scheme):
         rest[: absmax.size] = absmax - offset
         groups = rest.reshape(-1, NESTED_BLOCK)
         largest = np.abs(groups).max(axis=1, initial=0)
-        # The inverse of a scale below 2^-128 is infinite: then, as in a group of zeros, zeros get code 0.
+        # The inverse of a scale below 2^-128 is infinite; then zeros get code 0, as in a group of zeros.
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             scaled = np.nan_to_num(np.clip(groups * (np.float32(1) / largest)[:, None], -1, 1), nan=-1)
         bins = ((scaled + np.float32(1)) * np.float32(32767.5) + np.float32(0.5)).astype(np.int32)
@@ -206,7 +207,7 @@ class FourBit(Scheme):
         }
 
     def absmax(self, planes: Planes, blocks: slice | np.ndarray) -> np.ndarray:
-        """f32: the scales of some blocks, nested or not."""
+        """Return the scales of some blocks, f32, nested or not."""
         if not self.nested:
             return planes["absmax"][blocks]
         at = np.arange(len(planes["absmax"]))[blocks] if isinstance(blocks, slice) else blocks
@@ -215,7 +216,7 @@ class FourBit(Scheme):
 
     def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
         count, columns = matrix(shape)
-        if columns % self.block_size == 0:  # a row begins and ends where bytes and blocks do
+        if columns % self.block_size == 0:  # rows begin and end at bytes and blocks
             codes, scales = self.whole_rows(planes, (count, columns), rows)
             if not native.available:
                 return self.decode_blocks(codes, scales)
@@ -230,27 +231,27 @@ class FourBit(Scheme):
         return np.concatenate(parts or [np.zeros(0, np.float32)]).reshape(len(parts), columns)
 
     def whole_rows(self, planes: Planes, shape: tuple[int, int], rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        """Codes u8 [rows, columns / 2] and scales f32 [rows, blocks of a row], where rows are made of whole blocks."""
+        """Return codes u8 [rows, columns / 2] and scales f32 [rows, blocks per row] of rows made of whole blocks."""
         count, columns = shape
         each = columns // self.block_size
         scales = self.absmax(planes, np.arange(count * each).reshape(count, each)[rows])
         return planes["codes"].reshape(count, columns // 2)[rows], scales
 
     def decode_blocks(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        """f32 [rows, columns] of whole rows."""
-        # A byte is always an index, so nothing is clipped: numpy has a faster way where it need not complain.
+        """Decode rows made of whole blocks to f32 [rows, columns]."""
+        # A byte is always a valid index, so nothing is clipped: this mode only skips numpy's check.
         values = np.take(CODEBOOKS[self.name].both, codes, mode="clip").view(np.float32)
         scaled = values.reshape(*scales.shape, self.block_size)
         scaled *= scales[..., None]
         return values
 
     def decode_into(self, codes: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
-        """The same by compiled code, into ``out``: for ``native.available``."""
+        """Decode like ``decode_blocks`` but with compiled code, into ``out``; needs ``native.available``."""
         book = CODEBOOKS[self.name].values
         native.four_bit_values(np.ascontiguousarray(codes), "f32", book, scales, self.block_size, out)
 
     def _stretch(self, planes: Planes, start: int, stop: int) -> np.ndarray:
-        """The flat elements from ``start`` to ``stop``, which may begin and end inside a byte and a block."""
+        """Decode the flat elements from ``start`` to ``stop``, which may begin and end inside a byte or block."""
         byte, block = start // 2, start // self.block_size
         codes = unpack_nibbles(planes["codes"][byte : -(-stop // 2)], 2 * (-(-stop // 2) - byte))
         values = CODEBOOKS[self.name].values[codes[start - 2 * byte : stop - 2 * byte]]
@@ -260,7 +261,7 @@ class FourBit(Scheme):
         return values
 
     def by_rows(self, shape: tuple[int, ...]) -> bool:
-        # Nested scales have one offset for all of them.
+        # All nested scales share one offset.
         return not self.nested and matrix(shape)[1] % self.block_size == 0
 
     def row_multiple(self, shape: tuple[int, ...]) -> int:

@@ -1,18 +1,19 @@
-"""fp8-e4m3: 8-bit floating-point codes (OCP E4M3) with a float32 scale for every row, or for the tensor.
+"""Implements ``fp8-e4m3``: 8-bit floating-point codes (OCP E4M3) with a float32 scale per row or per tensor.
 
-The planes are ``codes`` f8_e4m3 in the tensor's shape and ``scale`` f32: the shape with 1 in the place of the last
-dimension, or [1] for ``group=tensor``. In float32, one rounding each operation::
+The planes are ``codes`` f8_e4m3 in the tensor's shape and ``scale`` f32: the shape with 1 in place of the last
+dimension, or [1] for ``group=tensor``. In float32, rounding after each operation::
 
     scale = max|x| / 448        code = e4m3(x / scale), to nearest, ties to even        x ~ value(code) * scale
 
 That is torch's ``(x / scale).clamp(-448, 448).to(torch.float8_e4m3fn)``, bit for bit: 448 is E4M3's largest value, the
-quotient is beyond it by a rounding of float32 at most, and E4M3 rounds up to 464 down to it, so there is nothing to
-clip. A scale below 2^-126, and that of zeros, is stored as 0, and the codes are zeros with the signs of the source.
+quotient exceeds it by one rounding of float32 at most, and E4M3 rounds values up to 464 down to it, so there is nothing
+to clip. If the scale is below 2^-126, or the group all zeros, the scale is stored as 0, and the codes are zeros with
+the signs of the source.
 See Micikevicius et al., FP8 Formats for Deep Learning, 2022.
 
-Error: at most ``max(|x| / 16, scale / 1024) * (1 + 2^-20)`` around the source, whatever its dtype; below 2^-117 in a
-group stored as zeros. Bits per weight: 8 + 32 / K, with K the length of a row; 8 for ``group=tensor``.
-A value that is not finite, or needs a scale above 2^119, is a SchemeError.
+Error: at most ``max(|x| / 16, scale / 1024) * (1 + 2^-20)``, whatever the source's dtype; below 2^-117 in a group
+stored as zeros. Bits per weight: 8 + 32 / K, with K the length of a row; 8 for ``group=tensor``.
+A value that is not finite, or needs a scale above 2^119, raises a SchemeError.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from .int8_affine import Grouped, divisor, usable
 
 LARGEST = np.float32(448)
 _LEAST_NORMAL = np.uint32(0x3C80_0000)  # float32 bits of 2^-6, E4M3's smallest normal value
-_PIECE = 1 << 20  # codes looked through at a time
+_PIECE = 1 << 20  # codes checked at a time
 
 
 @dataclass(frozen=True)
 class Fp8E4M3(Grouped):
-    """A sign, four bits of exponent and three of mantissa, times a scale."""
+    """Store codes with a sign, four bits of exponent and three of mantissa, times a scale."""
 
     name: ClassVar[str] = "fp8-e4m3"
     codes_dtype = "f8_e4m3"
@@ -58,10 +59,10 @@ class Fp8E4M3(Grouped):
 
 
 def _e4m3(values: np.ndarray) -> np.ndarray:
-    """u32: codes of float32 values of magnitude below 464: ``dtypes.from_float32``, by integer arithmetic.
+    """Round float32 values of magnitude below 464 to codes, u32, like ``dtypes.from_float32`` but in integers.
 
-    The upper bits of a float32 are E4M3's with a bias of 127 for 7, and rounding up may carry into the exponent as it
-    should; subnormal values are whole multiples of 2^-9.
+    The upper bits of a float32 are those of E4M3 with a bias of 127 instead of 7, and rounding up correctly carries
+    into the exponent; subnormal values are integer multiples of 2^-9.
     """
     bits = values.view(np.uint32)
     magnitude = bits & np.uint32(0x7FFF_FFFF)

@@ -1,11 +1,11 @@
-"""gguf:q4_0 to gguf:q6_k: llama.cpp's quantized weights, in the blocks that GGUF files hold.
+"""Implements ``gguf:q4_0`` to ``gguf:q6_k``: llama.cpp's quantized weights, in the blocks that GGUF files hold.
 
 A row is cut into blocks of 32 or, for the k-quants, 256 elements, and every block carries its own scales. The one
-plane, ``blocks``, has a block's bytes one after the other, untouched: a tensor goes from a GGUF file to another
-through this format without a bit changing. Sizes below are sums that show a block's fields in their order.
+plane, ``blocks``, holds the bytes of the blocks unchanged: a tensor goes from one GGUF file to another through this
+format without a bit changing. Sizes below are sums that show a block's fields in their order.
 
 Decoded values are those of ``gguf.quants.dequantize`` (gguf-py 0.19), bit for bit, and encoded blocks those of its
-``quantize``, which has the formats of 32 elements alone: k-quants are searched for by llama.cpp, and kept here.
+``quantize``, which supports only the formats of 32 elements. k-quants can be kept here, but only llama.cpp makes them.
 The layouts are those of https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h.
 """
 
@@ -20,7 +20,7 @@ from ..dtypes import to_float32
 from ..errors import SchemeError
 from .base import Planes, PlaneSpec, Rows, Scheme, check_weights, matrix
 
-Fields = Mapping[str, np.ndarray]  # of n blocks: u8 [n, bytes], and the float16 scales as f32 [n, 1]
+Fields = Mapping[str, np.ndarray]  # fields of n blocks: u8 [n, bytes], the float16 scales as f32 [n, 1]
 
 _HALVES = frozenset({"d", "dmin", "m"})  # fields that are one float16
 _PIECE = 1 << 17  # elements decoded or encoded at a time: their float32 copies stay in cache
@@ -28,7 +28,7 @@ _PIECE = 1 << 17  # elements decoded or encoded at a time: their float32 copies 
 
 @dataclass(frozen=True)
 class Layout:
-    """A block: its elements, its fields with their bytes in order, and what they stand for."""
+    """Describe a type of block: its elements, its fields with their bytes in order, and how they are decoded."""
 
     block: int
     fields: Mapping[str, int]
@@ -37,11 +37,11 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Bytes of a block."""
+        """Return the bytes of a block."""
         return sum(self.fields.values())
 
     def split(self, blocks: np.ndarray) -> dict[str, np.ndarray]:
-        """The fields of u8 [n, size]."""
+        """Split blocks, u8 [n, size], into their fields."""
         parts = np.split(blocks, np.cumsum(list(self.fields.values()))[:-1], axis=1)
         return {
             name: part.copy().view("<f2").astype(np.float32) if name in _HALVES else part
@@ -49,10 +49,10 @@ class Layout:
         }
 
     def join(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
-        """u8 [n, size] of what ``encode`` gives.
+        """Join fields, as ``encode`` returns them, to blocks, u8 [n, size].
 
         Raises:
-            SchemeError: a scale is beyond float16.
+            SchemeError: a scale is beyond float16's range.
         """
         parts = []
         for name in self.fields:
@@ -67,9 +67,10 @@ class Layout:
 
 
 def spread(data: np.ndarray, bits: int, width: int) -> np.ndarray:
-    """The codes of ``bits`` in u8 [n, bytes], u8 [n, 8 / bits * bytes]: GGML's order.
+    """Unpack codes of ``bits`` bits from u8 [n, bytes] to u8 [n, 8 / bits * bytes], in GGML's order.
 
-    Of every ``width`` bytes first the lowest bits of each, then the next higher of each, and so on.
+    Each run of ``width`` bytes holds first the codes in the lowest bits of each byte, then those in the next higher
+    bits, and so on.
     """
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     groups = data.reshape(len(data), data.shape[1] // width, 1, width) >> shifts
@@ -81,15 +82,15 @@ def _f32(codes: np.ndarray) -> np.ndarray:
 
 
 def _grouped(codes: np.ndarray, groups: int) -> np.ndarray:
-    """f32 [n, groups, elements a group]."""
+    """Convert codes to f32 [n, groups, elements per group]."""
     return _f32(codes).reshape(len(codes), groups, -1)
 
 
-# Blocks of 32: a scale, and for the _1 formats an offset.
+# Blocks of 32: a scale and, in the _1 formats, an offset.
 
 
 def _five_bits(f: Fields) -> np.ndarray:
-    """u8 [n, 32]: four bits of each code in ``qs``, the fifth in bit i of ``qh``."""
+    """Unpack 5-bit codes, u8 [n, 32]: four bits of each are in ``qs``, the fifth of code i is bit i of ``qh``."""
     return spread(f["qs"], 4, 16) | (np.unpackbits(f["qh"], axis=1, bitorder="little") << 4)
 
 
@@ -114,20 +115,20 @@ def _decode_q8_0(f: Fields) -> np.ndarray:
 
 
 def _inverse(d: np.ndarray) -> np.ndarray:
-    """1 / d, and 0 where that is not finite: such a scale is 0 in float16, whatever the codes are."""
+    """Return 1 / d, or 0 where that is not finite: such a scale is 0 in float16, whatever the codes are."""
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.float32(1) / d
     return np.where(np.isfinite(inverse), inverse, np.float32(0))
 
 
 def _pack(codes: np.ndarray, bits: int) -> dict[str, np.ndarray]:
-    """``qs``, and ``qh`` for five bits, of codes u8 [n, 32]."""
+    """Pack codes u8 [n, 32] into ``qs`` and, if they have five bits, ``qh``."""
     fields = {"qs": (codes[:, :16] & 15) | (codes[:, 16:] << 4)}
     return fields if bits == 4 else fields | {"qh": np.packbits(codes >> 4, axis=1, bitorder="little")}
 
 
 def _encode_scale(bits: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """q4_0 and q5_0: the value of largest magnitude gets the code of largest magnitude, 0."""
+    """Make the encoder of q4_0 or q5_0: the value of largest magnitude gets the code of largest magnitude, 0."""
     half = 1 << (bits - 1)
 
     def encode(x: np.ndarray) -> dict[str, np.ndarray]:
@@ -139,7 +140,7 @@ def _encode_scale(bits: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
 
 
 def _encode_offset(bits: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """q4_1 and q5_1: equal steps from the least value to the greatest."""
+    """Make the encoder of q4_1 or q5_1: equal steps from the least value to the greatest."""
     top = (1 << bits) - 1
 
     def encode(x: np.ndarray) -> dict[str, np.ndarray]:
@@ -161,7 +162,7 @@ def _encode_q8_0(x: np.ndarray) -> dict[str, np.ndarray]:
     return {"d": d, "qs": np.copysign(whole, scaled).astype(np.int8)}
 
 
-# k-quants: 16 or 8 groups, each with a scale of its own in a few bits, times the block's.
+# k-quants: 16 or 8 groups, each with its own scale of a few bits, times the block's.
 
 
 def _decode_q2_k(f: Fields) -> np.ndarray:
@@ -172,16 +173,17 @@ def _decode_q2_k(f: Fields) -> np.ndarray:
 def _decode_q3_k(f: Fields) -> np.ndarray:
     six = spread(f["scales"][:, :8], 4, 8) | (spread(f["scales"][:, 8:], 2, 4) << 4)
     scale = f["d"] * (_f32(six) - np.float32(32))
-    # The mask's bit is the third bit of the code plus 4: where it is not set, 4 is taken off.
+    # The mask holds the third bit of code + 4: where it is not set, the code is negative.
     codes = _f32(spread(f["qs"], 2, 32) | (spread(f["hmask"], 1, 32) << 2)) - np.float32(4)
     return scale[:, :, None] * codes.reshape(len(codes), 16, 16)
 
 
 def _scales_and_minima(f: Fields) -> tuple[np.ndarray, np.ndarray]:
-    """f32 [n, 8, 1] twice: 6-bit scales and minima of q4_k and q5_k, times the block's.
+    """Unpack the 6-bit scales and minima of q4_k and q5_k, times the block's, each f32 [n, 8, 1].
 
-    Of the 12 bytes, four hold the first four scales and four the first four minima, in their lower six bits; the upper
-    two are the upper bits of the last four, whose lower bits are the nibbles of the last four bytes.
+    The lower six bits of bytes 0 to 3 are the first four scales, those of bytes 4 to 7 the first four minima. The last
+    four of each have their lower four bits in the nibbles of bytes 8 to 11, and their upper two bits in the upper two
+    bits of bytes 0 to 7.
     """
     a, b, c = f["scales"][:, :4], f["scales"][:, 4:8], f["scales"][:, 8:]
     scales = np.concatenate([a & 63, (c & 15) | (a >> 6 << 4)], axis=1)
@@ -221,13 +223,13 @@ LAYOUTS: dict[str, Layout] = {
 
 @dataclass(frozen=True)
 class GGML(Scheme):
-    """One plane, ``blocks`` u8: the shape of the tensor, its last dimension the bytes of a row's blocks."""
+    """Store one plane, ``blocks`` u8, in the tensor's shape with the bytes of a row's blocks as last dimension."""
 
     name: str  # type: ignore[misc]  # one class serves all of them, so here the name belongs to the instance
 
     @property
     def layout(self) -> Layout:
-        """What a block of this type is."""
+        """Return the layout of this scheme's blocks."""
         return LAYOUTS[self.name]
 
     def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
@@ -268,10 +270,10 @@ class GGML(Scheme):
         return True
 
     def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
-        # Scales lie among the codes: to look at them is to read the whole tensor.
+        # Scales lie among the codes: checking them reads the whole tensor.
         blocks = planes["blocks"].reshape(-1, self.layout.size)
         starts = np.cumsum([0, *self.layout.fields.values()])
         for name, start in zip(self.layout.fields, starts.tolist(), strict=False):
-            # Exponent bits of a float16 all set: infinite or not a number. They are in its second byte.
+            # A float16 whose exponent bits, which are in its second byte, are all set is infinite or NaN.
             if name in _HALVES and (blocks[:, start + 1] & 0x7C == 0x7C).any():
                 yield "blocks", f"a scale ({name}) is not finite"

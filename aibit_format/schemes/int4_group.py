@@ -1,15 +1,15 @@
-"""int4-group: 4-bit codes with a scale, and a zero point, for each group of a row; what GPTQ and AWQ checkpoints hold.
+"""Implements ``int4-group``: 4-bit codes with a scale and a zero point per group of a row, as in GPTQ and AWQ.
 
 A row of K elements is cut into groups of ``group``, the last of which may be short; ``group=row`` makes the row one
 group. ``x = (code - zero) * scale`` with codes 0 to 15. With ``symmetric=1`` there is no plane of zero points: the
 zero is 8. With ``ordered=1`` (GPTQ's act-order, ``desc_act``) ``group_index`` says which group each column is in.
 The product is exact in float32; GPTQ's and AWQ's own kernels compute it in float16, which rounds it.
 
-The encoder rounds to nearest. It sees weights only: GPTQ and AWQ themselves need a model and data, their checkpoints
-come in as they are through ``formats.huggingface``. The scale of a group is its range, which includes zero, over 15;
-with ``symmetric=1`` the range is twice the largest magnitude: Frantar et al., GPTQ, 2022, and the ``Quantizer`` of
-its code. Unlike there, a symmetric group without negative values has the same scale, and the codes are computed with
-the scale that is stored.
+The encoder rounds to nearest. It sees only weights; GPTQ and AWQ themselves need a model and data, and their
+checkpoints are imported unchanged by ``formats.huggingface``. The scale of a group is its range, which includes zero,
+divided by 15; with ``symmetric=1`` the range is twice the largest magnitude: Frantar et al., GPTQ, 2022, and the
+``Quantizer`` of its code. Unlike there, a symmetric group without negative values has the same scale, and the codes
+are computed with the scale that is stored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PIECE = 1 << 18  # elements encoded at a time: their float32 copies stay in cac
 
 @dataclass(frozen=True)
 class Int4Group(Scheme):
-    """Unsigned 4-bit codes, two to a byte, with float16 scales."""
+    """Store unsigned 4-bit codes, two to a byte, with float16 scales."""
 
     name: ClassVar[str] = "int4-group"
     words = {"group": {"row": ROW}}
@@ -55,7 +55,7 @@ class Int4Group(Scheme):
             raise self.refuse(f"{self.name}: columns of one group have no order: group row, ordered 1")
 
     def groups(self, columns: int) -> int:
-        """Number of groups of a row, the short one at the end included."""
+        """Return the number of groups in a row, a short one at the end included."""
         return -(-columns // (self.group or max(columns, 1)))
 
     def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
@@ -71,7 +71,7 @@ class Int4Group(Scheme):
 
     def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
         if self.ordered:
-            raise SchemeError(f"{self.name}: the order of columns comes with a checkpoint, none is made here")
+            raise SchemeError(f"{self.name}: the order of columns comes with a checkpoint; encode with ordered=0")
         rows = array.reshape(matrix(array.shape))
         count, columns = rows.shape
         codes = np.empty((count, -(-columns // 2)), np.uint8)
@@ -86,12 +86,12 @@ class Int4Group(Scheme):
         return {spec.role: flat[spec.role].reshape(spec.shape) for spec in self.planes(array.shape, dtype)}
 
     def _quantized(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Codes u8 [rows, K], scales f16 [rows, G] and zeros u8 [rows, G] of float32 rows [rows, K]."""
+        """Quantize float32 rows [rows, K]; returns codes u8 [rows, K], scales f16 and zeros u8, both [rows, G]."""
         if not np.isfinite(values).all():
             raise SchemeError("a value is not finite")
         rows, columns = values.shape
         groups, size = self.groups(columns), self.group or columns
-        if columns < groups * size:  # zeros are in the range of every group: they change nothing
+        if columns < groups * size:  # pad with zeros, which every group's range includes anyway
             values = np.concatenate([values, np.zeros((rows, groups * size - columns), np.float32)], axis=1)
         blocks = values.reshape(rows, groups, size)
         low, high = blocks.min(axis=2, initial=0), blocks.max(axis=2, initial=0)
@@ -103,7 +103,7 @@ class Int4Group(Scheme):
         if not np.isfinite(scale).all():
             raise SchemeError(f"values from {low.min():g} to {high.max():g}: a group's scale is beyond float16's 65504")
         scale[(scale == 0) & (high > low)] = _LEAST
-        # A group of zeros has scale 0; dividing by 1 instead gives it the code of zero throughout.
+        # A group of zeros has scale 0; dividing by 1 instead gives every element the code of zero.
         divisor = np.where(scale == 0, np.float32(1), scale.astype(np.float32))
         zero = np.full(scale.shape, SYMMETRIC_ZERO) if self.symmetric else np.clip(np.rint(-low / divisor), 0, _LEVELS)
         codes = blocks / divisor[..., None]
@@ -116,7 +116,7 @@ class Int4Group(Scheme):
         count, columns = matrix(shape)
 
         def spread(role: str) -> np.ndarray:
-            """A plane of a number a group, for each column: [rows, K]."""
+            """Expand a plane with one number per group to one per column, f32 [rows, K]."""
             groups = planes[role].reshape(count, self.groups(columns))[rows].astype(np.float32)
             if self.ordered:
                 return groups[:, planes["group_index"]]

@@ -1,6 +1,6 @@
-"""int8 rows: LLM.int8's weight format, as bitsandbytes keeps it.
+"""Implements ``int8``: rows of 8-bit codes in LLM.int8's weight format, as in bitsandbytes.
 
-Each row has one scale, the largest magnitude in it. For a weight ``[N, K]`` the planes are the codes
+Each row has one scale, its largest magnitude. For a weight ``[N, K]`` the planes are the codes
 ``i8 [N, K]`` and ``row_absmax`` ``f32 [N]``; leading dimensions (fused experts ``[E, N, K]``) are kept, so that
 every expert has its own row scales. ``x ~ code * row_absmax / 127``; the error is at most ``row_absmax / 254``
 plus one rounding of the source to float16.
@@ -30,7 +30,7 @@ _ROWS = 256  # rows encoded at a time: their float32 copies stay in cache
 
 @dataclass(frozen=True)
 class Int8(Scheme):
-    """Signed 8-bit codes with one float32 scale per row, for tensors of rank 2 and more."""
+    """Store signed 8-bit codes with one float32 scale per row; for tensors of rank 2 and more."""
 
     name: ClassVar[str] = "int8"
 
@@ -49,7 +49,7 @@ class Int8(Scheme):
             largest = np.abs(half).max(axis=1)
             if not np.isfinite(largest).all():
                 raise SchemeError(NO_HALF)
-            # A row of zeros has code 0 throughout; dividing by 1 instead of 0 gives just that.
+            # All codes of a row of zeros are 0, which is what dividing by 1 instead of 0 gives.
             scale = (np.float32(1) / np.where(largest == 0, np.float32(1), largest)) * np.float32(127)
             codes[piece] = np.rint(half * scale[:, None])
             absmax[piece] = largest

@@ -1,11 +1,11 @@
-"""int8-absmax and int8-zp: 8-bit codes with a scale, and a zero point, for every row, group of a row, or tensor.
+"""Implements ``int8-absmax`` and ``int8-zp``: 8-bit codes with a scale, and a zero point, per row, group or tensor.
 
-``group`` says what shares a scale: ``row`` (the default), ``tensor``, or a number of consecutive elements of a row, of
-which the last group may be short. The planes are ``codes`` in the tensor's shape, ``scale`` f32 and, of ``int8-zp``,
-``zero_point`` u8; these two have the tensor's shape with the number of groups in the place of the last dimension, which
-is 1 for ``row``; for ``tensor`` they have shape [1].
+``group`` says which elements share a scale: ``row`` (the default), ``tensor``, or a number of consecutive elements of a
+row, whose last group may be short. The planes are ``codes`` in the tensor's shape, ``scale`` f32 and, for ``int8-zp``,
+``zero_point`` u8; these two have the tensor's shape with the number of groups in place of the last dimension, which is
+1 for ``row``; for ``tensor`` they have shape [1].
 
-All arithmetic is float32, one rounding each operation, ``rint`` to nearest with ties to even::
+All arithmetic is float32, rounding after each operation, ``rint`` to nearest with ties to even::
 
     int8-absmax   scale = max|x| / 127
                   code  = rint(x * (1 / scale))              i8, x ~ code * scale
@@ -14,19 +14,19 @@ All arithmetic is float32, one rounding each operation, ``rint`` to nearest with
                   zero  = rint(-min(x, 0) / scale)
                   code  = rint(x * (1 / scale)) + zero       u8, x ~ (code - zero) * scale
 
-both clipped to 0..255 for ``int8-zp``. Zero is always exact. A scale below 2^-126 would lose bits, and its inverse
-could overflow: such a group, like one of zeros, gets scale 0 and codes 0 (and zero point 0). Above 2^119 decoding could
-overflow.
+Zero point and code of ``int8-zp`` are clipped to 0..255. Zero is always exact. A scale below 2^-126 would lose bits,
+and its inverse could overflow: such a group, like one of zeros, gets scale 0 and codes 0 (and zero point 0). With a
+scale above 2^119 decoding could overflow.
 
-The formulas are those of torch's min-max observers (there the scale is kept above an epsilon) and of
+The formulas are those of torch's min-max observers (which keep the scale above an epsilon) and of
 ``torch.fake_quantize_per_channel_affine`` and its per-tensor twin, bit for bit. ``torch.quantize_per_tensor`` and
-``per_channel`` give the same codes for ``int8-absmax``; with a zero point they add it before they round, fused or not
-as the processor has it, and a value next to a tie may fall the other way. See Jacob et al., Quantization and Training
+``per_channel`` give the same codes for ``int8-absmax``; a zero point they add before rounding, fused or not depending
+on the processor, so that a value next to a tie may round the other way. See Jacob et al., Quantization and Training
 of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018.
 
-Error: at most ``scale * (1/2 + 2^-13)`` around the source, whatever its dtype; in a group stored as zeros, below
-2^-118. Bits per weight: 8 + 32 / G for ``int8-absmax`` and 8 + 40 / G for ``int8-zp``, with G elements to a scale.
-A value that is not finite, or a group that needs a scale above 2^119, is a SchemeError.
+Error: at most ``scale * (1/2 + 2^-13)``, whatever the source's dtype; in a group stored as zeros, below 2^-118. Bits
+per weight: 8 + 32 / G for ``int8-absmax`` and 8 + 40 / G for ``int8-zp``, with G elements per scale.
+A value that is not finite, or a group that needs a scale above 2^119, raises a SchemeError.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from .base import GROUPS, ROW, TENSOR, Planes, PlaneSpec, Rows, Scheme, bad_scal
 
 GROUP_SIZES = range(16, 65536 + 1, 16)
 LEAST_SCALE = np.float32(2.0**-126)  # the smallest normal float32
-LARGEST_SCALE = np.float32(2.0**119)  # its product with a code, 448 at most, is finite
-_PIECE = 1 << 18  # elements worked on at a time: their float32 copies stay in cache
+LARGEST_SCALE = np.float32(2.0**119)  # times any code (448 at most) it is finite
+_PIECE = 1 << 18  # elements processed at a time: their float32 copies stay in cache
 
 
 @dataclass(frozen=True)
 class Grouped(Scheme):
-    """What schemes with one code an element and a float32 scale a group have in common.
+    """A base class that implements schemes with one code per element and a float32 scale per group.
 
-    A subclass says how the numbers of a group follow from its lowest and highest value, and how codes follow from
-    values and back. ``steps`` are those numbers, in the order of ``step_planes``.
+    A subclass computes the numbers of a group (its ``steps``: scale, zero point) from its lowest and highest value,
+    codes from values, and values from codes. ``steps`` are in the order of ``step_planes``.
     """
 
     words = {"group": GROUPS}
@@ -70,18 +70,18 @@ class Grouped(Scheme):
 
     @abstractmethod
     def steps(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The numbers of groups whose values lie in ``low`` to ``high``, f32, zero included."""
+        """Compute the numbers of groups whose values lie in ``low`` to ``high``, f32, a range that includes zero."""
 
     @abstractmethod
     def quantized(self, values: np.ndarray, *steps: np.ndarray) -> np.ndarray:
-        """Codes of float32 ``values``, as numbers of any dtype that fit ``codes_dtype``."""
+        """Quantize float32 ``values``; returns codes in any dtype, within the range of ``codes_dtype``."""
 
     @abstractmethod
     def dequantized(self, codes: np.ndarray, *steps: np.ndarray) -> np.ndarray:
-        """The float32 values that codes stand for."""
+        """Return the float32 values that codes stand for."""
 
     def groups(self, columns: int) -> int:
-        """Number of groups of a row, the short one at the end included; 1 if a row shares its scale."""
+        """Return the number of groups in a row, a short one at the end included; 1 for ``row`` and ``tensor``."""
         return 1 if self.group in (ROW, TENSOR) else -(-columns // self.group)
 
     def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
@@ -95,7 +95,7 @@ class Grouped(Scheme):
         codes = np.empty(rows.shape, DTYPES[self.codes_dtype].numpy)
         with np.errstate(over="ignore", invalid="ignore"):
             steps = self.steps(*self._extremes(rows, dtype))
-        if not (steps[0] <= LARGEST_SCALE).all():  # not true of NaN either
+        if not (steps[0] <= LARGEST_SCALE).all():  # NaN fails this too
             raise SchemeError(f"a value is not finite, or so large that {self.name} needs a scale above 2^119")
         for piece in _pieces(rows):
             spread = (self._spread(step[piece if len(step) > 1 else slice(None)], rows.shape[1]) for step in steps)
@@ -125,7 +125,7 @@ class Grouped(Scheme):
             yield "scale", "a scale is above 2^119, where decoding could overflow"
 
     def _extremes(self, rows: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest value of every group, or of all, f32 [rows, groups] or [1, 1], zero included."""
+        """Return each group's lowest and highest value, zero included, f32 [rows, groups]; [1, 1] for ``tensor``."""
         groups = self.groups(rows.shape[1])
         low, high = np.zeros((2, len(rows), groups), np.float32)
         starts = np.arange(groups) * self.group if groups > 1 else np.zeros(1, np.intp)
@@ -138,13 +138,13 @@ class Grouped(Scheme):
         return low, high
 
     def _spread(self, step: np.ndarray, columns: int) -> np.ndarray:
-        """A number a group as a number a column, or as one for all columns."""
+        """Expand one number per group to one per column, or to a single column if a row is one group."""
         return step if self.group in (ROW, TENSOR) else np.repeat(step, self.group, axis=1)[:, :columns]
 
 
 @dataclass(frozen=True)
 class Int8Absmax(Grouped):
-    """Signed codes around zero: the largest magnitude is code 127 or -127."""
+    """Store signed codes around zero: the largest magnitude gets code 127 or -127."""
 
     name: ClassVar[str] = "int8-absmax"
     codes_dtype = "i8"
@@ -163,7 +163,7 @@ class Int8Absmax(Grouped):
 
 @dataclass(frozen=True)
 class Int8ZeroPoint(Grouped):
-    """Unsigned codes from the lowest value to the highest, one of which, the zero point, stands for zero."""
+    """Store unsigned codes from the lowest value to the highest; one of them, the zero point, stands for zero."""
 
     name: ClassVar[str] = "int8-zp"
     codes_dtype = "u8"
@@ -194,21 +194,21 @@ class Int8ZeroPoint(Grouped):
 
 
 def usable(scale: np.ndarray) -> np.ndarray:
-    """f32: the scales, zero in the place of those that are too small to divide by."""
+    """Replace scales that are too small to divide by with zero, f32."""
     return np.where(scale < LEAST_SCALE, np.float32(0), scale)
 
 
 def inverse(scale: np.ndarray) -> np.ndarray:
-    """f32: ``1 / scale``, and zero for zero."""
+    """Return ``1 / scale``, or zero where the scale is zero, f32."""
     return np.float32(1) / divisor(scale)
 
 
 def divisor(scale: np.ndarray) -> np.ndarray:
-    """f32: the scales, infinity in the place of zero: it divides anything to zero."""
+    """Replace zero scales with infinity, f32: anything divided by it is zero."""
     return np.where(scale == 0, np.float32(np.inf), scale)
 
 
 def _pieces(rows: np.ndarray) -> Iterator[slice]:
-    """Stretches of the rows of a matrix that are worked on at a time; none where there are no elements."""
+    """Yield slices of the rows of a matrix that are processed at a time; none if there are no elements."""
     step = max(1, _PIECE // max(rows.shape[1], 1))
     return (slice(start, start + step) for start in range(0, len(rows) if rows.size else 0, step))

@@ -1,17 +1,17 @@
-"""int8-outlier: int8 rows, and float16 for the rows that eight bits would serve badly.
+"""Implements ``int8-outlier``: rows in int8, except those that eight bits would serve badly, in float16.
 
 A row whose largest magnitude is more than ``threshold`` times its root mean square spends nearly all codes on a few
 large values. Such rows stay in float16. For a weight ``[N, K]`` with M of them the planes are those of ``int8``,
 ``codes`` i8 [N, K] and ``row_absmax`` f32 [N], both zero in those rows; ``outlier_index`` u32 [M], the rows in
-increasing order; and ``outlier_values`` f16 [M, K]. Leading dimensions are kept in the first two, and rows are counted
-through them. M follows from the values and is the parameter ``outliers``, which ``fitted`` sets.
+increasing order; and ``outlier_values`` f16 [M, K]. The first two keep leading dimensions, and rows are numbered
+across them. M follows from the values and is the parameter ``outliers``, which ``fitted`` sets.
 
-Everything goes through float16 first, as in ``int8``, whose arithmetic the other rows have. A row is an outlier if
-``largest^2 * K > threshold^2 * sum(x^2)``, in float64; the squares, exact there, are added in the order of the row,
-so that the choice is the same on every machine. A row right on the threshold stays int8, and so does one of zeros.
+All values are rounded to float16 first, as in ``int8``, whose arithmetic applies to the other rows. A row is an outlier
+if ``largest^2 * K > threshold^2 * sum(x^2)``, in float64; the squares, exact there, are added in the order of the row,
+so that the choice is the same on every machine. A row exactly on the threshold stays int8, and so does one of zeros.
 
-Error: that of ``int8`` in its rows, none in the others, around the source after it was rounded to float16. Bits per
-weight: 8 + 32 / K + (M / N) * (16 + 32 / K). A value that is not finite, or beyond float16's 65504, is a SchemeError.
+Error, relative to the source rounded to float16: that of ``int8`` in int8 rows, none in the others. Bits per weight:
+8 + 32 / K + (M / N) * (16 + 32 / K). A value that is not finite, or beyond float16's 65504, raises a SchemeError.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ..errors import SchemeError
 from .base import Planes, PlaneSpec, Rows, Scheme, check_weights, matrix
 from .int8 import Int8
 
-_PIECE = 1 << 17  # elements looked at at a time: their float64 squares stay in cache
-_MOST_ROWS = 1 << 32  # that 32-bit indices can tell apart
+_PIECE = 1 << 17  # elements checked at a time: their float64 squares stay in cache
+_MOST_ROWS = 1 << 32  # as many as 32-bit indices can number
 _INT8 = Int8()
 
 
 @dataclass(frozen=True)
 class Int8Outlier(Scheme):
-    """Rows in int8, but for ``outliers`` rows in float16; for tensors of rank 2 and more."""
+    """Store rows in int8, except ``outliers`` rows in float16; for tensors of rank 2 and more."""
 
     name: ClassVar[str] = "int8-outlier"
 
@@ -95,13 +95,13 @@ class Int8Outlier(Scheme):
             yield "codes", "a code of a float16 row is not zero"
 
     def _outlier_rows(self, rows: np.ndarray, dtype: str) -> np.ndarray:
-        """Indices, increasing, of the rows of a matrix that stay in float16."""
+        """Return the increasing indices of the rows of a matrix that stay in float16."""
         columns = rows.shape[1]
         step = max(1, _PIECE // max(columns, 1))
         found = np.zeros(len(rows), np.bool_)
         for start in range(0, len(rows) if rows.size else 0, step):
             piece = slice(start, start + step)
-            # What is not finite, here or in float16, is no outlier; Int8.encode refuses it.
+            # A row with a value that is not finite, here or in float16, is no outlier; Int8.encode refuses it.
             with np.errstate(over="ignore", invalid="ignore"):
                 squares = np.square(to_float32(rows[piece], dtype).astype(np.float16).astype(np.float64))
                 largest = squares.max(axis=1)

@@ -1,13 +1,13 @@
-"""nf4-cpu: nf4 with a second copy of the codes in the order that AVX512-BF16 kernels read.
+"""Implements ``nf4-cpu``: nf4 with a second copy of the codes in the order that AVX512-BF16 kernels read.
 
-On processors with AVX512-BF16, bitsandbytes 0.50 rewrites every nf4 weight at its first forward on a CPU: seconds and
-a copy of the model in memory. Here the rewritten form lies in the file beside the canonical planes, so that it is
-mapped instead. Pages of the form that is not used are never touched: the price is the size of the file.
+On processors with AVX512-BF16, bitsandbytes 0.50 repacks every nf4 weight in its first forward on a CPU, which costs
+seconds and a copy of the model in memory. Here the repacked form lies in the file beside the canonical planes, so that
+it is mapped instead. Pages of the form that is not used are never touched: the only cost is a larger file.
 
 ``tiles`` u8 [N, K / 2]: rows in groups of 32; in a group, for each pair of neighbouring columns, the 64 codes of 32
 rows by 2 columns, row by row; each 64 become 32 bytes, of which byte i holds code i in its low nibble and code
 i + 32 in its high one. ``tile_absmax`` bf16 [K / block_size, N]: the scales, rounded to nearest even, transposed.
-The canonical planes are those of ``nf4`` and are what ``decode`` reads. See ``_convert_weight_packed_for_cpu`` in
+The canonical planes are those of ``nf4``, and ``decode`` reads them. See ``_convert_weight_packed_for_cpu`` in
 bitsandbytes.
 """
 
@@ -26,12 +26,12 @@ from .base import Planes, PlaneSpec, Rows, Scheme
 from .fourbit import FourBit
 from .packing import unpack_nibbles
 
-ROWS, COLUMNS = 32, 64  # N and K must be multiples of these: what the kernel asks for
+ROWS, COLUMNS = 32, 64  # N and K must be multiples of these: the kernel requires it
 
 
 @dataclass(frozen=True)
 class NF4CPU(Scheme):
-    """``nf4`` planes, and the same once more as ``tiles`` and ``tile_absmax``."""
+    """Store the planes of ``nf4``, and the same values again as ``tiles`` and ``tile_absmax``."""
 
     name: ClassVar[str] = "nf4-cpu"
     cpu_roles: ClassVar[frozenset[str]] = frozenset({"tiles", "tile_absmax"})
@@ -43,12 +43,12 @@ class NF4CPU(Scheme):
 
     @cached_property
     def canonical(self) -> FourBit:
-        """The scheme of the canonical planes."""
+        """Return the scheme of the canonical planes."""
         return FourBit("nf4", self.block_size, self.nested)
 
     @property
     def fallback(self) -> FourBit:
-        """What holds a tensor that this scheme has no tiles for."""
+        """Return the scheme for a tensor whose shape does not divide into tiles."""
         return self.canonical
 
     def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
@@ -69,7 +69,7 @@ class NF4CPU(Scheme):
         return self.tiled(self.canonical.encode(array, dtype), array.shape)
 
     def tiled(self, planes: Planes, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """The planes of this scheme from the canonical ones."""
+        """Make the planes of this scheme from the canonical ones."""
         rows, columns = shape
         codes = unpack_nibbles(planes["codes"], rows * columns)
         pairs = codes.reshape(rows // ROWS, ROWS, columns // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 2, ROWS)
@@ -98,4 +98,4 @@ class NF4CPU(Scheme):
             return
         for role in ("tiles", "tile_absmax"):
             if not np.array_equal(planes[role], wanted[role]):
-                yield role, "differs from what the canonical planes say"
+                yield role, "differs from the canonical planes"

@@ -1,4 +1,4 @@
-"""Codes of less than a byte in bytes: the first code in the highest bits, and zeros after the last."""
+"""Packs codes of less than a byte into bytes: the first code in the highest bits, and zeros after the last."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """u8 [..., ceil(n * bits / 8)] from codes u8 [..., n], each below ``2 ** bits``; every row starts a byte."""
+    """Pack codes u8 [..., n], each below ``2 ** bits``, to u8 [..., ceil(n * bits / 8)]; rows start on a byte."""
     if bits == 8:
         return codes
     if bits == 4:
@@ -16,7 +16,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The ``count`` codes, u8 [..., count], that ``pack`` put into each row."""
+    """Unpack the ``count`` codes, u8 [..., count], that ``pack`` put into each row."""
     if bits == 8:
         return packed
     if bits == 4:
@@ -26,14 +26,14 @@ def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def pack_nibbles(codes: np.ndarray) -> np.ndarray:
-    """u8 [..., ceil(n / 2)] from 4-bit codes u8 [..., n]: the first of two is the high nibble."""
+    """Pack 4-bit codes u8 [..., n] to u8 [..., ceil(n / 2)]: the first of two is the high nibble."""
     if codes.shape[-1] % 2:
         codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], 1), np.uint8)], axis=-1)
     return (codes[..., ::2] << 4) | codes[..., 1::2]
 
 
 def unpack_nibbles(packed: np.ndarray, count: int) -> np.ndarray:
-    """The ``count`` codes, u8 [..., count], of each row."""
+    """Unpack the ``count`` 4-bit codes, u8 [..., count], of each row."""
     codes = np.empty((*packed.shape[:-1], packed.shape[-1] * 2), np.uint8)
     codes[..., ::2] = packed >> 4
     codes[..., 1::2] = packed & 15
@@ -41,6 +41,6 @@ def unpack_nibbles(packed: np.ndarray, count: int) -> np.ndarray:
 
 
 def bad_tail(packed: np.ndarray, bits: int, count: int) -> bool:
-    """Whether bits after the last code of a row are not zero."""
+    """Tell whether any bit after the last code of a row is not zero."""
     spare = packed.shape[-1] * 8 - count * bits
     return bool(spare and (packed[..., -1] & ((1 << spare) - 1)).any())

@@ -1,4 +1,4 @@
-"""Plain dtypes: the values themselves, in row-major order."""
+"""Implements the plain schemes, one per dtype: the values themselves, in row-major order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import Planes, PlaneSpec, Rows, Scheme, matrix
 
 @dataclass(frozen=True)
 class Plain(Scheme):
-    """One plane, ``values``: the tensor in its logical dtype, which is the scheme's name."""
+    """Store one plane, ``values``: the tensor in its logical dtype, which is also the scheme's name."""
 
     name: str  # type: ignore[misc]  # one class serves every dtype, so here the name belongs to the instance
     lossy: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from html import escape
 
 import numpy as np
 
-from aibit_format.container import layout, validate
+from aibit_format.container import layout
 from aibit_format.container.layout import dtype_of
 from aibit_format.container.tables import HEADER_SIZE, FileInfo, Plane
 from aibit_format.file.reader import read_info
@@ -117,7 +117,7 @@ def planes(info: FileInfo) -> list[tuple[str, Plane]]:
 
 
 def draw_layout(data: bytes, info: FileInfo) -> str:
-    placed = validate.locate(info)
+    placed = info.placement
     drawing = Drawing(
         "The layout of an .aibit file",
         "From the start of the file: header, front matter, documents, padding, pooled planes, bulk planes.",

@@ -1,1 +1,1 @@
-"""Reads and writes GGUF, the files of llama.cpp and Ollama."""
+"""Reads and writes GGUF, the file format of llama.cpp and Ollama."""

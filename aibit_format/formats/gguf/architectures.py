@@ -1,6 +1,6 @@
-"""Architectures that both GGUF and transformers know: names of tensors, keys of configs, order of rows.
+"""Defines the architectures that both GGUF and transformers know: names of tensors, keys of configs, order of rows.
 
-One ``Family`` a model, read in both directions: by the source, and by the exporter.
+Each has one ``Family``, which the source and the exporter use in opposite directions.
 Facts are those of llama.cpp's ``convert_hf_to_gguf.py`` and of the models in transformers.
 """
 
@@ -24,10 +24,10 @@ _OUTER = re.compile(r"([a-z_]+)\.(weight|bias)")
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture on both sides.
+    """Describe one architecture on both sides.
 
     ``outer`` and ``inner`` map GGUF's names to transformers', outside and inside a layer; ``integers`` and ``floats``
-    map GGUF's keys, without the architecture in front, to those of ``config.json``.
+    map GGUF's keys, without the architecture's name in front, to those of ``config.json``.
     """
 
     gguf: str
@@ -43,7 +43,7 @@ class Family:
     rope: bool = True
 
     def hugging_face(self, name: str) -> str | None:
-        """transformers' name for a tensor of GGUF, or None if the model has no place for it."""
+        """Return transformers' name for a tensor of GGUF, or ``None`` if the model has no such tensor."""
         if found := _BLOCK.fullmatch(name):
             stem = self.inner.get(found[2])
             return stem and f"{self.layer.format(found[1])}{stem}.{found[3]}"
@@ -53,25 +53,25 @@ class Family:
         return None
 
     def names(self, layers: int) -> dict[str, str]:
-        """transformers' name -> GGUF's, for every tensor that such a model can have."""
+        """Map transformers' names to GGUF's, for every tensor that such a model can have."""
         stems = {stem: f"{name}" for name, stem in self.outer.items()}
         for i in range(layers):
             stems |= {f"{self.layer.format(i)}{stem}": f"blk.{i}.{name}" for name, stem in self.inner.items()}
         return {f"{stem}.{end}": f"{name}.{end}" for stem, name in stems.items() for end in ("weight", "bias")}
 
     def is_conv1d(self, name: str) -> bool:
-        """Whether transformers holds the transpose of this tensor of GGUF."""
+        """Tell whether transformers holds the transpose of this tensor of GGUF."""
         found = _BLOCK.fullmatch(name)
         return bool(found and found[3] == "weight" and found[2] in self.conv1d)
 
     def heads_key(self, name: str) -> str | None:
-        """GGUF's key for the number of heads whose rows llama.cpp reorders in this tensor of GGUF, if it does."""
+        """Return GGUF's key for the number of heads whose rows llama.cpp reorders in this tensor of GGUF, if any."""
         found = _BLOCK.fullmatch(name)
         return self.permuted.get(found[2]) if found else None
 
 
 def gguf_rows(rows: int, heads: int) -> np.ndarray:
-    """i64 [rows]: for each row of GGUF, the row of transformers.
+    """Return for each row of GGUF its row in transformers, i64 [rows].
 
     transformers rotates dimension i of a head with dimension i + d / 2, llama.cpp's llama with its neighbour.
     """
@@ -79,7 +79,7 @@ def gguf_rows(rows: int, heads: int) -> np.ndarray:
 
 
 def hugging_face_rows(rows: int, heads: int) -> np.ndarray:
-    """i64 [rows]: for each row of transformers, the row of GGUF."""
+    """Return for each row of transformers its row in GGUF, i64 [rows]."""
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
@@ -122,7 +122,7 @@ FAMILIES = {
 }  # fmt: skip
 BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES.values()}
 
-# Keys that change what llama.cpp computes, where transformers' model has nothing like it, and their harmless values.
+# Keys that make llama.cpp compute something that transformers' model does not, and their harmless values.
 _UNKNOWN = {
     "expert_count": (0,), "logit_scale": (1.0, 0.0), "embedding_scale": (1.0, 0.0), "residual_scale": (1.0, 0.0),
     "attention.scale": (1.0, 0.0), "attention.sliding_window": (0,), "attention.causal": (True,),
@@ -131,7 +131,7 @@ _UNKNOWN = {
 
 
 class Keys:
-    """The metadata of one architecture, its name taken off the keys."""
+    """Look up the metadata of one architecture, by keys without its name."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
         start = architecture + "."
@@ -139,10 +139,10 @@ class Keys:
         self._prefix = start
 
     def integer(self, key: str, otherwise: int | None = None) -> int:
-        """A positive integer.
+        """Return a positive integer, or ``otherwise`` if the key is missing.
 
         Raises:
-            SourceError: it is missing and there is no other, or it is something else, such as one value a layer.
+            SourceError: it is missing without a default, or it is something else, such as one value per layer.
         """
         value = self.values.get(key, otherwise)
         if type(value) is not int or not 0 < value < 1 << 31:
@@ -150,14 +150,14 @@ class Keys:
         return value
 
     def number(self, key: str) -> float:
-        """A finite number, as the shortest decimal of its float32. Raises SourceError for anything else."""
+        """Return a finite number, as the shortest decimal of its float32; raises SourceError for anything else."""
         value = self.values.get(key)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
             raise SourceError(f"{self._prefix}{key} is {_brief(value)}, a number is needed")
         return float(str(np.float32(value)))
 
     def rope(self) -> dict[str, Any]:
-        """The keys that begin with ``rope.``, without that."""
+        """Return the values of the keys that begin with ``rope.``, without that prefix."""
         found = {key.removeprefix("rope."): value for key, value in self.values.items() if key.startswith("rope.")}
         for key in found:
             if key == "scaling.type":
@@ -171,16 +171,16 @@ class Keys:
 def config_of(
     family: Family, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], factors: np.ndarray | None
 ) -> dict[str, Any]:
-    """``config.json`` for GGUF's metadata and tensors, but for ``dtype``.
+    """Make ``config.json``, except ``dtype``, from GGUF's metadata and tensors.
 
     Args:
         family: the architecture.
-        metadata: all of the file's.
+        metadata: of the file.
         shapes: of the tensors, by GGUF's names.
         factors: f32, the values of ``rope_freqs.weight`` if the file has it.
 
     Raises:
-        SourceError: transformers' model cannot be what the file describes; the message says why.
+        SourceError: transformers' model cannot represent what the file describes; the message says why.
     """
     keys = Keys(metadata, family.gguf)
     for key, harmless in _UNKNOWN.items():
@@ -217,7 +217,7 @@ def config_of(
     for name, shape in shapes.items():
         key = family.heads_key(name)
         if key and (
-            len(shape) != (1 if name.endswith(".bias") else 2)  # the blocks of a vector would be taken for rows
+            len(shape) != (1 if name.endswith(".bias") else 2)  # the blocks of a vector would pass for rows
             or head_dim % 2
             or shape[0] != keys.integer(key) * head_dim
         ):
@@ -228,10 +228,10 @@ def config_of(
 
 
 def keys_of(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
-    """GGUF's metadata of the architecture, as ``int``, ``float`` and ``str``, for a ``config.json``.
+    """Make GGUF's metadata of the architecture, as ``int``, ``float`` and ``str``, from a ``config.json``.
 
     Raises:
-        SourceError: the config asks for what llama.cpp's model has not.
+        SourceError: the config asks for something that llama.cpp's model lacks.
     """
     _check_config(family, config)
     values: dict[str, Any] = {}
@@ -252,11 +252,11 @@ def keys_of(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head_dim_of(config: Mapping[str, Any]) -> int:
-    """Dimensions of a head."""
+    """Return the number of dimensions of a head."""
     return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
-# Keys of a config whose models llama.cpp computes differently, and the values that mean nothing.
+# Keys of a config with which llama.cpp would compute something else, and their harmless values.
 _UNKNOWN_TO_GGUF = {
     "hidden_act": ("silu",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "use_sliding_window": (False,),
     "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),

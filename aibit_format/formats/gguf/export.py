@@ -1,6 +1,6 @@
-"""Export to a GGUF file for llama.cpp and what is built on it, with an Ollama ``Modelfile`` beside it.
+"""Exports to a GGUF file for llama.cpp and programs built on it, with an Ollama ``Modelfile`` beside it.
 
-Blocks that came from a GGUF file go back as they are. Names, the order of rows, the metadata and the choice of float32
+Blocks that came from a GGUF file go back unchanged. Names, the order of rows, the metadata and the choice of float32
 for small tensors are those of llama.cpp's own ``convert_hf_to_gguf.py``; the file is written by gguf-py.
 """
 
@@ -30,7 +30,7 @@ from .source import DOCUMENT
 from .tokenizer_out import metadata_of
 
 KEEP = "keep"
-# Type of the matrices -> llama.cpp's number for a file that is mostly of it (``general.file_type``).
+# Type of the matrices -> llama.cpp's number for a file mostly of that type (``general.file_type``).
 TYPES = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32,
     "q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18,
@@ -45,7 +45,7 @@ _OWN = frozenset(f"general.{key}" for key in ("architecture", "type", "file_type
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A tensor to be written: name and type in GGUF, the shape and dtype of its array, and what makes that."""
+    """Describe a tensor to be written: name and type in GGUF, shape and dtype of its array, and how to make it."""
 
     name: str
     type: str
@@ -55,7 +55,7 @@ class Item:
 
     @property
     def nbytes(self) -> int:
-        """Its bytes."""
+        """Return its size in bytes."""
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
 
@@ -73,14 +73,14 @@ def export(
         file: a file that holds a Llama, Qwen2 or GPT-2 model.
         path: the file to write.
         type: of the matrices: ``"keep"`` for the blocks and dtypes that they are stored in, and f16 for schemes that
-            GGUF has not; or one of ``ENCODED``. Vectors, norms and positions are f32, as llama.cpp wants them; a
+            GGUF lacks; or one of ``ENCODED``. Vectors, norms and positions are f32, as llama.cpp wants them; a
             matrix whose rows are not whole blocks is f16.
-        overwrite: replace the two files if they are there.
-        on_progress: called with bytes done, bytes in all, and the tensor's name in GGUF.
+        overwrite: replace the two files if they exist.
+        on_progress: called with bytes done, total bytes, and the tensor's name in GGUF.
 
     Raises:
-        WriteError: no such model or tokenizer in GGUF; a file is there; it cannot be written.
-        SchemeError: a value that the type cannot hold.
+        WriteError: GGUF cannot hold the model or tokenizer; a file exists; or it cannot be written.
+        SchemeError: the type cannot hold a value.
         MissingPackageError: gguf-py is not installed.
     """
     if type not in (KEEP, *ENCODED):
@@ -149,7 +149,7 @@ def _items(file: Opened, family: Family, config: dict[str, Any], wanted: str) ->
 
 
 def _item(file: Opened, info: TensorInfo, name: str, family: Family, config: dict[str, Any], wanted: str) -> Item:
-    # Rows of GGUF are rows of a Linear: where transformers has Conv1D, that is the transpose.
+    # Rows of GGUF are rows of a Linear, so a Conv1D of transformers is transposed.
     turned = info.transposed != family.is_conv1d(name)
     shape = info.shape[::-1] if turned else info.shape
     key = family.heads_key(name)
@@ -169,7 +169,7 @@ def _heads(config: dict[str, Any], key: str) -> int:
 
 
 def _target(info: TensorInfo, name: str, shape: Sequence[int], turned: bool, wanted: str) -> Scheme:
-    """The scheme of a tensor in GGUF."""
+    """Choose the scheme of a tensor in GGUF."""
     kept = not turned and isinstance(info.scheme, GGML)
     if wanted == KEEP and kept:
         return info.scheme
@@ -184,7 +184,7 @@ def _target(info: TensorInfo, name: str, shape: Sequence[int], turned: bool, wan
 
 
 def _array(file: Opened, info: TensorInfo, scheme: Scheme, turned: bool) -> np.ndarray:
-    """The one plane of ``scheme`` that a tensor becomes; each of its rows is a row of the model."""
+    """Make the one plane of ``scheme`` that a tensor becomes; each of its rows is a row of the model."""
     planes = file.planes(info.name)
     file.check_values(info, planes)
     if scheme == info.scheme:
@@ -203,7 +203,7 @@ def _array(file: Opened, info: TensorInfo, scheme: Scheme, turned: bool) -> np.n
 def _metadata(
     file: Opened, family: Family, config: dict[str, Any], items: Sequence[Item], wanted: str, path: str
 ) -> dict[str, Any]:
-    """Every key but the architecture's name, which the writer adds."""
+    """Collect all metadata except the architecture's name, which the writer adds."""
     sizes: dict[str, int] = {}
     for item in items:
         sizes[item.type] = sizes.get(item.type, 0) + item.nbytes
@@ -254,7 +254,7 @@ def _write(
 
 
 def _modelfile(name: str, values: dict[str, Any]) -> str:
-    """Ollama takes the chat template from the GGUF file; the tokens that end an answer are said again here."""
+    """Write Ollama's Modelfile. Ollama reads the chat template from the GGUF file; stop tokens are repeated here."""
     tokens = values.get("tokenizer.ggml.tokens", [])
     ids = dict.fromkeys(values.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot"))
     ends = [tokens[i] for i in ids if isinstance(i, int) and tokens]

@@ -1,7 +1,7 @@
-"""A GGUF file: its metadata, the directory of its tensors, and their bytes as views of one mapping.
+"""Parses a GGUF file: its metadata, the directory of its tensors, and their bytes as views of one mapping.
 
-See https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count is compared with the bytes that are left
-before anything is read or allocated by it, and no tensor may lie outside the file or over another.
+See https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count is compared with the remaining bytes before
+it is used to read or allocate anything, and no tensor may lie outside the file or overlap another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from ...errors import SourceError
 from ...io.mapped import pages
 
-# Type number -> name, elements a block, bytes a block.
+# Type number -> name, elements per block, bytes per block.
 TYPES: dict[int, tuple[str, int, int]] = {
     0: ("f32", 1, 4), 1: ("f16", 1, 2), 2: ("q4_0", 32, 2 + 16), 3: ("q4_1", 32, 2 + 2 + 16),
     6: ("q5_0", 32, 2 + 4 + 16), 7: ("q5_1", 32, 2 + 2 + 4 + 16), 8: ("q8_0", 32, 2 + 32), 9: ("q8_1", 32, 4 + 4 + 32),
@@ -45,7 +45,7 @@ _ALIGNMENTS = frozenset(1 << power for power in range(3, 21))
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """A tensor of the directory. ``shape`` is in the order of numpy and torch, outermost first."""
+    """Describe a tensor of the directory. ``shape`` is in the order of numpy and torch, outermost first."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,12 +55,12 @@ class GGUFTensor:
 
 
 class GGUFFile:
-    """A GGUF file, version 2 or 3, little-endian.
+    """Read a little-endian GGUF file of version 2 or 3.
 
     ``metadata`` maps keys to numbers, bools, strings, lists of strings and numpy arrays; ``tensors`` is in file order.
 
     Raises:
-        SourceError: it is damaged or cut off, or has a type this reader does not know.
+        SourceError: it is damaged or truncated, or has a type that this reader does not know.
     """
 
     def __init__(self, path: str) -> None:
@@ -95,7 +95,7 @@ class GGUFFile:
         self._check_places()
 
     def read(self, tensor: GGUFTensor) -> np.ndarray:
-        """The tensor's bytes, u8 [nbytes]: a view of the mapping."""
+        """Return the tensor's bytes, u8 [nbytes], a view of the mapping."""
         start = self.data_start + tensor.offset
         return self._map[start : start + tensor.nbytes]
 
@@ -114,7 +114,7 @@ class GGUFFile:
         return GGUFTensor(name, shape, kind, offset, math.prod(shape) // block * size)
 
     def _check_places(self) -> None:
-        """Every tensor in the file, aligned, under a name of its own and over no other."""
+        """Check that every tensor lies in the file, is aligned, has a unique name and overlaps no other."""
         names: set[str] = set()
         end = 0
         for tensor in sorted(self.tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
@@ -159,7 +159,7 @@ class GGUFFile:
         return values.view(dtype)
 
     def _strings(self, count: int) -> list[str]:
-        """A vocabulary has hundreds of thousands of them: nothing but the loop itself."""
+        """Read strings, in as tight a loop as possible: a vocabulary has hundreds of thousands of them."""
         self._fits(count, 8)
         if count > _MAX_STRINGS:
             raise SourceError(f"{self.path}: {count} strings at {self._position}, at most {_MAX_STRINGS} are read")

@@ -1,7 +1,7 @@
-"""Rotary position embeddings: ``rope_parameters`` of transformers, and what GGUF has in their place.
+"""Translates the parameters of rotary position embeddings between transformers' ``rope_parameters`` and GGUF.
 
 GGUF states theta, a scaling type (``linear``, ``yarn``) and its numbers. Llama 3's scaling is not stated: the file has
-a tensor ``rope_freqs.weight`` by whose values the frequencies are divided, and its parameters are found again here.
+a tensor ``rope_freqs.weight`` whose values divide the frequencies; this module recovers the parameters from it.
 The formula is that of ``transformers.modeling_rope_utils`` (``llama3``).
 """
 
@@ -16,12 +16,12 @@ import numpy as np
 from ...errors import SourceError
 
 DEFAULT_THETA = 10000.0
-_CONTEXTS = (8192, *(1 << power for power in range(6, 21)))  # tried where too few values are left to compute it
+_CONTEXTS = (8192, *(1 << power for power in range(6, 21)))  # tried if there are too few values to compute it
 _TOLERANCE = 1e-5  # relative: the factors went through float32
 
 
 def frequency_factors(parameters: Mapping[str, Any], head_dim: int) -> np.ndarray:
-    """f32 [head_dim / 2]: what llama3's scaling divides each frequency by.
+    """Compute the factors by which llama3's scaling divides each frequency, f32 [head_dim / 2].
 
     Wavelengths above ``old / low`` are divided by ``factor``, those below ``old / high`` by 1, and the inverses of
     those between lie on a straight line over ``old / wavelength``.
@@ -34,12 +34,12 @@ def frequency_factors(parameters: Mapping[str, Any], head_dim: int) -> np.ndarra
 
 
 def llama3_parameters(factors: np.ndarray, theta: float) -> dict[str, Any]:
-    """``rope_parameters`` whose frequency factors are ``factors``, f32 [head_dim / 2].
+    """Find the ``rope_parameters`` whose frequency factors are ``factors``, f32 [head_dim / 2].
 
     Only ``old / low`` and ``old / high`` follow from them, so ``low`` is 1, as in every model so far.
 
     Raises:
-        SourceError: no such parameters give them.
+        SourceError: no parameters yield them.
     """
     found = factors.astype(np.float64)
     factor = float(_shortest(found.max(initial=1)))
@@ -65,7 +65,7 @@ def llama3_parameters(factors: np.ndarray, theta: float) -> dict[str, Any]:
 
 
 def from_gguf(rope: Mapping[str, Any], factors: np.ndarray | None, context: int) -> dict[str, Any]:
-    """``rope_parameters`` of GGUF's keys that begin with ``rope.`` (the prefix taken off) and ``rope_freqs.weight``.
+    """Make ``rope_parameters`` from GGUF's ``rope.`` keys (without that prefix) and from ``rope_freqs.weight``.
 
     Raises:
         SourceError: transformers has no such scaling.
@@ -96,7 +96,7 @@ def from_gguf(rope: Mapping[str, Any], factors: np.ndarray | None, context: int)
 
 
 def parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``rope_parameters`` of a config of any age: older ones say ``rope_theta`` and ``rope_scaling``."""
+    """Return the ``rope_parameters`` of a config of any age: older ones have ``rope_theta`` and ``rope_scaling``."""
     found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     found["rope_type"] = found.get("rope_type") or found.pop("type", None) or "default"
     found["rope_theta"] = found.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA
@@ -104,7 +104,7 @@ def parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_gguf(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of GGUF's keys that begin with ``rope.``, for what ``parameters_of`` gives; llama3's factors aside.
+    """Make GGUF's ``rope.`` keys from the result of ``parameters_of``; llama3's factors are not among them.
 
     Raises:
         SourceError: llama.cpp has no such scaling.
@@ -120,7 +120,7 @@ def to_gguf(parameters: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("beta_fast", "beta_slow"):
             if parameters.get(name) is not None:
                 values[f"scaling.yarn_{name}"] = float(parameters[name])
-        # Both sides compute this one from the factor; another has no place in GGUF.
+        # Both sides compute this one from the factor; GGUF cannot state another value.
         usual, stated = 0.1 * math.log(parameters["factor"]) + 1, parameters.get("attention_factor")
         if stated is not None and not math.isclose(stated, usual, rel_tol=_TOLERANCE):
             raise SourceError(f"rope attention_factor {stated}, llama.cpp computes {usual}")
@@ -135,10 +135,10 @@ def to_gguf(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wavelengths(theta: float, head_dim: int) -> np.ndarray:
-    """f64 [head_dim / 2]: positions after which each pair of dimensions has turned once."""
+    """Return the number of positions after which each pair of dimensions has turned once, f64 [head_dim / 2]."""
     return 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
 
 
 def _shortest(value: Any) -> float:
-    """The shortest decimal number that is this float32: 1e-05, and not 9.999999747378752e-06."""
+    """Return the shortest decimal number that rounds to this float32: 1e-05 instead of 9.999999747378752e-06."""
     return float(str(np.float32(value)))

@@ -1,8 +1,8 @@
-"""A GGUF file as a source: its blocks as they are, under the names and with the config that transformers knows.
+"""Reads a GGUF file as a source: blocks unchanged, with the names and the config that transformers expects.
 
-For the architectures of ``gguf_models`` the result is a model: names are mapped back, the rows that llama.cpp reorders
-for its rotary embeddings are put in order again (whole rows of blocks move, nothing is decoded), and config, tokenizer
-and chat template are made of the metadata. Of any other architecture, tensors are kept under GGUF's names.
+For the architectures in ``architectures`` the result is a model: names are mapped back, rows that llama.cpp reorders
+for its rotary embeddings are put back in order (whole rows of blocks move, nothing is decoded), and config, tokenizer
+and chat template are made from the metadata. For any other architecture, tensors keep GGUF's names.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from .file import GGUFFile, GGUFTensor
 
 __all__ = ["GGUF", "GGUFFile"]
 
-DOCUMENT = "gguf.json"  # the metadata, but for what other documents say
+DOCUMENT = "gguf.json"  # the metadata that no other document holds
 _IN_TOKENIZER = frozenset(f"tokenizer.ggml.{key}" for key in ("tokens", "scores", "merges", "token_type"))
-_PIECE_ELEMENTS = 1 << 20  # elements looked at at a time
+_PIECE_ELEMENTS = 1 << 20  # elements checked at a time
 
 
 class GGUF:
-    """The file ``path``.
+    """Provide the tensors of the file ``path``.
 
     Raises:
-        SourceError: it is damaged, one part of several, or has tensors of a type that has no scheme here.
+        SourceError: it is damaged, one part of several, or has tensors of a type without a scheme here.
     """
 
     kind: ClassVar[str] = "gguf"
@@ -68,7 +68,7 @@ class GGUF:
 
     @staticmethod
     def matches(path: str) -> bool:
-        """Whether ``path`` is such a file."""
+        """Tell whether ``path`` is such a file."""
         if not os.path.isfile(path):
             return False
         with open(path, "rb") as file:
@@ -122,7 +122,7 @@ class GGUF:
         return (self._family and self._family.hugging_face(tensor.name)) or tensor.name
 
     def _heads_of(self, tensor: GGUFTensor) -> int:
-        """Heads whose rows are in llama.cpp's order; 0 if they are not."""
+        """Return the number of heads whose rows are in llama.cpp's order; 0 if there are none."""
         key = self._family.heads_key(tensor.name) if self._family else None
         config_key = self._family.integers[key] if self._family and key else None
         return self._config[config_key] if config_key else 0
@@ -139,9 +139,9 @@ class GGUF:
 
     @cached_property
     def _dtype(self) -> str:
-        """The smallest dtype that holds every tensor that is not quantized exactly.
+        """Find the smallest dtype that exactly holds every unquantized tensor.
 
-        bf16 is tried before f16: the norms of a model trained in bf16 nearly always fit f16 too, and its activations
+        bf16 is tried before f16: the norms of a model trained in bf16 nearly always fit f16 too, but its activations
         may not. The norms of one trained in f16 do not fit bf16.
         """
         left = ["bf16", "f16"]
@@ -151,7 +151,7 @@ class GGUF:
         return left[0] if left else "f32"
 
     def _ends(self) -> dict[str, Any]:
-        """Ids of the first token and of those that end a text."""
+        """Return the ids of the first token and of those that end a text."""
         names = ("bos", "eos", "eot", "padding")
         ids = {name: self._file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in names}
         count = self._config["vocab_size"]
@@ -168,7 +168,7 @@ DTYPE_NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}  # in con
 
 
 def _holding(dtypes: Iterable[str], data: np.ndarray, dtype: str) -> list[str]:
-    """Those of ``dtypes`` that hold every value of ``data``, u8 [bytes] that are values of ``dtype``."""
+    """Select those of ``dtypes`` that exactly hold every value in ``data``, u8 [bytes] of ``dtype`` elements."""
     left = list(dtypes)
     values = data.view(DTYPES[dtype].numpy)
     for start in range(0, len(values), _PIECE_ELEMENTS):
@@ -195,7 +195,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON has; numbers that it has not as text."""
+    """Convert a value to one that JSON has; numbers that it lacks become text."""
     if isinstance(value, np.ndarray):
         return [_plain(item) for item in value.tolist()]
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,9 +1,9 @@
-"""The tokenizer of a GGUF file as the documents that transformers loads.
+"""Turns the tokenizer of a GGUF file into the documents that transformers loads.
 
 GGUF has the vocabulary, the merges or scores, the kind of each token and the ids of the special ones as metadata.
-What is made of them tokenizes as llama.cpp does: ``gpt2`` becomes byte-level BPE with the expression that
-``tokenizer.ggml.pre`` stands for, ``llama`` (SentencePiece) BPE with byte fallback, its merges in the order of the
-scores. See https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ``llama-vocab.cpp`` of llama.cpp.
+The result tokenizes like llama.cpp: ``gpt2`` becomes byte-level BPE with the regular expression that
+``tokenizer.ggml.pre`` stands for; ``llama`` (SentencePiece) becomes BPE with byte fallback, its merges in the order of
+the scores. See https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ``llama-vocab.cpp`` of llama.cpp.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...errors import SourceError
 # Kinds of token (``tokenizer.ggml.token_type``).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
-SPACE = "\u2581"  # what SentencePiece writes for a space
+SPACE = "\u2581"  # SentencePiece's symbol for a space
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 _WORDS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
@@ -40,15 +40,15 @@ _GPT4O = (
 
 @dataclass(frozen=True)
 class Pre:
-    """How text is cut into words before merging: llama.cpp's names for it, and the pre-tokenizers it amounts to.
+    """Describe a way to cut text into words before merging: llama.cpp's names for it, and equivalent pre-tokenizers.
 
-    ``cuts`` are the regular expressions, ``DIGITS`` and ``GPT2`` that text goes through in turn.
+    ``cuts`` are applied in order: regular expressions, ``DIGITS`` and ``GPT2``.
     """
 
     names: tuple[str, ...]
     cuts: tuple[str, ...]
     ignore_merges: bool = False  # a word that is in the vocabulary is one token, whatever the merges
-    adds_bos: bool = False  # where the file does not say
+    adds_bos: bool = False  # if the file does not say
 
 
 GPT2, DIGITS = "ByteLevel", "Digits"  # the expression built into ``ByteLevel``; every digit by itself
@@ -67,7 +67,7 @@ PRE = (
 
 
 class Vocabulary:
-    """The tokens of a GGUF file: texts, kinds and ids of the special ones, checked against each other.
+    """Hold the tokens of a GGUF file: texts, kinds and the ids of special ones, checked against each other.
 
     Raises:
         SourceError: there is no tokenizer, or its parts contradict each other.
@@ -82,7 +82,7 @@ class Vocabulary:
         if len(kinds) != len(self.tokens):
             raise SourceError(f"tokenizer.ggml.token_type has {len(kinds)} entries for {len(self.tokens)} tokens")
         self.kinds: list[int] = kinds.tolist()
-        # A converter fills up the ids that no token has.
+        # Converters give such names to ids that no token has.
         self.ids = {
             token: i
             for i, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True))
@@ -91,16 +91,16 @@ class Vocabulary:
         self.special = {name: self.id_of(key) for name, key in SPECIAL.items()}
 
     def get(self, key: str, kind: type, otherwise: Any) -> Any:
-        """A value of ``tokenizer.ggml``."""
+        """Return a value of ``tokenizer.ggml``, checked to be a ``kind``; ``otherwise`` if it is missing."""
         value = self._metadata.get(f"tokenizer.ggml.{key}", otherwise)
         if value is not otherwise and not isinstance(value, kind):
             raise SourceError(f"tokenizer.ggml.{key} is a {type(value).__name__}, a {kind.__name__} is needed")
         return value
 
     def id_of(self, key: str) -> int | None:
-        """The id of a special token, if there is one."""
+        """Return the id of a special token, or ``None`` if there is none."""
         value = self.get(key, int, None)
-        # Files say "none" with the largest number.
+        # In files, the largest number means "none".
         if value is None or value == 0xFFFF_FFFF:
             return None
         if not 0 <= value < len(self.tokens):
@@ -108,7 +108,7 @@ class Vocabulary:
         return value
 
     def added(self) -> list[dict[str, Any]]:
-        """Tokens that are found in the text as they are, before anything else is done to it."""
+        """List the tokens that are matched literally in a text, before anything else is done to it."""
         kinds = {CONTROL: True, UNKNOWN: True, USER_DEFINED: False}
         return [
             {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
@@ -119,15 +119,15 @@ class Vocabulary:
 
 
 def documents_of(metadata: Mapping[str, Any], rows: int, context: int) -> dict[str, bytes]:
-    """``tokenizer.json``, ``tokenizer_config.json`` and the chat templates.
+    """Make ``tokenizer.json``, ``tokenizer_config.json`` and the chat templates.
 
     Args:
         metadata: of the GGUF file.
-        rows: of the embeddings.
-        context: the longest input of the model.
+        rows: number of rows of the embeddings.
+        context: length of the longest input of the model, in tokens.
 
     Raises:
-        SourceError: the tokenizer is of a kind, or cuts text in a way, that is unknown here; or it is damaged.
+        SourceError: the kind of tokenizer, or its way to cut text, is unknown here; or it is damaged.
     """
     vocabulary = Vocabulary(metadata, rows)
     kind = vocabulary.get("model", str, "none")
@@ -161,11 +161,11 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
 
 
 def _sentencepiece(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
-    """BPE over characters, with a space before each piece of text between special tokens.
+    """Make BPE over characters, with a space before each piece of text between special tokens, as in llama.cpp.
 
-    So does llama.cpp. transformers' own loader of GGUF puts one before the first piece only, and none before a space.
+    transformers' own GGUF loader puts a space before the first piece only, and none if it begins with a space.
     """
-    for name, usual in {"unk": 0, "bos": 1, "eos": 2}.items():  # where a file does not say
+    for name, usual in {"unk": 0, "bos": 1, "eos": 2}.items():  # if the file does not say
         if vocabulary.special[name] is None and vocabulary.kinds[usual : usual + 1] in ([CONTROL], [UNKNOWN]):
             vocabulary.special[name] = usual
     merges = _merges(vocabulary) if vocabulary.get("merges", list, None) else _merges_of_scores(vocabulary)
@@ -200,7 +200,7 @@ def _bpe(vocabulary: Vocabulary, merges: list[tuple[str, str]], **options: Any) 
 
 
 def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """The merges a file lists: two tokens that the vocabulary has, as it has what they become."""
+    """Return the merges that a file lists; both tokens of a merge and its result must be in the vocabulary."""
     ids, merges = vocabulary.ids, []
     for i, text in enumerate(vocabulary.get("merges", list, [])):
         left, _, right = text.partition(" ")
@@ -211,9 +211,9 @@ def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
 
 
 def _merges_of_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """The merges that scores stand for: every way to put a token together, the best token's first.
+    """Derive merges from scores: every way to join two tokens into a third, the best-scored result first.
 
-    Of two ways with the same score the one with the longer left part comes first.
+    Of two ways with the same score, the one with the longer left part comes first.
     """
     ids = vocabulary.ids
     scores = vocabulary.get("scores", np.ndarray, np.zeros(len(vocabulary.tokens)))
@@ -237,13 +237,13 @@ def _pre_tokenizer(pre: Pre) -> dict[str, Any]:
             steps.append({"type": "Digits", "individual_digits": True})
         elif cut != GPT2:
             steps.append({"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False})
-    # ``ByteLevel`` comes last in any case: it turns bytes into the characters of the vocabulary.
+    # ``ByteLevel`` always comes last: it turns bytes into the characters of the vocabulary.
     last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": GPT2 in pre.cuts}
     return {"type": "Sequence", "pretokenizers": [*steps, last]} if steps else last
 
 
 def _template(vocabulary: Vocabulary, adds: Mapping[str, bool]) -> dict[str, Any]:
-    """The special tokens that go round a text."""
+    """Make the template that puts special tokens around a text."""
 
     def token(name: str) -> list[dict[str, Any]]:
         i = vocabulary.special[name]
@@ -272,7 +272,7 @@ def _config(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
 
 
 def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """``tokenizer.chat_template``, and those with a name of their own."""
+    """Return the document of ``tokenizer.chat_template``, and those of named templates."""
     documents, start = {}, "tokenizer.chat_template"
     for key, text in metadata.items():
         name = key.removeprefix(start + ".")
@@ -288,7 +288,7 @@ def _json(value: Any) -> bytes:
 
 
 def cuts_of(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str, ...] | None:
-    """What ``Pre.cuts`` is for a ``pre_tokenizer`` of ``tokenizer.json``; None if it does something else besides."""
+    """Return the ``Pre.cuts`` of a ``pre_tokenizer`` of ``tokenizer.json``; ``None`` if it does anything else."""
     steps: Sequence[Mapping[str, Any]] = [pre_tokenizer] if pre_tokenizer else []
     if pre_tokenizer and pre_tokenizer.get("type") == "Sequence":
         steps = pre_tokenizer["pretokenizers"]

@@ -1,4 +1,4 @@
-"""GGUF's tokenizer metadata for the documents of a model: the other way of ``sources.gguf_tokenizer``."""
+"""Turns the documents of a model into GGUF's tokenizer metadata: the inverse of ``tokenizer_in``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .tokenizer_in import (
 )
 
 Values = dict[str, Any]
-_HARMLESS = frozenset({"NFC"})  # normalizers of byte-level tokenizers that llama.cpp does without
+_HARMLESS = frozenset({"NFC"})  # normalizers of byte-level tokenizers that llama.cpp ignores
 
 
 def metadata_of(file: Opened, config: Mapping[str, Any]) -> Values:
-    """Keys and values, all that begin with ``tokenizer.``; little but the word ``none`` for a file without a tokenizer.
+    """Make all keys that begin with ``tokenizer.``, and their values; mostly ``none`` for a file without a tokenizer.
 
     Raises:
         SourceError: llama.cpp has no such tokenizer.
@@ -68,7 +68,7 @@ def _values(file: Opened, config: Mapping[str, Any]) -> Values:
 
 
 def _tokens(tokenizer: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
-    """Text and kind of every id; those that no token has are filled up as llama.cpp's converter does."""
+    """Return the text and kind of every id; ids without a token are filled in as llama.cpp's converter does."""
     tokens = [f"[PAD{i}]" for i in range(rows)]
     kinds = [UNUSED] * rows
     vocabulary = tokenizer["model"]["vocab"]
@@ -88,7 +88,10 @@ def _check_id(token: str, i: Any, rows: int) -> None:
 
 
 def _byte_level(tokenizer: Mapping[str, Any], merges: list[str], before: Any) -> Values:
-    """``before`` is the name that the pre-tokenizer had in a GGUF file before: several names mean the same."""
+    """Make the metadata of byte-level BPE; ``before`` is the pre-tokenizer's name in the original GGUF file, if any.
+
+    That name is kept if it fits, as several names mean the same.
+    """
     normalizer = tokenizer.get("normalizer")
     steps = normalizer.get("normalizers", [normalizer]) if normalizer else []
     if unknown := [step["type"] for step in steps if step["type"] not in _HARMLESS]:
@@ -96,7 +99,7 @@ def _byte_level(tokenizer: Mapping[str, Any], merges: list[str], before: Any) ->
     cuts = cuts_of(tokenizer.get("pre_tokenizer"))
     fitting = [pre for pre in PRE if pre.cuts == cuts]
     if not fitting:
-        raise SourceError("tokenizer.json: the pre-tokenizer is none of those that GGUF has a name for")
+        raise SourceError("tokenizer.json: GGUF has no name for this pre-tokenizer")
     ignore = bool(tokenizer["model"].get("ignore_merges"))
     pre = next((pre for pre in fitting if pre.ignore_merges == ignore), fitting[0])
     name = before if before in pre.names else pre.names[0]
@@ -104,7 +107,7 @@ def _byte_level(tokenizer: Mapping[str, Any], merges: list[str], before: Any) ->
 
 
 def _sentencepiece(tokenizer: Mapping[str, Any], tokens: list[str], kinds: list[int], merges: list[str]) -> Values:
-    """SentencePiece merges by score: a token's is less, the later a merge makes it."""
+    """Make SentencePiece's metadata, with scores for merges: the later a merge makes a token, the lower its score."""
     unknown = tokenizer["model"].get("unk_token")
     last = float(-len(merges) - 1)
     ranks: dict[str, float] = {}
@@ -125,7 +128,7 @@ def _sentencepiece(tokenizer: Mapping[str, Any], tokens: list[str], kinds: list[
 
 
 def _prepends(normalizer: Mapping[str, Any] | None, pre_tokenizer: Mapping[str, Any] | None) -> bool:
-    """Whether a space is put before the text."""
+    """Tell whether a space is put before the text."""
     steps = [*_steps(normalizer, "normalizers"), *_steps(pre_tokenizer, "pretokenizers")]
     return any(
         step["type"] == "Prepend"
@@ -140,7 +143,7 @@ def _steps(value: Mapping[str, Any] | None, inside: str) -> list[Mapping[str, An
 
 
 def _ends(file: Opened, values: Values, count: int) -> Values:
-    """``eot_token_id``: the first token besides ``eos`` at which generation ends."""
+    """Return ``eot_token_id``: the first token other than ``eos`` that ends generation."""
     ends: Any = None
     if "generation_config.json" in file.documents:
         ends = file.check_document("generation_config.json").get("eos_token_id")
@@ -154,7 +157,7 @@ def _ends(file: Opened, values: Values, count: int) -> Values:
 
 
 def _added_around(post_processor: Mapping[str, Any] | None, tokens: list[str], values: Values) -> Values:
-    """Whether ``bos`` comes before a text and ``eos`` after it."""
+    """Tell whether ``bos`` comes before a text and ``eos`` after it."""
     template: list[Any] = []
     for step in _steps(post_processor, "processors"):
         if step["type"] == "TemplateProcessing":

@@ -1,7 +1,7 @@
-"""AWQ: a Hugging Face directory as AutoAWQ writes it in its version "gemm".
+"""Reads an AWQ checkpoint: a Hugging Face directory as AutoAWQ writes it in its version "gemm".
 
 ``qweight`` i32 [K, N / 8]: the nibbles of word [k, w], from the lowest, are the codes of rows 8 w + 0, 2, 4, 6, 1, 3,
-5, 7 in column k. ``qzeros`` has the zero points in the same order, as they are. Columns lie in the order of their
+5, 7 in column k. ``qzeros`` has the zero points in the same order, unchanged. Columns are in the order of their
 groups. Layout and arithmetic are those of ``WQLinear_GEMM`` in https://github.com/casper-hansen/AutoAWQ.
 """
 
@@ -16,17 +16,17 @@ from .packed_int4 import BITS, CODES, PackedInt4, Parts, method, unpack
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _EVEN = np.uint32(0x0F0F0F0F)  # nibbles 0, 2, 4 and 6 of a word, one in each byte
-_PIECE_WORDS = 64  # words of a row that are taken apart at a time: a cache line or more of each row
+_PIECE_WORDS = 64  # words of a row that are unpacked at a time: a cache line or more of each row
 
 
 class AWQ(PackedInt4):
-    """The directory ``path``, whose ``quant_method`` is "awq"."""
+    """Provide the tensors of the directory ``path``, whose ``quant_method`` is "awq"."""
 
     kind: ClassVar[str] = "awq"
 
     @staticmethod
     def matches(path: str) -> bool:
-        """Whether ``path`` is such a directory."""
+        """Tell whether ``path`` is such a directory."""
         return method(path) == "awq"
 
     def _symmetric(self) -> bool:

@@ -1,11 +1,11 @@
-"""Weights that bitsandbytes has quantized: a state dict in which one weight is several tensors, taken over as it is.
+"""Reads weights that bitsandbytes has quantized, unchanged, from a state dict that has several tensors per weight.
 
     8 bit   X.weight i8 [N, K]       X.SCB f32 [N]          X.weight_format u8, 0 for rows
     4 bit   X.weight u8 [n / 2, 1]   X.weight.absmax        X.weight.quant_map f32 [16]
             X.weight.quant_state.bitsandbytes__nf4, or __fp4: JSON in u8: shape, dtype, block size, offset
             and with double quantization X.weight.nested_absmax and X.weight.nested_quant_map f32 [256]
 
-bitsandbytes checks none of it, so all of it is checked here. See ``QuantState.as_dict`` and
+bitsandbytes checks none of this, so all of it is checked here. See ``QuantState.as_dict`` and
 ``Linear8bitLt._save_to_state_dict`` in bitsandbytes 0.50.
 """
 
@@ -31,8 +31,8 @@ from .source import HuggingFace, quantization_method, read_config, sub_configs
 
 Read = Callable[[str], np.ndarray]
 
-# Conv1D, a Linear whose weight is [in, out], and where transformers has it. bitsandbytes' modules are built over its
-# transpose and saved so; nothing in a checkpoint says it.
+# Models of transformers with Conv1D, a Linear whose weight is [in, out]. bitsandbytes' modules are built from its
+# transpose and saved like that; nothing in a checkpoint says so.
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
 _CONV1D_WEIGHT = re.compile(r"(.*\.)?(c_attn|q_attn|c_proj|c_fc)\.weight")
 
@@ -42,20 +42,20 @@ _ORPHAN = re.compile(r".+\.(weight_format|weight\.(nested_)?(absmax|quant_map))"
 _STATE_KEYS = {"quant_type": str, "blocksize": int, "dtype": str, "shape": list}
 _NESTED_KEYS = {"nested_blocksize": int, "nested_dtype": str, "nested_offset": float}
 _MAX_STATE = 1 << 16  # bytes of JSON; bitsandbytes writes less than 300
-_STORAGE = ("u8", "f16", "bf16", "f32")  # what ``bnb_4bit_quant_storage`` calls the bytes of the codes
+_STORAGE = ("u8", "f16", "bf16", "f32")  # dtypes that ``bnb_4bit_quant_storage`` may give to the bytes of the codes
 
 
 def conv1d_rule(config: Mapping[str, Any]) -> Callable[[str], bool]:
-    """Which weights of a model with this config belong to Conv1D modules."""
+    """Return a predicate for the weights of Conv1D modules in a model with this config."""
     found = any(str(c.get("model_type")) in _CONV1D_MODELS for c in sub_configs(config))
     return lambda name: found and _CONV1D_WEIGHT.fullmatch(name) is not None
 
 
 def weight_dtype(config: Mapping[str, Any], path: str) -> str:
-    """The model's dtype, which is what 8-bit weights stand for.
+    """Return the model's dtype, the logical dtype of 8-bit weights.
 
     Raises:
-        SourceError: weights do not come in it.
+        SourceError: it is not a dtype of weights.
     """
     found = next((c.get("dtype") or c.get("torch_dtype") for c in sub_configs(config)
                   if c.get("dtype") or c.get("torch_dtype")), "float32")  # fmt: skip
@@ -65,7 +65,7 @@ def weight_dtype(config: Mapping[str, Any], path: str) -> str:
 
 
 def computed_with(said: Mapping[str, Any]) -> dict[str, Value]:
-    """Metadata from a ``quantization_config``: what its layers compute in, where that is not left open."""
+    """Make metadata from a ``quantization_config``: how its layers compute, as far as it says so."""
     found: dict[str, Value] = {}
     dtype = str(said.get("bnb_4bit_compute_dtype")).removeprefix("torch.")
     if said.get("load_in_4bit") and dtype in _DTYPES:
@@ -78,7 +78,7 @@ def computed_with(said: Mapping[str, Any]) -> dict[str, Value]:
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """A quantized weight: the tensor it is, the tensors of the state dict that hold its planes, and the offset."""
+    """Describe a quantized weight: its tensor, the state dict's tensors that hold its planes, and its offset."""
 
     tensor: SourceTensor
     parts: Mapping[str, str]
@@ -86,14 +86,14 @@ class _Weight:
 
 
 class QuantizedStateDict:
-    """The tensors of a state dict, those that belong to one weight joined.
+    """Join those tensors of a state dict that belong to one weight.
 
     Args:
         path: of the source, for messages.
         stored: every tensor of the state dict.
-        read: its values.
-        dtype: what 8-bit weights stand for.
-        transposed: which weights are stored as the transpose of the architecture's.
+        read: reads a tensor's values.
+        dtype: the logical dtype of 8-bit weights.
+        transposed: tells whether a weight is stored as the transpose of the architecture's.
 
     Raises:
         SourceError: parts are missing, or contradict each other.
@@ -121,11 +121,11 @@ class QuantizedStateDict:
 
     @property
     def quantized(self) -> list[SourceTensor]:
-        """The weights that bitsandbytes has quantized."""
+        """List the weights that bitsandbytes has quantized."""
         return [weight.tensor for weight in self._weights.values()]
 
     def planes(self, name: str) -> dict[str, np.ndarray]:
-        """The tensor's planes, as they are stored.
+        """Read the tensor's planes, as they are stored.
 
         Raises:
             SourceError: a scale is not finite, or negative.
@@ -139,14 +139,14 @@ class QuantizedStateDict:
                 flat = self._read(weight.parts[spec.role]).reshape(-1)
                 planes[spec.role] = flat.view(DTYPES[spec.dtype].numpy).reshape(spec.shape)
             else:
-                with np.errstate(over="ignore"):  # what is beyond float32 is refused below
+                with np.errstate(over="ignore"):  # values beyond float32's range are refused below
                     planes[spec.role] = np.array([weight.offset], np.float32)
         for role, problem in tensor.stored.bad_values(planes):
             raise self._bad(name, f"{weight.parts.get(role, role)}: {problem}")
         return planes
 
     def _eight_bit(self, owner: str) -> list[str]:
-        """Join the weight of the module ``owner``; the names it takes up."""
+        """Join the weight of the module ``owner``; returns the names of the tensors used."""
         name, scale, layout = (f"{owner}.{part}" for part in ("weight", "SCB", "weight_format"))
         codes = self._part(name, scale)
         if layout in self._stored and (found := self._small(layout, "u8", ())) != 0:
@@ -202,7 +202,7 @@ class QuantizedStateDict:
     def _check_part(self, part: str, weight: str, spec: PlaneSpec, of: str) -> None:
         found = self._part(part, weight)
         dtypes = _STORAGE if spec.dtype == "u8" and part == weight else (spec.dtype,)
-        # 4-bit codes come as a column; what counts is how many there are.
+        # 4-bit codes come as a column; only their number matters.
         same = found.nbytes == spec.nbytes if part == weight else found.shape == spec.shape
         if found.dtype not in dtypes or not same:
             raise self._bad(
@@ -224,7 +224,7 @@ class QuantizedStateDict:
             raise self._bad(name, f"{tensor.dtype}{list(tensor.shape)} codes, but no .SCB and no .quant_state")
 
     def _state(self, name: str, nested: bool) -> dict[str, Any]:
-        """The JSON of a quant state, each key checked for its type."""
+        """Parse the JSON of a quant state, checking the type of each key."""
         stored = self._stored[name]
         if stored.dtype != "u8" or len(stored.shape) != 1 or stored.nbytes > _MAX_STATE:
             raise self._bad(name, f"{stored.dtype}{list(stored.shape)}, expected JSON in at most {_MAX_STATE} u8")
@@ -242,7 +242,7 @@ class QuantizedStateDict:
         return state
 
     def _small(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The values of a tensor that must have this dtype and shape."""
+        """Read a tensor that must have this dtype and shape."""
         found = self._stored[name]
         if (found.dtype, found.shape) != (dtype, shape):
             raise self._bad(name, f"{found.dtype}{list(found.shape)}, expected {dtype}{list(shape)}")
@@ -259,7 +259,7 @@ class QuantizedStateDict:
 
 
 class BitsAndBytes(HuggingFace):
-    """A directory that transformers saved from a model loaded with ``load_in_8bit`` or ``load_in_4bit``."""
+    """Provide the tensors of a directory that transformers saved from a model loaded in 8 or 4 bits."""
 
     kind: ClassVar[str] = "bitsandbytes"
 
@@ -279,14 +279,14 @@ class BitsAndBytes(HuggingFace):
 
     @staticmethod
     def matches(path: str) -> bool:
-        """Whether ``path`` is such a directory."""
+        """Tell whether ``path`` is such a directory."""
         return HuggingFace.matches(path) and quantization_method(read_config(path)) == "bitsandbytes"
 
     def planes(self, name: str) -> dict[str, np.ndarray]:
         return self._state_dict.planes(name)
 
     def _check_bits(self) -> None:
-        """The config's word on 8 or 4 bits must be the planes'."""
+        """Check that the config states the number of bits, 8 or 4, that the planes have."""
         said = self.config.get("quantization_config") or {}
         flags = {"load_in_8bit": ("int8",), "load_in_4bit": tuple(CODEBOOKS)}
         allowed = [name for flag, names in flags.items() if said.get(flag) for name in names]

@@ -1,7 +1,7 @@
-"""Export to a directory that transformers and bitsandbytes load as it is, the quantized weights untouched.
+"""Exports to a directory that transformers and bitsandbytes load directly, with the quantized weights unchanged.
 
 int8 weights become ``bitsandbytes.nn.Linear8bitLt``'s entries (codes, ``SCB``, ``weight_format``), nf4 and fp4 ones
-those of ``Linear4bit`` (codes, ``absmax``, ``quant_map``, nested ones, and the state as JSON in bytes): the very
+those of ``Linear4bit`` (codes, ``absmax``, ``quant_map``, nested ones, and the state as JSON in bytes): exactly the
 tensors that transformers' ``save_pretrained`` writes for such a model.
 """
 
@@ -47,14 +47,14 @@ def export(
     Args:
         file: a file that holds a model.
         path: the directory.
-        dtype: what 4-bit layers compute in: ``"f32"``, ``"f16"`` or ``"bf16"``; the model's dtype by default.
-        max_shard_size: bytes of weights in one file, or ``"5GB"``.
+        dtype: in which 4-bit layers compute: ``"f32"``, ``"f16"`` or ``"bf16"``; the model's dtype by default.
+        max_shard_size: most bytes of weights in one file, a number or a size such as ``"5GB"``.
         dequantize: write the values of tensors that have no bitsandbytes layer. Without it they are an error.
         overwrite: replace files in a directory that is not empty.
-        on_progress: called with bytes done, bytes in all, and the tensor's name.
+        on_progress: called with bytes done, total bytes, and the tensor's name.
 
     Raises:
-        WriteError: the file holds no model, or a tensor that transformers has no layer of bitsandbytes for; the
+        WriteError: the file holds no model, or a tensor for which transformers has no bitsandbytes layer; the
             directory is not empty, or cannot be written.
         LoadError: transformers does not know the architecture.
     """
@@ -93,14 +93,14 @@ def export(
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A weight of the model that transformers can put into a bitsandbytes layer: its shape there."""
+    """Describe a weight of the model that transformers can put into a bitsandbytes layer, and its shape there."""
 
     shape: tuple[int, ...]
-    transposed: bool  # Conv1D: what the model has is the transpose of what the layer stores
+    transposed: bool  # Conv1D: the model's weight is the transpose of the one that the layer stores
 
 
 def _places(model: MetaModel) -> dict[str, _Place]:
-    """Tied weights and those of modules kept in float32 are not among them, whatever a config asks for."""
+    """Find the weights that can go into bitsandbytes layers: never tied ones, nor those of modules kept in float32."""
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     tied = {*model.ties, *model.ties.values()}
@@ -115,7 +115,7 @@ def _places(model: MetaModel) -> dict[str, _Place]:
 
 
 def _linears(model: MetaModel) -> dict[str, bool]:
-    """Names of the modules that transformers can replace by a bitsandbytes layer, and whether each is a Conv1D."""
+    """Map the modules that transformers can replace by a bitsandbytes layer to whether each is a Conv1D."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -124,7 +124,7 @@ def _linears(model: MetaModel) -> dict[str, bool]:
 
 
 def _family(file: Opened, places: Mapping[str, _Place]) -> str | None:
-    """The kind of layer that most of the weights go into; a model has one."""
+    """Return the kind of layer that most weights go into; a model can have only one kind."""
     sizes: Counter[str] = Counter()
     for info in stored(file):
         if info.name in places and capabilities.has(info.scheme, "export_bnb"):
@@ -133,7 +133,7 @@ def _family(file: Opened, places: Mapping[str, _Place]) -> str | None:
 
 
 def _no_layer(file: Opened, info: TensorInfo, places: Mapping[str, _Place], family: str | None) -> str | None:
-    """Why the tensor cannot stay quantized in a bitsandbytes layer; ``None`` if it can."""
+    """Return why the tensor cannot stay quantized in a bitsandbytes layer; ``None`` if it can."""
     if not capabilities.has(info.scheme, "export_bnb"):
         return "bitsandbytes has no layer for that"
     if info.name not in places:
@@ -148,9 +148,9 @@ def _no_layer(file: Opened, info: TensorInfo, places: Mapping[str, _Place], fami
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Says how a tensor lies in a checkpoint that bitsandbytes loads: its entries, and what its kind of layer is told.
+    """Describe a tensor in a checkpoint that bitsandbytes loads: its entries, and the options of its kind of layer.
 
-    ``family`` is the kind of layer, of which a model has one; ``options`` are those of ``BitsAndBytesConfig``.
+    ``family`` is the kind of layer; a model has only one kind. ``options`` are those of ``BitsAndBytesConfig``.
     """
 
     family: str
@@ -166,7 +166,7 @@ def _layer(file: Opened, info: TensorInfo) -> Layer:
 
 
 def int8_layer(file: Opened, info: TensorInfo) -> Layer:
-    """Lay int8 rows out as ``Linear8bitLt`` saves them."""
+    """Lay out int8 rows as ``Linear8bitLt`` saves them."""
     owner = info.name.removesuffix(".weight")
     entries = (
         Entry(info.name, "i8", info.shape),
@@ -185,12 +185,12 @@ def int8_layer(file: Opened, info: TensorInfo) -> Layer:
 
 
 def four_bit_layer(file: Opened, info: TensorInfo) -> Layer:
-    """Lay 4-bit blocks out as ``Linear4bit`` saves them."""
+    """Lay out 4-bit blocks as ``Linear4bit`` saves them."""
     return _four_bit(file, info, cast(FourBit, info.scheme))
 
 
 def nf4_cpu_layer(file: Opened, info: TensorInfo) -> Layer:
-    """Lay out the nf4 planes that nf4-cpu holds beside its tiles."""
+    """Lay out the nf4 planes that nf4-cpu holds beside its tiles, as ``Linear4bit`` saves them."""
     return _four_bit(file, info, cast(NF4CPU, info.scheme).canonical)
 
 
@@ -222,7 +222,7 @@ def _four_bit(file: Opened, info: TensorInfo, scheme: FourBit) -> Layer:
 
 
 def _state(info: TensorInfo, scheme: FourBit, offset: float | None) -> bytes:
-    """Write the JSON of ``QuantState.as_dict(packed=True)``: its keys, in its order."""
+    """Write the JSON of ``QuantState.as_dict(packed=True)``, with its keys in its order."""
     state: dict[str, Any] = {
         "quant_type": scheme.name,
         "blocksize": scheme.block_size,
@@ -235,11 +235,11 @@ def _state(info: TensorInfo, scheme: FourBit, offset: float | None) -> bytes:
 
 
 def _skipped(model: MetaModel, kept: Sequence[TensorInfo]) -> list[str]:
-    """``llm_int8_skip_modules`` under which transformers makes layers of just the ``kept`` tensors' modules."""
+    """Choose ``llm_int8_skip_modules`` such that transformers makes layers of exactly the ``kept`` tensors' modules."""
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     layers = [info.name.removesuffix(".weight") for info in kept]
-    # A plain name also matches what it begins or ends; where that would be a layer, it is anchored.
+    # A plain name also matches longer names that begin or end with it; if one of them is a layer, it is anchored.
     return [
         name if all(should_convert_module(layer, [name]) for layer in layers) else f"^{re.escape(name)}$"
         for name in _linears(model)
@@ -248,7 +248,7 @@ def _skipped(model: MetaModel, kept: Sequence[TensorInfo]) -> list[str]:
 
 
 def _quantization(options: Mapping[str, Any], skipped: list[str], compute: str) -> dict[str, Any]:
-    """Return ``quantization_config`` as transformers writes it."""
+    """Make ``quantization_config`` as transformers writes it."""
     from transformers import BitsAndBytesConfig
 
     four_bit: dict[str, Any] = {"bnb_4bit_compute_dtype": compute} if options.get("load_in_4bit") else {}

@@ -1,13 +1,13 @@
-"""GPTQ: a Hugging Face directory as AutoGPTQ, GPTQModel, optimum or AutoRound write it.
+"""Reads a GPTQ checkpoint: a Hugging Face directory as AutoGPTQ, GPTQModel, optimum or AutoRound write it.
 
 ``qweight`` i32 [K / 8, N]: nibble i of word [k, n], from the lowest, is the code of column 8 k + i in row n.
 ``qzeros``: nibble i of word [g, w] is the zero point of row 8 w + i; ``checkpoint_format`` "gptq" stores it minus
-one, "gptq_v2" as it is. ``g_idx`` i32 [K]: the group of each column; with ``desc_act`` they are in another order than
-0 0 ... 1 1 ..., otherwise it says nothing and is left out. Layout and arithmetic are those of ``QuantLinear`` in
-https://github.com/AutoGPTQ/AutoGPTQ and ``TorchQuantLinear`` in https://github.com/ModelCloud/GPTQModel.
+one, "gptq_v2" unchanged. ``g_idx`` i32 [K]: the group of each column. With ``desc_act`` they are in another order than
+0 0 ... 1 1 ...; otherwise it carries no information and is left out. Layout and arithmetic are those of ``QuantLinear``
+in https://github.com/AutoGPTQ/AutoGPTQ and ``TorchQuantLinear`` in https://github.com/ModelCloud/GPTQModel.
 
-What a stored 15 means in the format "gptq" depends on who wrote it. GPTQModel takes 0x11111111 from each word, with
-borrows between nibbles, and adds it again when it loads. Kernels of others add one to each nibble: it is 16.
+The meaning of a stored 15 in the format "gptq" depends on the writer. GPTQModel subtracts 0x11111111 from each word,
+with borrows between nibbles, and adds it again when loading. Other kernels add one to each nibble, which gives 16.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _SAID_OF_MODULES = ("bits", "group_size", "sym", "checkpoint_format", "format")
 
 
 class GPTQ(PackedInt4):
-    """The directory ``path``, whose ``quant_method`` is "gptq"."""
+    """Provide the tensors of the directory ``path``, whose ``quant_method`` is "gptq"."""
 
     kind: ClassVar[str] = "gptq"
 
     @staticmethod
     def matches(path: str) -> bool:
-        """Whether ``path`` is such a directory."""
+        """Tell whether ``path`` is such a directory."""
         return method(path) == "gptq"
 
     @property
     def format(self) -> Any:
-        """The ``checkpoint_format``, which was called ``format`` at times."""
+        """Return the ``checkpoint_format``, which some versions call ``format``."""
         found = self._said.get("checkpoint_format") or self._said.get("format") or "gptq"
         return found.lower() if isinstance(found, str) else found
 
@@ -66,7 +66,7 @@ class GPTQ(PackedInt4):
         codes = np.empty((rows, count * CODES // 2), np.uint8)
         step = max(64, _PIECE_WORDS // max(count, 1))
         for start in range(0, rows, step):
-            # Transposed, the bytes of a row are in place; in each the first code is the lower nibble, not the higher.
+            # Transposing puts the bytes of a row in place; in each the first code is the lower nibble, not the higher.
             piece = np.ascontiguousarray(words[:, start : start + step].T).view(np.uint8).reshape(-1, codes.shape[1])
             codes[start : start + step] = (piece << BITS) | (piece >> BITS)
         return codes

@@ -1,9 +1,8 @@
-"""What GPTQ's and AWQ's checkpoints share: 4-bit codes in 32-bit words, in place of the weights of Linear modules.
+"""Reads 4-bit codes in 32-bit words in place of the weights of Linear modules, for GPTQ's and AWQ's checkpoints.
 
 A module ``X`` with a weight [N, K] has ``X.qweight`` (i32: its codes, eight to a word), ``X.qzeros`` (i32 [G, N / 8]:
 the zero points of its groups) and ``X.scales`` (f16 [G, N]); all other tensors are as in any Hugging Face directory.
-Here ``X.weight`` [N, K] stands in their place, its scheme ``int4-group``. What the config says and what the tensors
-are must agree.
+Here ``X.weight`` [N, K] takes their place, with the scheme ``int4-group``. The config and the tensors must agree.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from .source import HuggingFace, read_config, sub_configs
 BITS = 4
 CODES = 8  # in a word
 _BESIDE = "quantize_config.json"  # where AutoGPTQ says what others say in config.json
-# Parts of a module and their dtypes. Scales of other floats than float16 are taken if float16 holds them exactly.
+# Parts of a module and their dtypes. Scales of other floating-point dtypes are accepted if float16 holds them exactly.
 _PARTS = {"qweight": ("i32",), "qzeros": ("i32",), "scales": ("f16", "bf16", "f32"), "g_idx": ("i32",)}
 
-Parts = Mapping[str, SourceTensor]  # of one module, by the last word of their names
+Parts = Mapping[str, SourceTensor]  # the parts of one module, by the last word of their names
 
 
 def quantization(path: str) -> Mapping[str, Any]:
-    """What ``config.json`` of a directory, or ``quantize_config.json`` beside it, says of its quantization.
+    """Read the quantization settings from ``config.json`` of a directory, or from ``quantize_config.json`` beside it.
 
     Raises:
         SourceError: a file is not JSON, or not an object.
@@ -57,12 +56,12 @@ def quantization(path: str) -> Mapping[str, Any]:
 
 
 def method(path: str) -> str | None:
-    """The ``quant_method`` of a directory; ``None`` for one that is not quantized, or no directory of this kind."""
+    """Return the ``quant_method`` of a directory; ``None`` if it is not quantized, or no directory of this kind."""
     return str(quantization(path).get("quant_method")) if HuggingFace.matches(path) else None
 
 
 def unpack(words: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
-    """u8 [8 W, R]: the codes in words i32 [R, W], of which nibble i, from the lowest, holds column ``order[i]``."""
+    """Unpack words i32 [R, W] to codes u8 [8 W, R]; nibble i of a word, from the lowest, holds column ``order[i]``."""
     columns = words.T.astype(np.uint32, order="C")
     codes = np.empty((columns.shape[0], CODES, columns.shape[1]), np.uint8)
     for nibble, column in enumerate(order):
@@ -71,11 +70,11 @@ def unpack(words: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
 
 
 class PackedInt4(ABC):
-    """A directory of either kind; a subclass says where the codes of a weight are in its words.
+    """Provide the tensors of a directory of either kind; a subclass says where the codes of a weight are in its words.
 
     Raises:
-        SourceError: a kind of quantization that is not read here, a part of a module missing, parts whose dtypes or
-            shapes are not what the config says.
+        SourceError: this kind of quantization is not supported, a part of a module is missing, or dtypes or shapes of
+            parts contradict the config.
     """
 
     kind: ClassVar[str]
@@ -138,30 +137,30 @@ class PackedInt4(ABC):
 
     @abstractmethod
     def _symmetric(self) -> bool:
-        """Whether every zero point is 8."""
+        """Tell whether every zero point is 8."""
 
     @abstractmethod
     def _check_said(self) -> None:
-        """Raise SourceError for what the config says and this source does not read."""
+        """Raise SourceError for settings in the config that this source does not support."""
 
     @abstractmethod
     def _shape(self, qweight: tuple[int, ...]) -> tuple[int, int]:
-        """[N, K] of a weight whose ``qweight`` has this shape."""
+        """Return the shape [N, K] of a weight whose ``qweight`` has this shape."""
 
     @abstractmethod
     def _codes(self, words: np.ndarray) -> np.ndarray:
-        """The plane of codes, u8 [N, K / 2], in ``qweight``."""
+        """Unpack ``qweight`` to the plane of codes, u8 [N, K / 2]."""
 
     @abstractmethod
     def _zeros(self, words: np.ndarray) -> np.ndarray:
-        """Zero points, u8 [N, G], in ``qzeros``."""
+        """Unpack ``qzeros`` to zero points, u8 [N, G]."""
 
     def _ordered(self, parts: Parts, groups: int, columns: int) -> bool:
-        """Whether the columns of a weight are not in the order of their groups."""
+        """Tell whether the columns of a weight are in another order than their groups."""
         return False
 
     def _hint(self, zero: np.ndarray) -> str:
-        """What zero points that are not those of a symmetric checkpoint may mean."""
+        """Suggest, for an error message, why zero points are not those of a symmetric checkpoint."""
         return ""
 
     def _tensor(self, module: str, parts: Parts) -> SourceTensor:
@@ -212,9 +211,9 @@ class PackedInt4(ABC):
         return ROW if size == -1 else int(size)
 
     def _refused(self, what: str) -> SourceError:
-        """An error about what the config says."""
+        """Make an error about a setting in the config."""
         return SourceError(f"{self.path}: {self.kind} quantization with {what}")
 
     def _error(self, tensor: SourceTensor, what: str) -> SourceError:
-        """An error about a tensor."""
+        """Make an error about a tensor."""
         return SourceError(f"{self.path}/{tensor.file}: tensor {tensor.name!r} {what}")

@@ -1,4 +1,4 @@
-"""A Hugging Face directory: files of weights with or without an index, config, tokenizer, template, licence."""
+"""Reads a Hugging Face directory: files of weights with or without an index, config, tokenizer, template, licence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...container.metadata import Value
 from ...errors import FormatError, SourceError
 from ..source import SourceFile, SourceTensor
 
-# Files of weights, best first, and what opens one; the index of several is called like the file, with _INDEX.
+# Files of weights, preferred first, and their readers; the index of several files is named after the file, plus _INDEX.
 _WEIGHTS = {
     "model.safetensors": "aibit_format.formats.safetensors.reader:SafetensorsFile",
     "pytorch_model.bin": "aibit_format.formats.torch_save.pickled:PickledFile",
@@ -26,27 +26,28 @@ _WEIGHTS = {
 }
 _INDEX = ".index.json"
 
-# Methods of ``quantization_config`` that have a source of their own.
+# Methods of ``quantization_config`` that have their own source.
 METHODS = ("awq", "bitsandbytes", "gptq")
 
 
 class Shard(Protocol):
-    """An open file of weights."""
+    """Provide the tensors of an open file of weights."""
 
     path: str
     size: int
     tensors: dict[str, SourceTensor]
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor's values."""
+        """Return a tensor's values."""
         ...
 
 
 class HuggingFace:
-    """The directory ``path``, every tensor as it is stored: what is in all such directories, quantized or not.
+    """Provide the tensors of the directory ``path`` as they are stored, quantized or not; a base for other sources.
 
     Raises:
-        SourceError: no config, no weights, a shard or a tensor of the index missing, a tensor in two shards.
+        SourceError: there is no config or no weights, a shard or tensor in the index is missing, or a tensor is in two
+            shards.
     """
 
     kind: ClassVar[str] = "huggingface"
@@ -69,7 +70,7 @@ class HuggingFace:
 
     @staticmethod
     def matches(path: str) -> bool:
-        """Whether ``path`` is such a directory."""
+        """Tell whether ``path`` is such a directory."""
         return os.path.isfile(os.path.join(path, "config.json"))
 
     @property
@@ -126,10 +127,10 @@ class HuggingFace:
 
 
 class Unquantized(HuggingFace):
-    """A directory whose tensors are values.
+    """Provide the tensors of a directory whose tensors are plain values.
 
     Raises:
-        SourceError: its config says that they are something else.
+        SourceError: its config says that they are quantized.
     """
 
     def __init__(self, path: str) -> None:
@@ -143,10 +144,10 @@ class Unquantized(HuggingFace):
 
 
 def read_config(folder: str) -> dict[str, Any]:
-    """The parsed ``config.json`` of a directory.
+    """Read and parse the ``config.json`` of a directory.
 
     Raises:
-        SourceError: it is no JSON object, or too large for one.
+        SourceError: it is not a JSON object, or too large for a document.
     """
     path = os.path.join(folder, "config.json")
     try:
@@ -159,25 +160,25 @@ def read_config(folder: str) -> dict[str, Any]:
 
 
 def quantization_method(config: Mapping[str, Any]) -> str | None:
-    """The method of a config's ``quantization_config``, or of a sub-model's; ``None`` if nothing is quantized."""
+    """Return the method of a config's ``quantization_config``, or of a sub-model's; ``None`` if not quantized."""
     found = next((c["quantization_config"] for c in sub_configs(config) if c.get("quantization_config")), None)
     if found is None:
         return None
     if not isinstance(found, Mapping):
         return repr(found)
-    if found.get("load_in_8bit") or found.get("load_in_4bit"):  # written before methods had names
+    if found.get("load_in_8bit") or found.get("load_in_4bit"):  # written before the key quant_method existed
         return "bitsandbytes"
     return str(found.get("quant_method"))
 
 
 def sub_configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A config and those of the models inside it."""
+    """Yield a config and those of the models inside it."""
     yield config
     yield from (inner for inner in config.values() if isinstance(inner, Mapping))
 
 
 def read_documents(folder: str) -> dict[str, bytes]:
-    """The documents of a directory by name relative to it, sorted.
+    """Read the documents of a directory, by name relative to it, sorted.
 
     Raises:
         SourceError: one is larger than a document may be.

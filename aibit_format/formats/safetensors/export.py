@@ -1,4 +1,4 @@
-"""Export to safetensors without quantization: a model directory that transformers loads like any other."""
+"""Exports to safetensors without quantization: a model directory that transformers loads like any other."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def export(
     """Write every tensor's values and the documents into the directory ``path``; returns the paths written.
 
     Args:
-        file: what to write. One without a config makes a directory of tensors and documents.
+        file: the model to write. Without a config, it becomes a directory of tensors and documents.
         path: the directory.
-        dtype: of all floating-point tensors: ``"f32"``, ``"f16"`` or ``"bf16"``. By default each tensor has the
-            dtype it has to the model, to which decoded values are rounded.
-        max_shard_size: bytes of weights in one file, or ``"5GB"``.
+        dtype: of all floating-point tensors: ``"f32"``, ``"f16"`` or ``"bf16"``. By default each tensor has its
+            logical dtype, to which decoded values are rounded.
+        max_shard_size: most bytes of weights in one file, a number or a size such as ``"5GB"``.
         overwrite: replace files in a directory that is not empty.
-        on_progress: called with bytes done, bytes in all, and the tensor's name.
+        on_progress: called with bytes done, total bytes, and the tensor's name.
 
     Raises:
         WriteError: the directory is not empty, or cannot be written.
@@ -47,7 +47,7 @@ def export(
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """The config of a model that computes in ``dtype``, in its parts too where they say so."""
+    """Return the config with its dtype, and that of its sub-configs if they state one, replaced by ``dtype``."""
     inner = {
         key: _with_dtype(value, dtype)
         for key, value in config.items()

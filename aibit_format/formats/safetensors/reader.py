@@ -1,4 +1,4 @@
-"""One safetensors file: its header checked, its tensors as views of one mapping.
+"""Reads one safetensors file: checks its header, and returns tensors as views of one mapping.
 
 The format is a u64 length, a JSON header of that length, and the bytes; see
 https://github.com/huggingface/safetensors. This reader also refuses duplicate names and holes.
@@ -27,10 +27,10 @@ _MAX_HEADER = 100_000_000  # the limit of the reference implementation
 
 
 class SafetensorsFile:
-    """Tensors of one file.
+    """Read the tensors of one file.
 
     Raises:
-        SourceError: the header is damaged, or says what the file does not hold.
+        SourceError: the header is damaged, or does not match the file.
     """
 
     def __init__(self, path: str) -> None:
@@ -50,13 +50,13 @@ class SafetensorsFile:
         self._check_places()
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor's values, a view of the mapping."""
+        """Return the tensor's values, a view of the mapping."""
         start, end = self._places[name]
         tensor = self.tensors[name]
         return self._map[start:end].view(DTYPES[tensor.dtype].numpy).reshape(tensor.shape)
 
     def nbytes(self, name: str) -> int:
-        """Bytes of the tensor in the file."""
+        """Return the bytes of the tensor in the file."""
         start, end = self._places[name]
         return end - start
 
@@ -111,7 +111,7 @@ class SafetensorsFile:
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    """A JSON list of integers from 0; ``int`` would also take 2.5, "3" and true."""
+    """Check that a JSON value is a list of integers from 0; ``int`` would also accept 2.5, "3" and true."""
     if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
         raise ValueError(f"{value!r:.80} is no list of sizes")
     return tuple(value)

@@ -1,7 +1,7 @@
-"""Writing a model directory: safetensors files tensor by tensor, documents beside them, all of it or nothing.
+"""Writes a model directory, all of it or nothing: safetensors files tensor by tensor, and documents beside them.
 
-The safetensors files are those that the reference implementation writes, byte for byte: entries by falling dtype and
-then by name, the header padded with spaces to eight bytes. See https://github.com/huggingface/safetensors.
+The safetensors files equal those of the reference implementation byte for byte: entries are sorted by descending dtype
+and then by name, the header is padded with spaces to eight bytes. See https://github.com/huggingface/safetensors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ORDER = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of a safetensors file."""
+    """Describe one tensor of a safetensors file."""
 
     name: str
     dtype: str
@@ -43,13 +43,13 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Its bytes."""
+        """Return its size in bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype].bits // 8
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A tensor to be written: the entries it becomes, and what makes their arrays when it is their turn."""
+    """Describe a tensor to be written: the entries it becomes, and a function that makes their arrays when needed."""
 
     name: str
     entries: tuple[Entry, ...]
@@ -57,12 +57,12 @@ class Item:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its entries."""
+        """Return the bytes of its entries."""
         return sum(entry.nbytes for entry in self.entries)
 
 
 class SafetensorsFile:
-    """A safetensors file whose entries are known, and are written one by one in any order. Use it as a context."""
+    """Write a safetensors file whose entries are known in advance, one by one in any order. Use it as a context."""
 
     def __init__(self, path: str, entries: Iterable[Entry], metadata: Mapping[str, str]) -> None:
         self._path = path
@@ -125,13 +125,13 @@ def write_directory(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> list[str]:
-    """Write weights and documents into the directory ``path``, which appears when all of them are on the disk.
+    """Write weights and documents into the directory ``path``, which appears once all of them are on the disk.
 
-    An empty directory may be there already, and with ``overwrite`` any: finished files are moved into it one by one,
-    and those that are not replaced stay, but for weights of an earlier export.
+    It may already exist if it is empty, or with ``overwrite``: finished files are then moved into it one by one, and
+    files that are not replaced stay, except weights of an earlier export.
 
     Raises:
-        WriteError: something is there, a document has the name of a file of weights, the disk failed.
+        WriteError: something is there, a document has the name of a file of weights, or the disk failed.
     """
     path = path.rstrip(os.sep) or os.sep
     check_target(path, overwrite)
@@ -164,7 +164,7 @@ def write_directory(
 
 
 def check_target(path: str, overwrite: bool) -> None:
-    """Raise WriteError if ``path`` is no directory, or holds something and ``overwrite`` is off."""
+    """Raise WriteError if ``path`` exists and is not a directory, or is not empty and ``overwrite`` is off."""
     if os.path.islink(path) or (os.path.lexists(path) and not os.path.isdir(path)):
         raise WriteError(f"{path}: is not a directory")
     if os.path.isdir(path) and os.listdir(path) and not overwrite:
@@ -172,7 +172,7 @@ def check_target(path: str, overwrite: bool) -> None:
 
 
 def shards_of(items: Sequence[Item], limit: int) -> list[list[Item]]:
-    """``items`` in order, cut so that no part is larger than ``limit`` bytes unless it is a single tensor."""
+    """Cut ``items`` in order so that no part exceeds ``limit`` bytes unless it is a single tensor."""
     shards: list[list[Item]] = [[]]
     size = 0
     for item in items:
@@ -204,10 +204,10 @@ def _write_text(path: str, text: bytes) -> None:
 
 
 def _publish(partial: str, path: str, names: Sequence[str]) -> None:
-    """Give the finished directory its name, or move its files into the one that is there."""
+    """Give the finished directory its name, or move its files into the existing one."""
     sync_folder(partial)
     if not os.path.isdir(path):
-        os.rename(partial, path)  # fails if somebody has put something there meanwhile
+        os.rename(partial, path)  # fails if something was put there meanwhile
     else:
         for name in names:
             target = os.path.join(path, *name.split("/"))
@@ -216,7 +216,7 @@ def _publish(partial: str, path: str, names: Sequence[str]) -> None:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.replace(os.path.join(partial, *name.split("/")), target)
         for name in set(os.listdir(path)) - set(names):
-            # A loader would take these, or the index, for the model's.
+            # A loader would take old weights, or an old index, for the model's.
             if name in (_SINGLE, _INDEX) or (name.startswith("model-") and name.endswith(".safetensors")):
                 os.unlink(os.path.join(path, name))
     sync_folder(os.path.dirname(path) or ".")

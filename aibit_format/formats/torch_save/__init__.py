@@ -1,1 +1,1 @@
-"""Reads what ``torch.save`` wrote, without running any of it."""
+"""Reads files that ``torch.save`` wrote, without running any code in them."""

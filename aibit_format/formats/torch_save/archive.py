@@ -1,8 +1,8 @@
-"""A ZIP archive that holds a model: a state dict of ``torch.save``, config, tokenizer and a description.
+"""Reads a ZIP archive that holds a model: a state dict of ``torch.save``, config, tokenizer and a description.
 
-The proof of concept that came before this format wrote such files, with its int8 weights as bitsandbytes' state dict
-has them. Nothing is ever unpacked to a disk: members are known by the last part of their names, a stored state dict is
-mapped where it lies, and what is compressed is only unpacked if its size is within bounds.
+The proof of concept that came before this format wrote such files, with int8 weights as in bitsandbytes' state dict.
+Nothing is ever unpacked to a disk: members are identified by the last part of their names, an uncompressed state dict
+is mapped in place, and a compressed member is unpacked only if its size is within bounds.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _ENCRYPTED = 1  # flag bit
 MAX_MEMBERS = 1 << 12
 MAX_UNPACKED = 16 << 30  # bytes of a compressed state dict
-MAX_RATIO = 100  # unpacked over packed bytes; weights reach 2, text 20, a bomb 1000
+MAX_RATIO = 100  # of unpacked to packed bytes; weights reach 2, text 20, a zip bomb 1000
 
 
 class Archive:
-    """The archive ``path``.
+    """Provide the tensors of the archive ``path``.
 
     Raises:
-        SourceError: it is damaged, encrypted or a bomb; has two members of one name, no state dict or several, or no
-            config.
+        SourceError: it is damaged, encrypted or a zip bomb; two members have the same name; or there is not exactly one
+            state dict, or no config.
     """
 
     kind: ClassVar[str] = "archive"
@@ -67,7 +67,7 @@ class Archive:
 
     @staticmethod
     def matches(path: str) -> bool:
-        """Whether ``path`` is a file that begins as a ZIP archive does."""
+        """Tell whether ``path`` is a file that begins like a ZIP archive."""
         if not os.path.isfile(path):
             return False
         with open(path, "rb") as file:
@@ -96,7 +96,7 @@ class Archive:
         return self._state_dict.planes(name)
 
     def _checked(self) -> dict[str, zipfile.ZipInfo]:
-        """The members that may matter, by the last part of their names, none of them encrypted or twice there."""
+        """Return the relevant members by the last part of their names, refusing encrypted and duplicate ones."""
         members = self._zip.infolist()
         packed = sum(member.compress_size for member in members)
         if len(members) > MAX_MEMBERS or packed > len(self._map):
@@ -129,7 +129,7 @@ class Archive:
         return self._members[found[0]]
 
     def _bytes(self, member: zipfile.ZipInfo, limit: int) -> np.ndarray:
-        """A member's bytes: a view of the file for a stored one."""
+        """Return a member's bytes; a view of the file if it is not compressed."""
         size, packed = member.file_size, member.compress_size
         where = f"{self.path}: member {member.filename!r}"
         if size > limit or size > max(MAX_RATIO * packed, 1 << 10):

@@ -1,8 +1,8 @@
-"""One file of ``torch.save``: a flat state dict, its tensors as views of the file's bytes.
+"""Reads one file of ``torch.save``, a flat state dict, and returns its tensors as views of the file's bytes.
 
-torch's restricted unpickler reads the structure (``weights_only``: no code runs), with storages that have a size and a
-place in the file but no memory; the values are then mapped by numpy. See "Getting record offsets" in the documentation
-of ``torch.load``. Files from before torch 1.6 are no ZIP archives and give no places: those are read whole.
+torch's restricted unpickler reads the structure (``weights_only``: no code runs), with storages that have a size and an
+offset in the file but no memory; the values are then mapped by numpy. See "Getting record offsets" in the documentation
+of ``torch.load``. Files from before torch 1.6 are not ZIP archives and state no offsets: those are read whole.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a ZIP member: magic, lengths of 
 
 
 class PickledFile:
-    """Tensors of one file.
+    """Read the tensors of one file.
 
     Args:
-        path: where it is; for messages too.
-        data: its bytes, u8, where it is only a part of the file at ``path``, or has been unpacked.
-        start: where in the file at ``path`` its bytes begin; ``None`` if they are unpacked.
-        label: what messages call it, ``path`` by default.
+        path: of the file, also for messages.
+        data: its bytes, u8, if it is only a part of the file at ``path``, or has been unpacked.
+        start: the offset of its bytes in the file at ``path``; ``None`` if they are unpacked.
+        label: its name in messages, ``path`` by default.
 
     Raises:
         SourceError: it is damaged, or holds anything but a state dict of plain tensors.
@@ -58,7 +58,7 @@ class PickledFile:
             self._add(name, value)
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor's values: a view of the file, or a copy where torch's strides or alignment are not numpy's."""
+        """Return the tensor's values: a view of the file, or a copy if numpy cannot view its strides or alignment."""
         tensor, found = self.tensors[name], self._found[name]
         if not self._records:
             return interop.to_numpy(found)[0]
@@ -70,11 +70,11 @@ class PickledFile:
         return np.require(np.ndarray(tensor.shape, dtype, self._data, start, strides), requirements=["C", "A"])
 
     def _offset(self, found: torch.Tensor, itemsize: int) -> int:
-        """Return where a tensor's first element is in the data."""
+        """Return the offset of a tensor's first element in the data."""
         return _place(found) + int(found.storage_offset()) * itemsize
 
     def _find_records(self) -> dict[int, int]:
-        """Where each member of torch's archive begins, and its bytes."""
+        """Map the offset of each member of torch's archive to its size in bytes."""
         try:
             with zipfile.ZipFile(Bytes(self._data)) as archive:
                 members = archive.infolist()
@@ -110,7 +110,7 @@ class PickledFile:
             else:
                 with FakeTensorMode():
                     found = torch.load(stream, map_location="cpu", weights_only=True)
-        except Exception as error:  # of many kinds: unpickling runs the whole of torch's own checks
+        except Exception as error:  # of many kinds: unpickling runs all of torch's own checks
             raise SourceError(f"{self.label}: refused by torch.load(weights_only=True): {_reason(error)}") from error
         if not isinstance(found, dict):
             raise SourceError(f"{self.label}: holds a {type(found).__name__}, not a state dict")
@@ -128,7 +128,7 @@ class PickledFile:
             end = (value.storage_offset() + _extent(value)) * size
             if value.numel() * size > storage.nbytes() or end > storage.nbytes():
                 raise SourceError(f"{where}: {dtype}{list(value.shape)} in {storage.nbytes()} bytes of storage")
-            # torch takes the pickle's word for the size, and computes places by the rules of its own writer.
+            # torch trusts the pickle for the size, and computes offsets by the rules of its own writer.
             if self._records and (member := self._records.get(_place(value))) != storage.nbytes():
                 raise SourceError(
                     f"{where}: {storage.nbytes()} bytes of storage at {_place(value)}, where the archive has "
@@ -142,7 +142,7 @@ class PickledFile:
 
 
 class Bytes(io.RawIOBase):
-    """A file to read over a u8 array, without a copy of it."""
+    """Present a u8 array as a readable file, without copying it."""
 
     def __init__(self, data: np.ndarray) -> None:
         self._data, self._position = memoryview(data.data), 0
@@ -168,7 +168,7 @@ class Bytes(io.RawIOBase):
 
 
 def member_start(data: np.ndarray, member: zipfile.ZipInfo, label: str) -> int:
-    """Where the bytes of a ZIP member begin in ``data``: after its local header, name and extra field.
+    """Return the offset in ``data`` of a ZIP member's bytes: after its local header, name and extra field.
 
     Raises:
         SourceError: there is no header, or the member does not end inside ``data``.
@@ -186,10 +186,10 @@ def member_start(data: np.ndarray, member: zipfile.ZipInfo, label: str) -> int:
 
 
 def plain_dtype(tensor: torch.Tensor, where: str) -> str:
-    """This package's name of the dtype of a dense, unquantized tensor in memory.
+    """Return this package's name for the dtype of a dense, unquantized tensor in memory.
 
     Raises:
-        SourceError: it is something else.
+        SourceError: it is any other kind of tensor.
     """
     import torch
 
@@ -208,12 +208,12 @@ def _place(tensor: torch.Tensor) -> int:
 
 
 def _extent(tensor: torch.Tensor) -> int:
-    """Elements from a tensor's first to the end of its last, in its storage."""
+    """Count the elements of its storage that a tensor spans, from its first to its last."""
     return 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _reason(error: Exception) -> str:
-    """The line of torch's advice that says what is wrong."""
+    """Return the line of torch's long message that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line for line in lines if "nsupported" in line or "blocked" in line), lines[0] if lines else "")
     return f"{type(error).__name__}: {told[:300]}"
