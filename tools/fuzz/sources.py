@@ -28,7 +28,7 @@ class _Source(bundle.Written):
         import torch  # noqa: F401 - which takes seconds and memory: not the first input's
 
         super().__init__()
-        from aibit_format.convert import convert, recipe
+        from aibit_format.convert import conversion, convert, recipe
         from aibit_format.file.reader import File
         from aibit_format.formats import sources
         from aibit_format.schemes import BUILTIN, make
@@ -37,7 +37,7 @@ class _Source(bundle.Written):
             make(name)
         for target in sources.BUILTIN.values():
             sources._family(target)
-        self._conversion, self._recipe = convert, recipe
+        self._convert, self._conversion, self._recipe = convert, conversion, recipe
         self._open, self._file = sources.open_source, File
         self._output = os.path.join(self._folder.name, "m.aibit")
 
@@ -47,8 +47,8 @@ class _Source(bundle.Written):
         try:
             source = self._read(os.path.join(self._inside, self.opened) if self.opened else self._inside)
             source.no_model = _WHY
-            plan = self._recipe.assign_alone(source, self._recipe.Recipe.of("keep"))
-            self._conversion.run(plan, self._output, overwrite=True, jobs=1)
+            plan = self._conversion.assign_alone(source, self._recipe.Recipe.of("keep"))
+            self._convert.run(plan, self._output, overwrite=True, jobs=1)
         except AibitError as error:
             return self._verdicts.coded(error)
         with self._file(self._output, "full") as file:
