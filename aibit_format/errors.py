@@ -7,6 +7,7 @@ the file, the place in it, what is wrong, both numbers, and a code that ``spec/r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +104,17 @@ class MissingPackageError(AibitError):
     """An optional package is needed for this and is not installed."""
 
     code = "AIB-E905"
+
+
+class IncompatibleLibraryError(MissingPackageError):
+    """A library's insides are not what the versions checked here have. Carries library, version and attribute."""
+
+    def __init__(self, library: str, version: str, attribute: str, reason: str, checked: Sequence[str]) -> None:
+        self.library, self.version, self.attribute, self.checked = library, version, attribute, tuple(checked)
+        super().__init__(
+            f"{library} {version}: {attribute} is not as expected ({reason}); "
+            f"checked with {', '.join(checked)}: install one of these versions of {library}"
+        )
 
 
 class SigningError(AibitError):

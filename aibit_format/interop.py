@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,12 @@ from .dtypes import DTYPES
 
 if TYPE_CHECKING:
     import torch
+
+
+@cache
+def has_torch() -> bool:
+    """Return whether torch is installed, without importing it."""
+    return find_spec("torch") is not None
 
 
 @cache

@@ -1,26 +1,108 @@
-"""numpy's side of an ``.aibit`` file, with safetensors' names: ``safe_open``, ``load_file``, ``save_file``."""
+"""numpy's side of an ``.aibit`` file, with safetensors' names: ``safe_open``, ``load_file``, ``save_file``.
+
+The metadata of a safetensors file are pairs of strings under any keys, such as ``{"format": "pt"}``; here keys have a
+namespace, and values a type. ``save_file`` keeps pairs whose keys have none together, as a JSON object in the string
+``safetensors.metadata``, and ``safe_open(...).metadata()`` gives them back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import TracebackType
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import EllipsisType, TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
 
+from .container.metadata import Value
+from .container.names import bad_key
+from .container.tables import TensorInfo
 from .dtypes import DTYPES
 from .errors import SchemeError
 from .file import sharded_reader, writer
 from .file.sharded_reader import Opened
 from .io.mapped import Path
 from .schemes import make
+from .schemes.base import matrix
 from .schemes.plain import Plain
 
 __all__ = ["load_file", "safe_open", "save_file"]
 
+PAIRS = "safetensors.metadata"  # the metadata key of pairs whose own keys have no namespace
+
+Index = int | slice | EllipsisType | tuple["int | slice | EllipsisType", ...]
+Finish = Callable[[np.ndarray, str], Any]  # takes values in the storage of a dtype, and that dtype
+
+
+class TensorSlice:
+    """Reads parts of one tensor: what safetensors' ``get_slice`` gives.
+
+    Args:
+        file: the file.
+        info: the tensor.
+        stored: values are handed on as they are stored; otherwise they are decoded to float32.
+        finish: makes the result of some values.
+    """
+
+    def __init__(self, file: Opened, info: TensorInfo, stored: bool, finish: Finish) -> None:
+        self._file, self._info, self._stored, self._finish = file, info, stored, finish
+
+    def get_shape(self) -> list[int]:
+        """Return the sizes of the whole tensor."""
+        return list(self._info.shape)
+
+    def get_dtype(self) -> str:
+        """Return the tensor's logical dtype under safetensors' name: ``"F32"``, ``"BF16"``."""
+        return self._info.dtype.upper()
+
+    def __getitem__(self, index: Index) -> Any:
+        """Read what integers, slices and an ellipsis choose, as numpy does; of the file, only the rows that takes.
+
+        Raises:
+            TypeError: the index is something else.
+            IndexError: it has too many parts, or an integer is out of range.
+        """
+        first, *others = _whole(index, len(self._info.shape)) or (...,)
+        if self._stored:
+            found, dtype = self._stored_rows(first), self._info.dtype
+        else:
+            found, dtype = self._decoded_rows(first), "f32"
+        kept = () if isinstance(first, int) else (slice(None),)  # an integer has taken the first dimension away
+        return self._finish(found[(*kept, *others)] if others else found, dtype)
+
+    def _stored_rows(self, first: int | slice | EllipsisType) -> np.ndarray:
+        """Return what ``first`` chooses along the first dimension of the values, a view of the file."""
+        (plane,) = self._info.planes
+        if first is ... or not plane.length:
+            return self._file.planes(self._info.name)["values"][first]
+        chosen = range(plane.shape[0])[first]
+        if isinstance(chosen, int):
+            return self._stored_rows(slice(chosen, chosen + 1))[0]
+        # From the first row that is wanted to the last; backwards too, it is one piece of the file.
+        start, stop = (min(chosen), max(chosen) + 1) if chosen else (0, 0)
+        count, row = stop - start, plane.length // plane.shape[0]
+        shape = (count, *plane.shape[1:])
+        part = replace(plane, shape=shape, offset=plane.offset + start * row, length=count * row)
+        rows = self._file.part(self._info.name).view(part)
+        return rows[:: chosen.step] if chosen.step > 0 else rows[::-1][:: -chosen.step]
+
+    def _decoded_rows(self, first: int | slice | EllipsisType) -> np.ndarray:
+        """Return the float32 values of what ``first`` chooses along the first dimension."""
+        info, planes = self._info, self._file.planes(self._info.name)
+        self._file.check_values(info, planes)
+        if first is ... or len(info.shape) < 2 or not all(info.shape):  # a vector is one row
+            return info.scheme.decode(planes, info.shape, info.dtype)[first]
+        chosen = np.arange(info.shape[0])[first]
+        inner = matrix(info.shape)[0] // info.shape[0]  # rows of the matrix for each index
+        rows = (chosen.reshape(-1, 1) * inner + np.arange(inner)).reshape(-1)
+        if isinstance(first, slice) and len(rows) and first.step in (None, 1):
+            rows = slice(int(rows[0]), int(rows[-1]) + 1)
+        return info.scheme.decode_rows(planes, info.shape, info.dtype, rows).reshape(*chosen.shape, *info.shape[1:])
+
 
 class SafeOpen:
-    """What both sides share: names, metadata, and a context that closes the file."""
+    """Holds what numpy's and torch's ``safe_open`` share: names, metadata, and a context that closes the file."""
 
     def __init__(self, filename: Path, framework: str) -> None:
         self._file = sharded_reader.open(filename)
@@ -32,36 +114,48 @@ class SafeOpen:
         self._file.close()
 
     def keys(self) -> list[str]:
-        """Names of the tensors, in file order."""
+        """Return the names of the tensors, in file order."""
         return self._file.keys()
 
     def metadata(self) -> Mapping[str, Any]:
-        """The file's metadata."""
-        return self._file.metadata
+        """Return the file's metadata, pairs that ``save_file`` was given without a namespace among them."""
+        return from_metadata(self._file.metadata)
 
 
 class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
-    """An ``.aibit`` file with safetensors' methods; ``get_tensor`` gives arrays."""
+    """Opens an ``.aibit`` file with safetensors' methods; ``get_tensor`` gives arrays."""
 
     def __init__(self, filename: Path, framework: Literal["np", "numpy"] = "np") -> None:
         super().__init__(filename, framework)
 
     def get_tensor(self, name: str) -> np.ndarray:
-        """A view of a plain tensor that numpy has a type for; the float32 values of any other."""
+        """Return a view of a plain tensor that numpy has a type for; the float32 values of any other."""
         return _array(self._file, name)
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """Return what reads parts of a tensor: ``f.get_slice(name)[2:4]`` is ``f.get_tensor(name)[2:4]``."""
+        info = self._file.info(name)
+        return TensorSlice(self._file, info, _is_exact(info), lambda array, dtype: array)
 
 
 def load_file(filename: Path) -> dict[str, np.ndarray]:
-    """Every tensor of the file, as ``safe_open.get_tensor`` gives it."""
-    file = sharded_reader.open(filename)
-    return {name: _array(file, name) for name in file}
+    """Return every tensor of the file, as ``safe_open.get_tensor`` does."""
+    with sharded_reader.open(filename) as file:
+        return {name: _array(file, name) for name in file}
 
 
 def save_file(tensors: Mapping[str, np.ndarray], filename: Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Write arrays as they are, in the plain scheme of their dtype. An existing file is replaced.
 
+    Args:
+        tensors: arrays by name.
+        filename: where to.
+        metadata: strings under any keys, as safetensors takes them; under keys with a namespace (``"author.name"``)
+            also other values that the format has types for.
+
     Raises:
         SchemeError: an array of a dtype the format has not.
+        FormatError: a name or a value that the format has no place for.
     """
     names = {dtype.numpy: name for name, dtype in DTYPES.items() if name != "bf16" and not name.startswith("f8_")}
     planned = {}
@@ -70,10 +164,49 @@ def save_file(tensors: Mapping[str, np.ndarray], filename: Path, metadata: Mappi
             raise SchemeError(f"tensor {name!r}: the format has no {array.dtype}")
         dtype = names[array.dtype]
         planned[writer.Tensor(name, array.shape, dtype, make(dtype))] = {"values": array}
-    writer.write(filename, planned, metadata, overwrite=True)
+    writer.write(filename, planned, to_metadata(metadata), overwrite=True)
+
+
+def to_metadata(given: Mapping[str, Any] | None) -> dict[str, Value]:
+    """Return the metadata of a file for what ``save_file`` is given: strings under other keys become ``PAIRS``."""
+    given = given or {}
+    pairs = {key: value for key, value in given.items() if isinstance(value, str) and (key == PAIRS or bad_key(key))}
+    values = {key: value for key, value in given.items() if key not in pairs}
+    return values | ({PAIRS: json.dumps(pairs, sort_keys=True)} if pairs else {})
+
+
+def from_metadata(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Return what ``to_metadata`` was given. A string of another origin under ``PAIRS`` stays as it is."""
+    found = dict(values)
+    try:
+        pairs = json.loads(found[PAIRS])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return found
+    if not isinstance(pairs, dict) or not all(isinstance(value, str) for value in pairs.values()):
+        return found
+    del found[PAIRS]
+    return found | pairs
+
+
+def _is_exact(info: TensorInfo) -> bool:
+    """Tell whether the stored values are an array's: those of a plain tensor that numpy has a type for."""
+    return isinstance(info.scheme, Plain) and info.dtype != "bf16" and not info.dtype.startswith("f8_")
 
 
 def _array(file: Opened, name: str) -> np.ndarray:
-    info = file.info(name)
-    exact = isinstance(info.scheme, Plain) and info.dtype != "bf16" and not info.dtype.startswith("f8_")
-    return file.planes(name)["values"] if exact else file.dequantize(name)
+    return file.planes(name)["values"] if _is_exact(file.info(name)) else file.dequantize(name)
+
+
+def _whole(index: Index, rank: int) -> tuple[int | slice | EllipsisType, ...]:
+    """Return an index as a tuple with slices in the place of an ellipsis that is not at its end."""
+    parts = index if isinstance(index, tuple) else (index,)
+    for part in parts:
+        if isinstance(part, bool) or not isinstance(part, int | slice | EllipsisType):
+            raise TypeError(f"{part!r} is no integer, slice or ellipsis; get_tensor gives what takes any index")
+    dots = parts.count(...)
+    if dots > 1 or len(parts) - dots > rank:
+        raise IndexError(f"{len(parts)} indices for a tensor of {rank} dimensions")
+    if dots:
+        at = parts.index(...)
+        parts = (*parts[:at], *[slice(None)] * (rank - len(parts) + 1), *parts[at + 1 :])
+    return parts

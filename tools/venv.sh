@@ -1,12 +1,12 @@
 # Sourced by tools/quickstart and tools/test: a virtual environment of the repository's own.
-# usage: use_venv EXTRAS [PACKAGE ...]   leaves $python set, with the package installed in place.
+# usage: use_venv EXTRAS [PACKAGE ...]   leaves $python set, with the package installed in place; EXTRAS may be "".
 
 use_venv() {
     local extras=$1 folder=${AIBIT_VENV:-.venv} stamp wanted base
     shift
     python=$folder/bin/python
     wanted=$(cat constraints.txt pyproject.toml aibit_format/native/*.[ch] | cksum)" $extras $*"
-    stamp=$folder/installed-$extras
+    stamp=$folder/installed-${extras:-core}
     if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
@@ -14,8 +14,10 @@ use_venv() {
     echo "installing into $folder with $base (once)" >&2
     "$base" -m venv "$folder"
     # torch first, by its exact version: asked for loosely, a build with gigabytes of CUDA may come instead.
-    pip_install "$(grep '^torch==' constraints.txt)"
-    pip_install -e ".[$extras]"
+    if [ -n "$extras" ]; then
+        pip_install "$(grep '^torch==' constraints.txt)"
+    fi
+    pip_install -e ".${extras:+[$extras]}"
     if [ $# -gt 0 ]; then
         pip_install --no-deps "$@"
     fi

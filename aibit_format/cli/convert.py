@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..file.ranks import ALONE, Peers, of_torch
+from ..file.ranks import ALONE, of_torchrun
 from . import arguments
-from .output import Progress, emit, size, table
+from .output import ProgressBar, emit, size, table
 
 if TYPE_CHECKING:
     from ..convert.conversion import Conversion
     from ..convert.convert import Report
+
+# Both sides may hold "=": (?=a)b=nf4,block_size=128.
+_RULE = re.compile(r"(.+?)=([^=,]+(?:,[^=,]+(?:=[^=,]+)?)*)", re.DOTALL)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,37 +51,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _rule(text: str) -> tuple[str, str]:
-    pattern, found, scheme = text.rpartition("=")
-    if not found or not pattern or not scheme:
+    found = _RULE.fullmatch(text)
+    if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not REGEX=SCHEME")
-    return pattern, scheme
+    return found[1], found[2]
 
 
 def run(args: argparse.Namespace) -> int:
     """Plan, show or do it, and report."""
     if not args.output and not args.dry_run:
         args.parser.error("say where to write: -o OUT (or --dry-run to see the plan)")
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1 and not args.max_shard_size:
-        args.parser.error(f"{ranks} ranks write shards, not one file: say --max-shard-size")
-    from ..convert.recipe import KEEP, Recipe
-
-    Recipe.of(args.scheme or KEEP, args.tensor)  # a wrong scheme or pattern is found before anything heavy is imported
-    from .silence import quiet_libraries
-
-    quiet_libraries()
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and not args.max_shard_size:
+        args.parser.error(f"{count} ranks write shards, not one file: say --max-shard-size")
     from ..convert.convert import prepare
     from ..convert.convert import run as convert
+    from ..convert.recipe import Recipe
+    from .silence import quiet_libraries
 
-    conversion = prepare(args.source, args.scheme, args.tensor, args.architecture, recipe_file=args.recipe)
-    if args.dry_run:
-        _show_plan(conversion, args.json)
-        return 0
-    peers = _peers() if ranks > 1 else ALONE
-    with Progress("converting") as progress, peers.together():
-        update = progress.update if peers.rank == 0 else None
-        report = convert(conversion, args.output, args.force, update, args.jobs, args.max_shard_size, peers)
-    if peers.rank:
+    ranks = of_torchrun() if count > 1 and not args.dry_run else ALONE
+    with ProgressBar("converting") as progress, ranks.together():
+        recipe = Recipe.of(args.scheme, args.tensor, args.recipe)  # what is wrong in it is found before heavy imports
+        quiet_libraries()
+        conversion = prepare(args.source, recipe, args.architecture)
+        if args.dry_run:
+            _show_plan(conversion, args.json)
+            return 0
+        update = progress.update if ranks.rank == 0 else None
+        report = convert(conversion, args.output, args.force, update, args.jobs, args.max_shard_size, ranks)
+    if ranks.rank:
         return 0  # the first rank reports for all
     for key in report.dropped_keys:
         print(f"aibit: left out: {key}", file=sys.stderr)
@@ -87,14 +89,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"aibit: the model has no place for: {', '.join(report.unused)}", file=sys.stderr)
     _show_report(report, args.json)
     return 0
-
-
-def _peers() -> Peers:
-    """The ranks that torchrun has started."""
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo")
-    return of_torch()
 
 
 def _show_plan(conversion: Conversion, as_json: bool) -> None:
@@ -108,7 +102,7 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
     ]  # fmt: skip
     if as_json:
         emit({
-            "architecture": conversion.model and conversion.model.architecture,
+            "architecture": conversion.about.get("model.architecture"),
             "original_bytes": conversion.original_bytes,
             "quantized_bytes": conversion.stored_bytes, "tensors": rows, "unused": conversion.unused,
         })  # fmt: skip

@@ -6,8 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from ..file import sharded_reader
-from ..file.diff import Difference, differences
+from ..file.diff import Difference, diff
 from . import FAILED, OK
 from .output import emit, printable
 
@@ -20,8 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, and say what differs."""
-    with sharded_reader.open(args.a, "touched") as a, sharded_reader.open(args.b, "touched") as b:
-        found = list(differences(a, b))
+    found = diff(args.a, args.b)
     if args.json:
         emit({"same": not found, "differences": [asdict(difference) for difference in found]})
     else:

@@ -9,7 +9,7 @@ from typing import Any
 from ..container.validate import KNOWN_KEYS
 from ..errors import WriteError
 from ..file import rewrite
-from .output import Progress, show_written
+from .output import ProgressBar, show_written
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     settings, documents = _once(args, args.set, args.unset), _once(args, args.document, args.remove_document)
     if not (args.set or args.unset or args.document or args.remove_document):
         args.parser.error("say what to change: --set, --unset, --document or --remove-document")
-    with Progress("editing") as progress:
+    with ProgressBar("editing") as progress:
         paths = rewrite.edit(
             args.file, args.output, metadata=settings, unset=args.unset,
             documents={name: _contents(path) for name, path in documents.items()}, remove=args.remove_document,

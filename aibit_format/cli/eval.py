@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoadError
-from .output import Progress, emit
+from .output import ProgressBar, emit
 
 if TYPE_CHECKING:
     from ..torch.evaluate.perplexity import Quality
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error(f"--context {args.context}: the model takes {longest} tokens")
     ids = _tokens(args, tokenizer)
     reference = None if args.ref is None else _reference(args.ref, args.device)
-    with Progress("predicting") as progress:
+    with ProgressBar("predicting", "{} tokens".format) as progress:
         update = progress.update
         step = None if update is None else lambda done, total: update(done, total, "")
         found = evaluate(model, ids, args.context, stride, reference, step)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from ..file import sharded_reader
 from ..formats.export_tensors import DTYPE_OPTIONS
 from ..formats.exports import BUILTIN, export, options_of
 from . import arguments
-from .output import Progress, show_written
+from .output import ProgressBar, show_written
 
 _OPTIONS = ("dtype", "type", "max_shard_size", "dequantize")
 
@@ -42,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from .silence import quiet_libraries
 
     quiet_libraries()
-    with sharded_reader.whole(sharded_reader.open(args.file)) as file, Progress("exporting") as progress:
-        paths = export(file, args.to, args.output, **options, overwrite=args.force, on_progress=progress.update)
+    with ProgressBar("exporting") as progress:
+        paths = export(args.file, args.to, args.output, **options, overwrite=args.force, on_progress=progress.update)
     show_written(paths, args.json, format=args.to)
     return 0

@@ -48,7 +48,7 @@ def describe(path: str) -> dict[str, Any]:
         return {"file": path, "format": "safetensors", "size": file.size,
                 "metadata": file.metadata, "documents": {}, "tensors": rows}  # fmt: skip
     with sharded_reader.open(path) as opened:
-        first = opened.parts[0].info_of_file
+        first = opened.parts[0].tables
         return {
             "file": path, "format": f"aibit 1.{first.minor}", "size": opened.size, "root": opened.root,
             "signatures": sorted({s.key_id for part in opened.parts for s in part.signatures}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..file import rewrite
-from .output import Progress, show_written
+from .output import ProgressBar, show_written
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write, and say what was written."""
-    with Progress("merging") as progress:
+    with ProgressBar("merging") as progress:
         paths = rewrite.merge(args.first, args.output, overwrite=args.force, on_progress=progress.update)
     show_written(paths, args.json)
     return 0

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+
+_REDRAWN = 0.1  # seconds between two drawings of a progress bar
+_COLUMNS = 80  # of a terminal that does not say
 
 
 def size(count: int) -> str:
@@ -66,20 +70,26 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-class Progress:
-    """A bar in bytes on a terminal, and nothing elsewhere. Use it as a context; ``update`` fits ``convert``."""
+class ProgressBar:
+    """Shows on a terminal how far work is, and nothing elsewhere. Use it as a context; ``update`` fits ``convert``.
 
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._bar: Any = None
+    Args:
+        title: what is done.
+        amount: an amount of it as text; bytes by default.
+    """
+
+    def __init__(self, title: str, amount: Callable[[int], str] = size) -> None:
+        self._title, self._amount = title, amount
         self._shown = sys.stderr.isatty()
+        self._started = self._next = time.monotonic()
+        self._columns = 0  # that the line on the terminal takes
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        if self._bar is not None:
-            self._bar.close()
+        if self._columns:
+            self._write("")
 
     @property
     def update(self) -> Callable[[int, int, str], None] | None:
@@ -87,9 +97,23 @@ class Progress:
         return self._update if self._shown else None
 
     def _update(self, done: int, total: int, name: str) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
+        now = time.monotonic()
+        if now < self._next and done < total:
+            return
+        self._next = now + _REDRAWN
+        rate = done / max(now - self._started, 1e-3)
+        left = f", {(total - done) / rate:.0f} s left" if rate else ""
+        share = done / total if total else 1
+        amounts = f"{self._amount(done)} of {self._amount(total)}, {self._amount(round(rate))}/s{left}"
+        self._write(f"{self._title} {share:4.0%}  {amounts}  {printable(name)[-40:]}")
 
-            self._bar = tqdm(desc=self._title, total=total, unit="B", unit_scale=True, file=sys.stderr, leave=False)
-        self._bar.set_postfix_str(name[-40:], refresh=False)
-        self._bar.update(done - self._bar.n)
+    def _write(self, line: str) -> None:
+        """Write ``line`` over the one before; neither goes beyond the terminal's last column but one."""
+        try:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
+        except (OSError, ValueError):
+            columns = _COLUMNS
+        line = line[: columns - 1].rstrip()
+        sys.stderr.write(f"\r{line.ljust(min(self._columns, columns - 1))}\r{line}")
+        sys.stderr.flush()
+        self._columns = len(line)

@@ -8,7 +8,7 @@ from getpass import getpass
 
 from ..container import signatures
 from ..file import signing
-from .output import emit
+from .output import ProgressBar, emit
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +38,13 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(f"{made['key']}\n  {made['private']}: keep it secret\n  {made['public']}: who has it can verify")
     else:
-        sign = signing.sign_detached if args.detached else signing.sign
         output = args.output or args.file + signatures.SUFFIX
-        found = sign(args.file, args.key, output, overwrite=args.force, password=password)
+        options = {"overwrite": args.force, "password": password}
+        if args.detached:
+            found = signing.sign_detached(args.file, args.key, output, **options)
+        else:
+            with ProgressBar("signing") as progress:
+                found = signing.sign(args.file, args.key, output, **options, on_progress=progress.update)
         made = {"file": args.file, "output": output, "size": os.path.getsize(output)}
         made["signatures"] = [signature.key_id for signature in found]
         if not args.json:

@@ -6,7 +6,7 @@ import argparse
 
 from ..file import rewrite
 from . import arguments
-from .output import Progress, show_written
+from .output import ProgressBar, show_written
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write, and say what was written."""
-    with Progress("splitting") as progress:
+    with ProgressBar("splitting") as progress:
         paths = rewrite.split(
             args.file, args.output, args.max_shard_size, overwrite=args.force, on_progress=progress.update
         )

@@ -6,7 +6,6 @@ xxhash releases the GIL, so leaves are hashed by as many threads as there are co
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ import numpy as np
 import xxhash
 
 from .. import native
+from ..native.cores import usable_cores
 from .layout import LEAF
 
 Item = TypeVar("Item")
@@ -46,17 +46,17 @@ def leaves(region: np.ndarray, which: Iterable[int] | None = None, jobs: int | N
     Args:
         region: u8 [n], the whole region (documents, or data).
         which: indices of the leaves wanted; all by default.
-        jobs: threads; as many as there are cores by default.
+        jobs: threads; as many as there are cores to use by default.
     """
     wanted = list(range(leaf_count(len(region)))) if which is None else list(which)
 
     def batch(indices: Sequence[int]) -> list[int]:
         first, end = indices[0], indices[-1] + 1
-        stretch = region[first * LEAF : end * LEAF]
-        if native.available and end - first == len(indices) and len(stretch) == len(indices) * LEAF:
+        chunk = region[first * LEAF : end * LEAF]
+        if native.available and end - first == len(indices) and len(chunk) == len(indices) * LEAF:
             # All of them without the interpreter's lock: between two leaves, threads would wait for it.
             found = np.empty(len(indices), np.uint64)
-            native.leaf_digests(stretch, LEAF, found)
+            native.leaf_digests(chunk, LEAF, found)
             return found.tolist()
         return [leaf(region[i * LEAF : (i + 1) * LEAF].data) for i in indices]
 
@@ -70,11 +70,11 @@ def in_threads(
 
     Args:
         work: takes some items, and lets go of the interpreter's lock for most of its time.
-        jobs: threads; as many as there are cores by default.
+        jobs: threads; as many as there are cores to use by default.
     """
     batches = [items[i : i + _BATCH] for i in range(0, len(items), _BATCH)]
-    jobs = jobs or os.cpu_count() or 1
-    if jobs == 1 or len(batches) < 2:
+    jobs = 1 if len(batches) < 2 else jobs or usable_cores()
+    if jobs == 1:
         return [result for batch in batches for result in work(batch)]
     from concurrent.futures import ThreadPoolExecutor  # not worth importing for a look at a small file
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from .metadata import encode as encode_metadata
 from .tables import FileInfo
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tensor:
     """A tensor to be written: its planes follow from these. An alias has ``alias_of`` and no planes of its own."""
 
@@ -33,6 +34,20 @@ class Tensor:
     alias_of: str | None = None
     transposed: bool = False
 
+    @cached_property
+    def planes(self) -> tuple[PlaneSpec, ...]:
+        """The planes it is stored in; an alias's are its target's.
+
+        Raises:
+            SchemeError: the scheme cannot hold it.
+        """
+        return self.scheme.planes(self.shape, self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its own planes; none for an alias."""
+        return 0 if self.alias_of is not None else sum(plane.nbytes for plane in self.planes)
+
 
 def plan(
     tensors: Iterable[Tensor],
@@ -40,7 +55,9 @@ def plan(
     document_sizes: Mapping[str, int],
     alignment: int = layout.DEFAULT_ALIGNMENT,
 ) -> FileInfo:
-    """The file that these tensors and documents (name: length) make, complete but for its digests.
+    """Return the file that these tensors and documents (name: length) make, complete but for its digests.
+
+    It is what a reader will find in the file, with its ``placement``: nobody has to plan or place anything again.
 
     Raises:
         FormatError: the plan breaks a rule that a reader would refuse the file for.
@@ -91,33 +108,32 @@ def plan(
 
 
 def placed(info: FileInfo) -> FileInfo:
-    """``info`` with offsets, file size and an empty leaf table of the right length, found valid."""
+    """Return ``info`` as a reader finds it: with offsets, file size and an empty leaf table of the right length."""
     # The leaf table lengthens the front matter, which moves the regions but does not change their lengths.
     total = sum(info.plane_table["length"].tolist())
     if total // layout.LEAF * 8 > layout.MAX_FRONT_MATTER:
         most = layout.MAX_FRONT_MATTER // 8 * layout.LEAF
         raise FormatError(Problem("AIB-E109", "leaf table of the data", expected=f"at most {most} bytes", found=total))
-    info = replace(info, leaves=np.zeros(validate.locate(info).leaves, np.uint64))
-    places = validate.locate(info)
+    info = replace(info, leaves=np.zeros(info.placement.leaves, np.uint64))
+    places = info.placement
     documents, planes = info.document_table.copy(), info.plane_table.copy()
     documents["offset"], planes["offset"] = places.document_offsets, places.plane_offsets
     info = replace(info, document_table=documents, plane_table=planes, file_size=places.data_end)
-    as_read(info)
-    return info
+    return as_read(info)[0]
 
 
-def as_read(info: FileInfo) -> bytes:
-    """Header and front matter of ``info``, after a reader has read them: what it refuses is not written.
+def as_read(info: FileInfo) -> tuple[FileInfo, bytes]:
+    """Return what a reader finds in header and front matter of ``info``, and their bytes.
 
     Raises:
-        FormatError: with every problem it found.
+        FormatError: it refuses them, with every problem it found: they are not to be written.
     """
     front_matter = info.front_matter()
     head = info.header(front_matter)
     found = parse.read_front_matter(head, parse.read_header(head, info.file_size), front_matter)
     if problems := validate.check(found, info.file_size):
         raise FormatError(problems)
-    return head + front_matter
+    return found, head + front_matter
 
 
 def _scheme_key(scheme: Scheme) -> tuple[str, int, tuple[int, ...]]:
@@ -137,7 +153,7 @@ def _check_shape(tensor: Tensor) -> None:
 
 def _specs(tensor: Tensor) -> tuple[PlaneSpec, ...]:
     try:
-        specs = tensor.scheme.planes(tensor.shape, tensor.dtype)
+        specs = tensor.planes
     except SchemeError as error:
         raise SchemeError(f"tensor {tensor.name!r}: {error}") from error
     if math.prod(size for size in tensor.shape if size) > layout.MAX_ELEMENTS:

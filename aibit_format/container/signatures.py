@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, MissingPackageError, Problem, SigningError
+from ..native.cores import usable_cores
 from . import layout
 
 Keys = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -120,7 +121,7 @@ def content_digest(read: Read, size: int, unsigned: list[tuple[int, int]], jobs:
     Args:
         read: gives bytes of the file.
         size: of the file.
-        unsigned: stretches (start, end) that are taken for zeros; see ``FileInfo.unsigned``.
+        unsigned: chunks (start, end) that are taken for zeros; see ``FileInfo.unsigned``.
         jobs: threads; as many as there are cores by default.
     """
 
@@ -135,7 +136,7 @@ def content_digest(read: Read, size: int, unsigned: list[tuple[int, int]], jobs:
         return hashlib.sha256(piece).digest()  # without the GIL
 
     total = hashlib.sha256(layout.CONTENT_DOMAIN + size.to_bytes(8, "little"))
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(jobs or usable_cores()) as pool:
         for start in range(0, size, _STRETCH):
             data = memoryview(read(start, min(_STRETCH, size - start)))
             places = range(0, len(data), layout.SHA256_PIECE)

@@ -16,12 +16,14 @@ from ..dtypes import BY_CODE
 from ..schemes import Scheme, make
 from . import checksums, layout, metadata
 from .layout import align, dtype_of
+from .placement import Placement, place
 from .signatures import Signature, read_section
 
 _HEADER = dtype_of(layout.HEADER)
 _SECTION = dtype_of(layout.SECTION)
 HEADER_SIZE = _HEADER.itemsize
 ROOT_OFFSET = HEADER_SIZE - 16  # where the root digest lies: after all that it covers in the header
+_MOST_KEPT = 1 << 14  # of the tensors that were asked for, of which each takes about a kilobyte
 _KINDS = {name: kind for kind, name in layout.SECTIONS.items()}
 
 
@@ -103,6 +105,14 @@ class FileInfo:
         """
         return metadata.decode(self.metadata_bytes)
 
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the sizes that it states put everything; ``validate.check`` compares its offsets with that."""
+        planes = self.plane_table
+        return place(
+            self.front_matter_length, self.document_table["length"], planes["length"], planes["role"], self.alignment
+        )
+
     @property
     def front_matter_length(self) -> int:
         """Bytes of section table and sections, padding included; a function of the sizes alone."""
@@ -179,11 +189,24 @@ class FileInfo:
         }
 
     def tensor(self, name: str) -> TensorInfo:
-        """The tensor called ``name``.
+        """The tensor called ``name``; asked for again, it is not made again.
 
         Raises:
             KeyError: there is none.
         """
+        found = self._made.get(name)
+        if found is None:
+            if len(self._made) >= _MOST_KEPT:
+                self._made.clear()
+            found = self._made[name] = self._make(name)
+        return found
+
+    @cached_property
+    def _made(self) -> dict[str, TensorInfo]:
+        """Tensors that were asked for, by name."""
+        return {}
+
+    def _make(self, name: str) -> TensorInfo:
         record = self._row(self.index[name])
         alias_of, owner = None, record
         if record["flags"] & layout.TENSOR_ALIAS:

@@ -20,7 +20,7 @@ from ..schemes import make
 from . import layout
 from .metadata import Value
 from .names import TENSOR_CHARACTERS, bad_document_name, bad_scheme_name, bad_tensor_name
-from .placement import Placement, place
+from .placement import Placement
 from .tables import FileInfo
 
 EACH = 100  # problems reported of one kind
@@ -285,7 +285,7 @@ def _places(info: FileInfo, size: int) -> Iterator[Problem]:
         yield Problem("AIB-E408", "planes are larger than the file", expected=f"at most {size}",
                       found=sum(planes["length"].tolist()))  # fmt: skip
         return
-    placed = locate(info)
+    placed = info.placement
     bad = np.flatnonzero(documents["offset"] != placed.document_offsets)
     yield from _some("AIB-E704", "document offset", bad, expected=placed.document_offsets, found=documents["offset"])
     yield from _plane_places(info, placed, size)
@@ -314,14 +314,6 @@ def _plane_places(info: FileInfo, placed: Placement, size: int) -> Iterator[Prob
             code, what, info.names[planes["tensor"][i]], layout.role_name(int(planes["role"][i])), offset,
             int(placed.plane_offsets[i]), offset,
         )  # fmt: skip
-
-
-def locate(info: FileInfo) -> Placement:
-    """Where the sizes that ``info`` states put everything."""
-    planes = info.plane_table
-    return place(
-        info.front_matter_length, info.document_table["length"], planes["length"], planes["role"], info.alignment
-    )
 
 
 def _metadata(info: FileInfo) -> Iterator[Problem]:

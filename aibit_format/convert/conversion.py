@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..container.metadata import Value
 from ..container.plan import Tensor
 from ..dtypes import DTYPES
 from ..errors import RecipeError, SchemeError, SourceError
@@ -48,9 +49,7 @@ class Assignment:
     @property
     def stored_bytes(self) -> int:
         """Bytes of its planes; none for an alias."""
-        if self.tensor.alias_of is not None:
-            return 0
-        return sum(plane.nbytes for plane in self.tensor.scheme.planes(self.tensor.shape, self.tensor.dtype))
+        return self.tensor.nbytes
 
     @property
     def inexact(self) -> bool:
@@ -63,7 +62,7 @@ class Conversion:
     """What a conversion will do. Nothing has been read yet but headers."""
 
     source: Source
-    model: MetaModel | None  # None: tensors without a model
+    about: Mapping[str, Value]  # what the output's metadata say of the model
     recipe: Recipe
     tensors: tuple[Assignment, ...]
     unused: tuple[str, ...]  # tensors of the source that the model has no place for
@@ -110,12 +109,22 @@ def assign(source: Source, model: MetaModel, recipe: Recipe) -> Conversion:
             continue  # a buffer that the constructor computes
         owners[root] = name
         tensors[name] = _assigned(source, parameter, binding, recipe, names[root])
-    return Conversion(source, model, recipe, tuple(tensors.values()), tuple(unused))
+    about = {"model.architecture": model.architecture, "model.type": model.model_type, "model.dtype": model.dtype}
+    return Conversion(source, about, recipe, tuple(tensors.values()), tuple(unused))
 
 
-def assign_alone(source: Source, recipe: Recipe) -> Conversion:
-    """Assign a scheme to every tensor of a source that is no model: under their own names, in its order."""
+def assign_alone(source: Source, recipe: Recipe, about: Mapping[str, Value] | None = None) -> Conversion:
+    """Assign a scheme to every tensor of a source as it is: under their own names, in its order.
+
+    Args:
+        source: no model, or one whose tensors need no other names, order or dtypes.
+        recipe: its scheme is not used, as nothing says which weights it is for; its rules are.
+        about: what the metadata say of the model; by default, why there is none.
+    """
     _check_rules(recipe, source.tensors, source.path)
+    names: dict[str, list[str]] = {}
+    for name, found in source.tensors.items():
+        names.setdefault(found.alias_of or name, []).append(name)
     tensors: dict[str, Assignment] = {}
     for name, found in source.tensors.items():
         if found.alias_of is not None:
@@ -124,8 +133,10 @@ def assign_alone(source: Source, recipe: Recipe) -> Conversion:
         # As a Conv1D weight is: the stored tensor is the transpose of the one that has this name.
         shape, role = (found.shape[::-1], "conv1d") if found.transposed else (found.shape, "other")
         parameter = ParameterSpec(name, shape, found.dtype, role)
-        tensors[name] = _tensor(source, parameter, found, recipe.scheme_alone(found))
-    return Conversion(source, None, recipe, tuple(tensors.values()), ())
+        tensors[name] = _tensor(source, parameter, found, recipe.scheme_alone(found, names[name]))
+    if about is None:
+        about = {"model.missing": source.no_model}
+    return Conversion(source, about, recipe, tuple(tensors.values()), ())
 
 
 def _check_rules(recipe: Recipe, names: Mapping[str, object], where: str) -> None:
@@ -152,8 +163,6 @@ def _tensor(source: Source, parameter: ParameterSpec, found: SourceTensor, schem
     """A tensor that is one tensor of the source, taken over as it is where that is already in ``scheme``."""
     name = found.name
     scheme = _plain_if_integer(scheme, parameter)
-    if scheme.fallback and not _holds(scheme, parameter):
-        scheme = scheme.fallback
     if scheme == found.scheme:
         tensor = Tensor(parameter.name, found.shape, found.dtype, scheme, transposed=found.transposed)
         return Assignment(tensor, (name,), scheme, parameter.dtype, found.nbytes, keep=lambda: source.planes(name))
@@ -190,23 +199,16 @@ def _plain_if_integer(scheme: Scheme, parameter: ParameterSpec) -> Scheme:
     return make(parameter.dtype) if isinstance(scheme, Plain) and not DTYPES[parameter.dtype].is_float else scheme
 
 
-def _holds(scheme: Scheme, parameter: ParameterSpec) -> bool:
-    try:
-        scheme.planes(parameter.shape[::-1] if parameter.role == "conv1d" else parameter.shape, parameter.dtype)
-    except SchemeError:
-        return False
-    return True
-
-
 def _target(parameter: ParameterSpec, scheme: Scheme) -> Tensor:
     transposed = parameter.role == "conv1d" and not isinstance(scheme, Plain)
     shape = parameter.shape[::-1] if transposed else parameter.shape
     dtype = scheme.name if isinstance(scheme, Plain) else parameter.dtype
+    tensor = Tensor(parameter.name, shape, dtype, scheme, transposed=transposed)
     try:
-        scheme.planes(shape, dtype)
+        tensor.nbytes  # noqa: B018 - what can be held has a size
     except SchemeError as error:
         raise RecipeError(f"tensor {parameter.name!r}: {error}") from error
-    return Tensor(parameter.name, shape, dtype, scheme, transposed=transposed)
+    return tensor
 
 
 def _bytes(shape: tuple[int, ...], dtype: str) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,20 @@ import numpy as np
 from .._version import __version__
 from ..container import documents
 from ..container.metadata import Value
-from ..errors import AibitError, SourceError, WriteError
+from ..errors import AibitError, MissingPackageError, SourceError, WriteError
 from ..file import sharded_writer
-from ..file.ranks import ALONE, Peers, of_torch
+from ..file.progress import Progress
+from ..file.ranks import ALONE, Ranks, of_torch
+from ..formats.aibit import Aibit
 from ..formats.sources import open_source
 from ..hf.meta_model import build_meta_model
 from ..io.mapped import Path
+from ..native.cores import usable_cores
 from . import recipe
 from .conversion import Assignment, Conversion, assign, assign_alone
 from .error import EncodingError
 from .pipeline import Pipeline
 from .recipe import Recipe
-
-# Bytes of the source done and in all, and the tensor that is being worked on.
-Progress = Callable[[int, int, str], None]
 
 _LIBRARIES = ("numpy", "torch", "transformers")  # those whose version can change a byte of the output
 
@@ -73,31 +74,32 @@ class Report:
         return self.original_bytes - self.quantized_bytes
 
 
-def prepare(
-    source: Any,
-    scheme: str | None = None,
-    tensors: Mapping[str, str] | Sequence[tuple[str, str]] = (),
-    architecture: str | None = None,
-    tokenizer: Any = None,
-    recipe_file: Path | None = None,
-) -> Conversion:
-    """What ``convert`` would do with the same arguments; reads headers and ``config.json`` only."""
-    text = None
-    if recipe_file is not None:
-        text, its_scheme, rules = recipe.read_file(recipe_file)
-        pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
-        scheme, tensors = scheme or its_scheme, [*rules, *pairs]
+def prepare(source: Any, wanted: Recipe, architecture: str | None = None, tokenizer: Any = None) -> Conversion:
+    """Decide what ``convert`` will do, from headers and ``config.json`` only.
+
+    An ``.aibit`` file says all of its model itself, so where transformers is missing it can still be converted by a
+    recipe that keeps what it does not name.
+
+    Raises:
+        MissingPackageError: transformers is not installed, which knows what a model's weights are.
+    """
     opened = open_source(source, tokenizer)
     states = tuple(file.state for file in opened.files)
-    if scheme is None:
-        scheme = recipe.KEEP if any(t.scheme for t in opened.tensors.values()) else recipe.DEFAULT
-    wanted = Recipe.of(scheme, tensors, text)
+    wanted = wanted.decided(any(tensor.scheme for tensor in opened.tensors.values()))
     if opened.no_model:
         return replace(assign_alone(opened, wanted), states=states)
     if "config.json" not in opened.documents:
         raise SourceError(f"{opened.path}: no config.json")
     config = documents.parse_json("config.json", opened.documents["config.json"])
-    model = build_meta_model(config, architecture or opened.architecture)
+    try:
+        model = build_meta_model(config, architecture or opened.architecture)
+    except MissingPackageError as error:
+        if not isinstance(opened, Aibit):
+            raise
+        if wanted.scheme is not None or architecture:
+            what = "which weights a scheme is for is known to transformers; say --scheme keep, or install it"
+            raise MissingPackageError(f"{opened.path}: {what}: {error}") from error
+        return replace(assign_alone(opened, wanted, opened.about), states=states)
     return replace(assign(opened, model, wanted), states=states)
 
 
@@ -142,7 +144,7 @@ def convert(
     """
     together = of_torch() if distributed else ALONE
     with together.together():
-        conversion = prepare(source, scheme, tensors, architecture, tokenizer, recipe_file)
+        conversion = prepare(source, Recipe.of(scheme, tensors, recipe_file), architecture, tokenizer)
         return run(conversion, path, overwrite, on_progress, jobs, max_shard_size, together)
 
 
@@ -153,9 +155,9 @@ def run(
     on_progress: Progress | None = None,
     jobs: int | None = None,
     max_shard_size: int | str | None = None,
-    peers: Peers = ALONE,
+    ranks: Ranks = ALONE,
 ) -> Report:
-    """Do what ``conversion`` says; several ``peers`` do it together, which takes a ``max_shard_size``."""
+    """Do what ``conversion`` says; several ``ranks`` do it together, which takes a ``max_shard_size``."""
     started = time.perf_counter()
     texts, dropped = _documents(conversion)
     tensors, files = [assignment.tensor for assignment in conversion.tensors], conversion.source.files
@@ -170,18 +172,18 @@ def run(
     if max_shard_size is not None:
         parts = sharded_writer.cut(tensors, sharded_writer.parse_size(max_shard_size))
         for i, part in enumerate(parts):
-            owners[part] = i % peers.count
-    elif peers.count > 1:
-        raise WriteError(f"{os.fspath(path)}: {peers.count} processes write shards, not one file: say max_shard_size")
+            owners[part] = i % ranks.count
+    elif ranks.count > 1:
+        raise WriteError(f"{os.fspath(path)}: {ranks.count} processes write shards, not one file: say max_shard_size")
     metadata = _metadata(conversion, dropped, inexact, figures, [" " * 32] * len(files))
     sizes = {name: len(text) for name, text in texts.items()}
-    mine = np.flatnonzero(owners == peers.rank).tolist()
+    mine = np.flatnonzero(owners == ranks.rank).tolist()
     done, total = 0, sum(conversion.tensors[i].source_bytes for i in mine)
     with (
-        sharded_writer.writer(path, tensors, metadata, sizes, parts, overwrite=overwrite, peers=peers) as out,
-        Pipeline(conversion, mine, peers.mine(len(files)), out, jobs or os.cpu_count() or 1) as pipeline,
+        sharded_writer.writer(path, tensors, metadata, sizes, parts, overwrite=overwrite, ranks=ranks) as out,
+        Pipeline(conversion, mine, ranks.mine(len(files)), out, jobs or usable_cores()) as pipeline,
     ):
-        for name, text in texts.items() if peers.rank == 0 else ():
+        for name, text in texts.items() if ranks.rank == 0 else ():
             out.write_document(name, text)
         for i, error in pipeline.run():
             if error is not None:
@@ -193,7 +195,7 @@ def run(
         found = np.zeros((len(files), 16), np.uint8)
         for i, digits in pipeline.digests.items():
             found[i] = np.frombuffer(bytes.fromhex(digits), np.uint8)
-        figures, found = peers.share(figures, owners[inexact]), peers.share(found)
+        figures, found = ranks.share(figures, owners[inexact]), ranks.share(found)
         digests = [row.tobytes().hex() for row in found]
         written = sharded_writer.commit(out, _metadata(conversion, dropped, inexact, figures, digests))
     reports = (_report(p, figures[column[i]] if i in column else None) for i, p in enumerate(conversion.tensors))
@@ -231,15 +233,8 @@ def _metadata(
     conversion: Conversion, dropped: list[str], inexact: list[int], figures: np.ndarray, digests: list[str]
 ) -> dict[str, Value]:
     files = conversion.source.files
-    model: dict[str, Any] = {"model.missing": conversion.source.no_model}
-    if conversion.model is not None:
-        model = {
-            "model.architecture": conversion.model.architecture,
-            "model.type": conversion.model.model_type,
-            "model.dtype": conversion.model.dtype,
-        }
     values: dict[str, Any] = (
-        model
+        dict(conversion.about)
         | dict(conversion.source.metadata)
         | {
             "model.parameters": conversion.parameters,
@@ -264,7 +259,11 @@ def _metadata(
 
 @cache
 def _libraries() -> tuple[str, ...]:
-    return tuple(f"{name} {version(name).split('+')[0]}" for name in _LIBRARIES)
+    found = []
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):  # nothing here was made by it
+            found.append(f"{name} {version(name).split('+')[0]}")
+    return tuple(found)
 
 
 def _report(assignment: Assignment, figures: np.ndarray | None) -> TensorReport:

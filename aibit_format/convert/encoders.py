@@ -1,52 +1,41 @@
-"""Encoding at speed: the schemes' own results, bit for bit, by the fastest way there is.
+"""Encodes tensors by the fastest way there is, to the planes of the schemes' own code, bit for bit.
 
-The compiled encoders (``native``) read a tensor once. Where they cannot be had, or have no way for a scheme, there is
-torch; where torch is missing too, the scheme's own numpy code.
+The compiled encoders (``native``) read a tensor once. Where they are not built, torch encodes; where torch is missing
+too, the scheme's own numpy code does. The functions here are the capability ``encode_fast``.
 """
 
 from __future__ import annotations
-
-import importlib.util
-from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
 from .. import native
 from ..errors import SchemeError
-from ..schemes import Scheme
+from ..interop import has_torch
+from ..schemes import Scheme, capabilities
 from ..schemes.base import FLOATS, matrix
 from ..schemes.fourbit import CODEBOOKS, FourBit
 from ..schemes.int8 import NO_HALF, Int8
 from ..schemes.nf4_cpu import NF4CPU
 from ..schemes.plain import Plain
+from . import encoders_torch
 
-Encoder = Callable[[Scheme, np.ndarray, str], dict[str, np.ndarray]]
+Planes = dict[str, np.ndarray]
 
 
-def encode(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+def encode(scheme: Scheme, array: np.ndarray, dtype: str) -> Planes:
     """Encode ``array``, whose elements are ``dtype``: the planes that ``scheme.encode`` gives.
 
     Raises:
         SchemeError: a value is not finite, or the scheme cannot hold the tensor.
     """
-    if isinstance(scheme, NF4CPU):
-        return scheme.tiled(encode(scheme.canonical, array, dtype), array.shape)
-    fast = _encoders(native.available).get(type(scheme))
+    fast = capabilities.find(scheme, "encode_fast")
     return fast(scheme, array, dtype) if fast else scheme.encode(array, dtype)
 
 
-@cache
-def _encoders(compiled: bool) -> dict[type[Scheme], Encoder]:
-    encoders: dict[type[Scheme], Encoder] = {}
-    if importlib.util.find_spec("torch"):
-        from .encoders_torch import ENCODERS
-
-        encoders |= ENCODERS
-    return encoders | _COMPILED if compiled else encoders
-
-
-def _int8(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+def int8(scheme: Int8, array: np.ndarray, dtype: str) -> Planes:
+    """Encode rows as LLM.int8 does."""
+    if not native.available:
+        return encoders_torch.int8(array, dtype) if has_torch() else scheme.encode(array, dtype)
     rows = np.ascontiguousarray(array).reshape(matrix(array.shape))
     codes, absmax = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
     if not native.int8_rows(rows, dtype, codes, absmax):
@@ -54,9 +43,10 @@ def _int8(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray
     return {"codes": codes.reshape(array.shape), "row_absmax": absmax.reshape(array.shape[:-1])}
 
 
-def _four_bit(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    if not isinstance(scheme, FourBit):
-        raise TypeError(f"{scheme.text} is not of four bits")
+def four_bit(scheme: FourBit, array: np.ndarray, dtype: str) -> Planes:
+    """Encode flat blocks as nf4 or fp4."""
+    if not native.available:
+        return encoders_torch.four_bit(scheme, array, dtype) if has_torch() else scheme.encode(array, dtype)
     flat, size, book = np.ascontiguousarray(array).reshape(-1), scheme.block_size, CODEBOOKS[scheme.name]
     codes, absmax = np.empty(-(-flat.size // 2), np.uint8), np.empty(scheme.blocks(array.shape), np.float32)
     blocks = flat.size // size
@@ -69,12 +59,16 @@ def _four_bit(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.nda
     return {"codes": codes, **scheme.scales(absmax)}
 
 
-def _plain(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    if scheme.name != dtype or dtype not in FLOATS:  # rounding, which torch is good at, or whole numbers
-        return _encoders(False).get(Plain, Scheme.encode)(scheme, array, dtype)
-    if not native.finite(np.ascontiguousarray(array), dtype):
-        raise SchemeError("a value is not finite")
-    return {"values": array}
+def nf4_cpu(scheme: NF4CPU, array: np.ndarray, dtype: str) -> Planes:
+    """Encode as nf4, and lay the codes out in tiles once more."""
+    return scheme.tiled(four_bit(scheme.canonical, array, dtype), array.shape)
 
 
-_COMPILED: dict[type[Scheme], Encoder] = {Int8: _int8, FourBit: _four_bit, Plain: _plain}
+def plain(scheme: Plain, array: np.ndarray, dtype: str) -> Planes:
+    """Check that values are finite, and round them where the scheme is another dtype."""
+    if native.available and scheme.name == dtype and dtype in FLOATS:
+        if not native.finite(np.ascontiguousarray(array), dtype):
+            raise SchemeError("a value is not finite")
+        return {"values": array}
+    # Rounding is what torch is good at; whole numbers are left as they are.
+    return encoders_torch.plain(scheme, array, dtype) if has_torch() else scheme.encode(array, dtype)

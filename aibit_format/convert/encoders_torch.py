@@ -1,4 +1,4 @@
-"""Encoding by torch: the schemes' own results, bit for bit.
+"""Encodes tensors by torch, to the planes of the schemes' own code, bit for bit.
 
 numpy converts half floats one at a time; torch does it in vectors. A tensor goes in pieces whose float32 copies stay
 in cache, through buffers that are used again: fresh memory would cost a page fault a page.
@@ -6,17 +6,16 @@ in cache, through buffers that are used again: fresh memory would cost a page fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import SchemeError
 from ..interop import to_numpy, to_torch, torch_dtypes
-from ..schemes import Scheme
 from ..schemes.base import matrix
 from ..schemes.fourbit import CODEBOOKS, LEAST, FourBit
-from ..schemes.int8 import NO_HALF, Int8
+from ..schemes.int8 import NO_HALF
 from ..schemes.plain import Plain
 
 if TYPE_CHECKING:
@@ -26,8 +25,8 @@ _PIECE = 1 << 19  # elements encoded at a time
 _COMPARED = 1 << 19  # where each is compared with 15 bounds: as many passes over what is in cache
 
 
-def _int8(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """``Int8.encode`` in torch: the same operations in the same order."""
+def int8(array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    """Encode as ``Int8.encode`` does: the same operations in the same order."""
     import torch
 
     rows = to_torch(array, dtype).view(matrix(array.shape))
@@ -54,15 +53,13 @@ def _int8(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray
     return {"codes": result, "row_absmax": absmax.reshape(array.shape[:-1])}
 
 
-def _four_bit(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """``FourBit.encode``: a code is the number of bounds below the scaled value, counted bound by bound.
+def four_bit(scheme: FourBit, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    """Encode as ``FourBit.encode`` does: a code is the number of bounds below the scaled value, counted bound by bound.
 
     torch widens and scales; numpy compares, eight times as fast.
     """
     import torch
 
-    if not isinstance(scheme, FourBit):
-        raise TypeError(f"{scheme.text} is not of four bits")
     book = CODEBOOKS[scheme.name]
     flat, whole = to_torch(array, dtype).reshape(-1), array.size - array.size % scheme.block_size
     codes, absmax = np.empty(-(-array.size // 2), np.uint8), np.empty(scheme.blocks(array.shape), np.float32)
@@ -102,8 +99,8 @@ _INFINITY = {
 }
 
 
-def _plain(scheme: Scheme, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """``Plain.encode`` in torch: the values as they are, or rounded to another float type."""
+def plain(scheme: Plain, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    """Encode as ``Plain.encode`` does: the values as they are, or rounded to another float type."""
     import torch
 
     if scheme.name not in _INFINITY or dtype not in _INFINITY:
@@ -124,10 +121,3 @@ def _pieces(values: torch.Tensor) -> Iterator[torch.Tensor]:
     """``values`` flat, in pieces; none for an empty tensor."""
     flat = values.reshape(-1)
     return iter(flat.split(_PIECE) if len(flat) else ())
-
-
-ENCODERS: dict[type[Scheme], Callable[[Scheme, np.ndarray, str], dict[str, np.ndarray]]] = {
-    Int8: _int8,
-    Plain: _plain,
-    FourBit: _four_bit,
-}

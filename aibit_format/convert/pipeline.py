@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,8 +23,7 @@ import numpy as np
 from ..errors import SchemeError
 from ..file.sharded_writer import ShardedWriter
 from ..file.writer import Writer
-from ..io.hashed_reader import Tape
-from ..io.mapped import place
+from ..io.hashed_reader import HashedReader
 from ..schemes.base import matrix
 from .conversion import Assignment, Conversion, rounded
 from .encoders import encode
@@ -57,7 +55,7 @@ class Pipeline:
         self._turn, self._counting = Lock(), Lock()
         self._finished: SimpleQueue[Done | BaseException | None] = SimpleQueue()
         with contextlib.ExitStack() as stack:
-            self._tapes = {i: stack.enter_context(Tape(conversion.source.files[i].path)) for i in files}
+            self._readers = {i: stack.enter_context(HashedReader(conversion.source.files[i].path)) for i in files}
             self._workers = stack.enter_context(_threads(jobs))
             self._closing = stack.pop_all()
         self._steps = self._all(mine)
@@ -87,8 +85,10 @@ class Pipeline:
                 working -= 1
             else:
                 yield found
-        missing = [i for i in self._tapes if i not in self.digests]
-        self.digests |= zip(missing, self._workers.map(Tape.digest, (self._tapes[i] for i in missing)), strict=True)
+        missing = [i for i in self._readers if i not in self.digests]
+        self.digests |= zip(
+            missing, self._workers.map(HashedReader.digest, (self._readers[i] for i in missing)), strict=True
+        )
 
     def _work(self) -> None:
         """What each thread does until nothing is left."""
@@ -107,18 +107,18 @@ class Pipeline:
 
     def _all(self, mine: Sequence[int]) -> Iterator[Take]:
         """What there is to do."""
-        files = {os.path.abspath(file.path): i for i, file in enumerate(self._conversion.source.files)}
+        files = {file.name: i for i, file in enumerate(self._conversion.source.files)}
         entries = sorted((self._entry(i, files) for i in mine), key=lambda entry: (entry.file, entry.offset))
-        covered = dict.fromkeys(self._tapes, 0)
+        covered = dict.fromkeys(self._readers, 0)
         for entry in entries:
-            if entry.stretches and entry.file in covered:
+            if entry.chunks and entry.file in covered:
                 covered[entry.file] += self._conversion.tensors[entry.place].source_bytes
         apart = {i for i, nbytes in covered.items() if 2 * nbytes < self._conversion.source.files[i].size}
         for i in apart:
             yield _unread(partial(self._digest, i))
         for entry in entries:
-            if entry.stretches:
-                yield from self._by_rows(entry, None if entry.file in apart else self._tapes.get(entry.file))
+            if entry.chunks:
+                yield from self._by_rows(entry, None if entry.file in apart else self._readers.get(entry.file))
             else:
                 yield _unread(partial(self._whole, entry.place))
 
@@ -126,16 +126,16 @@ class Pipeline:
         assignment = self._conversion.tensors[i]
         if assignment.read is None or not assignment.at_hand:
             return _Entry(i, _NOWHERE, i, [])
-        stretches = []
+        chunks = []
         if assignment.tensor.transposed == assignment.source_transposed:
-            stretches = self._out.stretches(assignment.tensor.name)
-        where = place(assignment.read()[0]) if files else None  # to read from a model in memory may be to copy
-        if where is None or where[0] not in files:
-            return _Entry(i, _NOWHERE, i, stretches)
-        return _Entry(i, files[where[0]], where[1], stretches)
+            chunks = self._out.chunks(assignment.tensor.name)
+        found = self._conversion.source.tensors[assignment.sources[0]]
+        if found.offset is None or found.file not in files:
+            return _Entry(i, _NOWHERE, i, chunks)
+        return _Entry(i, files[found.file], found.offset, chunks)
 
     def _digest(self, file: int) -> None:
-        self.digests[file] = self._tapes[file].digest()
+        self.digests[file] = self._readers[file].digest()
 
     def _whole(self, i: int) -> None:
         """Read, round, encode and write one tensor."""
@@ -155,7 +155,7 @@ class Pipeline:
             raise self._named(assignment, error) from error
         self._finished.put((i, made))
 
-    def _by_rows(self, entry: _Entry, tape: Tape | None) -> Iterator[Take]:
+    def _by_rows(self, entry: _Entry, reader: HashedReader | None) -> Iterator[Take]:
         """The same of one tensor, leaf by leaf of what becomes of it."""
         assignment = self._conversion.tensors[entry.place]
         if assignment.read is None:
@@ -163,29 +163,29 @@ class Pipeline:
         values, dtype = assignment.read()
         rows, columns = matrix(values.shape)
         values = values.reshape(rows, columns)
-        row_bytes, every = entry.stretches[-1].stop // rows, measured(rows).step  # of the largest plane
-        parts = _Parts(entry.place, dtype, [(0.0, 0.0, 0.0)] * len(entry.stretches), len(entry.stretches))
+        row_bytes, every = entry.chunks[-1].stop // rows, measured(rows).step  # of the largest plane
+        parts = _Parts(entry.place, dtype, [(0.0, 0.0, 0.0)] * len(entry.chunks), len(entry.chunks))
 
-        def take(k: int, stretch: range, here: range, chosen: range, buffer: _Buffer) -> Work:
+        def take(k: int, chunk: range, here: range, chosen: range, buffer: _Buffer) -> Work:
             piece = values[here.start : here.stop]
-            if tape is not None:
+            if reader is not None:
                 data = buffer.first(piece.nbytes)
-                tape.read(entry.offset + here.start * (piece.nbytes // len(here)), data)
+                reader.read(entry.offset + here.start * (piece.nbytes // len(here)), data)
                 piece = data.view(values.dtype).reshape(piece.shape)
-            return partial(self._rows, parts, k, piece, here, stretch, chosen)
+            return partial(self._rows, parts, k, piece, here, chunk, chosen)
 
-        for k, stretch in enumerate(entry.stretches):
-            here = range(stretch.start // row_bytes, -(-stretch.stop // row_bytes))
-            begun = -(-stretch.start // row_bytes)  # the first row that no stretch before has measured
+        for k, chunk in enumerate(entry.chunks):
+            here = range(chunk.start // row_bytes, -(-chunk.stop // row_bytes))
+            begun = -(-chunk.start // row_bytes)  # the first row that no chunk before has measured
             chosen = range(-(-begun // every) * every - here.start, len(here), every)
-            yield partial(take, k, stretch, here, chosen)
+            yield partial(take, k, chunk, here, chosen)
 
-    def _rows(self, parts: _Parts, k: int, values: np.ndarray, rows: range, stretch: range, chosen: range) -> None:
-        """Encode and write the rows that make one stretch, and measure the ``chosen`` of them."""
+    def _rows(self, parts: _Parts, k: int, values: np.ndarray, rows: range, chunk: range, chosen: range) -> None:
+        """Encode and write the rows that make one chunk, and measure the ``chosen`` of them."""
         assignment = self._conversion.tensors[parts.place]
         try:
             planes = _encoded(assignment, values, parts.dtype)
-            self._out.write_rows(assignment.tensor.name, rows, planes, stretch)
+            self._out.write_rows(assignment.tensor.name, rows, planes, chunk)
             parts.sums[k] = sums(assignment.tensor.scheme, planes, values, parts.dtype, chosen)
         except SchemeError as error:
             raise self._named(assignment, error) from error
@@ -204,17 +204,17 @@ class Pipeline:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Where a tensor's values begin in a file of the source, and the stretches it goes in, if any."""
+    """Where a tensor's values begin in a file of the source, and the chunks it goes in, if any."""
 
     place: int
     file: int
     offset: int
-    stretches: list[range]
+    chunks: list[range]
 
 
 @dataclass(slots=True)
 class _Parts:
-    """A tensor that goes by rows, and what has been measured of each of its stretches."""
+    """A tensor that goes by rows, and what has been measured of each of its chunks."""
 
     place: int
     dtype: str  # of its values
@@ -253,7 +253,10 @@ def _threads(jobs: int) -> ThreadPoolExecutor:
     torch's own threads would meet at a barrier after every small operation, and stand there whenever another process
     has one of the cores.
     """
-    import torch
+    try:
+        import torch
+    except ImportError:  # then nothing here uses it
+        return ThreadPoolExecutor(jobs)
 
     def alone() -> None:
         # At its first operation a thread takes over the number that was last set anywhere. Asking counts as one.

@@ -1,4 +1,4 @@
-"""Bringing stretches of a file to a device in one pass: several threads, a ring of buffers that are used again.
+"""Bringing chunks of a file to a device in one pass: several threads, a ring of buffers that are used again.
 
 A thread takes the next piece of the file, waits until one of its slots is free, reads the piece into it, checks the
 digests of its leaves if that is wanted, and sends it off; while it travels, the thread fills its next slot. What is in
@@ -30,7 +30,7 @@ from ..io.readahead import is_resident
 from .reader import File
 
 PAGE = 4096  # offsets, lengths and memory of direct reads are multiples of it
-_GAP = 1 << 16  # bytes between two planes that are brought along, so that one stretch does not become two
+_GAP = 1 << 16  # bytes between two planes that are brought along, so that one chunk does not become two
 
 
 class Slot(Protocol):
@@ -73,7 +73,7 @@ class Ring:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Chunk:
     """Bytes ``start`` to ``end`` of a file, and where they begin in the target."""
 
     start: int
@@ -93,15 +93,15 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ArenaLayout:
     """Where the planes that are wanted lie in the target: as in the file, but for what is between them."""
 
-    stretches: tuple[Stretch, ...]
+    chunks: tuple[Chunk, ...]
     size: int
 
     @classmethod
-    def of(cls, planes: Iterable[Plane], region: Region) -> Layout:
-        """The planes joined to stretches. Each begins at a page, counted from where the region begins."""
+    def of(cls, planes: Iterable[Plane], region: Region) -> ArenaLayout:
+        """The planes joined to chunks. Each begins at a page, counted from where the region begins."""
         joined: list[tuple[int, int]] = []
         for start, end in sorted({(plane.offset, plane.offset + plane.length) for plane in planes if plane.length}):
             start -= (start - region.start) % PAGE
@@ -109,33 +109,36 @@ class Layout:
                 start, before = joined.pop()
                 end = max(end, before)
             joined.append((start, end))
-        stretches, at = [], 0
+        chunks, at = [], 0
         for start, end in joined:
-            stretches.append(Stretch(start, end, at))
+            chunks.append(Chunk(start, end, at))
             at += align(end - start, PAGE)
-        return cls(tuple(stretches), at)
+        return cls(tuple(chunks), at)
 
     def place(self, offset: int, length: int) -> int | None:
         """Where these bytes of the file are in the target; None if not all of them are there."""
-        i = bisect_right(self.stretches, offset, key=lambda stretch: stretch.start) - 1
-        if i < 0 or offset + length > self.stretches[i].end:
+        i = bisect_right(self.chunks, offset, key=lambda chunk: chunk.start) - 1
+        if i < 0 or offset + length > self.chunks[i].end:
             return None
-        return self.stretches[i].at + offset - self.stretches[i].start
+        return self.chunks[i].at + offset - self.chunks[i].start
 
     def pieces(self, region: Region, size: int, unit: int) -> Iterator[Piece]:
-        """The stretches cut at multiples of ``size``, counted from where the region begins.
+        """The chunks cut at multiples of ``size``, counted from where the region begins.
 
         Args:
             unit: what is read is whole units of this many bytes: pages, or leaves. It divides ``size``.
         """
-        for stretch in self.stretches:
-            start = stretch.start
-            while start < stretch.end:
-                stop = min(stretch.end, start + size - (start - region.start) % size)
+        for chunk in self.chunks:
+            start = chunk.start
+            while start < chunk.end:
+                stop = min(chunk.end, start + size - (start - region.start) % size)
                 low = start - (start - region.start) % unit
                 high = min(region.end, region.start + align(stop - region.start, unit))
-                yield Piece(low, high - low, start - low, stop - start, stretch.at + start - stretch.start)
+                yield Piece(low, high - low, start - low, stop - start, chunk.at + start - chunk.start)
                 start = stop
+
+
+Layout = ArenaLayout  # the name that torch/load/arena.py still imports
 
 
 @dataclass(slots=True)
@@ -146,7 +149,7 @@ class Streamed:
     direct: int = 0
 
 
-class Source:
+class DirectReader:
     """Reads bytes of a file into memory that it is given; several threads use it at once.
 
     Args:
@@ -220,7 +223,7 @@ def _reopened(file: int | None) -> tuple[int | None, int | None]:
     return probe, direct
 
 
-def stream(file: File, layout: Layout, link: Link, ring: Ring, *, cached: int = 0) -> Streamed:
+def stream(file: File, layout: ArenaLayout, link: Link, ring: Ring, *, cached: int = 0) -> Streamed:
     """Bring what ``layout`` names of the file's data region over the link, and return when it has arrived.
 
     At level "touched" each leaf is checked on its way, from the memory that is sent.
@@ -229,11 +232,11 @@ def stream(file: File, layout: Layout, link: Link, ring: Ring, *, cached: int = 
         cached: bytes of the file before this one stay in the page cache: somebody will look at them there.
 
     Raises:
-        FormatError: AIB-E602 for damage, naming tensor and offset; AIB-E802 and AIB-E803, see ``Source``.
+        FormatError: AIB-E602 for damage, naming tensor and offset; AIB-E802 and AIB-E803, see ``DirectReader``.
     """
     region, check = file.data, file.level == "touched"
     todo = layout.pieces(region, ring.piece, LEAF if check else PAGE)
-    taking, stop, source, total = Lock(), Event(), Source(file.storage, cached), Streamed()
+    taking, stop, source, total = Lock(), Event(), DirectReader(file.storage, cached), Streamed()
 
     def work(count: int) -> None:
         try:

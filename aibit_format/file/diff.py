@@ -1,4 +1,4 @@
-"""What differs between two models: metadata, documents, tensors. How they are laid out or cut into shards does not."""
+"""Compares two models: metadata, documents, tensors. How they are laid out or cut into shards makes no difference."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..container.tables import TensorInfo
+from ..io.mapped import Path
 from ..schemes.base import matrix
-from .sharded_reader import Opened
+from .sharded_reader import Opened, opened
 
-_PIECE = 1 << 20  # elements decoded at a time
+_PIECE_ELEMENTS = 1 << 20  # elements decoded at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,21 @@ class Difference:
     b: Any = None
 
 
-def differences(a: Opened, b: Opened) -> Iterator[Difference]:
-    """Everything in which two open models differ.
+def diff(a: Path | Opened, b: Path | Opened) -> list[Difference]:
+    """Return everything in which two models differ; an empty list if nothing does.
+
+    Args:
+        a, b: paths (of a sharded model that of the first shard), or open files. What is opened here is checked against
+            its digests as it is read; a file that is open already, as it was opened.
 
     Raises:
-        FormatError: a plane or a document is damaged, where it is checked when it is read (``verify="touched"``).
+        FormatError: a file is not valid, or a plane or a document in it is damaged.
     """
+    with opened(a, "touched") as x, opened(b, "touched") as y:
+        return list(_differences(x, y))
+
+
+def _differences(a: Opened, b: Opened) -> Iterator[Difference]:
     yield from _of_mappings("metadata", a.metadata, b.metadata)
     for found in _of_mappings("document", a.documents, b.documents):
         sizes = (None if text is None else len(text) for text in (found.a, found.b))
@@ -103,7 +113,7 @@ _Stored = tuple[TensorInfo, Mapping[str, np.ndarray]]
 def _errors(a: _Stored, b: _Stored) -> tuple[float | None, float | None]:
     """Relative RMS and largest error of b's values against a's."""
     rows, columns = matrix(a[0].shape)
-    step = max(1, _PIECE // max(columns, 1))
+    step = max(1, _PIECE_ELEMENTS // max(columns, 1))
     noise = signal = largest = 0.0
     for start in range(0, rows if columns else 0, step):
         part = slice(start, min(start + step, rows))

@@ -19,12 +19,12 @@ from ..errors import MissingPackageError, WriteError
 _PATIENCE = timedelta(days=2)  # how long one waits for the slowest
 
 
-class PeerError(WriteError):
+class RankError(WriteError):
     """Another process of those that write one model has failed, or is gone."""
 
 
 @dataclass(frozen=True)
-class Peers:
+class Ranks:
     """The processes, and which of them this is. Number ``i`` of whatever there is to do is rank ``i % count``'s."""
 
     rank: int = 0
@@ -43,7 +43,7 @@ class Peers:
             owners: [n], the rank of each row; ``i % count`` by default.
 
         Raises:
-            PeerError: another process has failed.
+            RankError: another process has failed.
         """
         self.agree()
         if self.count == 1 or not rows.size:
@@ -60,18 +60,18 @@ class Peers:
         """Wait until all have come so far.
 
         Raises:
-            PeerError: another process has failed.
+            RankError: another process has failed.
         """
         if self.count > 1:
             failed = np.flatnonzero(np.concatenate(self._gather(np.zeros(1, np.uint8))))
             if len(failed):
-                raise PeerError(f"rank {failed[0]} of {self.count} has failed, so there is no model; it says why")
+                raise RankError(f"rank {failed[0]} of {self.count} has failed, so there is no model; it says why")
 
     def same(self, digest: bytes) -> None:
         """See to it that all are about to do the same, of which ``digest`` is 16 bytes.
 
         Raises:
-            PeerError: they are not.
+            RankError: they are not.
         """
         if self.count == 1:
             return
@@ -79,7 +79,7 @@ class Peers:
         rows[self.rank] = np.frombuffer(digest, np.uint8)
         others = np.flatnonzero((self.share(rows) != rows[self.rank]).any(1))
         if len(others):
-            raise PeerError(
+            raise RankError(
                 f"ranks {self.rank} and {others[0]} are to write different models: give all of them the same source "
                 "and options, and the same versions of all libraries"
             )
@@ -89,11 +89,11 @@ class Peers:
         """What fails in here fails in all processes, which hear of it when they next ``share`` or ``agree``."""
         try:
             yield
-        except PeerError:
+        except RankError:
             raise
         except Exception:
             if self.count > 1:
-                with contextlib.suppress(PeerError):
+                with contextlib.suppress(RankError):
                     self._gather(np.ones(1, np.uint8))
             raise
 
@@ -106,26 +106,37 @@ class Peers:
         try:
             dist.all_gather(parts, torch.from_numpy(data), group=self.group)
         except RuntimeError as error:  # of torch: a connection is lost, or nobody answers
-            raise PeerError(f"rank {self.rank} of {self.count}: another process is gone: {error}") from error
+            raise RankError(f"rank {self.rank} of {self.count}: another process is gone: {error}") from error
         return [part.numpy() for part in parts]
 
 
-ALONE = Peers()
+ALONE = Ranks()
 
 
-def of_torch() -> Peers:
+def of_torchrun() -> Ranks:
+    """Return the processes that torchrun has started, connected; each of them calls this once."""
+    _distributed().init_process_group("gloo")
+    return of_torch()
+
+
+def of_torch() -> Ranks:
     """All processes of torch.distributed, which talk over gloo whatever its default is; all of them must call this.
 
     Raises:
         WriteError: torch.distributed is not initialized.
     """
-    try:
-        import torch.distributed as dist
-    except ImportError as error:
-        raise MissingPackageError("several processes need torch: pip install 'aibit-format[hf]'") from error
+    dist = _distributed()
     if not (dist.is_available() and dist.is_initialized()):
         raise WriteError(
             "torch.distributed is not initialized: start the processes with torchrun and call "
             "torch.distributed.init_process_group() before converting"
         )
-    return Peers(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=_PATIENCE))
+    return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=_PATIENCE))
+
+
+def _distributed() -> Any:
+    try:
+        import torch.distributed as dist
+    except ImportError as error:
+        raise MissingPackageError("several processes need torch: pip install 'aibit-format[hf]'") from error
+    return dist

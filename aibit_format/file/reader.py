@@ -50,16 +50,16 @@ class Documents(Mapping[str, memoryview]):
         self._file = file
 
     def __getitem__(self, name: str) -> memoryview:
-        info = self._file.info_of_file.documents[name]
+        info = self._file.tables.documents[name]
         with still(self._file.storage) as storage:
             self._file.check_leaves(info.offset, info.length, storage)
             return memoryview(storage.read_at(info.offset, info.length).tobytes())
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file.info_of_file.document_names)
+        return iter(self._file.tables.document_names)
 
     def __len__(self) -> int:
-        return len(self._file.info_of_file.document_names)
+        return len(self._file.tables.document_names)
 
 
 class File:
@@ -90,9 +90,9 @@ class File:
         self.storage: Storage = _storage(source)
         self.path = self.storage.path
         self.level: Level = verify
-        self.info_of_file, self._root = read_info(self.storage)
-        self._placed = validate.locate(self.info_of_file)
-        self._checked = np.zeros(len(self.info_of_file.leaves), bool)
+        self.tables, self._root = read_info(self.storage)
+        self._placed = self.tables.placement
+        self._checked = np.zeros(len(self.tables.leaves), bool)
         self.signed_by: str | None = None
         if (keys := signatures.demanded(signed_by)) is not None:
             self._check_signature(keys, None)
@@ -110,12 +110,12 @@ class File:
         self.storage.close()
 
     def __repr__(self) -> str:
-        return f"<aibit file {self.path or 'in memory'}: {len(self)} tensors, {self.info_of_file.file_size} bytes>"
+        return f"<aibit file {self.path or 'in memory'}: {len(self)} tensors, {self.tables.file_size} bytes>"
 
     @property
     def metadata(self) -> Mapping[str, Value]:
         """Typed metadata by key."""
-        return self.info_of_file.metadata
+        return self.tables.metadata
 
     @property
     def data(self) -> Region:
@@ -143,16 +143,16 @@ class File:
 
     def keys(self) -> list[str]:
         """Tensor names in file order."""
-        return list(self.info_of_file.names)
+        return list(self.tables.names)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.info_of_file.names)
+        return iter(self.tables.names)
 
     def __len__(self) -> int:
-        return len(self.info_of_file.names)
+        return len(self.tables.names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.info_of_file.index
+        return name in self.tables.index
 
     def info(self, name: str) -> TensorInfo:
         """What the tensor is and how it is stored.
@@ -160,7 +160,7 @@ class File:
         Raises:
             KeyError: there is no tensor of this name.
         """
-        return self.info_of_file.tensor(name)
+        return self.tables.tensor(name)
 
     def planes(self, name: str) -> dict[str, np.ndarray]:
         """The tensor's planes by role: read-only views of the mapped pages, in the plane's dtype and shape.
@@ -170,7 +170,7 @@ class File:
         return {plane.role: self.view(plane) for plane in self.info(name).planes}
 
     def view(self, plane: Plane) -> np.ndarray:
-        """What lies where ``plane`` says, read-only: one of ``info(name).planes``, or a stretch of one's rows."""
+        """What lies where ``plane`` says, read-only: one of ``info(name).planes``, or a chunk of one's rows."""
         if self.level == "touched":
             self.check_leaves(plane.offset, plane.length)
         return _array(self.storage, plane)
@@ -195,7 +195,7 @@ class File:
         with still(self.storage) as storage:
             for region in self._placed.regions:
                 found = _leaves(storage, region.start, region.end, jobs)
-                bad = np.flatnonzero(found != self.info_of_file.leaves[region.first : region.first + len(found)])
+                bad = np.flatnonzero(found != self.tables.leaves[region.first : region.first + len(found)])
                 if len(bad):
                     raise FormatError([self._damage(region, int(i), int(found[i])) for i in bad[:10]], self.path)
             return self._verify_contents(storage, jobs)
@@ -220,7 +220,7 @@ class File:
 
     def verified(self, level: Level | None = None) -> Verified:
         """What opening at this file's level has checked."""
-        info = self.info_of_file
+        info = self.tables
         reached: Level = level or self.level
         full = reached == "full"
         front = layout.HEADER.sizeof() + info.front_matter_length
@@ -238,12 +238,12 @@ class File:
     @property
     def signatures(self) -> list[Signature]:
         """The signatures in the file, none of them checked."""
-        return self.info_of_file.signatures
+        return self.tables.signatures
 
     def content_digest(self, jobs: int | None = None) -> bytes:
         """What signatures are over: 32 bytes, by SHA-256 over the file."""
         with still(self.storage) as storage:
-            return signatures.content_digest(storage.read_at, storage.size, self.info_of_file.unsigned, jobs)
+            return signatures.content_digest(storage.read_at, storage.size, self.tables.unsigned, jobs)
 
     def check_signature(self, keys: Keys, detached: Path | None = None) -> str:
         """Check that one of the public ``keys`` has signed the file; returns the key.
@@ -277,7 +277,7 @@ class File:
 
     def _is_much_to_check(self) -> bool:
         """Whether contents are worth threads: where little but Python runs, they only wait for each other."""
-        info = self.info_of_file
+        info = self.tables
         scales = info.plane_table["length"][layout.is_pooled_role(info.plane_table["role"])]
         codes = any(type(scheme).bad_codes is not Scheme.bad_codes for scheme in info.schemes)
         return codes or int(scales.sum()) > _MUCH
@@ -315,7 +315,7 @@ class File:
             self._check_leaf(self.data, first + i, value)
 
     def _check_leaf(self, region: Region, i: int, value: int) -> None:
-        if value != self.info_of_file.leaves[region.first + i]:
+        if value != self.tables.leaves[region.first + i]:
             raise FormatError(self._damage(region, i, value), self.path)
         self._checked[region.first + i] = True
 
@@ -333,7 +333,7 @@ class File:
     def _damage(self, region: Region, i: int, found: int) -> Problem:
         """What lies in damaged leaf ``i`` of the region."""
         low, high = region.leaf(i)
-        info = self.info_of_file
+        info = self.tables
         tensor, what = None, "leaf digest"
         for at in np.flatnonzero((info.plane_table["offset"] < high)
                                  & (info.plane_table["offset"] + info.plane_table["length"] > low)):  # fmt: skip
@@ -348,7 +348,7 @@ class File:
 
     def _check_padding(self, storage: Storage) -> None:
         """Every byte that belongs to no document and no plane is zero."""
-        info, placed = self.info_of_file, self._placed
+        info, placed = self.tables, self._placed
         pieces = [(placed.data_start, placed.data_start)]
         for table in (info.document_table, info.plane_table):
             pieces += zip(table["offset"].tolist(), (table["offset"] + table["length"]).tolist(), strict=True)
@@ -406,7 +406,7 @@ def _array(storage: Storage, plane: Plane) -> np.ndarray:
 
 def _leaves(storage: Storage, start: int, end: int, jobs: int | None = None) -> np.ndarray:
     """u64: digests of the leaves from ``start``, where one begins, to ``end``."""
-    step = storage.stretch or max(end - start, 1)
+    step = storage.chunk_size or max(end - start, 1)
     pieces = (checksums.leaves(storage.read_at(at, min(step, end - at)), jobs=jobs) for at in range(start, end, step))
     return np.concatenate([np.zeros(0, np.uint64), *pieces])
 

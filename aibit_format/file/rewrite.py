@@ -1,4 +1,4 @@
-"""Files from files: one cut into shards, shards made one, metadata and documents changed.
+"""Makes models from models: cuts one into shards, joins shards, changes metadata and documents.
 
 Planes go through the writer as they are, checked against their digests as they are read. Sections of kinds that are
 not known here stay behind, as they may speak of what has changed (W9). No input is ever written to.
@@ -7,7 +7,7 @@ not known here stay behind, as they may speak of what has changed (W9). No input
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..container.metadata import Value
@@ -15,9 +15,8 @@ from ..container.plan import Tensor
 from ..errors import FormatError, WriteError
 from ..io.mapped import Path
 from . import sharded_reader, sharded_writer
+from .progress import Progress
 from .sharded_reader import Opened, Sharded, shard_path, whole
-
-Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the tensor that was written
 
 
 def split(
@@ -28,7 +27,7 @@ def split(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> list[str]:
-    """Cut a model into shards ``path-00001-of-...``; returns their paths.
+    """Cut a model into shards ``path-00001-of-...``; return their paths.
 
     Args:
         source: a file, or the first of shards that are to be cut anew.
@@ -48,7 +47,13 @@ def split(
 
 
 def merge(first: Path, path: Path, *, overwrite: bool = False, on_progress: Progress | None = None) -> list[str]:
-    """Make one file of the shards that ``first`` is the first of: the one that ``split`` would make them of again.
+    """Join a model's shards into one file; return its path in a list. ``split`` makes the same shards of it again.
+
+    Args:
+        first: the first shard; the others are found beside it.
+        path: the file to write.
+        overwrite: replace it if it exists.
+        on_progress: called with bytes done, bytes in all, and the tensor's name.
 
     Raises:
         FormatError: a shard is missing, another one's, or damaged; its name is in the message.
@@ -71,14 +76,19 @@ def edit(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> list[str]:
-    """Write a model again with other metadata and documents; of shards come shards with the same tensors.
+    """Write a copy of a model with other metadata or documents; return its paths.
+
+    A copy of shards is cut where they are.
 
     Args:
-        source, path: what to read, and what to write; see ``split``.
-        metadata: keys and their new values.
+        source: a file, or the first of a model's shards.
+        path: the file to write, or what shards are named after.
+        metadata: values to set or replace, by key.
         unset: keys to leave out.
-        documents: names and their new contents.
-        remove: documents to leave out.
+        documents: contents to set or replace, by name.
+        remove: names of documents to leave out.
+        overwrite: replace files that exist.
+        on_progress: called with bytes done, bytes in all, and the tensor's name.
 
     Raises:
         WriteError: a key or document to leave out is not there, or the outcome would break a rule.
@@ -118,7 +128,7 @@ def _write(
 ) -> list[str]:
     """Write the file's tensors with these metadata and documents, cut into ``parts``; returns the paths."""
     tensors, sizes = _tensors(file), {name: len(text) for name, text in texts.items()}
-    alignment = file.parts[0].info_of_file.alignment
+    alignment = file.parts[0].tables.alignment
     paths = [os.fspath(path)] if parts is None else [shard_path(path, i + 1, len(parts)) for i in range(len(parts))]
     _spare_inputs(file, paths)
     try:

@@ -9,6 +9,7 @@ lie beside their names, with ``.previous`` after them. The first that is there k
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,9 @@ from ..errors import FormatError, LoadError, Problem
 from ..io.mapped import Mapped, Path, is_url
 from .reader import Documents, File, Level, Verified, read_info
 
-__all__ = ["PREVIOUS", "Opened", "Sharded", "find", "listed", "open", "paths_of", "root_of", "shard_path", "whole"]
+__all__ = [
+    "PREVIOUS", "Opened", "Sharded", "find", "listed", "open", "opened", "paths_of", "root_of", "shard_path", "whole",
+]  # fmt: skip
 
 PREVIOUS = ".previous"  # what the name of a shard ends in that is being replaced
 
@@ -222,6 +225,16 @@ def open(
             # The model has been replaced meanwhile, and the shards of the one before are gone.
 
 
+@contextlib.contextmanager
+def opened(source: Path | Opened, verify: Level = "structure") -> Iterator[Opened]:
+    """Open a path for a ``with`` block. A file that is open already is used as it is, and stays open."""
+    if isinstance(source, Opened):
+        yield source
+    else:
+        with open(source, verify) as file:
+            yield file
+
+
 def whole(opened: Opened) -> Opened:
     """``opened``, if all of a model can be in it.
 
@@ -304,7 +317,7 @@ def _in_order(parts: tuple[File, ...]) -> list[str]:
         if (np.diff(of_part) < 0).any():
             what = f"shard.places: the tensors of shard {index} are not in the model's order"
             raise FormatError(Problem("AIB-E609", what), first.path)
-    elements = sum(validate.parameters(part.info_of_file) for part in parts)
+    elements = sum(validate.parameters(part.tables) for part in parts)
     if problems := list(validate.figures(first.metadata, elements, len(names))):
         raise FormatError(problems, first.path)
     return [names[i] for i in np.argsort(places)]

@@ -20,7 +20,7 @@ from ..errors import WriteError
 from ..io import atomic
 from ..io.mapped import Path
 from ..io.preallocate import need_room
-from .ranks import ALONE, Peers
+from .ranks import ALONE, Ranks
 from .sharded_reader import PREVIOUS, find, listed, root_of, shard_path
 from .writer import Writer
 
@@ -56,13 +56,12 @@ def cut(tensors: Sequence[Tensor], limit: int) -> list[list[int]]:
         if tensor.alias_of is not None:
             where[tensor.alias_of].append(place)
             continue
-        length = sum(plane.nbytes for plane in tensor.scheme.planes(tensor.shape, tensor.dtype))
-        if size and size + length > limit:
+        if size and size + tensor.nbytes > limit:
             parts.append([])
             size = 0
         parts[-1].append(place)
         where[tensor.name] = parts[-1]
-        size += length
+        size += tensor.nbytes
     return parts
 
 
@@ -122,23 +121,23 @@ class ShardedWriter:
         path: of the model; ``shard_path`` says what the files are called.
         plans, parts: from ``plan_shards`` and ``cut``.
         overwrite: replace files that exist.
-        peers: processes of which each makes its shards; all of them make a writer, and ``commit`` together.
+        ranks: processes of which each makes its shards; all of them make a writer, and ``commit`` together.
 
     ``write`` may be called by several threads, as that of ``Writer``.
     """
 
     def __init__(
-        self, path: Path, plans: Sequence[FileInfo], parts: Parts, *, overwrite: bool = False, peers: Peers = ALONE
+        self, path: Path, plans: Sequence[FileInfo], parts: Parts, *, overwrite: bool = False, ranks: Ranks = ALONE
     ) -> None:
-        peers.same(checksums.root(*(info.front_matter() for info in plans if peers.count > 1)))
-        self.parts, self.peers = parts, peers
+        ranks.same(checksums.root(*(info.front_matter() for info in plans if ranks.count > 1)))
+        self.parts, self.ranks = parts, ranks
         self.paths = tuple(shard_path(path, i + 1, len(plans)) for i in range(len(plans)))
         self._nbytes = sum(info.file_size for info in plans)
         self._overwrite = overwrite
         self._listed: list[str | None] = []  # roots of the shards of the model that is to be replaced
         self._kept: set[int] = set()  # shards whose older ones lie beside them
         self._writers: dict[int, Writer] = {}
-        mine = list(peers.mine(len(plans)))
+        mine = list(ranks.mine(len(plans)))
         folder, size = os.path.dirname(self.paths[0]) or ".", sum(plans[i].file_size for i in mine)
         try:
             need_room(folder, size)  # for all of them: each by itself would find the room that others will take
@@ -166,37 +165,38 @@ class ShardedWriter:
         """See ``Writer.write``; for a tensor of one of this process's shards."""
         self._holder[name].write(name, planes)
 
-    def stretches(self, name: str) -> list[range]:
-        """See ``Writer.stretches``."""
-        return self._holder[name].stretches(name)
+    def chunks(self, name: str) -> list[range]:
+        """See ``Writer.chunks``."""
+        return self._holder[name].chunks(name)
 
-    def write_rows(self, name: str, rows: range, planes: Mapping[str, np.ndarray], stretch: range) -> None:
+    def write_rows(self, name: str, rows: range, planes: Mapping[str, np.ndarray], chunk: range) -> None:
         """See ``Writer.write_rows``."""
-        self._holder[name].write_rows(name, rows, planes, stretch)
+        self._holder[name].write_rows(name, rows, planes, chunk)
 
     def commit(self, metadata: Mapping[str, Value]) -> Written:
         """Finish all shards and give them their names; see ``Writer.commit``."""
         roots = np.zeros((len(self.parts), 16), np.uint8)
         for i, writer in self._writers.items():
             if i:
-                roots[i] = np.frombuffer(writer.finish().root(), np.uint8)
-        roots = self.peers.share(roots)
+                writer.finish()
+                roots[i] = np.frombuffer(writer.root, np.uint8)
+        roots = self.ranks.share(roots)
         first = self._writers.get(0)
         if first is not None:
-            info = first.finish({**metadata, **_of_set(self.parts, roots[1:])})
-            roots[0] = np.frombuffer(info.root(), np.uint8)
+            first.finish({**metadata, **_of_set(self.parts, roots[1:])})
+            roots[0] = np.frombuffer(first.root, np.uint8)
             # Two models written over one another at once would end as some shards of each.
             self._stack.enter_context(atomic.alone_in(os.path.dirname(self.paths[0]) or "."))
-        roots = self.peers.share(roots)
+        roots = self.ranks.share(roots)
         self._listed = listed(self.paths[0], len(self.paths))  # still the older one: no process is past ``agree``
         for i, writer in self._writers.items():
             if i:
                 self._keep(i)
                 writer.publish()
-        self.peers.agree()
+        self.ranks.agree()
         if first is not None:
             first.publish()
-        self.peers.agree()
+        self.ranks.agree()
         for i in self._kept:
             with contextlib.suppress(OSError):  # it is in nobody's way
                 os.unlink(self.paths[i] + PREVIOUS)
@@ -240,13 +240,13 @@ def writer(
     alignment: int = layout.DEFAULT_ALIGNMENT,
     *,
     overwrite: bool = False,
-    peers: Peers = ALONE,
+    ranks: Ranks = ALONE,
 ) -> Writer | ShardedWriter:
     """What writes a model: as the shards that ``parts`` says, or as one file if there are none."""
     if parts is None:
         return Writer(path, plan(tensors, metadata, document_sizes, alignment), overwrite=overwrite)
     plans = plan_shards(tensors, metadata, document_sizes, parts, alignment)
-    return ShardedWriter(path, plans, parts, overwrite=overwrite, peers=peers)
+    return ShardedWriter(path, plans, parts, overwrite=overwrite, ranks=ranks)
 
 
 def commit(out: Writer | ShardedWriter, metadata: Mapping[str, Value]) -> Written:
@@ -254,4 +254,4 @@ def commit(out: Writer | ShardedWriter, metadata: Mapping[str, Value]) -> Writte
     if isinstance(out, ShardedWriter):
         return out.commit(metadata)
     info = out.commit(metadata)
-    return Written((out.path,), info.file_size, info.root().hex())
+    return Written((out.path,), info.file_size, out.root.hex())

@@ -1,4 +1,4 @@
-"""Signing: keys, a signed copy of a file, and signatures beside one. ``signatures`` says what they are over.
+"""Makes keys, signed copies of files, and signatures beside files. ``container.signatures`` says what is signed.
 
 Only files that verify in full are signed. A signed copy is written anew, as the signatures move what follows them.
 """
@@ -16,7 +16,7 @@ from ..container import layout, plan, signatures
 from ..container.signatures import Keys, Read, Signature
 from ..container.tables import ExtraSection, FileInfo
 from ..errors import FormatError, Problem, SigningError, WriteError
-from ..io.atomic import PartialFile
+from ..io.atomic import AtomicFile
 from ..io.mapped import Path
 from .reader import File
 from .writer import Writer
@@ -25,7 +25,7 @@ PRIVATE, PUBLIC = ".pem", ".pub"
 
 
 def new_key(name: Path, password: bytes | None = None) -> str:
-    """Make ``name.pem``, a private key that its owner alone can read, and ``name.pub``; returns the key.
+    """Make ``name.pem``, a private key that its owner alone can read, and ``name.pub``; return the public key's id.
 
     Args:
         name: of the files, without their ending.
@@ -49,18 +49,25 @@ def new_key(name: Path, password: bytes | None = None) -> str:
 
 
 def sign(
-    path: Path, keys: Keys, output: Path, *, overwrite: bool = False, password: bytes | None = None
+    source: Path,
+    keys: Keys,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int, str], None] | None = None,
+    password: bytes | None = None,
 ) -> list[Signature]:
-    """Write a copy of ``path`` that is signed inside, with one private key or several; returns its signatures.
+    """Write a copy of a file that is signed inside, with one private key or several; return its signatures.
 
-    Those that the file has already stay. A signature of a file without any is not one of its signed copy, and none of
-    either is one of the other: their bytes differ.
+    Signatures that the file already has stay. The copy's bytes differ from those of the file, so that a signature of
+    the one never is a signature of the other.
 
     Args:
-        path: the file; it is verified in full first.
-        keys: PEM files of Ed25519 private keys.
-        output: where the copy goes.
+        source: the file; it is verified in full first.
+        keys: PEM files of Ed25519 private keys: a path, or several.
+        path: where the copy goes.
         overwrite: replace what is there.
+        on_progress: called with bytes done, bytes in all, and the tensor's name.
         password: of the keys that are encrypted.
 
     Raises:
@@ -69,8 +76,8 @@ def sign(
         WriteError: the copy cannot be written.
     """
     signers = _signers(keys, password)
-    with File(path, verify="full") as file:
-        info = file.info_of_file
+    with File(source, verify="full") as file:
+        info = file.tables
         if file.metadata.get("shard.index", 1) > 1:
             raise SigningError(
                 f"{file.path}: a signature inside it would change the root by which the first shard lists it; "
@@ -83,34 +90,38 @@ def sign(
         planned = _with(info, [*kept, *(Signature(key, bytes(64)) for key in signers)])
 
         def put(info: FileInfo, read: Read) -> FileInfo:
-            if not np.array_equal(info.leaves, file.info_of_file.leaves):
+            if not np.array_equal(info.leaves, file.tables.leaves):
                 raise FormatError(Problem("AIB-E802", "file changed while it was copied"), file.path)
             content = signatures.content_digest(read, info.file_size, info.unsigned)
             return _with(info, [*kept, *_made(signers, content)], moves=False)
 
-        with Writer(output, planned, overwrite=overwrite) as writer:
+        stored = [tensor for name in file if (tensor := file.info(name)).alias_of is None]
+        done, total = 0, sum(tensor.nbytes for tensor in stored)
+        with Writer(path, planned, overwrite=overwrite) as writer:
             for name in file.documents:
                 writer.write_document(name, bytes(file.documents[name]))
-            for name in file:
-                if file.info(name).alias_of is None:
-                    writer.write(name, file.planes(name))
+            for tensor in stored:
+                writer.write(tensor.name, file.planes(tensor.name))
+                done += tensor.nbytes
+                if on_progress is not None:
+                    on_progress(done, total, tensor.name)
             return writer.commit(sign=put).signatures
 
 
 def sign_detached(
-    path: Path, keys: Keys, output: Path | None = None, *, overwrite: bool = False, password: bytes | None = None
+    source: Path, keys: Keys, path: Path | None = None, *, overwrite: bool = False, password: bytes | None = None
 ) -> list[Signature]:
-    """Sign ``path`` as it is, into ``output`` (``path.sig`` by default); see ``sign``."""
+    """Write signatures of a file beside it, to ``path`` (``source`` with ``.sig`` by default); see ``sign``."""
     signers = _signers(keys, password)
-    with File(path, verify="full") as file:
+    with File(source, verify="full") as file:
         made = _made(signers, file.content_digest())
-    output = f"{os.fspath(path)}{signatures.SUFFIX}" if output is None else os.fspath(output)
+    path = f"{os.fspath(source)}{signatures.SUFFIX}" if path is None else os.fspath(path)
     try:
-        with PartialFile(output, overwrite) as out:
+        with AtomicFile(path, overwrite) as out:
             os.write(out.file, signatures.detached(made))
             out.publish()
     except OSError as error:
-        raise WriteError(f"{output}: {error.strerror}") from error
+        raise WriteError(f"{path}: {error.strerror}") from error
     return made
 
 

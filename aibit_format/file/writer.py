@@ -18,16 +18,16 @@ from typing import Self
 
 import numpy as np
 
-from ..container import checksums, documents, layout, validate
+from ..container import checksums, documents, layout
 from ..container.metadata import Value
 from ..container.metadata import encode as encode_metadata
 from ..container.placement import Region
 from ..container.plan import Tensor, as_read, plan
 from ..container.signatures import Read
-from ..container.tables import FileInfo, Plane, TensorInfo
+from ..container.tables import HEADER_SIZE, ROOT_OFFSET, FileInfo, Plane, TensorInfo
 from ..dtypes import DTYPES
 from ..errors import SchemeError, WriteError
-from ..io.atomic import PartialFile
+from ..io.atomic import AtomicFile
 from ..io.mapped import Path
 from ..io.preallocate import make_room
 from ..schemes.base import PlaneSpec, matrix
@@ -37,9 +37,9 @@ __all__ = ["Tensor", "Writer", "plan", "write"]
 Sign = Callable[[FileInfo, Read], FileInfo]
 
 _SYNC_EVERY = 128 << 20  # bytes after which the disk is set to work, so that it has little left to do at the end
-_MOST_LEAVES = 4  # of a stretch
+_MOST_LEAVES = 4  # of a chunk
 _LONG_ROW = layout.LEAF // 8  # bytes of a row of the largest plane, up to which tensors are written by rows
-_PIECE = 16 << 20  # bytes of one write: large, so that the page cache fills with large folios
+_WRITE_BYTES = 16 << 20  # bytes of one write: large, so that the page cache fills with large folios
 
 
 class Writer:
@@ -50,15 +50,18 @@ class Writer:
         info: from ``plan``.
         overwrite: replace an existing file; without it an existing one is an error.
 
-    ``write`` and ``write_rows`` may be called by several threads at once: all have their own places.
+    ``write`` and ``write_rows`` may be called by several threads at once: all have their own places. ``root`` is the
+    finished file's root digest, 16 bytes.
 
     Raises:
         WriteError: there is such a file, or none can be made there.
     """
 
+    root: bytes
+
     def __init__(self, path: Path, info: FileInfo, *, overwrite: bool = False) -> None:
         self.path, self.info, self.overwrite = os.fspath(path), info, overwrite
-        self._regions = validate.locate(info).regions
+        self._regions = info.placement.regions
         self._leaves = np.zeros(len(info.leaves), np.uint64)
         self._hashed = bytearray(len(info.leaves))  # whether each leaf's digest is known
         stored = (info.tensor_table["flags"] & layout.TENSOR_ALIAS) == 0
@@ -66,12 +69,12 @@ class Writer:
         self._missing_documents = set(info.document_names)
         self._by_rows: dict[str, _ByRows] = {}
         self._counting = Lock()
-        self._stretch = layout.LEAF  # bytes of one, once there is room
+        self._chunk_size = layout.LEAF  # bytes of one, once there is room
         self._unsynced = 0
         self._syncing: Future[None] | None = None
         self._disk = ThreadPoolExecutor(1)
         try:
-            self._partial = PartialFile(self.path, overwrite)
+            self._partial = AtomicFile(self.path, overwrite)
             self._file = self._partial.file
         except OSError as error:
             raise self._no_room(error) from error
@@ -103,15 +106,15 @@ class Writer:
     def write(self, name: str, planes: Mapping[str, np.ndarray]) -> None:
         """Write one tensor's planes; roles, dtypes and shapes must be the planned ones."""
         info = self.info.tensor(name)
-        _check(self.path, info, planes, info.shape, info.scheme.planes(info.shape, info.dtype))
+        _check(self.path, info, planes, info.shape, info.planes)
         self._missing.discard(name)
         for plane in info.planes:
             self._write_plane(plane.offset, planes[plane.role])
 
-    def stretches(self, name: str) -> list[range]:
+    def chunks(self, name: str) -> list[range]:
         """The bytes of a tensor's largest plane, cut where leaves end: what ``write_rows`` writes at a time.
 
-        A stretch is one leaf, or as many as make a page of the file's, which otherwise would be filled in parts.
+        A chunk is one leaf, or as many as make a page of the file's, which otherwise would be filled in parts.
         Empty where the tensor has to be written as a whole: it has no bytes, its scheme is not one of rows, or its
         rows are so long that those on both sides of a cut would be much of what lies between two.
         """
@@ -120,18 +123,18 @@ class Writer:
         if not bulk.length or not info.scheme.by_rows(info.shape) or bulk.length // matrix(info.shape)[0] > _LONG_ROW:
             return []
         self._wait_for_room()
-        first = self._stretch - (bulk.offset - self._region(bulk.offset).start) % self._stretch
-        cuts = [0, *range(first, bulk.length, self._stretch), bulk.length]
+        first = self._chunk_size - (bulk.offset - self._region(bulk.offset).start) % self._chunk_size
+        cuts = [0, *range(first, bulk.length, self._chunk_size), bulk.length]
         return [range(start, end) for start, end in itertools.pairwise(cuts)]
 
-    def write_rows(self, name: str, rows: range, planes: Mapping[str, np.ndarray], stretch: range) -> None:
+    def write_rows(self, name: str, rows: range, planes: Mapping[str, np.ndarray], chunk: range) -> None:
         """Write the planes of some rows of a tensor; those of all rows together are what ``write`` takes.
 
         Args:
             name: the tensor.
             rows: of the tensor seen as a matrix.
             planes: of these rows, those of a tensor [rows, columns].
-            stretch: one of ``stretches``, all of it in these rows. Of the largest plane its bytes are written and no
+            chunk: one of ``chunks``, all of it in these rows. Of the largest plane its bytes are written and no
                 others, so that a row that lies on both sides of a cut comes twice.
         """
         held = self._held(name)
@@ -140,12 +143,12 @@ class Writer:
         for role, plane in held.small.items():
             plane[rows.start : rows.stop] = planes[role].reshape(len(rows), -1)
         begin = rows.start * held.row_bytes
-        if stretch not in held.missing or stretch.start < begin or stretch.stop > rows.stop * held.row_bytes:
-            raise WriteError(f"{self.path}: tensor {name!r}: no {stretch} is missing that lies in the {rows} of rows")
+        if chunk not in held.missing or chunk.start < begin or chunk.stop > rows.stop * held.row_bytes:
+            raise WriteError(f"{self.path}: tensor {name!r}: no {chunk} is missing that lies in the {rows} of rows")
         data = np.ascontiguousarray(planes[bulk.role]).reshape(-1).view(np.uint8)
-        self._write_plane(bulk.offset + stretch.start, data[stretch.start - begin : stretch.stop - begin])
+        self._write_plane(bulk.offset + chunk.start, data[chunk.start - begin : chunk.stop - begin])
         with self._counting:
-            held.missing.discard(stretch)
+            held.missing.discard(chunk)
             done = not held.missing and self._by_rows.pop(name, None) is held
         if done:
             for plane in info.planes:
@@ -156,7 +159,7 @@ class Writer:
     def _held(self, name: str) -> _ByRows:
         with self._counting:
             if name not in self._by_rows:
-                self._by_rows[name] = _ByRows.of(self.info.tensor(name), self.stretches(name))
+                self._by_rows[name] = _ByRows.of(self.info.tensor(name), self.chunks(name))
             return self._by_rows[name]
 
     def commit(self, metadata: Mapping[str, Value] | None = None, sign: Sign | None = None) -> FileInfo:
@@ -185,14 +188,19 @@ class Writer:
                 info = replace(info, metadata_bytes=encode_metadata(metadata))
             if info.front_matter_length != self.info.front_matter_length:
                 raise WriteError(f"{self.path}: metadata grew from what was planned")
-            _write_all(self._file, as_read(info), 0)
+            info = self._write_front(info)
             if sign is not None:
-                info = sign(info, lambda offset, length: os.pread(self._file, length, offset))
-                _write_all(self._file, as_read(info), 0)
+                info = self._write_front(sign(info, lambda offset, length: os.pread(self._file, length, offset)))
             os.fsync(self._file)
             self._file = -1  # what is finished is not written to again
         except OSError as error:
             raise WriteError(f"{self.path}: {error.strerror}") from error
+        return info
+
+    def _write_front(self, info: FileInfo) -> FileInfo:
+        info, data = as_read(info)
+        self.root = data[ROOT_OFFSET:HEADER_SIZE]
+        _write_all(self._file, data, 0)
         return info
 
     def publish(self) -> None:
@@ -225,7 +233,7 @@ class Writer:
         region = self._region(offset)
         position = 0
         while position < len(data):
-            end = min(position + _PIECE, len(data))
+            end = min(position + _WRITE_BYTES, len(data))
             if end < len(data):
                 end -= (offset + end - region.start) % layout.LEAF
             self._write_piece(offset + position, data[position:end], region)
@@ -249,7 +257,7 @@ class Writer:
                 page = room.result()
             except OSError as error:
                 raise self._no_room(error) from error
-            self._stretch = min(max(page // layout.LEAF, 1), _MOST_LEAVES) * layout.LEAF
+            self._chunk_size = min(max(page // layout.LEAF, 1), _MOST_LEAVES) * layout.LEAF
             self._room = None
 
     def _no_room(self, error: OSError) -> WriteError:
@@ -279,7 +287,7 @@ class _ByRows:
     row_bytes: int  # of it
     columns: int  # of the tensor
     small: dict[str, np.ndarray]  # the other planes, [rows, elements of a row]
-    missing: set[range]  # stretches of it
+    missing: set[range]  # chunks of it
     counts: dict[int, tuple[PlaneSpec, ...]] = field(default_factory=dict)
 
     def specs(self, count: int) -> tuple[PlaneSpec, ...]:
@@ -289,16 +297,20 @@ class _ByRows:
         return self.counts[count]
 
     @classmethod
-    def of(cls, info: TensorInfo, stretches: list[range]) -> _ByRows:
+    def of(cls, info: TensorInfo, chunks: list[range]) -> _ByRows:
         rows, columns = matrix(info.shape)
         bulk = _largest(info)
         others = [plane for plane in info.planes if plane is not bulk]
         small = {p.role: np.zeros((rows, math.prod(p.shape) // rows), DTYPES[p.dtype].numpy) for p in others}
-        return cls(info, bulk, bulk.length // rows, columns, small, set(stretches))
+        return cls(info, bulk, bulk.length // rows, columns, small, set(chunks))
 
 
 def _check(
-    path: str, info: TensorInfo, planes: Mapping[str, np.ndarray], shape: tuple[int, ...], specs: Sequence[PlaneSpec]
+    path: str,
+    info: TensorInfo,
+    planes: Mapping[str, np.ndarray],
+    shape: tuple[int, ...],
+    specs: Sequence[PlaneSpec | Plane],
 ) -> None:
     """Raise WriteError or SchemeError unless these are planes of the tensor, or of rows of it that have this shape."""
     if list(planes) != [spec.role for spec in specs] or info.alias_of:

@@ -9,10 +9,12 @@ from typing import ClassVar
 import numpy as np
 
 from ..container.layout import SIGNATURE
+from ..container.metadata import Value
 from ..file import sharded_reader
 from ..schemes.plain import Plain
 from .source import SourceFile, SourceTensor
 
+_ABOUT = ("model.architecture", "model.type", "model.dtype")
 # How quantized weights are computed with, which stays true of those that are taken over.
 CARRIED = ("quantization.compute_dtype", "quantization.outlier_threshold")
 
@@ -36,6 +38,11 @@ class Aibit:
         self.metadata = {key: metadata[key] for key in CARRIED if key in metadata}
         why = str(metadata.get("model.missing", "the file holds tensors, but no model.architecture"))
         self.no_model = None if self.architecture else why
+
+    @property
+    def about(self) -> dict[str, Value]:
+        """What its metadata say of the model."""
+        return {key: self._file.metadata[key] for key in _ABOUT if key in self._file.metadata}
 
     @staticmethod
     def matches(path: str) -> bool:

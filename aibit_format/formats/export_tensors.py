@@ -17,7 +17,7 @@ from ..schemes.plain import Plain
 from .safetensors.writer import Entry, Item
 
 DTYPE_OPTIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}  # and their names in config.json
-_PIECE = 1 << 20  # elements decoded at a time
+_PIECE_ELEMENTS = 1 << 20  # elements decoded at a time
 
 
 def config_of(file: Opened) -> dict[str, Any] | None:
@@ -64,7 +64,7 @@ def _values(file: Opened, info: TensorInfo, dtype: str) -> np.ndarray:
     else:
         rows, columns = matrix(info.shape)
         found = np.empty((rows, columns), DTYPES[dtype].numpy)
-        step = max(1, _PIECE // max(columns, 1))
+        step = max(1, _PIECE_ELEMENTS // max(columns, 1))
         for start in range(0, rows if columns else 0, step):
             part = slice(start, min(start + step, rows))
             try:

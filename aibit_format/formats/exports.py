@@ -1,4 +1,4 @@
-"""Exports: ways out. One file a foreign format, one line here for each.
+"""Writes models in other formats: one file a format, and one line here for each.
 
 An exporter is ``export(file, path, *, its options, overwrite=False, on_progress=None) -> list of the paths written``.
 It writes under temporary names, a tensor at a time, and leaves nothing behind after an error.
@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import WriteError
-from ..file.sharded_reader import Opened
+from ..file.sharded_reader import Opened, opened, whole
 from ..io.mapped import Path
 
 __all__ = ["BUILTIN", "export", "options_of"]
@@ -27,25 +27,40 @@ BUILTIN: dict[str, str] = {
 _OF_ALL = frozenset({"file", "path", "overwrite", "on_progress"})
 
 
-def export(file: Opened, to: str, path: Path, **options: Any) -> list[str]:
-    """Write an open ``.aibit`` file in another format; returns the paths written.
+def export(
+    source: Path | Opened,
+    to: str,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int, str], None] | None = None,
+    **options: Any,
+) -> list[str]:
+    """Write a model in another format; return the paths written.
 
     Args:
-        file: what to write.
+        source: an ``.aibit`` file, or the first of a model's shards: its path, or the open file.
         to: ``"huggingface"``, a directory that transformers and bitsandbytes load as it is; ``"safetensors"``, a
             directory of weights that are not quantized; ``"gguf"``, a file for llama.cpp.
         path: the directory or file to write.
-        options: those of the format, and ``overwrite`` and ``on_progress``; see its module.
+        overwrite: replace what is there.
+        on_progress: called with bytes done, bytes in all, and the tensor's name.
+        options: those of the format. ``huggingface``: ``dtype``, ``max_shard_size``, ``dequantize``; ``safetensors``:
+            ``dtype``, ``max_shard_size``; ``gguf``: ``type``. The format's ``export`` explains them.
 
     Raises:
         WriteError: an unknown format, an output that exists, a tensor that the format has no place for.
         SchemeError: a value that the wanted dtype cannot hold.
+        FormatError, LoadError: the source is not valid, or is one of several shards and not the first.
+        MissingPackageError: the format needs a package that is not installed.
     """
-    return _exporter(to)(file, os.fspath(path), **options)
+    write = _exporter(to)
+    with opened(source) as file:
+        return write(whole(file), os.fspath(path), overwrite=overwrite, on_progress=on_progress, **options)
 
 
 def options_of(to: str) -> frozenset[str]:
-    """Names of the options that a format has for itself."""
+    """Return the names of the options that a format has of its own."""
     return frozenset(inspect.signature(_exporter(to)).parameters) - _OF_ALL
 
 

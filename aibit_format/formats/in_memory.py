@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import interop
 from ..errors import MissingPackageError, SourceError
-from .huggingface.bitsandbytes import Joined, computed_with
+from .huggingface.bitsandbytes import QuantizedStateDict, computed_with
 from .huggingface.source import quantization_method, read_documents
 from .source import SourceFile, SourceTensor
 from .torch_save.pickled import plain_dtype
@@ -56,11 +56,11 @@ class Pretrained:
             for name, value in self._state.items()
         }
         dtype = interop.dtype_name(model.dtype)
-        self._joined = Joined(self.path, stored, self._read, dtype, self._conv1d().__contains__)
+        self._state_dict = QuantizedStateDict(self.path, stored, self._read, dtype, self._conv1d().__contains__)
 
     @property
     def tensors(self) -> dict[str, SourceTensor]:
-        return self._joined.tensors
+        return self._state_dict.tensors
 
     @property
     def files(self) -> list[SourceFile]:
@@ -85,7 +85,7 @@ class Pretrained:
             return read_documents(folder)
 
     def planes(self, name: str) -> dict[str, np.ndarray]:
-        return self._joined.planes(name)
+        return self._state_dict.planes(name)
 
     def _read(self, name: str) -> np.ndarray:
         return interop.to_numpy(self._state[name].cpu())[0]

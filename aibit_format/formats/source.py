@@ -22,7 +22,9 @@ class SourceTensor:
 
     ``scheme`` is how a quantized one is stored, ``None`` for values as they are. ``transposed`` says that ``shape``
     is that of the stored tensor, and the architecture wants its transpose (GPT-2's quantized Conv1D weights).
-    ``alias_of`` names an earlier tensor that this is another name of, where the source says so.
+    ``alias_of`` names an earlier tensor that this is another name of, where the source says so. ``offset`` is the byte
+    of the file at which its values begin, if they lie there as they are: in order, and not encoded; whoever wants them
+    may read them there, instead of asking for its planes.
 
     Raises:
         SourceError: the format has no place for a tensor of this shape.
@@ -35,6 +37,7 @@ class SourceTensor:
     scheme: Scheme | None = None
     transposed: bool = False
     alias_of: str | None = None
+    offset: int | None = None
 
     def __post_init__(self) -> None:
         # Beside a size of 0 any others are no bytes, and no array can have them all.

@@ -31,7 +31,7 @@ except ImportError:  # Windows: there are no such locks
 _NAMES = re.compile(r"\.aibit-[0-9a-f]{16}\.partial")
 
 
-class PartialFile:
+class AtomicFile:
     """A file that will be ``path``. Use it as a context: leaving it without ``publish`` leaves nothing.
 
     ``file`` is a descriptor to read and write by; ``name`` is a path to the same file, for code that opens it itself.
@@ -138,7 +138,7 @@ class PartialFile:
         return WriteError(f"{self.path}: appeared while it was being written")
 
 
-class PartialFolder:
+class AtomicFolder:
     """A directory that will be, or whose files will be in, the directory ``path``. Leaving it leaves nothing of it.
 
     ``name`` is its path; whoever renames it has published it.

@@ -16,13 +16,13 @@ import xxhash
 
 from ..errors import SourceError
 from .preallocate import is_in_memory
-from .readahead import PIECE, ask_for, only_asked_for
+from .readahead import PIECE_BYTES, ask_for, only_asked_for
 
-_PIECE = 2 << 20  # bytes read at a time for the digest alone
-_AHEAD = 4 * PIECE  # bytes that a disk is asked for before they are read
+_READ_BYTES = 2 << 20  # bytes read at a time for the digest alone
+_AHEAD_BYTES = 4 * PIECE_BYTES  # bytes that a disk is asked for before they are read
 
 
-class Tape:
+class HashedReader:
     """The file ``path``, read by one at a time, best from front to back. Use it as a context.
 
     Raises:
@@ -70,7 +70,7 @@ class Tape:
 
     def _pass(self, end: int) -> None:
         """Hash what comes before ``end`` and is not hashed yet."""
-        buffer = np.empty(min(_PIECE, max(end - self._hashed, 0)), np.uint8)
+        buffer = np.empty(min(_READ_BYTES, max(end - self._hashed, 0)), np.uint8)
         while self._hashed < end:
             piece = buffer[: end - self._hashed]
             self._read(self._hashed, piece)
@@ -80,7 +80,7 @@ class Tape:
     def _read(self, start: int, out: np.ndarray) -> None:
         done = 0
         try:
-            self._ask(start + len(out) + _AHEAD)
+            self._ask(start + len(out) + _AHEAD_BYTES)
             self._file.seek(start)
             while done < len(out):
                 read = self._file.readinto(out[done:].data)
@@ -93,6 +93,6 @@ class Tape:
     def _ask(self, end: int) -> None:
         """Set the disk to bring what comes before ``end`` and was not asked for yet."""
         while self._asked < min(end, self._size):
-            length = min(PIECE, self._size - self._asked)
+            length = min(PIECE_BYTES, self._size - self._asked)
             ask_for(self._file.fileno(), self._asked, length)
             self._asked += length

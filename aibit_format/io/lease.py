@@ -60,7 +60,7 @@ def still(storage: Storage) -> Iterator[Storage]:
 class _Leased:
     """Views of the mapping, as long as the lease holds."""
 
-    stretch = _LEASED
+    chunk_size = _LEASED
 
     def __init__(self, storage: Mapped, lease: int) -> None:
         self.path, self.size = storage.path, storage.size
@@ -83,7 +83,7 @@ class _Leased:
 class _Copied:
     """Copies of the file's bytes."""
 
-    stretch = _COPIED
+    chunk_size = _COPIED
 
     def __init__(self, storage: Mapped) -> None:
         self.path, self.size = storage.path, storage.size

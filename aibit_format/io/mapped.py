@@ -31,7 +31,7 @@ class Storage(Protocol):
 
     path: str | None
     size: int
-    stretch: int  # bytes, whole leaves, to read at a time of a long region; 0: as many as are wanted, they are views
+    chunk_size: int  # bytes, whole leaves, to read at a time of a long region; 0: any number, they are views
 
     def read_at(self, offset: int, length: int) -> np.ndarray:
         """u8 [length], read-only; a view where the storage can give one."""
@@ -69,24 +69,11 @@ def pages(path: Path) -> np.ndarray:
         return np.asarray(found)
 
 
-def place(array: np.ndarray) -> tuple[str, int] | None:
-    """Of which file a view of ``pages`` is, by its absolute path, and where in it the view begins.
-
-    ``None`` for anything else, and for what does not lie in one piece.
-    """
-    base = array.base
-    while base is not None and not isinstance(base, np.memmap):
-        base = getattr(base, "base", None)
-    if base is None or base.filename is None or not array.flags.c_contiguous:
-        return None
-    return os.fspath(base.filename), array.ctypes.data - base.ctypes.data
-
-
 class Mapped:
     """A file in one read-only ``numpy.memmap``: views cost nothing and keep the mapping alive."""
 
     path: str | None
-    stretch = 0
+    chunk_size = 0
 
     def __init__(self, path: Path) -> None:
         name = os.fspath(path)
@@ -153,7 +140,7 @@ class InMemory:
     """A bytes-like object that holds a whole file."""
 
     path: str | None = None
-    stretch = 0
+    chunk_size = 0
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self.map = np.frombuffer(data, np.uint8)

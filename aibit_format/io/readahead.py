@@ -12,9 +12,9 @@ from threading import Event, Thread
 
 from .mapped import Path
 
-PIECE = 4 << 20  # bytes that are waited for at a time
-_AHEAD = 2 * PIECE  # bytes that are asked for before they are waited for
-_ADVICE = 128 << 10  # bytes of one request: of more than its own reading ahead, a system may drop the rest
+PIECE_BYTES = 4 << 20  # bytes that are waited for at a time
+_AHEAD_BYTES = 2 * PIECE_BYTES  # bytes that are asked for before they are waited for
+_ADVICE_BYTES = 128 << 10  # bytes of one request: of more than its own reading ahead, a system may drop the rest
 
 
 def prefetch(*paths: Path, enough: Event | None = None) -> Thread:
@@ -35,21 +35,21 @@ def read_ahead(path: Path, enough: Event | None = None) -> int:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except OSError:
         return 0
-    buffer, asked, total = memoryview(bytearray(PIECE)), 0, 0
+    buffer, asked, total = memoryview(bytearray(PIECE_BYTES)), 0, 0
     absent: set[int] = set()  # where pieces begin that were not in memory when their turn came
     try:
         size = os.fstat(file).st_size
         only_asked_for(file)
-        for start in range(0, size, PIECE):
+        for start in range(0, size, PIECE_BYTES):
             if enough is not None and enough.is_set():
                 break
-            while asked < min(start + _AHEAD, size):
-                length = min(PIECE, size - asked)
+            while asked < min(start + _AHEAD_BYTES, size):
+                length = min(PIECE_BYTES, size - asked)
                 if ask_for(file, asked, length):
                     absent.add(asked)
                 asked += length
             if start in absent:
-                length = min(PIECE, size - start)
+                length = min(PIECE_BYTES, size - start)
                 os.preadv(file, [buffer[:1]], start + length - 1)  # waits for the last of it
                 if not is_resident(file, start, length):  # advice is not taken here
                     os.preadv(file, [buffer], start)
@@ -70,8 +70,8 @@ def ask_for(file: int, start: int, length: int) -> bool:
     """Ask the disk for a piece of an open file, without waiting for it; whether it was not in memory."""
     if is_resident(file, start, length):
         return False
-    for at in range(start, start + length, _ADVICE):
-        _advise(file, at, min(_ADVICE, start + length - at), "WILLNEED")
+    for at in range(start, start + length, _ADVICE_BYTES):
+        _advise(file, at, min(_ADVICE_BYTES, start + length - at), "WILLNEED")
     return True
 
 

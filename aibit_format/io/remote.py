@@ -26,14 +26,14 @@ Fetch = Callable[[int, int], bytes]  # from a start, so many bytes or fewer at t
 class Ranged:
     """The file at a URL. ``reads`` counts the ranges that were asked for.
 
-    Bytes come as copies of their own; a whole file is verified in stretches.
+    Bytes come as copies of their own; a whole file is verified in chunks.
 
     Raises:
         FormatError: AIB-E803: it cannot be read, or not by ranges.
         MissingPackageError: a URL other than http and https, without fsspec.
     """
 
-    stretch = 64 << 20
+    chunk_size = 64 << 20
 
     def __init__(self, url: str) -> None:
         self.path: str | None = url

@@ -1,6 +1,6 @@
-"""Schemes: how a tensor's values become planes of bytes, and back.
+"""Turns the values of tensors into planes of bytes, and back: one scheme a file.
 
-One file holds one scheme; ``BUILTIN`` is where it is registered. Packages outside register theirs under the
+``BUILTIN`` is where a scheme is registered. Packages outside register theirs under the
 entry point group ``aibit_format.schemes``. A scheme needs numpy alone.
 """
 
@@ -40,13 +40,13 @@ def _outside() -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """Every scheme that can be asked for here, in the order of registration."""
+    """Return the names of all schemes, in the order of registration."""
     return [*BUILTIN, *_outside()]
 
 
 @lru_cache(256)  # not all that ever were asked for: parameters come from files
 def make(name: str, version: int = 1, parameters: tuple[int, ...] = ()) -> Scheme:
-    """The scheme with this name, version and parameters.
+    """Return the scheme with this name, version and parameters.
 
     Raises:
         SchemeError: AIB-E406 for an unknown name or version, AIB-E407 for parameters it does not take.
@@ -63,7 +63,7 @@ def make(name: str, version: int = 1, parameters: tuple[int, ...] = ()) -> Schem
 
 
 def parse(text: str) -> Scheme:
-    """The scheme that a user writes: a name, and parameters that are not the default: ``nf4,block_size=128,nested=1``.
+    """Return the scheme that a user writes: a name, and parameters as in ``nf4,block_size=128,nested=1``.
 
     Raises:
         SchemeError: an unknown scheme or parameter, or a value that it does not take.

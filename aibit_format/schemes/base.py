@@ -1,4 +1,4 @@
-"""What a scheme is."""
+"""Defines what a scheme is: how a tensor becomes planes of bytes, and values again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..dtypes import DTYPES
 from ..errors import SchemeError
 
 Planes = Mapping[str, np.ndarray]
-Rows = slice | np.ndarray  # rows of the matrix that ``matrix`` makes of a shape: a stretch, or int64 indices
+Rows = slice | np.ndarray  # of the matrix that ``matrix`` makes of a shape: consecutive rows, or int64 indices
 
 FLOATS = ("f16", "bf16", "f32")  # logical dtypes of weights that can be quantized
 
@@ -35,7 +35,7 @@ class PlaneSpec:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes, exact whatever the shape claims."""
+        """Return the size in bytes, exact whatever the shape claims."""
         return -(-math.prod(self.shape) * DTYPES[self.dtype].bits // 8)
 
 
@@ -51,10 +51,11 @@ class Scheme(ABC):
     version: ClassVar[int] = 1
     lossy: ClassVar[bool] = True
     words: ClassVar[Mapping[str, Mapping[str, int]]] = {}  # parameter -> words users may write for numbers
+    cpu_roles: ClassVar[frozenset[str]] = frozenset()  # planes that repeat others in a layout that only CPUs read
 
     @classmethod
     def build(cls, name: str, parameters: tuple[int, ...]) -> Self:
-        """The instance for stored parameters; missing ones take their defaults."""
+        """Make the instance for stored parameters; missing ones take their defaults."""
         count = len(parameters_of(cls))
         if len(parameters) > count and any(parameters[count:]):
             raise cls.refuse(f"scheme {name!r} takes {count} parameters, found {parameters}")
@@ -64,19 +65,19 @@ class Scheme(ABC):
 
     @staticmethod
     def refuse(message: str) -> SchemeError:
-        """The error for parameters that a scheme does not take: AIB-E407."""
+        """Return the error for parameters that a scheme does not take: AIB-E407."""
         error = SchemeError(message)
         error.code = "AIB-E407"
         return error
 
     @property
     def parameters(self) -> tuple[int, ...]:
-        """The numbers that go into the scheme table."""
+        """Return the numbers that go into the scheme table."""
         return tuple(int(getattr(self, name)) for name in parameters_of(type(self)))
 
     @property
     def text(self) -> str:
-        """The scheme as users write it and ``schemes.parse`` reads it: ``nf4,block_size=128,nested=1``."""
+        """Return the scheme as users write it and ``schemes.parse`` reads it: ``nf4,block_size=128,nested=1``."""
         parts = [self.name]
         for (name, default), value in zip(parameters_of(type(self)).items(), self.parameters, strict=True):
             if value != default:
@@ -86,19 +87,19 @@ class Scheme(ABC):
 
     @abstractmethod
     def planes(self, shape: tuple[int, ...], dtype: str) -> tuple[PlaneSpec, ...]:
-        """The planes of a tensor of this logical shape and dtype: a pure function.
+        """Return the planes of a tensor of this logical shape and dtype: a pure function.
 
         Raises:
             SchemeError: the scheme cannot hold such a tensor.
         """
 
     def fitted(self, array: np.ndarray, dtype: str) -> Scheme:
-        """This scheme with those parameters set that follow from a tensor's values; itself, for nearly all."""
+        """Return this scheme with the parameters set that follow from a tensor's values; most have none."""
         return self
 
     @abstractmethod
     def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-        """Planes of ``array``, whose elements are ``dtype`` in ``DTYPES[dtype].numpy`` storage.
+        """Encode ``array``, whose elements are ``dtype`` in ``DTYPES[dtype].numpy`` storage, to planes.
 
         Raises:
             SchemeError: a value is not finite or does not fit, or this scheme only keeps what others have made.
@@ -106,51 +107,59 @@ class Scheme(ABC):
 
     @abstractmethod
     def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
-        """float32 [rows, columns]: the values of some rows of the tensor seen as a matrix (see ``matrix``).
+        """Decode some rows of the tensor seen as a matrix (see ``matrix``), to float32 [rows, columns].
 
         Only these rows' bytes are touched. ``shape`` and ``dtype`` are the whole tensor's.
         """
 
     def decode(self, planes: Planes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """The float32 values, in ``shape``, that the planes stand for."""
+        """Decode all values, to float32 in ``shape``."""
         return self.decode_rows(planes, shape, dtype, slice(0, matrix(shape)[0])).reshape(shape)
 
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
-        """(role, what is wrong) for planes whose contents no encoder writes, such as a negative scale."""
+        """Yield (role, what is wrong) for planes whose contents no encoder writes, such as a negative scale."""
         return iter(())
 
     def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
-        """(role, what is wrong) for what only a look at every code tells; full verification and the writer look.
+        """Yield (role, what is wrong) for what takes a look at every code; full verification and the writer look.
 
-        Such as spare bits that are not zero, or a plane that is another one's codes again, and differs.
+        Examples are spare bits that are not zero, and a plane that repeats another one's codes and differs.
         """
         return iter(())
 
     def by_rows(self, shape: tuple[int, ...]) -> bool:
-        """Whether rows are encoded each on its own, to whole elements of every plane.
+        """Return whether each row is encoded on its own, to whole elements of every plane.
 
-        Then planes are those of the rows, one after another, and rows can be encoded where and when they are at hand.
+        Planes are then those of the rows, one after another, and rows can be encoded whenever they are at hand.
         """
         return False
 
+    def row_multiple(self, shape: tuple[int, ...]) -> int:
+        """Return the number of rows that slices of a matrix must begin and end at a multiple of."""
+        return 1
+
     @property
     def fallback(self) -> Scheme | None:
-        """What takes a tensor of a shape that this scheme has no form for, unless it was asked for by name."""
+        """Return the scheme for tensors of a shape that this one cannot hold.
+
+        It is used where this scheme is the default of a conversion. A rule that names this scheme for a tensor which
+        it cannot hold is an error instead.
+        """
         return None
 
     def bits_per_weight(self, shape: tuple[int, ...], dtype: str) -> float:
-        """Stored bits per element, scales included."""
+        """Return the stored bits per element, scales included."""
         elements = math.prod(shape)
         return 8 * sum(plane.nbytes for plane in self.planes(shape, dtype)) / elements if elements else 0.0
 
 
 def parameters_of(scheme: type[Scheme]) -> dict[str, int]:
-    """Names of a scheme's parameters, in the order they are stored, and their defaults."""
+    """Return the names of a scheme's parameters, in the order they are stored, and their defaults."""
     return {f.name: f.default for f in fields(scheme) if f.default is not MISSING}
 
 
 def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of a tensor seen as a matrix: rows run along the last dimension; a vector is one row."""
+    """Return rows and columns of a tensor seen as a matrix: rows run along the last dimension; a vector is one row."""
     return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
 
 
@@ -163,7 +172,7 @@ def check_weights(name: str, shape: tuple[int, ...], dtype: str, rank: int = 2) 
 
 
 def bad_scales(planes: Planes, role: str) -> Iterator[tuple[str, str]]:
-    """Problems of a plane of scales: each must be finite and not negative (minus zero is negative)."""
+    """Yield the problems of a plane of scales: each must be finite and not negative (minus zero is negative)."""
     scales = planes[role]
     # Their bits, taken for whole numbers, are below infinity's exactly for what is neither: one look, and no copies.
     if scales.dtype == np.float32 and scales.view(np.uint32).max(initial=0) < _INFINITY:

@@ -263,6 +263,10 @@ class FourBit(Scheme):
         # Nested scales have one offset for all of them.
         return not self.nested and matrix(shape)[1] % self.block_size == 0
 
+    def row_multiple(self, shape: tuple[int, ...]) -> int:
+        columns = matrix(shape)[1]
+        return self.block_size // math.gcd(self.block_size, columns)
+
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
         yield from bad_scales(planes, "nested_absmax" if self.nested else "absmax")
         if self.nested and not np.isfinite(planes["nested_offset"]).all():

@@ -34,6 +34,7 @@ class NF4CPU(Scheme):
     """``nf4`` planes, and the same once more as ``tiles`` and ``tile_absmax``."""
 
     name: ClassVar[str] = "nf4-cpu"
+    cpu_roles: ClassVar[frozenset[str]] = frozenset({"tiles", "tile_absmax"})
     block_size: int = 64
     nested: int = 0
 
@@ -77,6 +78,9 @@ class NF4CPU(Scheme):
         absmax = self.canonical.absmax(planes, slice(None)).reshape(rows, columns // self.block_size)
         transposed = from_float32(np.ascontiguousarray(absmax.T), "bf16")
         return {**planes, "tiles": tiles.reshape(rows, columns // 2), "tile_absmax": transposed}
+
+    def row_multiple(self, shape: tuple[int, ...]) -> int:
+        return self.canonical.row_multiple(shape)
 
     def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
         return self.canonical.decode_rows(planes, shape, dtype, rows)

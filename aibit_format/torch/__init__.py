@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from .. import interop
 from ..errors import MissingPackageError
 from ..file import sharded_reader, writer
 from ..file.sharded_reader import Opened
 from ..io.mapped import Path
-from ..numpy import SafeOpen
+from ..numpy import SafeOpen, TensorSlice, to_metadata
 from ..schemes import make
 
 try:
@@ -35,27 +37,37 @@ class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
         self._device = torch.device(device)
 
     def get_tensor(self, name: str) -> torch.Tensor:
-        """The tensor ``name``, in its logical shape and dtype."""
+        """Return the tensor ``name``, in its logical shape and dtype."""
         return _tensor(self._file, name, self._device)
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """Return what reads parts of a tensor: ``f.get_slice(name)[2:4]`` is ``f.get_tensor(name)[2:4]``."""
+        info = self._file.info(name)
+
+        def finish(array: np.ndarray, dtype: str) -> torch.Tensor:
+            wanted = interop.torch_dtypes()[info.dtype]
+            return interop.to_torch(array, dtype).to(self._device, wanted)
+
+        return TensorSlice(self._file, info, not info.scheme.lossy, finish)
 
 
 def load_file(filename: Path, device: Any = "cpu") -> dict[str, torch.Tensor]:
-    """Every tensor of the file, in logical shape and dtype."""
-    file = sharded_reader.open(filename)
-    return {name: _tensor(file, name, torch.device(device)) for name in file}
+    """Return every tensor of the file, in logical shape and dtype."""
+    with sharded_reader.open(filename) as file:
+        return {name: _tensor(file, name, torch.device(device)) for name in file}
 
 
 def save_file(tensors: Mapping[str, torch.Tensor], filename: Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Write tensors as they are, in the plain scheme of their dtype. An existing file is replaced.
 
     Raises:
-        WriteError, FormatError: see ``aibit_format.file.writer``. Metadata keys are namespaced: ``"author.name"``.
+        WriteError, FormatError: see ``aibit_format.file.writer``; for ``metadata``, ``aibit_format.numpy.save_file``.
     """
     arrays = {}
     for name, tensor in tensors.items():
         array, dtype = interop.to_numpy(tensor.cpu())
         arrays[writer.Tensor(name, array.shape, dtype, make(dtype))] = {"values": array}
-    writer.write(filename, arrays, metadata, overwrite=True)
+    writer.write(filename, arrays, to_metadata(metadata), overwrite=True)
 
 
 def _tensor(file: Opened, name: str, device: torch.device) -> torch.Tensor:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 
+import pytest
+
 import aibit_format as aibit
+from aibit_format.cli.convert import _rule
 from tests.support.command import run
 from tests.support.command_models import model as model
 
@@ -38,3 +41,17 @@ def test_dry_run_writes_nothing_and_its_sizes_are_those_of_the_file(model, tmp_p
     with aibit.open(model / "m.aibit") as file:
         stored = sum(file.info(name).nbytes for name in file if file.info(name).alias_of is None)
     assert json.loads(out)["quantized_bytes"] == stored
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("mlp=bf16", ("mlp", "bf16")),
+        ("mlp=nf4,block_size=128,nested=1", ("mlp", "nf4,block_size=128,nested=1")),
+        ("mlp=nf4,nested", ("mlp", "nf4,nested")),
+        ("(?=a)b=nf4,nested=1", ("(?=a)b", "nf4,nested=1")),
+        (r"x=y\.z=keep", (r"x=y\.z", "keep")),
+    ],
+)
+def test_a_rule_may_have_parameters(text, wanted):
+    assert _rule(text) == wanted

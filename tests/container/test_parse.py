@@ -84,5 +84,5 @@ def test_a_file_by_hand_is_read():
         third = np.float32(1 / 127)
         rows = np.float32([[127, 0, -127], [1, 2, 3]]) * np.float32([[2], [0.25]]) * third
         np.testing.assert_array_equal(file.dequantize("tied"), rows)
-        info = file.info_of_file
+        info = file.tables
         assert info.header(info.front_matter()) + info.front_matter() == data[:1216]

@@ -11,7 +11,7 @@ from tools.fixtures import file_builder
 @given(models())
 def test_header_and_front_matter_come_from_the_tables_alone(model):
     data = write(*model)
-    info = File(data).info_of_file
+    info = File(data).tables
     front = info.front_matter()
     assert info.header(front) + front == data[: file_builder.HEAD + len(front)]
     assert info.front_matter_length == len(front)

@@ -12,7 +12,7 @@ from tools.fixtures.file_builder import put
 
 
 def tables(data):
-    return File(data).info_of_file
+    return File(data).tables
 
 
 @pytest.mark.parametrize("path", sorted((FIXTURES / "container").glob("*.aibit")), ids=lambda path: path.stem)

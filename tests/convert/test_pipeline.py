@@ -2,8 +2,10 @@
 
 import os
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from aibit_format.errors import SchemeError, WriteError
 from aibit_format.file import writer
 from aibit_format.file.reader import File
 from aibit_format.file.writer import Writer
+from aibit_format.formats.sources import open_source
 from aibit_format.interop import to_numpy
 from aibit_format.schemes import parse
 from aibit_format.schemes.base import matrix
@@ -75,21 +78,21 @@ def test_schemes_that_look_at_more_than_a_row_do_not_say_so(text):
 
 
 def written(path, content, order=None, threads=1):
-    """A file of tensors {name: (scheme, array)}, each by rows where it can be, in some order of stretches."""
+    """A file of tensors {name: (scheme, array)}, each by rows where it can be, in some order of chunks."""
     tensors = [Tensor(name, array.shape, "f16", parse(text)) for name, (text, array) in content.items()]
     with Writer(path, plan(tensors, {}, {}), overwrite=True) as out:
         jobs = []
         for tensor in tensors:
             array, scheme = content[tensor.name][1], tensor.scheme
             rows, columns = matrix(array.shape)
-            stretches = out.stretches(tensor.name)
-            if not stretches:
+            chunks = out.chunks(tensor.name)
+            if not chunks:
                 out.write(tensor.name, encoders.encode(scheme, array, "f16"))
-            each = stretches[-1].stop // rows if stretches else 0
-            for stretch in stretches:
-                cut = range(stretch.start // each, -(-stretch.stop // each))
+            each = chunks[-1].stop // rows if chunks else 0
+            for chunk in chunks:
+                cut = range(chunk.start // each, -(-chunk.stop // each))
                 planes = encoders.encode(scheme, array.reshape(rows, columns)[cut.start : cut.stop], "f16")
-                jobs.append((tensor.name, cut, planes, stretch))
+                jobs.append((tensor.name, cut, planes, chunk))
         if order is not None:
             order.shuffle(jobs)
         with ThreadPoolExecutor(threads) as pool:
@@ -121,30 +124,30 @@ def test_a_tensor_written_by_rows_is_the_tensor_written_whole(threads, order, tm
     (folder / "m.aibit").unlink()
 
 
-def test_stretches_end_where_leaves_do(tmp_path):
+def test_chunks_end_where_leaves_do(tmp_path):
     tensors = [Tensor("a", (1500, 1003), "f16", parse("int8")), Tensor("b", (2, LEAF // 4), "f16", parse("int8"))]
     info = plan(tensors, {}, {})
     with Writer(tmp_path / "m.aibit", info) as out:
-        stretches = out.stretches("a")
-        assert [s.start for s in stretches[1:]] == [s.stop for s in stretches[:-1]]
-        assert (stretches[0].start, stretches[-1].stop) == (0, 1500 * 1003)
+        chunks = out.chunks("a")
+        assert [s.start for s in chunks[1:]] == [s.stop for s in chunks[:-1]]
+        assert (chunks[0].start, chunks[-1].stop) == (0, 1500 * 1003)
         data = info.file_size - sum(info.plane_table["length"].tolist())  # an upper bound of where the data begin
         offset = info.tensor("a").planes[0].offset
         regions = out._regions[1]
-        assert all((offset + s.stop - regions.start) % LEAF == 0 for s in stretches[:-1])
-        assert regions.start <= data + LEAF and len(stretches) == 2
-        assert out.stretches("b") == []  # its rows are too long
+        assert all((offset + s.stop - regions.start) % LEAF == 0 for s in chunks[:-1])
+        assert regions.start <= data + LEAF and len(chunks) == 2
+        assert out.chunks("b") == []  # its rows are too long
 
 
 @pytest.mark.parametrize(("page", "leaves"), [(1, 1), (4096, 1), (LEAF, 1), (2 * LEAF, 2), (64 * LEAF, 4)])
-def test_a_stretch_fills_pages_and_never_changes_a_byte(page, leaves, tmp_path, monkeypatch):
+def test_a_chunk_fills_pages_and_never_changes_a_byte(page, leaves, tmp_path, monkeypatch):
     content = {"a": ("int8", values((4000, 3003))), "b": ("nf4", values((2100, 2048), seed=1))}
     usual = written(tmp_path / "usual.aibit", content)[0]
     monkeypatch.setattr(writer, "make_room", paged(page))
     found, count = written(tmp_path / "m.aibit", content)
     assert found.root() == usual.root()
     with Writer(tmp_path / "n.aibit", found) as out:
-        lengths = [len(stretch) for name in content for stretch in out.stretches(name)]
+        lengths = [len(chunk) for name in content for chunk in out.chunks(name)]
     assert len(lengths) == count and max(lengths) == leaves * LEAF
 
 
@@ -153,18 +156,18 @@ def test_rows_that_do_not_fit_are_refused(tmp_path):
     int8 = parse("int8")
     tensor = Tensor("a", array.shape, "f16", int8)
     with Writer(tmp_path / "m.aibit", plan([tensor], {}, {})) as out:
-        first, second = out.stretches("a")
+        first, second = out.chunks("a")
         cut = range(-(-first.stop // 1003))
         planes = encoders.encode(int8, array[: cut.stop], "f16")
 
-        def refused(kind, match, rows=cut, planes=planes, stretch=first):
+        def refused(kind, match, rows=cut, planes=planes, chunk=first):
             with pytest.raises(kind, match=match):
-                out.write_rows("a", rows, planes, stretch)
+                out.write_rows("a", rows, planes, chunk)
 
         refused(WriteError, rf"planned i8\[{cut.stop - 1}, 1003\]", rows=range(cut.stop - 1))
         refused(WriteError, "do not fit int8", planes={"codes": planes["codes"]})
-        refused(WriteError, "no range", stretch=second)
-        refused(WriteError, "no range", stretch=range(first.stop - 1))
+        refused(WriteError, "no range", chunk=second)
+        refused(WriteError, "no range", chunk=range(first.stop - 1))
         refused(
             SchemeError, "a scale is not finite", planes=planes | {"row_absmax": np.full(cut.stop, np.inf, np.float32)}
         )
@@ -173,6 +176,71 @@ def test_rows_that_do_not_fit_are_refused(tmp_path):
         with pytest.raises(WriteError, match="not written: a"):
             out.commit()
     assert not os.listdir(tmp_path)
+
+
+# The source
+
+
+def torch_files(folder, tensors):
+    """The same tensors as torch.save writes them, and such a file inside an archive, stored and packed."""
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text("{}")
+    for name, method in (("stored.zip", zipfile.ZIP_STORED), ("packed.zip", zipfile.ZIP_DEFLATED)):
+        with zipfile.ZipFile(folder / name, "w", method) as file:
+            file.write(folder / "config.json", "config.json")
+            file.write(folder / "pytorch_model.bin", "model.pt")
+    return [open_source(folder), open_source(folder / "stored.zip"), open_source(folder / "packed.zip")]
+
+
+def gguf_file(path, tensors):
+    writer = gguf.GGUFWriter(str(path), "unheard-of")
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.add_tensor("q", np.zeros((2, 34), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+    return open_source(path)
+
+
+def test_a_source_says_where_values_lie_as_they_are(models, tmp_path):
+    base = torch.randn(8, 6)
+    tensors = {"a": base, "rows": base[2:5], "columns": base[:, 1:3], "turned": base.t(), "empty": base[:0],
+               "half": base.half(), "one": base[0, 0]}  # fmt: skip
+    directory, stored, packed = torch_files(tmp_path, tensors)
+    arrays = {"f": np.arange(12, dtype=np.float32).reshape(3, 4), "h": np.ones(5, np.float16)}
+    known = {
+        directory: {"a", "rows", "half", "one"},
+        stored: {"a", "rows", "half", "one"},
+        packed: set(),
+        gguf_file(tmp_path / "m.gguf", arrays): {"f", "h"},
+    }
+    of_safetensors = open_source(models["float16"])
+    known[of_safetensors] = set(of_safetensors.tensors)
+    for source, names in known.items():
+        files = {file.name: np.fromfile(file.path, np.uint8) for file in source.files}
+        assert {name for name, tensor in source.tensors.items() if tensor.offset is not None} == names
+        for name in names:
+            tensor, values = source.tensors[name], source.planes(name)["values"]
+            found = files[tensor.file][tensor.offset :][: values.nbytes]
+            assert found.tobytes() == values.tobytes(), name
+
+
+def test_nothing_is_read_to_learn_where_it_lies(models, tmp_path, monkeypatch):
+    """Reading a tensor of a model in memory copies it."""
+    model = tf.LlamaForCausalLM.from_pretrained(models["float16"], dtype=torch.float16)
+    source, written, most = open_source(model), [], []
+    planes, write = type(source).planes, writer.Writer.write_rows
+    read = []
+    monkeypatch.setattr(type(source), "planes", lambda self, name: read.append(name) or planes(self, name))
+
+    def write_rows(self, name, *args):
+        written.append(name)
+        most.append(len(set(read)) - len(set(written)))
+        write(self, name, *args)
+
+    monkeypatch.setattr(writer.Writer, "write_rows", write_rows)
+    aibit.convert(source, tmp_path / "m.aibit", "int8", jobs=1)
+    assert max(most) <= 1 and len(set(read)) == len(source.tensors) == len(read)
 
 
 # Whole conversions

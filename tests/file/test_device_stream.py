@@ -62,16 +62,16 @@ ROW = st.tuples(st.integers(0, 1 << 16), st.integers(1, 1 << 18))
     st.lists(ROW, max_size=20), st.sampled_from([0, 64, 4096, 5 << 19]), st.integers(1, 3),
     st.sampled_from([LEAF, device_stream.PAGE]), st.integers(0, 1 << 20),
 )  # fmt: skip
-def test_pieces_cover_the_stretches_once_and_are_whole_units(rows, start, leaves, unit, more):
+def test_pieces_cover_the_chunks_once_and_are_whole_units(rows, start, leaves, unit, more):
     planes, at = [], start
     for gap, length in rows:
         at += gap // 64 * 64
         planes.append(Plane("values", "u8", (length,), at, length))
         at += -(-length // 64) * 64
     region = Region(start, max([start, *(plane.offset + plane.length for plane in planes)]) + more, 0)
-    layout, size = device_stream.Layout.of(planes, region), leaves * LEAF
+    layout, size = device_stream.ArenaLayout.of(planes, region), leaves * LEAF
     pieces = list(layout.pieces(region, size, unit))
-    assert sum(piece.count for piece in pieces) == sum(s.end - s.start for s in layout.stretches)
+    assert sum(piece.count for piece in pieces) == sum(s.end - s.start for s in layout.chunks)
     covered = np.zeros(layout.size, np.uint8)
     for piece in pieces:
         assert 0 < piece.length <= size and piece.first + piece.count <= piece.length
@@ -84,7 +84,7 @@ def test_pieces_cover_the_stretches_once_and_are_whole_units(rows, start, leaves
         place = layout.place(plane.offset, plane.length)
         assert place is not None and (place - (plane.offset - start)) % device_stream.PAGE == 0
         assert covered[place : place + plane.length].all()
-    for before, after in zip(layout.stretches, layout.stretches[1:], strict=False):
+    for before, after in zip(layout.chunks, layout.chunks[1:], strict=False):
         assert after.start - before.end >= device_stream._GAP
 
 
@@ -98,7 +98,7 @@ def test_rings_that_cannot_work_are_refused(ring):
 def test_what_is_not_in_memory_is_read_around_the_page_cache(path):
     file = aibit.open(path)
     bulk, expected = file.info("t0").planes[0].offset, path.read_bytes()
-    source = device_stream.Source(file.storage, bulk)
+    source = device_stream.DirectReader(file.storage, bulk)
     memory = np.frombuffer(mmap.mmap(-1, LEAF), np.uint8)
 
     def read(offset: int, length: int) -> bool:
@@ -139,7 +139,7 @@ def test_a_direct_read_that_the_file_system_refuses_goes_the_other_way(path, mon
     preadv = os.preadv
     monkeypatch.setattr(device_stream, "is_resident", lambda *_: False)
     file = aibit.open(path)
-    source = device_stream.Source(file.storage)
+    source = device_stream.DirectReader(file.storage)
 
     def refuse(descriptor, buffers, *rest):
         if descriptor == source._direct:
@@ -185,13 +185,13 @@ def test_a_file_that_is_cut_meanwhile_ends_in_an_error_and_not_in_waiting(path, 
     copy = tmp_path / "m.aibit"
     copy.write_bytes(path.read_bytes())
     file = aibit.open(copy)
-    read = device_stream.Source.read
+    read = device_stream.DirectReader.read
 
     def cut(self, offset, length, memory):
         os.truncate(copy, file.data.start + LEAF)
         return read(self, offset, length, memory)
 
-    monkeypatch.setattr(device_stream.Source, "read", cut)
+    monkeypatch.setattr(device_stream.DirectReader, "read", cut)
     with pytest.raises(FormatError, match="ends earlier") as found:
         Arena(file, every(file), CPU, SMALL)
     assert found.value.code == "AIB-E802" and not threads_left()
@@ -201,13 +201,13 @@ def test_a_file_that_is_changed_meanwhile_is_refused(path, tmp_path, monkeypatch
     copy = tmp_path / "m.aibit"
     copy.write_bytes(path.read_bytes())
     file = aibit.open(copy)
-    read = device_stream.Source.read
+    read = device_stream.DirectReader.read
 
     def change(self, offset, length, memory):
         os.utime(copy, ns=(1, 1))
         return read(self, offset, length, memory)
 
-    monkeypatch.setattr(device_stream.Source, "read", change)
+    monkeypatch.setattr(device_stream.DirectReader, "read", change)
     with pytest.raises(FormatError) as found:
         Arena(file, every(file), CPU, SMALL)
     assert found.value.code == "AIB-E802"
@@ -245,7 +245,7 @@ def test_what_is_under_way_arrives_before_an_error_comes_out(path, monkeypatch):
     """The device may still be reading a slot: it must not be let go before that."""
     finished = []
     monkeypatch.setattr(Late, "finish", lambda self: finished.append(True))
-    monkeypatch.setattr(device_stream.Source, "read", lambda *_: 1 / 0)
+    monkeypatch.setattr(device_stream.DirectReader, "read", lambda *_: 1 / 0)
     file = aibit.open(path)
     with pytest.raises(ZeroDivisionError):
         Arena(file, every(file), CPU, SMALL)

@@ -57,12 +57,12 @@ def run_rank(folder):
     """One process of COUNT: the model whole, and what happens when one of them fails."""
     import torch.distributed as dist
 
-    from aibit_format.io.hashed_reader import Tape
+    from aibit_format.io.hashed_reader import HashedReader
 
     dist.init_process_group("gloo")
     rank, digested = dist.get_rank(), []
-    take = Tape.digest
-    Tape.digest = lambda tape: digested.append(os.path.basename(tape.path)) or take(tape)
+    take = HashedReader.digest
+    HashedReader.digest = lambda reader: digested.append(os.path.basename(reader.path)) or take(reader)
     source = Watched()
 
     def convert(name, source=MODEL, **options):
@@ -157,7 +157,7 @@ def test_each_reads_what_belongs_in_its_shards(processes):
 
 def test_one_that_fails_stops_all_and_nothing_stays(processes):
     folder, found = processes
-    assert "SourceError" in found[1]["lacking"] and "PeerError: rank 1 of 2 has failed" in found[0]["lacking"]
+    assert "SourceError" in found[1]["lacking"] and "RankError: rank 1 of 2 has failed" in found[0]["lacking"]
     assert "the disk is gone" in found[0]["publishing"] and "rank 0 of 2 has failed" in found[1]["publishing"]
     for said in found:
         assert "say max_shard_size" in said["one file"] and "exists" in said["exists"]
@@ -174,6 +174,18 @@ def test_the_command_under_torchrun(processes, tmp_path):
         assert path.read_bytes() == (processes[0] / path.name.replace("m-", "ranks-")).read_bytes()
     said, statuses = start(command, tmp_path)
     assert statuses == [2, 2] and all("2 ranks write shards" in err for _, err in said)
+
+
+def test_a_plan_that_fails_in_one_process_stops_the_command_in_all(tmp_path):
+    code = (
+        "import os, sys; from aibit_format.cli import main; "
+        f"source = [{str(MODEL)!r}, 'nowhere'][int(os.environ['RANK'])]; "
+        f"sys.exit(main(['convert', source, '-o', 'm.aibit', '--max-shard-size', '{SIZE}B']))"
+    )
+    said, statuses = start(["-c", code], tmp_path)
+    assert statuses == [1, 1], said
+    assert "rank 1 of 2 has failed" in said[0][1] and "nowhere: no such file" in said[1][1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_alone(tmp_path):

@@ -331,6 +331,18 @@ def test_opening_thousands_of_tensors_makes_nothing_for_each(monkeypatch):
     assert file.info("layer.4999.weight").shape == (3,)
 
 
+def test_a_tensor_is_described_once(monkeypatch):
+    file = File(file_builder.good([(f"{i}", "f32", "f32", (3,), None) for i in range(5)], {}, {}))
+    first = file.info("0")
+    assert file.info("0") is first
+    monkeypatch.setattr("aibit_format.container.tables._MOST_KEPT", 3)
+    for name in file:
+        assert file.info(name).name == name and len(file.tables._made) <= 3
+    assert file.info("0") == first
+    with pytest.raises(KeyError):
+        file.info("none")
+
+
 def test_a_file_says_what_it_is(path):
     assert repr(File(path)) == f"<aibit file {path}: 10 tensors, {len(GOOD)} bytes>"
     assert repr(File(GOOD)).startswith("<aibit file in memory:")

@@ -11,7 +11,7 @@ import aibit_format as aibit
 from aibit_format.container.tables import ExtraSection
 from aibit_format.errors import FormatError, WriteError
 from aibit_format.file import rewrite, sharded_reader
-from aibit_format.file.diff import Difference, differences
+from aibit_format.file.diff import Difference, diff
 from tests.support.edited_models import compared
 from tests.support.edited_models import model as model
 
@@ -49,7 +49,7 @@ def test_shards_stay_shards(model, tmp_path):
     found = rewrite.edit(first, tmp_path / "t.aibit", metadata={"author.name": "we"})
     old, new = sharded_reader.open(first), sharded_reader.open(found[0], "full")
     assert len(found) == len(old.parts) > 1 and [p.keys() for p in new.parts] == [p.keys() for p in old.parts]
-    assert [d.name for d in differences(old, new)] == ["author.name"]
+    assert [d.name for d in diff(old, new)] == ["author.name"]
     for path, before in zip(found[1:], old.parts[1:], strict=True):  # nothing in these has changed
         assert pathlib.Path(path).read_bytes() == pathlib.Path(before.path).read_bytes()
 
@@ -94,6 +94,6 @@ def test_damage_is_not_copied(model, tmp_path):
 
 def test_sections_that_are_not_known_stay_behind(fixtures, tmp_path):
     path = fixtures / "container" / "extra-section.aibit"
-    assert isinstance(aibit.open(path).info_of_file.extra[0], ExtraSection)
+    assert isinstance(aibit.open(path).tables.extra[0], ExtraSection)
     rewrite.edit(path, tmp_path / "out.aibit", metadata={"author.name": "we"})
-    assert aibit.open(tmp_path / "out.aibit", "full").info_of_file.extra == ()
+    assert aibit.open(tmp_path / "out.aibit", "full").tables.extra == ()

@@ -90,11 +90,11 @@ def test_a_signed_copy_has_the_same_content_and_verifies_in_full(signed, keys):
     with File(signed, "full", keys / "a.pub") as file, File(GOOD) as plain:
         assert file.verified().signed_by == file.signed_by == file.signatures[0].key_id
         assert file.keys() == plain.keys() and list(file.metadata) == list(plain.metadata)
-        assert np.array_equal(file.info_of_file.leaves, plain.info_of_file.leaves)
+        assert np.array_equal(file.tables.leaves, plain.tables.leaves)
         for name in plain:
             assert all(np.array_equal(p, file.planes(name)[role]) for role, p in plain.planes(name).items())
-        front = file.info_of_file.front_matter()
-        assert file.info_of_file.header(front) + front == signed[: file_builder.front_end(signed)]
+        front = file.tables.front_matter()
+        assert file.tables.header(front) + front == signed[: file_builder.front_end(signed)]
 
 
 def test_signing_gives_the_same_bytes_each_time(path, keys, signed, tmp_path):
@@ -140,7 +140,7 @@ def test_other_ancillary_sections_stay_and_are_signed(keys, tmp_path):
     (tmp_path / "m.aibit").write_bytes(extra)
     signing.sign(tmp_path / "m.aibit", keys / "a.pem", tmp_path / "s.aibit")
     data = (tmp_path / "s.aibit").read_bytes()
-    assert [e.kind for e in File(data, signed_by=keys / "a.pub").info_of_file.extra] == [8, 0x8001]
+    assert [e.kind for e in File(data, signed_by=keys / "a.pub").tables.extra] == [8, 0x8001]
     assert code_of(file_builder.reseal(data.replace(b"private", b"Private")), keys / "a.pub") == "AIB-E605"
 
 

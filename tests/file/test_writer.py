@@ -126,7 +126,7 @@ def test_metadata_may_change_at_commit_if_its_size_does_not(target):
         info = writer.commit({"a.b": np.array([1.0, 2.0, 3.0])})
     with File(target, "full") as file:
         assert file.metadata["a.b"].tolist() == [1, 2, 3]
-        assert file.info_of_file.front_matter() == info.front_matter()
+        assert file.tables.front_matter() == info.front_matter()
 
 
 @pytest.mark.parametrize("kind", [list, np.array])

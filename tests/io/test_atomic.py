@@ -32,7 +32,7 @@ def test_what_a_killed_writer_left_is_swept_up_and_what_a_live_one_writes_is_not
     left.write_bytes(b"half")
     (folder / "inside").mkdir(parents=True)
     other.write_bytes(b"not ours")
-    with atomic.PartialFile(str(tmp_path / "one")) as one, atomic.PartialFolder(str(tmp_path / "two")) as two:
+    with atomic.AtomicFile(str(tmp_path / "one")) as one, atomic.AtomicFolder(str(tmp_path / "two")) as two:
         assert not left.exists() and not folder.exists()
         write(tmp_path / "m.aibit", content)
         assert os.path.exists(one.name) and os.path.isdir(two.name)
@@ -46,7 +46,7 @@ def test_a_file_without_a_name_is_in_no_folder(tmp_path):
     if atomic._nameless(folder := os.open(tmp_path, os.O_RDONLY)) is None:
         pytest.skip("files here have names")
     os.close(folder)
-    with atomic.PartialFile(str(tmp_path / "m")) as file:
+    with atomic.AtomicFile(str(tmp_path / "m")) as file:
         os.write(file.file, b"half")
         assert os.listdir(tmp_path) == []
         file.publish()

@@ -110,7 +110,7 @@ def test_the_root_is_read_once_and_takes_no_lease_after_that(large, tmp_path, mo
     shutil.copy(large, path)
     with File(path) as file:
         monkeypatch.setattr(lease, "_take_lease", None)
-        assert file.root == file.verified().root == file.info_of_file.root().hex()
+        assert file.root == file.verified().root == file.tables.root().hex()
         os.truncate(path, layout.LEAF)
         with pytest.raises(FormatError, match="changed") as caught:
             file.root  # noqa: B018

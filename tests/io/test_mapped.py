@@ -1,28 +1,13 @@
-"""Mapped files, and where views of them lie."""
+"""Mapped files."""
 
 import os
 
-import numpy as np
 import pytest
 
 from aibit_format.container import layout
-from aibit_format.io import mapped
 from tests.support.faults import python
 from tests.support.rows import small_pages as small_pages
 from tools.fixtures import file_builder
-
-
-def test_where_a_view_lies(tmp_path):
-    path = tmp_path / "f"
-    path.write_bytes(np.arange(1000, dtype=np.uint8).tobytes())
-    pages = mapped.pages(path)
-    assert mapped.place(pages) == (str(path), 0)
-    assert mapped.place(pages[10:42].view("<f2").reshape(4, 4)) == (str(path), 10)
-    assert mapped.place(pages[10:42].view("<f2").reshape(4, 4)[2:]) == (str(path), 26)
-    assert mapped.place(pages[10:42].view("<f2").reshape(4, 4).T) is None
-    assert mapped.place(pages[:50].copy()) is None
-    assert mapped.place(np.zeros(4)) is None
-
 
 SPARSE = 64 << 30  # bytes: more than this machine's memory, or most
 

@@ -88,8 +88,8 @@ def test_a_long_front_matter_takes_two_reads(url, monkeypatch):
         assert len(Handler.asked) == 2 and len(file) == 8 and file.storage.reads == 2
 
 
-def test_verification_goes_in_stretches(url, content, monkeypatch):
-    monkeypatch.setattr(remote.Ranged, "stretch", 1 << 20)
+def test_verification_goes_in_chunks(url, content, monkeypatch):
+    monkeypatch.setattr(remote.Ranged, "chunk_size", 1 << 20)
     with aibit.open(url, verify="full") as file:
         assert max(end - start for start, end in Handler.asked) <= 1 << 20
         assert file.verified("full").bytes == len(content)

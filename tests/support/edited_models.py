@@ -7,7 +7,7 @@ import torch
 
 import aibit_format as aibit
 from aibit_format.file import rewrite, sharded_reader
-from aibit_format.file.diff import differences
+from aibit_format.file.diff import diff
 from tests.support import architectures
 
 
@@ -24,4 +24,4 @@ def model(tmp_path_factory):
 
 def compared(a, b):
     with sharded_reader.open(a, "touched") as x, sharded_reader.open(b, "touched") as y:
-        return list(differences(x, y))
+        return list(diff(x, y))

@@ -13,6 +13,7 @@ import numpy as np
 
 from aibit_format.convert.convert import prepare as planned
 from aibit_format.convert.convert import run
+from aibit_format.convert.recipe import Recipe
 from aibit_format.errors import WriteError  # noqa: F401 - for those who run these jobs
 from aibit_format.file import rewrite, sharded_reader
 from aibit_format.file.reader import File
@@ -42,7 +43,7 @@ def apart(job):
 
 def new(folder, source):
     """A conversion to a new file."""
-    target, plan = os.path.join(folder, "m.aibit"), planned(source, "int8")
+    target, plan = os.path.join(folder, "m.aibit"), planned(source, Recipe.of("int8"))
 
     def look():
         left = hidden(folder)
@@ -59,8 +60,8 @@ def new(folder, source):
 
 def overwrite(folder, source):
     """A conversion over an older file, by which another process has it mapped."""
-    target, plan = os.path.join(folder, "m.aibit"), planned(source, "int8")
-    older, older_plan = os.path.join(folder, "older.aibit"), planned(source, "bf16")
+    target, plan = os.path.join(folder, "m.aibit"), planned(source, Recipe.of("int8"))
+    older, older_plan = os.path.join(folder, "older.aibit"), planned(source, Recipe.of("bf16"))
     apart(lambda: run(older_plan, older))
     os.link(older, target)
     root = File(older).root
@@ -85,7 +86,7 @@ def named(folder, source):
 def directory(folder, source):
     """An export to a directory."""
     file, target = os.path.join(folder, "m.aibit"), os.path.join(folder, "out")
-    plan, expected = planned(source, "int8"), []
+    plan, expected = planned(source, Recipe.of("int8")), []
     apart(lambda: run(plan, file))
 
     def job():
@@ -124,7 +125,7 @@ def splitting(folder, source):
 
 def converting(folder, source):
     """What converts to such shards, in one of two ways."""
-    plans = [planned(source, scheme) for scheme in ("int8-absmax", "int8")]
+    plans = [planned(source, Recipe.of(scheme)) for scheme in ("int8-absmax", "int8")]
     target = os.path.join(folder, "m.aibit")
     return lambda which, overwrite: run(plans[which], target, overwrite, max_shard_size=1 << 18)
 

@@ -18,7 +18,7 @@ from aibit_format.container import layout, signatures
 from tests.support.paths import ROOT
 
 PAGES = [
-    "README.md", "USING.md", "SECURITY.md", "spec/README.md", "spec/schemes/README.md", "spec/COMPATIBILITY.md",
+    "README.md", "docs/using.md", "SECURITY.md", "spec/README.md", "spec/schemes/README.md", "spec/COMPATIBILITY.md",
     "spec/ERRATA.md", "spec/PERMISSIVE.md", "spec/media-type.md",
 ]  # fmt: skip
 MAGIC = ROOT / "spec" / "aibit.magic"

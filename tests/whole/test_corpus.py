@@ -109,7 +109,7 @@ def problems_of(source):
             found.add("AIB-E502")
         elif list(info.scheme.bad_codes(planes, info.shape)):
             found.add("AIB-E503")
-    for place in file.info_of_file.documents.values():
+    for place in file.tables.documents.values():
         try:
             documents.check(place.name, data[place.offset : place.offset + place.length])
         except FormatError as error:
@@ -279,10 +279,10 @@ def test_the_writer_refuses_what_the_reader_refuses(entry, tmp_path):
 def test_converting_a_file_leaves_out_sections_that_nobody_knows(tmp_path):
     source = ROOT / "fixtures" / "container" / "extra-section.aibit"
     with File(str(source)) as file:
-        assert len(file.info_of_file.extra) == 1
+        assert len(file.tables.extra) == 1
     aibit.convert(source, tmp_path / "out.aibit")
     with File(str(tmp_path / "out.aibit"), "full") as file:
-        assert file.info_of_file.extra == ()
+        assert file.tables.extra == ()
 
 
 # Limits

@@ -234,7 +234,8 @@ def test_two_converters_of_one_target(model, tmp_path):
         import os, sys
         from tests.support import jobs_to_kill
         from aibit_format.convert.convert import prepare, run
-        plans = [prepare(sys.argv[1], scheme) for scheme in ("int8", "bf16")]
+        from aibit_format.convert.recipe import Recipe
+        plans = [prepare(sys.argv[1], Recipe.of(scheme)) for scheme in ("int8", "bf16")]
         children = []
         for plan in plans:
             children.append(os.fork())

@@ -471,7 +471,7 @@ def outcome(data):
 
 def check_accepted(data, file):
     """What must hold for every file that opens: one encoding, and no tensor that cannot be read."""
-    info = file.info_of_file
+    info = file.tables
     front = info.front_matter()
     assert info.header(front) + front == data[: file_builder.HEAD + len(front)], "accepted, and comes out otherwise"
     for name in file:

@@ -46,6 +46,26 @@ def test_public_names_resolve():
         aibit.no_such_name  # noqa: B018
 
 
+def test_names_whose_package_is_missing_say_so_when_they_are_called():
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None
+import aibit_format
+assert all(hasattr(aibit_format, name) for name in aibit_format.__all__)
+from aibit_format import *
+for function in (load, load_model, load_tokenizer):
+    try:
+        function("m.aibit")
+    except aibit_format.AibitError as error:
+        assert error.code == "AIB-E905", error
+        print(function.__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["load", "load_model", "load_tokenizer"]
+    assert all(line.endswith("needs torch: pip install 'aibit-format[hf]'") for line in lines)
+
+
 def test_convert_stays_a_function_after_the_folder_of_its_name_was_imported():
     code = (
         "import aibit_format.convert.recipe, aibit_format as aibit; from aibit_format.convert.convert import convert; "

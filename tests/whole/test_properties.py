@@ -37,7 +37,7 @@ def test_a_model_is_read_as_it_was_written_and_written_again_it_is_the_same_file
         assert file.dequantize(tensor.name).shape == tensor.shape
         again[tensor] = found if planes else {}
     held = {name: bytes(view) for name, view in file.documents.items()}
-    assert write(again, file.metadata, held, file.info_of_file.alignment) == data
+    assert write(again, file.metadata, held, file.tables.alignment) == data
 
 
 @settings(calm, max_examples=25)

@@ -1,1 +1,1 @@
-"""Benchmarks: how they are run, and what was found, is in NOTES.md."""
+"""Benchmarks: how they are run, and what was found, is in docs/benchmarks.md."""

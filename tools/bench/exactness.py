@@ -1,4 +1,4 @@
-"""How far products of int8 layers are from the true ones: ``python -m tools.bench.exactness``. See NOTES.md.
+"""How far products of int8 layers are from the true ones: ``python -m tools.bench.exactness``. See docs/benchmarks.md.
 
 The true product is that of the same inputs and the same dequantized weight, in float64. Errors are relative: the RMS
 of the difference over the RMS of the true product. Nothing here is timed, and nothing depends on the processor but
@@ -16,7 +16,7 @@ import torch
 
 from aibit_format import schemes
 from aibit_format.interop import to_numpy
-from aibit_format.torch.kernels import matmul
+from aibit_format.torch.kernels import functional, matmul
 from aibit_format.torch.layers.dequantized import QuantizedLinear
 
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -48,12 +48,15 @@ def ways(planes: dict[str, torch.Tensor], shape: tuple[int, int]) -> dict[str, t
 
         return product
 
+    def decoded(x: torch.Tensor) -> torch.Tensor:
+        return functional.by_pieces(x, layer.shape, layer.rows)
+
     return {
         "LLM.int8, bitsandbytes' and ours": (64, theirs),
         "weight only, up to 16 rows": (16, weight_only(False)),
         "weight only, more rows, processor with bf16": (64, weight_only(True)),
         "weight only, more rows, processor without": (64, weight_only(False)),
-        "dequantized to the inputs' dtype, then multiplied": (64, layer._by_pieces),
+        "dequantized to the inputs' dtype, then multiplied": (64, decoded),
     }
 
 

@@ -2,7 +2,7 @@
 
 What is measured is compared with what the same run measures of the link and of the disk. Correctness comes first. The
 JSON is written after every section, so that what was found stays if the run is ended; the table is printed last.
-``--device cpu`` goes the same way with small files and no link, to see that the script works. See NOTES.md.
+``--device cpu`` goes the same way with small files and no link, to see that the script works. See docs/benchmarks.md.
 """
 
 

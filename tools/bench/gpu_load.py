@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aibit_format.file.device_stream import Layout, Ring, Source, stream
+from aibit_format.file.device_stream import ArenaLayout, DirectReader, Ring, stream
 from aibit_format.file.reader import File
 from aibit_format.torch.load import arena
 from aibit_format.torch.load.model import load_model
@@ -102,8 +102,8 @@ class Nowhere:
         self._link.finish()
 
 
-def everything(file: File) -> Layout:
-    return Layout.of([plane for name in file for plane in file.info(name).planes], file.data)
+def everything(file: File) -> ArenaLayout:
+    return ArenaLayout.of([plane for name in file for plane in file.info(name).planes], file.data)
 
 
 def warm(run: Run) -> None:
@@ -185,7 +185,8 @@ def disk(run: Run) -> None:
 def direct(path: Path) -> None:
     """The file, front to back, around the page cache."""
     with File(path) as file:
-        source, memory = Source(file.storage), np.frombuffer(torch.empty(5 << 20, dtype=torch.uint8).numpy(), np.uint8)
+        source = DirectReader(file.storage)
+        memory = np.frombuffer(torch.empty(5 << 20, dtype=torch.uint8).numpy(), np.uint8)
         memory = memory[-memory.ctypes.data % 4096 :][: 4 << 20]
         for offset in range(0, file.storage.size, 4 << 20):
             source.read(offset, min(4 << 20, file.storage.size - offset), memory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -120,9 +119,10 @@ def verify(path: str, rounds: int) -> Result:
     import xxhash
 
     from aibit_format.file import reader
+    from aibit_format.native.cores import usable_cores
 
     file = reader.File(path)
-    data = file.storage.read_at(0, file.info_of_file.file_size).data
+    data = file.storage.read_at(0, file.tables.file_size).data
 
     def hash_stretch(begin: int) -> None:
         for start in range(begin, min(begin + _STRETCH, len(data)), _CUT):
@@ -133,7 +133,7 @@ def verify(path: str, rounds: int) -> Result:
             hash_stretch(begin)
 
     def hash_with_every_core() -> None:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             list(pool.map(hash_stretch, range(0, len(data), _STRETCH)))
 
     ways = {

@@ -1,7 +1,7 @@
 """Measure what the README claims: ``python -m tools.bench.run [ROW ...] [--model 1.1b] [--runs 3]``.
 
 A row pairs measurements in fresh processes, A B A B. What is printed is the median, the least and the most of the
-samples, and the median of the ratios taken round by round; every sample goes into the JSON. See NOTES.md.
+samples, and the median of the ratios taken round by round; every sample goes into the JSON. See docs/benchmarks.md.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ class Mutator:
 
         file = File(data)
         name = rng.choice(file.keys())
-        info, table = file.info(name), file.info_of_file.tensor_table.copy()
-        planes, at = file.info_of_file.plane_table.copy(), file.info_of_file.index[name]
+        info, table = file.info(name), file.tables.tensor_table.copy()
+        planes, at = file.tables.plane_table.copy(), file.tables.index[name]
         shape = [rng.choice((n, n, n + 1, n * 2, n // 2, 1, 0, rng.randrange(70))) for n in info.shape]
         dtype = rng.choice((info.dtype, info.dtype, *DTYPES))
         table["shape"][at, : len(shape)], table["dtype"][at] = shape, DTYPES[dtype].code

@@ -1,4 +1,4 @@
-"""Fuzz what a converter reads: files that others made, in formats of others."""
+"""What a converter reads: files that others made, in formats of others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Source(bundle.Written):
             make(name)
         for target in sources.BUILTIN.values():
             sources._family(target)
-        self._convert, self._conversion, self._recipe = convert, conversion, recipe
+        self._run, self._assign, self._keep = convert.run, conversion.assign_alone, recipe.Recipe.of("keep")
         self._open, self._file = sources.open_source, File
         self._output = os.path.join(self._folder.name, "m.aibit")
 
@@ -47,8 +47,8 @@ class _Source(bundle.Written):
         try:
             source = self._read(os.path.join(self._inside, self.opened) if self.opened else self._inside)
             source.no_model = _WHY
-            plan = self._conversion.assign_alone(source, self._recipe.Recipe.of("keep"))
-            self._convert.run(plan, self._output, overwrite=True, jobs=1)
+            plan = self._assign(source, self._keep)
+            self._run(plan, self._output, overwrite=True, jobs=1)
         except AibitError as error:
             return self._verdicts.coded(error)
         with self._file(self._output, "full") as file:

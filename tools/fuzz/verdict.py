@@ -35,7 +35,7 @@ def coded(error):
 
 def inside(file):
     """Verdict on a file, or a set of shards, that opened."""
-    content, codes = xxhash.xxh3_128(b"".join(part.info_of_file.metadata_bytes for part in file.parts)), []
+    content, codes = xxhash.xxh3_128(b"".join(part.tables.metadata_bytes for part in file.parts)), []
     with np.errstate(all="ignore"):
         for name in file:
             info = file.info(name)
@@ -70,7 +70,7 @@ def check_comes_out_the_same(data):
         return False
     if serialised(file) != bytes(data):
         raise ValueError("accepted, and its tables and bodies are other bytes")
-    info = file.info_of_file
+    info = file.tables
     # A writer makes files of its own version, without the sections of a later one.
     if not (info.minor or info.compatible or info.extra) and rewritten(file) != bytes(data):
         raise ValueError("accepted, and the writer makes another file of its content")
@@ -79,7 +79,7 @@ def check_comes_out_the_same(data):
 
 def serialised(file):
     """The bytes of a file from its tables and bodies: everything else is zero."""
-    info = file.info_of_file
+    info = file.tables
     out = bytearray(info.file_size)
     front = info.front_matter()
     head = info.header(front) + front
@@ -101,7 +101,7 @@ def rewritten(file):
     documents = {name: bytes(data) for name, data in file.documents.items()}
     with tempfile.TemporaryDirectory(dir=memory()) as folder:
         path = os.path.join(folder, "m.aibit")
-        write(path, tensors, file.metadata, documents, alignment=file.info_of_file.alignment)
+        write(path, tensors, file.metadata, documents, alignment=file.tables.alignment)
         with open(path, "rb") as out:
             return out.read()
 

@@ -399,7 +399,7 @@ class Piece:
 def pieces(data: bytes) -> Iterator[Piece]:
     """A valid file as a sequence of pieces that together are all of it, in order."""
     header = parse.read_header(data[: layout.HEADER.sizeof()], len(data))
-    info = reader.open(data).info_of_file
+    info = reader.open(data).tables
     size = layout.SECTION.sizeof()
     yield Piece(b"", "Header")
     yield from _record(layout.HEADER, data, 0)
@@ -474,7 +474,7 @@ def _strings(data: bytes, start: int, end: int, count: int, info: Any) -> Iterat
 
 
 def _leaves(data: bytes, start: int, end: int, count: int, info: Any) -> Iterator[Piece]:
-    for name, region in zip(("documents", "data"), validate.locate(info).regions, strict=True):
+    for name, region in zip(("documents", "data"), info.placement.regions, strict=True):
         for i in range(region.leaves):
             at = start + 8 * (region.first + i)
             yield Piece(data[at : at + 8], f"leaf {i} of {name}")

@@ -17,13 +17,13 @@ import numpy as np
 from ...container.tables import TensorInfo
 from ...dtypes import DTYPES, from_float32
 from ...errors import MissingPackageError, SchemeError, SourceError, WriteError
+from ...file.progress import Progress
 from ...file.sharded_reader import Opened
-from ...io.atomic import PartialFile
+from ...io.atomic import AtomicFile
 from ...schemes import Scheme, make
 from ...schemes.ggml import GGML
 from ...schemes.plain import Plain
 from ..export_tensors import config_of, stored
-from ..safetensors.writer import Progress
 from .architectures import BY_MODEL_TYPE, ROPE_FACTORS, Family, gguf_rows, head_dim_of, keys_of
 from .rope import frequency_factors, parameters_of
 from .source import DOCUMENT
@@ -99,7 +99,7 @@ def export(
         raise WriteError(f"{file.path}: {error}") from error
     text = _modelfile(os.path.basename(path), values).encode()
     try:
-        with PartialFile(path, overwrite) as model, PartialFile(modelfile, overwrite) as side:
+        with AtomicFile(path, overwrite) as model, AtomicFile(modelfile, overwrite) as side:
             _write(library, model.name, family.gguf, values, items, on_progress)
             with open(side.name, "wb") as out:
                 out.write(text)

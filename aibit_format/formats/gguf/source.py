@@ -30,7 +30,7 @@ __all__ = ["GGUF", "GGUFFile"]
 
 DOCUMENT = "gguf.json"  # the metadata, but for what other documents say
 _IN_TOKENIZER = frozenset(f"tokenizer.ggml.{key}" for key in ("tokens", "scores", "merges", "token_type"))
-_PIECE = 1 << 20  # elements looked at at a time
+_PIECE_ELEMENTS = 1 << 20  # elements looked at at a time
 
 
 class GGUF:
@@ -133,7 +133,9 @@ class GGUF:
         dtype = self._dtype if known else place.type
         transposed = self._family is not None and self._family.is_conv1d(place.name)
         file = os.path.basename(self.path)
-        return SourceTensor(name, place.shape, dtype, file, make(scheme) if known else None, transposed)
+        as_it_is = not known and not self._heads[place.name]
+        offset = self._file.data_start + place.offset if as_it_is else None
+        return SourceTensor(name, place.shape, dtype, file, make(scheme) if known else None, transposed, offset=offset)
 
     @cached_property
     def _dtype(self) -> str:
@@ -169,10 +171,10 @@ def _holding(dtypes: Iterable[str], data: np.ndarray, dtype: str) -> list[str]:
     """Those of ``dtypes`` that hold every value of ``data``, u8 [bytes] that are values of ``dtype``."""
     left = list(dtypes)
     values = data.view(DTYPES[dtype].numpy)
-    for start in range(0, len(values), _PIECE):
+    for start in range(0, len(values), _PIECE_ELEMENTS):
         if all(wanted == dtype for wanted in left):
             return left
-        exact = values[start : start + _PIECE]
+        exact = values[start : start + _PIECE_ELEMENTS]
         floats = to_float32(exact, dtype)
         if dtype == "f64" and not np.array_equal(floats.astype(np.float64), exact):
             return []

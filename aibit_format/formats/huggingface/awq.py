@@ -16,7 +16,7 @@ from .packed_int4 import BITS, CODES, PackedInt4, Parts, method, unpack
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _EVEN = np.uint32(0x0F0F0F0F)  # nibbles 0, 2, 4 and 6 of a word, one in each byte
-_PIECE = 64  # words of a row that are taken apart at a time: a cache line or more of each row
+_PIECE_WORDS = 64  # words of a row that are taken apart at a time: a cache line or more of each row
 
 
 class AWQ(PackedInt4):
@@ -43,15 +43,15 @@ class AWQ(PackedInt4):
     def _codes(self, words: np.ndarray) -> np.ndarray:
         columns, count = words.shape
         codes = np.empty((count, CODES, columns // 2), np.uint8)
-        for start in range(0, count, _PIECE):
-            piece = words[:, start : start + _PIECE].astype("<u4")
+        for start in range(0, count, _PIECE_WORDS):
+            piece = words[:, start : start + _PIECE_WORDS].astype("<u4")
             first, second = piece[::2], piece[1::2]  # the two columns of a byte, of which the first is the high nibble
             even = ((first & _EVEN) << BITS) | (second & _EVEN)
             odd = (first & ~_EVEN) | ((second >> BITS) & _EVEN)
             for rows, pairs in ((_ORDER[::2], even), (_ORDER[1::2], odd)):
                 places = pairs.view(np.uint8).reshape(*pairs.shape, 4)
                 for place, row in enumerate(rows):
-                    codes[start : start + _PIECE, row] = places[:, :, place].T
+                    codes[start : start + _PIECE_WORDS, row] = places[:, :, place].T
         return codes.reshape(-1, columns // 2)
 
     def _zeros(self, words: np.ndarray) -> np.ndarray:

@@ -85,7 +85,7 @@ class _Weight:
     offset: float | None = None
 
 
-class Joined:
+class QuantizedStateDict:
     """The tensors of a state dict, those that belong to one weight joined.
 
     Args:
@@ -266,14 +266,14 @@ class BitsAndBytes(HuggingFace):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         stored = self.tensors
-        self._joined = Joined(
+        self._state_dict = QuantizedStateDict(
             path,
             stored,
             lambda name: self._shards[stored[name].file].read(name),
             weight_dtype(self.config, path),
             conv1d_rule(self.config),
         )
-        self.tensors = self._joined.tensors
+        self.tensors = self._state_dict.tensors
         self._check_bits()
         self.metadata = computed_with(self.config.get("quantization_config") or {})
 
@@ -283,18 +283,18 @@ class BitsAndBytes(HuggingFace):
         return HuggingFace.matches(path) and quantization_method(read_config(path)) == "bitsandbytes"
 
     def planes(self, name: str) -> dict[str, np.ndarray]:
-        return self._joined.planes(name)
+        return self._state_dict.planes(name)
 
     def _check_bits(self) -> None:
         """The config's word on 8 or 4 bits must be the planes'."""
         said = self.config.get("quantization_config") or {}
         flags = {"load_in_8bit": ("int8",), "load_in_4bit": tuple(CODEBOOKS)}
         allowed = [name for flag, names in flags.items() if said.get(flag) for name in names]
-        for tensor in self._joined.quantized:
+        for tensor in self._state_dict.quantized:
             if allowed and tensor.stored.name not in allowed:
                 raise SourceError(
                     f"{self.path}: {tensor.file}: tensor {tensor.name!r} is {tensor.stored.name}, "
                     f"config.json says {' or '.join(allowed)}"
                 )
-        if not self._joined.quantized:
+        if not self._state_dict.quantized:
             raise SourceError(f"{self.path}: config.json says bitsandbytes, but of {len(self.tensors)} tensors none is")

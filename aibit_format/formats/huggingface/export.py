@@ -10,24 +10,24 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ...container.tables import TensorInfo
 from ...errors import WriteError
+from ...file.progress import Progress
 from ...file.sharded_reader import Opened
 from ...hf.meta_model import MetaModel, build_meta_model
-from ...schemes import Scheme
+from ...schemes import capabilities
 from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
-from ...schemes.int8 import Int8
 from ...schemes.nf4_cpu import NF4CPU
 from ...schemes.plain import Plain
 from ..export_tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
-from ..safetensors.writer import SHARD_BYTES, Entry, Item, Progress, check_target, write_directory
+from ..safetensors.writer import SHARD_BYTES, Entry, Item, check_target, write_directory
 
 _ROW_MAJOR = np.zeros((), np.uint8)  # weight_format: the only layout that bitsandbytes still has
 
@@ -37,7 +37,7 @@ def export(
     path: str,
     *,
     dtype: str | None = None,
-    max_shard_size: int = SHARD_BYTES,
+    max_shard_size: int | str = SHARD_BYTES,
     dequantize: bool = False,
     overwrite: bool = False,
     on_progress: Progress | None = None,
@@ -48,7 +48,7 @@ def export(
         file: a file that holds a model.
         path: the directory.
         dtype: what 4-bit layers compute in: ``"f32"``, ``"f16"`` or ``"bf16"``; the model's dtype by default.
-        max_shard_size: bytes of weights in one file.
+        max_shard_size: bytes of weights in one file, or ``"5GB"``.
         dequantize: write the values of tensors that have no bitsandbytes layer. Without it they are an error.
         overwrite: replace files in a directory that is not empty.
         on_progress: called with bytes done, bytes in all, and the tensor's name.
@@ -69,9 +69,9 @@ def export(
     family = _family(file, places)
     items, kept = [], []
     for info in stored(file):
-        reason = _no_layer(info, places, family)
+        reason = _no_layer(file, info, places, family)
         if reason is None:
-            items.append(_LAYERS[type(info.scheme)].item(file, info))
+            items.append(_layer(file, info).item)
             kept.append(info)
         elif isinstance(info.scheme, Plain) or dequantize:
             items.append(values_item(file, info))
@@ -83,9 +83,8 @@ def export(
     if kept:
         said = dtype or file.metadata.get("quantization.compute_dtype") or file.metadata.get("model.dtype")
         compute = DTYPE_OPTIONS.get(str(said), "float32")
-        threshold = file.metadata.get("quantization.outlier_threshold")
-        said = _quantization(kept, _skipped(model, kept), compute, threshold)
-        config = {**config, "quantization_config": said}
+        options = _layer(file, kept[0]).options
+        config = {**config, "quantization_config": _quantization(options, _skipped(model, kept), compute)}
     return write_directory(
         path, items, documents_of(file, config),
         max_shard_size=max_shard_size, overwrite=overwrite, on_progress=on_progress,
@@ -128,26 +127,46 @@ def _family(file: Opened, places: Mapping[str, _Place]) -> str | None:
     """The kind of layer that most of the weights go into; a model has one."""
     sizes: Counter[str] = Counter()
     for info in stored(file):
-        if info.name in places and type(info.scheme) in _LAYERS:
-            sizes[_LAYERS[type(info.scheme)].family] += prod(info.shape)
+        if info.name in places and capabilities.has(info.scheme, "export_bnb"):
+            sizes[_layer(file, info).family] += prod(info.shape)
     return max(sizes, key=lambda family: sizes[family], default=None)
 
 
-def _no_layer(info: TensorInfo, places: Mapping[str, _Place], family: str | None) -> str | None:
+def _no_layer(file: Opened, info: TensorInfo, places: Mapping[str, _Place], family: str | None) -> str | None:
     """Why the tensor cannot stay quantized in a bitsandbytes layer; ``None`` if it can."""
-    if type(info.scheme) not in _LAYERS:
+    if not capabilities.has(info.scheme, "export_bnb"):
         return "bitsandbytes has no layer for that"
     if info.name not in places:
         return "transformers puts no layer of bitsandbytes there"
     place = places[info.name]
     if (info.shape, info.transposed) != (place.shape, place.transposed):
         return f"its shape is {list(info.shape)} where the layer has {list(place.shape)}"
-    if _LAYERS[type(info.scheme)].family != family:
+    if _layer(file, info).family != family:
         return f"most of the model goes into {family} layers, while transformers gives a model one kind"
     return None
 
 
-def _eight_bit(file: Opened, info: TensorInfo) -> Item:
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Says how a tensor lies in a checkpoint that bitsandbytes loads: its entries, and what its kind of layer is told.
+
+    ``family`` is the kind of layer, of which a model has one; ``options`` are those of ``BitsAndBytesConfig``.
+    """
+
+    family: str
+    item: Item
+    options: dict[str, Any]
+
+
+def _layer(file: Opened, info: TensorInfo) -> Layer:
+    make = capabilities.find(info.scheme, "export_bnb")
+    if make is None:
+        raise WriteError(f"{file.path}: tensor {info.name!r}: bitsandbytes has no layer for {info.scheme.text}")
+    return make(file, info)
+
+
+def int8_layer(file: Opened, info: TensorInfo) -> Layer:
+    """Lay int8 rows out as ``Linear8bitLt`` saves them."""
     owner = info.name.removesuffix(".weight")
     entries = (
         Entry(info.name, "i8", info.shape),
@@ -160,11 +179,22 @@ def _eight_bit(file: Opened, info: TensorInfo) -> Item:
         file.check_values(info, planes)
         return [planes["codes"], planes["row_absmax"], _ROW_MAJOR]
 
-    return Item(info.name, entries, make)
+    threshold = file.metadata.get("quantization.outlier_threshold")
+    options = {"load_in_8bit": True} | ({} if threshold is None else {"llm_int8_threshold": threshold})
+    return Layer("8-bit", Item(info.name, entries, make), options)
 
 
-def _four_bit(file: Opened, info: TensorInfo) -> Item:
-    scheme = _four_bit_scheme(info.scheme)
+def four_bit_layer(file: Opened, info: TensorInfo) -> Layer:
+    """Lay 4-bit blocks out as ``Linear4bit`` saves them."""
+    return _four_bit(file, info, cast(FourBit, info.scheme))
+
+
+def nf4_cpu_layer(file: Opened, info: TensorInfo) -> Layer:
+    """Lay out the nf4 planes that nf4-cpu holds beside its tiles."""
+    return _four_bit(file, info, cast(NF4CPU, info.scheme).canonical)
+
+
+def _four_bit(file: Opened, info: TensorInfo, scheme: FourBit) -> Layer:
     planes = file.planes(info.name)
     offset = float(planes["nested_offset"][0]) if scheme.nested else None
     state = np.frombuffer(_state(info, scheme, offset), np.uint8)
@@ -183,11 +213,16 @@ def _four_bit(file: Opened, info: TensorInfo) -> Item:
         file.check_values(info, planes)
         return [array for _, array in layout.values()]
 
-    return Item(info.name, entries, make)
+    options: dict[str, Any] = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": scheme.name,
+        "bnb_4bit_use_double_quant": bool(scheme.nested),
+    }
+    return Layer("4-bit", Item(info.name, entries, make), options)
 
 
 def _state(info: TensorInfo, scheme: FourBit, offset: float | None) -> bytes:
-    """``QuantState.as_dict(packed=True)``'s JSON: its keys, in its order."""
+    """Write the JSON of ``QuantState.as_dict(packed=True)``: its keys, in its order."""
     state: dict[str, Any] = {
         "quant_type": scheme.name,
         "blocksize": scheme.block_size,
@@ -197,29 +232,6 @@ def _state(info: TensorInfo, scheme: FourBit, offset: float | None) -> bytes:
     if offset is not None:
         state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": offset}
     return json.dumps(state).encode()
-
-
-def _four_bit_scheme(scheme: Scheme) -> FourBit:
-    """nf4, fp4, or the nf4 planes that nf4-cpu holds beside its tiles."""
-    found = scheme.canonical if isinstance(scheme, NF4CPU) else scheme
-    if not isinstance(found, FourBit):
-        raise WriteError(f"{scheme.text} is not a 4-bit scheme of bitsandbytes")
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """A kind of bitsandbytes layer, and what makes a tensor's entries in it."""
-
-    family: str
-    item: Callable[[Opened, TensorInfo], Item]
-
-
-_LAYERS: dict[type[Scheme], _Layer] = {
-    Int8: _Layer("8-bit", _eight_bit),
-    FourBit: _Layer("4-bit", _four_bit),
-    NF4CPU: _Layer("4-bit", _four_bit),
-}
 
 
 def _skipped(model: MetaModel, kept: Sequence[TensorInfo]) -> list[str]:
@@ -235,21 +247,9 @@ def _skipped(model: MetaModel, kept: Sequence[TensorInfo]) -> list[str]:
     ]
 
 
-def _quantization(
-    kept: Sequence[TensorInfo], skipped: list[str], compute: str, threshold: float | None
-) -> dict[str, Any]:
-    """``quantization_config`` as transformers writes it."""
+def _quantization(options: Mapping[str, Any], skipped: list[str], compute: str) -> dict[str, Any]:
+    """Return ``quantization_config`` as transformers writes it."""
     from transformers import BitsAndBytesConfig
 
-    options: dict[str, Any] = {"load_in_8bit": True}
-    if threshold is not None:
-        options["llm_int8_threshold"] = threshold
-    if not isinstance(kept[0].scheme, Int8):
-        scheme = _four_bit_scheme(kept[0].scheme)
-        options = {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": scheme.name,
-            "bnb_4bit_use_double_quant": bool(scheme.nested),
-            "bnb_4bit_compute_dtype": compute,
-        }
-    return BitsAndBytesConfig(**options, llm_int8_skip_modules=skipped).to_dict()
+    four_bit: dict[str, Any] = {"bnb_4bit_compute_dtype": compute} if options.get("load_in_4bit") else {}
+    return BitsAndBytesConfig(**options, **four_bit, llm_int8_skip_modules=skipped).to_dict()

@@ -21,7 +21,7 @@ from .packed_int4 import BITS, CODES, PackedInt4, Parts, method, unpack
 
 _ORDER = tuple(range(CODES))
 _ONES = np.uint32(0x11111111)
-_PIECE = 1 << 18  # words transposed at a time
+_PIECE_WORDS = 1 << 18  # words transposed at a time
 _SAID_OF_MODULES = ("bits", "group_size", "sym", "checkpoint_format", "format")
 
 
@@ -64,7 +64,7 @@ class GPTQ(PackedInt4):
     def _codes(self, words: np.ndarray) -> np.ndarray:
         count, rows = words.shape
         codes = np.empty((rows, count * CODES // 2), np.uint8)
-        step = max(64, _PIECE // max(count, 1))
+        step = max(64, _PIECE_WORDS // max(count, 1))
         for start in range(0, rows, step):
             # Transposed, the bytes of a row are in place; in each the first code is the lower nibble, not the higher.
             piece = np.ascontiguousarray(words[:, start : start + step].T).view(np.uint8).reshape(-1, codes.shape[1])

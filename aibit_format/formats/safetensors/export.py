@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...file.progress import Progress
 from ...file.sharded_reader import Opened
 from ..export_tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
-from .writer import SHARD_BYTES, Progress, write_directory
+from .writer import SHARD_BYTES, write_directory
 
 
 def export(
@@ -14,7 +15,7 @@ def export(
     path: str,
     *,
     dtype: str | None = None,
-    max_shard_size: int = SHARD_BYTES,
+    max_shard_size: int | str = SHARD_BYTES,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> list[str]:
@@ -25,7 +26,7 @@ def export(
         path: the directory.
         dtype: of all floating-point tensors: ``"f32"``, ``"f16"`` or ``"bf16"``. By default each tensor has the
             dtype it has to the model, to which decoded values are rounded.
-        max_shard_size: bytes of weights in one file.
+        max_shard_size: bytes of weights in one file, or ``"5GB"``.
         overwrite: replace files in a directory that is not empty.
         on_progress: called with bytes done, bytes in all, and the tensor's name.
 

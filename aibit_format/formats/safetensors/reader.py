@@ -96,8 +96,9 @@ class SafetensorsFile:
             raise SourceError(
                 f"{self.path}: tensor {name!r} ends at {self._data + end}, the file at {self.size}: truncated"
             )
-        self.tensors[name] = SourceTensor(name, shape, dtype, os.path.basename(self.path))
-        self._places[name] = (self._data + start, self._data + end)
+        file, start, end = os.path.basename(self.path), self._data + start, self._data + end
+        self.tensors[name] = SourceTensor(name, shape, dtype, file, offset=start)
+        self._places[name] = (start, end)
 
     def _check_places(self) -> None:
         end = self._data

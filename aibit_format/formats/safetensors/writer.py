@@ -18,10 +18,10 @@ import numpy as np
 
 from ...dtypes import DTYPES
 from ...errors import WriteError
-from ...io.atomic import PartialFolder, sync_folder
+from ...file.progress import Progress
+from ...file.sharded_writer import parse_size
+from ...io.atomic import AtomicFolder, sync_folder
 from .reader import DTYPE_NAMES
-
-Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the tensor that was written
 
 SHARD_BYTES = 5_000_000_000
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -121,7 +121,7 @@ def write_directory(
     items: Sequence[Item],
     documents: Mapping[str, bytes],
     *,
-    max_shard_size: int = SHARD_BYTES,
+    max_shard_size: int | str = SHARD_BYTES,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> list[str]:
@@ -135,7 +135,7 @@ def write_directory(
     """
     path = path.rstrip(os.sep) or os.sep
     check_target(path, overwrite)
-    shards = shards_of(items, max_shard_size)
+    shards = shards_of(items, parse_size(max_shard_size))
     files = {_shard_name(i, len(shards)): shard for i, shard in enumerate(shards)}
     texts = dict(documents)
     if clash := sorted({name.lower() for name in texts} & {_INDEX, *files}):
@@ -144,7 +144,7 @@ def write_directory(
         texts[_INDEX] = _index(files)
     done, total = 0, sum(item.nbytes for item in items)
     try:
-        with PartialFolder(path) as partial:
+        with AtomicFolder(path) as partial:
             for name, shard in files.items():
                 entries = [entry for item in shard for entry in item.entries]
                 with SafetensorsFile(os.path.join(partial.name, name), entries, {"format": "pt"}) as out:

@@ -21,7 +21,7 @@ from ...container.layout import MAX_DOCUMENT
 from ...container.metadata import Value
 from ...errors import FormatError, SourceError
 from ...io.mapped import pages
-from ..huggingface.bitsandbytes import Joined, conv1d_rule, weight_dtype
+from ..huggingface.bitsandbytes import QuantizedStateDict, conv1d_rule, weight_dtype
 from ..source import SourceFile, SourceTensor
 from .pickled import ZIP_MAGIC, PickledFile, member_start
 
@@ -57,9 +57,11 @@ class Archive:
         self._members = self._checked()
         weights = self._weights()
         limit = len(self._map) if weights.compress_type == zipfile.ZIP_STORED else MAX_UNPACKED
-        self._shard = PickledFile(path, self._bytes(weights, limit), f"{path}: {weights.filename}")
+        stored = weights.compress_type == zipfile.ZIP_STORED
+        data, start = self._bytes(weights, limit), member_start(self._map, weights, path) if stored else None
+        self._shard = PickledFile(path, data, start, f"{path}: {weights.filename}")
         config = self._config()
-        self._joined = Joined(
+        self._state_dict = QuantizedStateDict(
             path, self._shard.tensors, self._shard.read, weight_dtype(config, path), conv1d_rule(config)
         )
 
@@ -73,7 +75,7 @@ class Archive:
 
     @property
     def tensors(self) -> dict[str, SourceTensor]:
-        return self._joined.tensors
+        return self._state_dict.tensors
 
     @property
     def files(self) -> list[SourceFile]:
@@ -91,7 +93,7 @@ class Archive:
         return dict(sorted(found.items()))
 
     def planes(self, name: str) -> dict[str, np.ndarray]:
-        return self._joined.planes(name)
+        return self._state_dict.planes(name)
 
     def _checked(self) -> dict[str, zipfile.ZipInfo]:
         """The members that may matter, by the last part of their names, none of them encrypted or twice there."""

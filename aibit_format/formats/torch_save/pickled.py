@@ -35,18 +35,21 @@ class PickledFile:
     Args:
         path: where it is; for messages too.
         data: its bytes, u8, where it is only a part of the file at ``path``, or has been unpacked.
+        start: where in the file at ``path`` its bytes begin; ``None`` if they are unpacked.
         label: what messages call it, ``path`` by default.
 
     Raises:
         SourceError: it is damaged, or holds anything but a state dict of plain tensors.
     """
 
-    def __init__(self, path: str, data: np.ndarray | None = None, label: str | None = None) -> None:
+    def __init__(
+        self, path: str, data: np.ndarray | None = None, start: int | None = 0, label: str | None = None
+    ) -> None:
         self.path, self.label = path, label or path
         self.size = os.path.getsize(path)
         if data is None:
             data = pages(path)
-        self._data = data
+        self._data, self._start = data, start
         zipped = data[:4].tobytes() == ZIP_MAGIC
         self._records = self._find_records() if zipped else {}
         self.tensors: dict[str, SourceTensor] = {}
@@ -60,11 +63,15 @@ class PickledFile:
         if not self._records:
             return interop.to_numpy(found)[0]
         dtype = DTYPES[tensor.dtype].numpy
-        start = _place(found) + found.storage_offset() * dtype.itemsize
+        start = self._offset(found, dtype.itemsize)
         strides = [stride * dtype.itemsize for stride in found.stride()]
         if not found.numel():
             return np.zeros(tensor.shape, dtype)
         return np.require(np.ndarray(tensor.shape, dtype, self._data, start, strides), requirements=["C", "A"])
+
+    def _offset(self, found: torch.Tensor, itemsize: int) -> int:
+        """Return where a tensor's first element is in the data."""
+        return _place(found) + int(found.storage_offset()) * itemsize
 
     def _find_records(self) -> dict[int, int]:
         """Where each member of torch's archive begins, and its bytes."""
@@ -128,7 +135,10 @@ class PickledFile:
                     f"{'no member' if member is None else f'a member of {member}'}: not as torch.save wrote it"
                 )
         self._found[name] = value
-        self.tensors[name] = SourceTensor(name, tuple(value.shape), dtype, os.path.basename(self.path))
+        offset = None
+        if self._records and self._start is not None and value.numel() and value.is_contiguous():
+            offset = self._start + self._offset(value, DTYPES[dtype].numpy.itemsize)
+        self.tensors[name] = SourceTensor(name, tuple(value.shape), dtype, os.path.basename(self.path), offset=offset)
 
 
 class Bytes(io.RawIOBase):

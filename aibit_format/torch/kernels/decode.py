@@ -1,37 +1,36 @@
-"""Decoding in torch, on whatever device the planes are: one function a scheme, one line in ``DECODERS``.
+"""Decodes rows in torch, on whatever device the planes are.
 
-They give the values of the schemes' own ``decode_rows`` bit for bit: the same float32 operations in the same order. A
-scheme without a line here is decoded by its numpy code, on a CPU.
+The functions of the capability ``decode_torch`` give the values of the schemes' own ``decode_rows`` bit for bit: the
+same float32 operations in the same order. Other schemes are decoded by their numpy code, on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-from ...schemes import Scheme
+from ...schemes import Scheme, capabilities
 from ...schemes.base import ROW, TENSOR, matrix
-from ...schemes.fp8 import Fp8E4M3
 from ...schemes.int4_group import SYMMETRIC_ZERO, Int4Group
 from ...schemes.int8 import Int8
-from ...schemes.int8_affine import Grouped, Int8Absmax, Int8ZeroPoint
+from ...schemes.int8_affine import Grouped
 
 Planes = Mapping[str, torch.Tensor]
-Rows = slice | torch.Tensor  # a stretch, or i64 indices
+Rows = slice | torch.Tensor  # consecutive rows, or their i64 indices
 
 
 def decode_rows(scheme: Scheme, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> torch.Tensor:
-    """float32 [rows, columns] on the planes' device: some rows of the tensor seen as a matrix.
+    """Decode some rows of a tensor seen as a matrix, to f32 [rows, columns] on the planes' device.
 
     Args:
-        shape, dtype: logical, of the whole tensor.
-        rows: which, in ascending order.
+        shape, dtype: the logical ones of the whole tensor.
+        rows: the rows to decode, in ascending order.
     """
-    decoder = DECODERS.get(type(scheme))
-    if decoder is not None:
-        return decoder(scheme, planes, shape, rows)
+    decode = capabilities.find(scheme, "decode_torch")
+    if decode is not None:
+        return decode(scheme, planes, shape, rows)
     device = next(iter(planes.values())).device
     arrays = {role: _array(plane) for role, plane in planes.items()}
     chosen = rows if isinstance(rows, slice) else rows.cpu().numpy()
@@ -39,7 +38,7 @@ def decode_rows(scheme: Scheme, planes: Planes, shape: tuple[int, ...], dtype: s
 
 
 def _array(plane: torch.Tensor) -> np.ndarray:
-    """The numpy array over a plane, as schemes want it: types that numpy lacks as integers of their width."""
+    """Return the numpy array over a plane; types that numpy lacks become integers of their width."""
     plane = plane.cpu()
     if plane.dtype == torch.bfloat16:
         return plane.view(torch.uint16).numpy()
@@ -48,18 +47,18 @@ def _array(plane: torch.Tensor) -> np.ndarray:
     return plane.numpy()
 
 
-def _int8(scheme: Scheme, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
+def int8(scheme: Int8, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
+    """Decode int8 rows."""
     values = planes["codes"].view(matrix(shape))[rows].float()
     return values.mul_(planes["row_absmax"].view(-1)[rows][:, None]).mul_(float(np.float32(1 / 127)))
 
 
-def _grouped(scheme: Scheme, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
-    if not isinstance(scheme, Grouped):
-        raise TypeError(f"{scheme.text} has no groups")
+def grouped(scheme: Grouped, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
+    """Decode 8-bit codes with a scale, and perhaps a zero point, for each row, group or tensor."""
     values = planes["codes"].view(matrix(shape))[rows].float()
 
     def spread(role: str) -> torch.Tensor:
-        """A number a group as a number a column, or as one for all columns."""
+        """Repeat the number of a group for each of its columns; one for all columns stays one."""
         plane = planes[role]
         if scheme.group == TENSOR:
             return plane.float()
@@ -71,14 +70,13 @@ def _grouped(scheme: Scheme, planes: Planes, shape: tuple[int, ...], rows: Rows)
     return values.mul_(spread("scale"))
 
 
-def _int4_group(scheme: Scheme, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
-    if not isinstance(scheme, Int4Group):
-        raise TypeError(f"{scheme.text} has no groups of 4-bit codes")
+def int4_group(scheme: Int4Group, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
+    """Decode 4-bit codes in groups."""
     count, columns = matrix(shape)
     groups, size = scheme.groups(columns), scheme.group or columns
 
     def spread(role: str) -> torch.Tensor:
-        """A number a group as a number a column."""
+        """Repeat the number of a group for each of its columns."""
         each = planes[role].view(count, groups)[rows].float()
         if scheme.ordered:
             return each[:, planes["group_index"].long()]
@@ -88,12 +86,3 @@ def _int4_group(scheme: Scheme, planes: Planes, shape: tuple[int, ...], rows: Ro
     values = torch.stack([packed >> 4, packed & 15], 2).view(len(packed), -1)[:, :columns].float()
     values = values.sub_(SYMMETRIC_ZERO) if scheme.symmetric else values.sub_(spread("zero_point"))
     return values.mul_(spread("scale"))
-
-
-DECODERS: dict[type[Scheme], Callable[[Scheme, Planes, tuple[int, ...], Rows], torch.Tensor]] = {
-    Int8: _int8,
-    Int8Absmax: _grouped,
-    Int8ZeroPoint: _grouped,
-    Fp8E4M3: _grouped,
-    Int4Group: _int4_group,
-}

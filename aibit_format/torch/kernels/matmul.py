@@ -1,18 +1,23 @@
-"""Products of float inputs with a matrix of 8-bit whole numbers, without a copy of the matrix.
+"""Multiplies float inputs with a matrix of 8-bit whole numbers, without a copy of the matrix.
 
-Which is fast depends on the processor, so it is asked here what there is, and nowhere else.
+What is fast depends on the processor. It is asked here, and nowhere else, what the processor has.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 
+import numpy as np
 import torch
-from bitsandbytes.functional import has_avx512bf16
 
 from ... import native
 from ...interop import to_numpy
+from ...schemes.base import ROW
+from ...schemes.int8 import Int8
+from ...schemes.int8_affine import Int8Absmax
+from ..bnb_compat import has_avx512bf16
 from .openmp import parallel, threads
 
 _PIECE = 1 << 18  # elements of the matrix a thread widens at a time: in float32 they stay in the caches of its core
@@ -25,14 +30,53 @@ COMPILED = native.available and parallel() != 0
 IN_FLOAT32 = COMPILED and not BF16
 
 
+@dataclass(frozen=True, slots=True)
+class RowProduct:
+    """Multiplies inputs with codes i8 [out, in] as they are, and scales the sums: for schemes with one scale a row.
+
+    ``scales`` is the role of the plane of scales, f32 with an element a row; ``factor`` multiplies all of them.
+    ``rounds`` says that inputs may be rounded to bf16 on the way, where that is faster.
+    """
+
+    scales: str
+    factor: float
+    rounds: bool
+
+    def accepts(self, x: torch.Tensor) -> bool:
+        """Return whether x [rows, in] is multiplied this way on its device."""
+        if x.device.type == "cpu":
+            return IN_FLOAT32 or x.dtype == torch.bfloat16 or self.rounds
+        return has_kernel(x)
+
+    def __call__(
+        self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Multiply x [rows, in] with codes, scaled in float32: [rows, out] in the dtype of x."""
+        if has_kernel(x):
+            from .triton_int8 import small_product  # Triton is there where CUDA is
+
+            return small_product(x, codes, scales, self.factor, bias).to(x.dtype)
+        return times_codes(x, codes, scales, self.factor, bias)
+
+
+def int8_product(scheme: Int8) -> RowProduct:
+    """Return the product of LLM.int8's rows. On a CPU they come here only where ``weight_only`` asked for it."""
+    return RowProduct("row_absmax", float(np.float32(1 / 127)), rounds=True)
+
+
+def int8_absmax_product(scheme: Int8Absmax) -> RowProduct | None:
+    """Return the product of rows with a scale each; there is none for groups and whole tensors."""
+    return RowProduct("scale", 1.0, rounds=False) if scheme.group == ROW else None
+
+
 def elsewhere(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether bitsandbytes has to do it: gradients are wanted, dtypes are chosen for it, or a compiler looks on."""
+    """Return whether bitsandbytes has to multiply: for gradients, under autocast, and when a compiler traces."""
     wanted = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     return wanted or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
 
 
 def has_kernel(x: torch.Tensor) -> bool:
-    """Whether ``kernel.small_product`` is for x [rows, in]: few rows of 16 bits, on a GPU that multiplies bf16."""
+    """Return whether the Triton kernel takes x [rows, in]: few rows of 16 bits, on a GPU that multiplies bf16."""
     short = x.dtype in (torch.bfloat16, torch.float16)
     return x.device.type == "cuda" and len(x) <= FEW_ROWS and short and _has_triton(x.device)
 
@@ -45,11 +89,11 @@ def _has_triton(device: torch.device) -> bool:
 def times_codes(
     x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, factor: float, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """On a CPU, x [rows, in] times codes i8 [out, in], scaled in float32: [rows, out] in the dtype of x.
+    """Multiply x [rows, in] with codes i8 [out, in] on a CPU, scaled in float32: [rows, out] in the dtype of x.
 
-    Codes are multiplied in float32, or in bf16 where that is faster; then the inputs are rounded to it, products are
-    added in float32, and sums are rounded to bf16. That is for many rows on processors that multiply bf16; and for few
-    rows, where there is no compiled code, as torch has a kernel in bf16 that reads 8-bit codes as they are.
+    Codes are multiplied in float32, or in bf16 where that is faster; there the inputs are rounded to bf16, products
+    are added in float32, and sums are rounded to bf16. bf16 is faster for many rows on processors that multiply it,
+    and for few rows without compiled code: torch has a kernel in bf16 that reads 8-bit codes as they are.
 
     Args:
         scales: f32 [out].
@@ -75,7 +119,7 @@ def times_codes(
 
 
 def widened(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """x [rows, in] times codes i8 [out, in], widened to the dtype of x a piece at a time: [rows, out] in that dtype."""
+    """Multiply x [rows, in] with codes i8 [out, in], widened to its dtype a piece at a time: [rows, out] in it."""
     out_features, in_features = codes.shape
     product = x.new_empty(len(x), out_features)
     step = max(1, min(_PIECE * torch.get_num_threads() // max(in_features, 1), out_features))
@@ -89,5 +133,5 @@ def widened(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _ones(count: int) -> torch.Tensor:
-    """The scales that torch's kernel wants; it takes them in bf16, which would round the true ones."""
+    """Return the scales that torch's kernel is given; it takes them in bf16, which would round the true ones."""
     return torch.ones(count, dtype=torch.bfloat16)

@@ -1,35 +1,39 @@
-"""What ``quantized.py`` computes, as operators of torch: for ``torch.compile``, and ``generate`` with a static cache.
+"""Defines ``kernels.functional`` as operators of torch: for ``torch.compile``, and ``generate`` with a static cache.
 
-Threads, compiled code and numpy mean nothing to a compiler. It takes an operator as one step whose outcome's shape it
-knows, so that a model is one graph, which a GPU can then be given as a whole. Without a compiler modules compute by
-themselves: an operator costs 50 us a call.
+Threads, compiled code and numpy mean nothing to a compiler. It takes an operator as one step whose result's shape it
+knows, so that a model is one graph, which a GPU can then be given as a whole. Without a compiler modules call the
+functions themselves: an operator costs 50 us a call.
 """
 
 # Not "from __future__ import annotations": torch reads the types of an operator's arguments.
+
+from functools import cache
 
 import torch
 from torch import Tag, Tensor
 from torch.library import custom_op
 
-from ... import schemes
 from ...interop import torch_dtypes
-from ...schemes import Scheme
+from ...schemes import parse
 from ...schemes.int8 import Int8
-from ..kernels.decode import decode_rows
-from .dequantized import QuantizedEmbedding, QuantizedLinear
+from ..kernels import functional
+from ..kernels.functional import Weight
+
+_parse = cache(parse)  # an operator is called for every layer of every token
 
 
 @custom_op("aibit::linear", mutates_args=())
 def linear(
     x: Tensor, planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str, bias: Tensor | None
 ) -> Tensor:
-    """x [rows, in] -> [rows, out], in the dtype of x, without gradients: ``QuantizedLinear`` of the other arguments.
+    """Multiply x [rows, in] with a weight: [rows, out] in the dtype of x, without gradients.
 
     Args:
-        roles: of the planes, with spaces between them.
+        planes, roles: the planes of the weight, and their roles with spaces between them.
         scheme: as users write it.
+        shape, dtype: the logical ones of the weight.
     """
-    return QuantizedLinear(*_parts(planes, roles, scheme, shape), dtype, bias)(x)
+    return functional.linear(x, _weight(planes, roles, scheme, shape, dtype), bias)
 
 
 @linear.register_fake
@@ -41,8 +45,8 @@ def _(
 
 @custom_op("aibit::rows", mutates_args=())
 def rows(planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str, start: int, stop: int) -> Tensor:
-    """f32 [stop - start, columns]: values of rows, as ``decode_rows`` has them."""
-    return decode_rows(*_parts(planes, roles, scheme, shape), dtype, slice(start, stop))
+    """Decode rows, to f32 [stop - start, columns]."""
+    return _weight(planes, roles, scheme, shape, dtype).rows(slice(start, stop), torch.float32)
 
 
 @rows.register_fake
@@ -52,11 +56,11 @@ def _(planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: st
 
 @custom_op("aibit::linears", mutates_args=())
 def linears(x: Tensor, codes: list[Tensor], absmax: list[Tensor], bias: Tensor | None) -> Tensor:
-    """x [rows, in] -> [rows, sum of out]: of layers in int8, side by side, as one product where their codes are.
+    """Multiply x [rows, in] with several int8 layers: [rows, sum of out], in one product where codes are side by side.
 
     Args:
         codes, absmax: i8 [out, in] and f32 [out] of each layer.
-        bias: of all of them, [sum of out].
+        bias: those of all layers, [sum of out].
     """
     biases = [None] * len(codes) if bias is None else list(bias.split([len(each) for each in codes]))
     whole = side_by_side(codes)
@@ -65,7 +69,7 @@ def linears(x: Tensor, codes: list[Tensor], absmax: list[Tensor], bias: Tensor |
     products = []
     for each, scales, added in zip(codes, absmax, biases, strict=True):
         planes = {"codes": each, "row_absmax": scales}
-        products.append(QuantizedLinear(Int8(), planes, (each.shape[0], each.shape[1]), "f32", added)(x))
+        products.append(functional.linear(x, Weight(Int8(), planes, (each.shape[0], each.shape[1]), "f32"), added))
     return products[0] if whole is not None else torch.cat(products, 1)
 
 
@@ -75,7 +79,7 @@ def _(x: Tensor, codes: list[Tensor], absmax: list[Tensor], bias: Tensor | None)
 
 
 def side_by_side(parts: list[Tensor]) -> Tensor | None:
-    """One matrix over the memory of some that follow each other in one allocation; None where they do not."""
+    """Return one matrix over the memory of matrices that follow each other in one allocation; None if they do not."""
     first, end = parts[0], parts[0].data_ptr()
     allocation = first.untyped_storage().data_ptr()
     for part in parts:
@@ -88,8 +92,8 @@ def side_by_side(parts: list[Tensor]) -> Tensor | None:
 # Which ids there are decides how much is decoded, and that they are in the table is looked up on the host.
 @custom_op("aibit::embedding", mutates_args=(), tags=(Tag.cudagraph_unsafe,))
 def embedding(ids: Tensor, planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str) -> Tensor:
-    """ids [n] -> [n, columns], in the logical dtype: ``QuantizedEmbedding`` of the other arguments."""
-    return QuantizedEmbedding(*_parts(planes, roles, scheme, shape), dtype)(ids)
+    """Look up ids [n] in a table: [n, columns], in the logical dtype."""
+    return functional.embedding(ids, _weight(planes, roles, scheme, shape, dtype))
 
 
 @embedding.register_fake
@@ -97,8 +101,7 @@ def _(ids: Tensor, planes: list[Tensor], roles: str, scheme: str, shape: list[in
     return planes[0].new_empty(ids.shape[0], shape[1], dtype=torch_dtypes()[dtype])
 
 
-def _parts(
-    planes: list[Tensor], roles: str, scheme: str, shape: list[int]
-) -> tuple[Scheme, dict[str, Tensor], tuple[int, int]]:
-    """What was taken apart to be arguments of an operator."""
-    return schemes.parse(scheme), dict(zip(roles.split(), planes, strict=True)), (shape[0], shape[1])
+def _weight(planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str) -> Weight:
+    """Make a weight of the arguments of an operator."""
+    by_role = dict(zip(roles.split(), planes, strict=True))
+    return Weight(_parse(scheme), by_role, (shape[0], shape[1]), dtype)

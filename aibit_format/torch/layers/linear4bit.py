@@ -1,4 +1,4 @@
-"""4-bit layers on a CPU without AVX512-BF16: weights decoded by compiled code, products by torch or compiled too.
+"""Computes 4-bit layers on a CPU without AVX512-BF16: compiled code decodes, and torch or compiled code multiplies.
 
 bitsandbytes has a fast product for AVX512-BF16 alone. On other processors it decodes the whole weight at each call, and
 that takes ten times as long as a token's product. Decoded here, a weight has the same values, bit for bit, so torch
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import bitsandbytes
 import numpy as np
 import torch
 from torch import nn
@@ -23,10 +22,9 @@ from torch.nn.functional import linear
 from ... import native
 from ...interop import to_numpy
 from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK
+from .. import bnb_compat
 from ..kernels.matmul import BF16, FEW_ROWS, elsewhere
 from ..kernels.openmp import threads
-
-_bnb: Any = bitsandbytes.nn  # not typed
 
 # Elements that a thread decodes at a time. Smaller pieces would stay in its core's own cache, but a product with few
 # rows of a wide weight is slow: of [2048, 5632], 46 rows at a time take half as long again as 186.
@@ -34,8 +32,8 @@ _PIECE = 1 << 20
 _DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
-class MappedLinear4bit(_bnb.Linear4bit):
-    """``bnb.nn.Linear4bit`` over mapped planes. Three of its habits on a CPU are mended.
+class MappedLinear4bit(bnb_compat.Linear4bit):
+    """Replaces ``bnb.nn.Linear4bit`` over mapped planes, and mends three of its habits on a CPU.
 
     bitsandbytes 0.50 decodes wrongly where a block of the flat weight reaches over the end of a row of even length:
     such weights are decoded here. Where it has no fast product it decodes slowly: that is done here too, in eval mode
@@ -48,7 +46,7 @@ class MappedLinear4bit(_bnb.Linear4bit):
     weight_only: bool = False  # products in float32
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., in_features] -> [..., out_features], in the dtype of x."""
+        """Multiply x [..., in_features]: [..., out_features], in the dtype of x."""
         if x.device.type != "cpu":
             return super().forward(x)
         if self.decode is not None:
@@ -76,7 +74,7 @@ class MappedLinear4bit(_bnb.Linear4bit):
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A layer's codes u8 [out, in / 2] and scales f32 [out, blocks of a row], in rows of whole blocks."""
+    """Holds a layer's codes u8 [out, in / 2] and scales f32 [out, blocks of a row], in rows of whole blocks."""
 
     codes: np.ndarray
     scales: np.ndarray
@@ -85,12 +83,12 @@ class Weight:
 
     @classmethod
     def of(cls, layer: Any) -> Weight | None:
-        """As the layer has it now; None where compiled code cannot decode it, or bitsandbytes has a faster way."""
+        """Return the weight as the layer has it now; None where bitsandbytes is faster, or has to decode it."""
         state, codes = getattr(layer.weight, "quant_state", None), layer.weight.data
-        if not native.available or state is None or layer.support_avx512bf16_for_cpu:
+        if not native.available or state is None or bnb_compat.rewrites(layer):
             return None
         rows, columns = layer.out_features, layer.in_features
-        if getattr(state, "packing_format_for_cpu", False) or tuple(state.shape) != (rows, columns):
+        if bnb_compat.is_rewritten(state) or tuple(state.shape) != (rows, columns):
             return None
         if columns % state.blocksize or codes.dtype != torch.uint8 or codes.device.type != "cpu":
             return None
@@ -99,14 +97,14 @@ class Weight:
         return cls(packed, scales, CODEBOOKS[state.quant_type].values, state.blocksize)
 
     def values(self, dtype: torch.dtype) -> torch.Tensor:
-        """All of it, [out, in] in ``dtype``, until this thread asks for another weight."""
+        """Decode all of it to [out, in] in ``dtype``, in memory that this thread's next weight overwrites."""
         rows, half = self.codes.shape
         values = _scratch(rows * 2 * half * dtype.itemsize).view(dtype).view(rows, 2 * half)
         self._decode(slice(None), dtype, values)
         return values
 
     def times(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """x [rows, in] times the weight, in float32 and then rounded to the dtype of x: [rows, out]."""
+        """Multiply x [rows, in] in float32, and round to its dtype: [rows, out]."""
         wide, rows = x.float().contiguous(), len(x)
         product = torch.empty(rows, len(self.codes))
         if rows <= FEW_ROWS:  # weights are decoded in registers, once for every four rows of x
@@ -128,7 +126,7 @@ class Weight:
             torch.mm(wide, values.T, out=product[:, part])
 
     def _decode(self, rows: slice, dtype: torch.dtype, out: torch.Tensor) -> None:
-        """Some rows, rounded to ``dtype``, into ``out``, which is of it."""
+        """Decode rows into ``out``, rounded to its ``dtype``."""
         native.four_bit_values(
             self.codes[rows], _DTYPES[dtype], self.book, self.scales[rows], self.block_size, to_numpy(out)[0],
             *threads(),
@@ -139,8 +137,10 @@ _kept = threading.local()
 
 
 def _scratch(size: int) -> torch.Tensor:
-    """u8 [size], memory that each thread keeps for its largest weight: new memory takes longer to be mapped in than a
-    weight to be decoded."""
+    """Return u8 [size], memory that each thread keeps for its largest weight.
+
+    Mapping new memory in takes longer than decoding a weight.
+    """
     kept = getattr(_kept, "memory", None)
     if kept is None or len(kept) < size:
         kept = _kept.memory = torch.empty(size, dtype=torch.uint8)
@@ -148,8 +148,11 @@ def _scratch(size: int) -> torch.Tensor:
 
 
 def _scales(state: Any) -> np.ndarray:
-    """f32: the scales of a ``QuantState``. Nested ones are decoded at each call, which takes a twentieth of a token's
-    product: kept, they would take four times the memory that nesting was to save."""
+    """Return the scales of a ``QuantState``, f32.
+
+    Nested ones are decoded at each call, which takes a twentieth of a token's product: kept, they would take four times
+    the memory that nesting was to save.
+    """
     if not state.nested:
         return state.absmax.numpy()
     if state.state2.blocksize != NESTED_BLOCK:

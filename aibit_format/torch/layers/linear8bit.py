@@ -1,4 +1,4 @@
-"""LLM.int8 on a CPU: bitsandbytes' arithmetic, bit for bit, in fewer and shorter operations.
+"""Computes LLM.int8 on a CPU: bitsandbytes' arithmetic, bit for bit, in fewer and shorter operations.
 
 bitsandbytes' layer spends more time around its product than in it: an autograd function, four custom operations that
 dispatch again, maxima that torch does not vectorize, a full temporary for every step; and on processors without AVX512
@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import bitsandbytes
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
 from ... import native
 from ...interop import to_numpy
+from .. import bnb_compat
 from ..kernels import matmul
 from ..kernels.openmp import threads
-from .fused import Joined, parts, product
-
-_bnb: Any = bitsandbytes.nn  # not typed
+from .fused import FusedRows, fused_product, split
 
 _PIECE = 1 << 18  # sums scaled at a time
 # bitsandbytes' own roundings of 1 / 127 and of its square.
@@ -40,50 +37,46 @@ COMPILED = matmul.COMPILED and not _INTEGERS
 _MANY_ROWS = 512
 
 
-class Linear8bitLt(_bnb.Linear8bitLt):
-    """``bnb.nn.Linear8bitLt``; on a CPU, in eval mode and without gradients, its outputs are computed here."""
+class Linear8bitLt(bnb_compat.Linear8bitLt):
+    """Replaces ``bnb.nn.Linear8bitLt``: on a CPU, in eval mode and without gradients, its outputs are computed here."""
 
-    joined: Joined | None = None
+    fused: FusedRows | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., in_features] -> [..., out_features], in the dtype of x."""
+        """Multiply x [..., in_features]: [..., out_features], in the dtype of x."""
         if (
             self.training
             or x.device.type != "cpu"
             or not x.numel()
             or matmul.elsewhere(x, self.bias)
-            or not self._ready()
+            or bnb_compat.int8_state(self) is None
         ):
             return super().forward(x)
         if not _INTEGERS and not COMPILED and x.numel() > _MANY_ROWS * x.shape[-1]:
             return super().forward(x)
-        return product(self, x)
-
-    def _ready(self) -> bool:
-        """Whether bitsandbytes' state has codes and scales, once it took them from a parameter that still had them."""
-        if self.weight.CB is not None:
-            self.init_8bit_state()
-        return self.state.CB is not None and self.state.SCB is not None
+        return fused_product(self, x)
 
     def int8_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes i8 [out, in], and the largest magnitude of each row f32 [out]."""
-        self._ready()
-        return self.state.CB, self.state.SCB
+        """Return codes i8 [out, in], and the largest magnitude of each row f32 [out]."""
+        found = bnb_compat.int8_state(self)
+        if found is None:
+            raise RuntimeError("the layer has no int8 codes")
+        return found
 
     def products(
         self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, sizes: list[int]
     ) -> list[torch.Tensor]:
-        """x [rows, in] times these rows of codes: of each size, [rows, size] in the dtype of x."""
+        """Multiply x [rows, in] with these rows of codes: for each size, [rows, size] in the dtype of x."""
         threshold = self.state.threshold
         if COMPILED and (found := _product(x, threshold, codes, scales, bias)) is not None:
-            return parts(found, sizes)
+            return split(found, sizes)
         return Inputs.of(x, threshold).times(codes, scales, bias, x, sizes)
 
 
 def _product(
     x: torch.Tensor, threshold: float, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """[rows, out] in the dtype of x, all in one compiled call; None if there are columns to keep aside."""
+    """Multiply in one compiled call: [rows, out] in the dtype of x; None if there are columns to keep aside."""
     values, dtype = to_numpy(x)
     out = torch.empty(len(x), len(codes), dtype=x.dtype)
     fine = native.int8_linear(
@@ -94,13 +87,13 @@ def _product(
 
 
 def _bias(bias: torch.Tensor | None, dtype: torch.dtype) -> np.ndarray | None:
-    """A bias in float32, once it was rounded to ``dtype``."""
+    """Return a bias rounded to ``dtype``, in float32."""
     return None if bias is None else bias.detach().to(dtype).float().numpy()
 
 
 @dataclass(slots=True)
 class Inputs:
-    """Inputs in 8 bits: codes, the largest magnitude of each row f32 [rows], and columns kept aside."""
+    """Holds inputs in 8 bits: codes, the largest magnitude of each row f32 [rows], and columns kept aside."""
 
     codes: torch.Tensor  # i8 [rows, in]
     absmax: torch.Tensor
@@ -124,15 +117,15 @@ class Inputs:
     def times(
         self, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, sizes: list[int]
     ) -> list[torch.Tensor]:
-        """Products with a weight, or with several that lie side by side, as ``int8_mixed_scaled_mm`` makes them.
+        """Multiply with a weight, or with several that lie side by side, as ``int8_mixed_scaled_mm`` does.
 
         Args:
             codes, absmax: i8 [out, in] and f32 [out].
             x: what was quantized, [rows, in].
-            sizes: of each weight's part of ``out``.
+            sizes: the part of ``out`` of each weight.
 
         Returns:
-            [rows, size] in the dtype of x, of each weight.
+            [rows, size] in the dtype of x, for each weight.
         """
         scaled = self._scaled if COMPILED else self._scaled_by_torch
         results = scaled(codes, absmax, bias, x, sizes)
@@ -145,14 +138,14 @@ class Inputs:
     def _scaled(
         self, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, sizes: list[int]
     ) -> list[torch.Tensor]:
-        """Of each size, products of codes and scales, and the bias."""
+        """Multiply codes, scale the sums and add the bias: one tensor for each size."""
         wide, out = pad(self.codes.to(torch.int16), (0, -self.codes.shape[1] % 16)), x.new_empty(len(x), len(codes))
         values, dtype = to_numpy(out)
         native.int8_product(
             wide.numpy(), self.absmax.numpy(), codes.numpy(), absmax.numpy(), _OF_PRODUCT, _bias(bias, x.dtype),
             values, dtype, *threads(),
         )  # fmt: skip
-        return parts(out, sizes)
+        return split(out, sizes)
 
     def _scaled_by_torch(
         self, codes: torch.Tensor, absmax: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, sizes: list[int]
@@ -172,7 +165,7 @@ class Inputs:
         return results
 
     def _sums(self, codes: torch.Tensor) -> torch.Tensor:
-        """Of products of codes, whole numbers [rows, out] in i32 or f32."""
+        """Return the sums of products of codes, whole numbers [rows, out] in i32 or f32."""
         if _INTEGERS:
             return torch.ops.aten._int_mm(self.codes, codes.t())
         return matmul.widened(self.codes.float(), codes)

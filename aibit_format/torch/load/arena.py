@@ -133,7 +133,7 @@ class Arena:
 
 def _first_bulk(file: File) -> int:
     """Where the pool of scales ends: their values are looked at on the host, in the mapping."""
-    info = file.info_of_file
+    info = file.tables
     table = info.plane_table
     bulk = table["offset"][~pooled(table["role"], table["length"], info.alignment)]
     return int(bulk.min()) if len(bulk) else info.file_size

@@ -29,10 +29,11 @@ try:
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
     from ...interop import dtype_name, to_torch, torch_dtypes
+    from ..bnb_compat import Linear4bit
     from ..layers import attention
-    from ..layers.fused import join
+    from ..layers.fused import fuse
     from .arena import LINKS, Arena
-    from .modules import THRESHOLD, Linear4bit, Linear8bitLt, Target, builder_for, planes_for
+    from .modules import THRESHOLD, Linear8bitLt, Target, builder_for, planes_for
 except ImportError as error:
     raise MissingPackageError(f"loading a model needs {error.name}: pip install 'aibit-format[hf]'") from error
 
@@ -235,7 +236,7 @@ class _Assembly:
         # On a GPU bitsandbytes computes, but where that was not wanted.
         if self.slices is None and (self.device.type == "cpu" or self.target.weight_only):
             for part in self.file.parts:  # layers whose codes follow each other lie in one file
-                join(self.model, part, partial(self._view, part))
+                fuse(self.model, part, partial(self._view, part))
         empty = [name for name, value in self.model.named_parameters() if value.device.type == "meta"]
         if empty:
             raise LoadError(f"{self.file.path}: {len(empty)} parameters stayed empty: {', '.join(empty[:5])}")

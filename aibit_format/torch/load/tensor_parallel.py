@@ -27,7 +27,7 @@ from transformers.integrations.tensor_parallel import replace_layer_number_by_wi
 from ...container.tables import TensorInfo
 from ...errors import LoadError
 from ...file.sharded_reader import Opened
-from .slice_rows import obstacle, read_rows
+from ...file.slice_rows import obstacle, slice_rows
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Slices:
             planes = self.file.planes(info.name)
             self.file.check_values(info, planes)
             return info, planes
-        return read_rows(self.file.part(info.name), info, rows)
+        return slice_rows(self.file.part(info.name), info, rows)
 
     def connect(self) -> None:
         """Make the modules, with their weights placed, send each other what they need."""

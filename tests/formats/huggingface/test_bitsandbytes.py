@@ -72,7 +72,7 @@ def test_what_bitsandbytes_has_quantized_is_taken_over_bit_for_bit(key, saved, t
                 assert np.array_equal(planes["values"], codes)
             assert info.transposed == (key.startswith("gpt2") and info.scheme.name in ("int8", "nf4"))
         wanted = {"8bit": ("int8", 0), "nf4": ("nf4", 1), "fp4": ("fp4", 0)}[key.split("-")[1]]
-        found = {(s.name, s.parameters[1] if s.parameters else 0) for s in file.info_of_file.schemes}
+        found = {(s.name, s.parameters[1] if s.parameters else 0) for s in file.tables.schemes}
         assert wanted in found and len(found) == 2
     assert not left
 

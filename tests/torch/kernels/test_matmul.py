@@ -8,7 +8,7 @@ import torch
 
 import aibit_format as aibit
 from aibit_format import interop, schemes
-from aibit_format.torch.kernels import matmul
+from aibit_format.torch.kernels import functional, matmul
 from aibit_format.torch.layers.dequantized import QuantizedLinear
 from tests.support import architectures
 from tools.bench import exactness
@@ -29,8 +29,8 @@ def test_the_int8_product_is_as_close_to_the_true_one_as_the_decoded(rows, dtype
     def rms(product):
         return (product.double() - true).square().mean().sqrt()
 
-    assert rms(layer(x)) <= 1.1 * rms(layer._by_pieces(x))
-    assert layer._takes(x) or matmul.BF16 or not matmul.COMPILED
+    assert rms(layer(x)) <= 1.1 * rms(functional.by_pieces(x, layer.shape, layer.rows))
+    assert functional.uses_codes(layer._product, x, None) or matmul.BF16 or not matmul.COMPILED
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "f16", "f32"])
@@ -57,7 +57,7 @@ def test_weight_only_int8_is_closer_to_the_true_product_than_llm_int8(rows, dtyp
 
 
 def test_products_differ_from_the_true_ones_by_no_more_than_is_stated():
-    """The table of tools/bench/NOTES.md, of which these are bounds."""
+    """The table of docs/benchmarks.md, of which these are bounds."""
     most = {
         "LLM.int8, bitsandbytes' and ours": (1e-2, 1e-2, 1e-2),
         "weight only, up to 16 rows": (3e-3, 3e-3, 3e-3),

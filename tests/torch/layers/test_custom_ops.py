@@ -97,7 +97,7 @@ def test_layers_that_lie_together_are_one_operator(family, together, tmp_path, m
     of_a_block = ["aibit.linears.default", "aibit.linear.default"] * 2
     assert [each for each in called if "linear" in each] == of_a_block * 2
     assert len(looked) == 4 and all((whole is not None) == together for whole in looked)
-    parts = [module.joined for module in model.modules() if getattr(module, "joined", None) is not None]
+    parts = [module.fused for module in model.modules() if getattr(module, "fused", None) is not None]
     assert len(parts) == 10 and all(each._traced is None for each in parts)  # nothing stays when the graph is written
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import aibit_format as aibit
 from aibit_format import schemes
-from aibit_format.torch.layers import dequantized
+from aibit_format.torch.kernels import functional
 from aibit_format.torch.layers.dequantized import QuantizedEmbedding, QuantizedLinear
 from tests.support import architectures
 from tests.support.quantized import decoded
@@ -23,7 +23,7 @@ SCHEMES = ["int8-absmax", "int8-absmax,group=tensor", "int8-zp", "int8-zp,group=
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
 def test_outputs_are_those_of_the_decoded_weights(name, scheme, tmp_path, monkeypatch):
-    monkeypatch.setattr(dequantized, "_PIECE", 1000)  # several pieces to a weight, the last one short
+    monkeypatch.setattr(functional, "_ON_CPU", 1000)  # several pieces to a weight, the last one short
     architectures.save(name, tmp_path / "hf", torch.float32)
     aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme=scheme)
     file = aibit.open(tmp_path / "m.aibit", verify="full")

@@ -29,15 +29,15 @@ def test_joined_layers_give_what_they_give_alone(name, dtype, weight_only, tmp_p
     architectures.save(name, tmp_path / "hf", DTYPES[dtype])
     aibit.convert(tmp_path / "hf", tmp_path / "m.aibit")
     model = aibit.load_model(tmp_path / "m.aibit", weight_only=weight_only)
-    together = {id(m.joined): m.joined for m in model.modules() if getattr(m, "joined", None)}
+    together = {id(m.fused): m.fused for m in model.modules() if getattr(m, "fused", None)}
     assert [len(each.layers) for each in together.values()] == {
         "llama": [3, 2, 3, 2], "qwen2": [3, 2, 3, 2], "opt": [],
     }[name]  # fmt: skip
     outputs = [architectures.output(model, name)]
     assert not any(each._apart or each._thread.__dict__ for each in together.values())
     for module in model.modules():
-        if hasattr(module, "joined"):
-            module.joined = None
+        if hasattr(module, "fused"):
+            module.fused = None
     outputs.append(architectures.output(model, name))
     assert torch.equal(*outputs)
 
@@ -56,17 +56,17 @@ def heads(model):
 
 def alone(layer, x):
     """What the layer gives by itself."""
-    kept, layer.joined = layer.joined, None
+    kept, layer.fused = layer.fused, None
     try:
         return layer(x)
     finally:
-        layer.joined = kept
+        layer.fused = kept
 
 
 @torch.no_grad()
 def test_the_first_call_multiplies_for_the_others(model, monkeypatch):
     q, k, v = heads(model)
-    assert isinstance(q, Linear8bitLt | QuantizedLinear) and q.joined is k.joined is v.joined
+    assert isinstance(q, Linear8bitLt | QuantizedLinear) and q.fused is k.fused is v.fused
     x = torch.randn(2, 5, 128)
     expected = [alone(layer, x) for layer in (q, k, v)]
     calls = []
@@ -91,13 +91,26 @@ def test_calls_in_another_order_or_with_other_inputs_are_right(model):
     assert torch.equal(k(x), alone(k, x))
 
 
+@pytest.mark.parametrize("made", ["outside", "inside"])
+def test_inputs_changed_in_place_in_inference_mode_are_multiplied_anew(made, model):
+    x = torch.randn(2, 128)
+    with torch.inference_mode():
+        x = x if made == "outside" else x.clone()
+        q, k, v = heads(model)
+        q(x)
+        x.add_(1)  # of a tensor made in this mode torch does not count writes
+        assert torch.equal(k(x), alone(k, x)) and torch.equal(v(x), alone(v, x))
+        found = [layer(x) for layer in (q, k, v)]  # unchanged, the parts are used
+        assert all(torch.equal(a, alone(layer, x)) for a, layer in zip(found, (q, k, v), strict=True))
+
+
 @torch.no_grad()
 def test_layers_whose_parts_are_not_fetched_stay_apart_from_then_on(model):
     q, k, _ = heads(model)
     x, other = torch.randn(2, 128), torch.randn(3, 128)
     for _ in range(2):  # attention to another sequence
         assert torch.equal(q(x), alone(q, x)) and torch.equal(k(other), alone(k, other))
-    assert q.joined._apart
+    assert q.fused._apart
 
 
 @torch.no_grad()
@@ -137,7 +150,7 @@ def test_threads_do_not_see_each_others_parts(model):
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and not q.joined._apart
+    assert not wrong and not q.fused._apart
 
 
 def test_wrapped_layers_stay_joined_and_a_copy_does_not(model):
@@ -154,7 +167,7 @@ def test_wrapped_layers_stay_joined_and_a_copy_does_not(model):
 
     attention = model.get_submodule(ATTENTION)
     expected = architectures.output(copied := copy.deepcopy(model), "qwen2")
-    assert all(layer.joined is None for layer in heads(copied)) and attention.q_proj.joined is not None
+    assert all(layer.fused is None for layer in heads(copied)) and attention.q_proj.fused is not None
     assert torch.equal(architectures.output(model, "qwen2"), expected)
     for leaf in ("q_proj", "k_proj", "v_proj"):
         wrapped = Wrapped(getattr(attention, leaf))
@@ -162,7 +175,7 @@ def test_wrapped_layers_stay_joined_and_a_copy_does_not(model):
         nn.init.zeros_(wrapped.up.bias)
         setattr(attention, leaf, wrapped)
     assert torch.equal(architectures.output(model, "qwen2"), expected)
-    assert not attention.q_proj.base_layer.joined._apart
+    assert not attention.q_proj.base_layer.fused._apart
     model.train()
     ids = architectures.inputs("qwen2")["input_ids"]
     model(input_ids=ids, labels=ids).loss.backward()
@@ -187,9 +200,9 @@ def test_only_planes_that_follow_each_other_are_joined(tmp_path):
     model = aibit.load_model(file)
     for i, together in ((0, False), (1, True)):
         names = [f"model.layers.{i}.self_attn.{leaf}.weight" for leaf in fused.TOGETHER[0]]
-        layer, plane = model.model.layers[i], fused._codes(file, names)
-        assert (plane is not None) is (layer.self_attn.q_proj.joined is not None) is together
-        assert layer.mlp.gate_proj.joined is None
+        layer, plane = model.model.layers[i], fused._codes([file.info(name) for name in names])
+        assert (plane is not None) is (layer.self_attn.q_proj.fused is not None) is together
+        assert layer.mlp.gate_proj.fused is None
         if plane is not None:
             codes = [file.planes(name)["codes"] for name in names]
             assert np.array_equal(file.view(plane), np.concatenate(codes))

@@ -69,7 +69,8 @@ def test_many_rows_are_left_to_bitsandbytes_where_floats_are_multiplied(monkeypa
     monkeypatch.setattr(linear8bit, "COMPILED", False)
     monkeypatch.setattr(linear8bit, "_MANY_ROWS", 6)
     made = []
-    monkeypatch.setattr(linear8bit, "product", lambda layer, x: made.append(x.shape) or x.new_zeros(*x.shape[:-1], 48))
+    product = lambda layer, x: made.append(x.shape) or x.new_zeros(*x.shape[:-1], 48)  # noqa: E731
+    monkeypatch.setattr(linear8bit, "fused_product", product)
     ours, theirs = layers(torch.float32, True, 6.0)
     with torch.no_grad():
         assert torch.equal(ours(inputs((7, 160), torch.float32, True)), theirs(inputs((7, 160), torch.float32, True)))
@@ -98,7 +99,7 @@ def test_a_layer_wider_than_a_piece_and_longer_than_float32_counts_in_the_worst_
 @pytest.mark.parametrize("case", ["training", "gradients", "autocast", "empty"])
 def test_what_bitsandbytes_has_to_do_it_does(case, monkeypatch):
     ours, theirs = layers(torch.float32, True, 6.0)
-    monkeypatch.setattr(linear8bit, "product", lambda *_: pytest.fail("computed here"))
+    monkeypatch.setattr(linear8bit, "fused_product", lambda *_: pytest.fail("computed here"))
     x = inputs((2, 3, 160) if case != "empty" else (2, 0, 160), torch.float32, outliers=False)
     found = []
     for layer in (ours, theirs):

@@ -28,12 +28,12 @@ from tests.support.arenas import path as path
 
 @pytest.mark.parametrize("link", [Late, Memory])
 @pytest.mark.parametrize("level", ["structure", "touched"])
-def test_everything_is_one_stretch_and_every_byte_the_files(link, level, path, monkeypatch):
+def test_everything_is_one_chunk_and_every_byte_the_files(link, level, path, monkeypatch):
     monkeypatch.setitem(arena.LINKS, "cpu", link)
     file = aibit.open(path, verify=level)
     planes = every(file)
     filled = Arena(file, planes, CPU, SMALL)
-    assert len(filled.layout.stretches) == 1
+    assert len(filled.layout.chunks) == 1
     assert filled.layout.size - (file.data.end - file.data.start) in range(device_stream.PAGE)
     assert_equal(filled, file, planes)
     # The layout in the file is the layout on the device.
@@ -203,7 +203,7 @@ def test_a_model_over_the_arena_equals_one_over_the_mapping(name, scheme, tmp_pa
     model = aibit.load_model(tmp_path / "m.aibit")
     (filled,) = arenas
     assert inside(model, filled.memory) == []
-    assert len(filled.layout.stretches) == 1
+    assert len(filled.layout.chunks) == 1
     found = architectures.output(model, name)
     monkeypatch.delitem(arena.LINKS, "cpu")
     mapped = aibit.load_model(tmp_path / "m.aibit")
@@ -238,7 +238,7 @@ def test_full_verification_hashes_what_passes_and_then_the_rest(through, tmp_pat
     assert arenas[0].streamed.read == file.data.end - file.data.start
     places = {
         "data": next(p for p in file.info("model.layers.1.mlp.up_proj.weight").planes).offset + 5,
-        "document": next(iter(file.info_of_file.documents.values())).offset + 1,
+        "document": next(iter(file.tables.documents.values())).offset + 1,
     }
     for at in places.values():
         data = bytearray(path.read_bytes())

@@ -1,0 +1,122 @@
+"""Takes some rows of a stored matrix as a matrix of its own, in a scheme of its own; nothing else of it is read.
+
+On a mapped file the planes of the rows are views of it, but for scales that have to be computed. The functions of the
+capability ``slice_rows`` are here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+
+from ..container.tables import Plane, TensorInfo
+from ..dtypes import DTYPES
+from ..errors import SchemeError
+from ..schemes import Scheme, capabilities
+from ..schemes.fourbit import NESTED_BLOCK, FourBit
+from ..schemes.int8_outlier import Int8Outlier
+from ..schemes.nf4_cpu import NF4CPU, ROWS
+from ..schemes.plain import Plain
+from .reader import File
+
+Arrays = dict[str, np.ndarray]
+
+
+def obstacle(info: TensorInfo, count: int) -> str:
+    """Return why the tensor cannot be cut into ``count`` parts of equally many rows; empty if it can."""
+    scheme, shape = info.scheme, info.shape
+    if not capabilities.has(scheme, "slice_rows") or (len(shape) != 2 and not isinstance(scheme, Plain)):
+        return f"scheme {scheme.text} is not cut"
+    if not shape or not shape[0] or shape[0] % count:
+        return f"shape {list(shape)} does not divide into {count} parts"
+    if shape[0] // count % scheme.row_multiple(shape):
+        return f"one of {count} parts of shape {list(shape)} is not of whole blocks of {scheme.text}"
+    return ""
+
+
+def slice_rows(file: File, info: TensorInfo, rows: slice) -> tuple[TensorInfo, Arrays]:
+    """Return these rows as a tensor, and its planes, checked; its ``planes`` say where the whole tensor's lie.
+
+    Args:
+        rows: one of the parts that ``obstacle`` has nothing against.
+
+    Raises:
+        SchemeError: tensors in this scheme are not cut.
+        FormatError: AIB-E502 for values that no encoder writes.
+    """
+    cut = capabilities.find(info.scheme, "slice_rows")
+    if cut is None:
+        raise SchemeError(f"tensor {info.name!r}: scheme {info.scheme.text} is not cut")
+    scheme, planes = cut(file, info, rows)
+    return replace(info, shape=(rows.stop - rows.start, *info.shape[1:]), scheme=scheme), planes
+
+
+def _part(file: File, plane: Plane, rows: slice) -> np.ndarray:
+    """Read rows of a plane, along its first dimension."""
+    width = math.prod(plane.shape[1:]) * DTYPES[plane.dtype].bits // 8
+    shape = (rows.stop - rows.start, *plane.shape[1:])
+    return file.view(replace(plane, shape=shape, offset=plane.offset + rows.start * width, length=shape[0] * width))
+
+
+def by_rows(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:
+    """Slice planes that have a row for each row of the tensor; others are the same for all of its rows."""
+    specs = info.scheme.planes((rows.stop - rows.start, *info.shape[1:]), info.dtype)
+    wanted = {spec.role: spec.shape for spec in specs}
+    planes = {
+        plane.role: file.view(plane) if plane.shape == wanted[plane.role] else _part(file, plane, rows)
+        for plane in info.planes
+    }
+    file.check_values(info, planes)
+    return info.scheme, planes
+
+
+def four_bit(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:
+    """Slice flat blocks of nf4 and fp4."""
+    return _blocks(file, info, cast(FourBit, info.scheme), rows)
+
+
+def _blocks(file: File, info: TensorInfo, scheme: FourBit, rows: slice) -> tuple[FourBit, Arrays]:
+    """Slice flat blocks. Nested scales that begin inside a group of scales become plain ones of the same values."""
+    planes = {plane.role: plane for plane in info.planes}
+    first, last = rows.start * info.shape[1], rows.stop * info.shape[1]
+    start, stop = first // scheme.block_size, last // scheme.block_size
+    group = start // NESTED_BLOCK if scheme.nested else 0
+    before = start - group * NESTED_BLOCK if scheme.nested else 0
+    found = {"codes": _part(file, planes["codes"], slice(first // 2, last // 2)),
+             "absmax": _part(file, planes["absmax"], slice(start - before, stop))}  # fmt: skip
+    if scheme.nested:
+        found["nested_absmax"] = _part(file, planes["nested_absmax"], slice(group, -(-stop // NESTED_BLOCK)))
+        found["nested_offset"] = file.view(planes["nested_offset"])
+    file.check_values(info, found)
+    if not before:
+        return scheme, found
+    return replace(scheme, nested=0), {"codes": found["codes"], "absmax": scheme.absmax(found, slice(before, None))}
+
+
+def nf4_cpu(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:
+    """Slice the canonical planes, and the tiles where the rows are whole ones."""
+    scheme = cast(NF4CPU, info.scheme)
+    canonical, found = _blocks(file, replace(info, scheme=scheme.canonical), scheme.canonical, rows)
+    if (rows.stop - rows.start) % ROWS or canonical != scheme.canonical:
+        return canonical, found
+    planes = {plane.role: plane for plane in info.planes}
+    found["tiles"] = _part(file, planes["tiles"], rows)
+    found["tile_absmax"] = file.view(planes["tile_absmax"])[:, rows]  # transposed in the file
+    file.check_values(info, found)
+    return scheme, found
+
+
+def int8_outlier(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:
+    """Slice int8 rows, and those of the float16 rows that are among them."""
+    scheme = cast(Int8Outlier, info.scheme)
+    planes = {plane.role: plane for plane in info.planes}
+    index = file.view(planes["outlier_index"])
+    first, last = (int(place) for place in np.searchsorted(index, (rows.start, rows.stop)))
+    found = {role: _part(file, planes[role], rows) for role in ("codes", "row_absmax")}
+    found["outlier_index"] = index[first:last] - np.uint32(rows.start)
+    found["outlier_values"] = _part(file, planes["outlier_values"], slice(first, last))
+    file.check_values(info, found)
+    return replace(scheme, outliers=last - first), found

@@ -1,0 +1,121 @@
+"""Registers what exists for a scheme beside its own numpy code: fast encoders, decoders in torch, modules, exports.
+
+A scheme is complete without a line here. Its numpy code is the oracle: whatever is registered gives the same values,
+bit for bit where `CAPABILITIES` does not say otherwise. Functions are named as ``"module:function"`` and imported when
+they are first asked for, so that reading a file imports none of them.
+
+Packages outside register theirs under the entry point group ``aibit_format.capabilities``, by the scheme's name and the
+capability with a dot between them: ``"ternary.decode_torch" = "my_package.torch:decode"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from .base import Scheme
+from .cluster import Cluster
+from .fourbit import FourBit
+from .fp8 import Fp8E4M3
+from .ggml import GGML
+from .int4_group import Int4Group
+from .int8 import Int8
+from .int8_affine import Int8Absmax, Int8ZeroPoint
+from .int8_outlier import Int8Outlier
+from .nf4_cpu import NF4CPU
+from .plain import Plain
+
+# Capability -> the function's signature and result.
+CAPABILITIES: dict[str, str] = {
+    # The planes that ``scheme.encode`` gives, by the fastest way there is.
+    "encode_fast": "(scheme, array, dtype) -> planes",
+    # ``convert.error.sums`` of planes that encode ``array``: noise, signal and the largest error.
+    "errors_fast": "(scheme, planes, array, dtype, rows) -> (float, float, float)",
+    # ``scheme.decode_rows`` on the device of the planes, which are tensors.
+    "decode_torch": "(scheme, planes, shape, rows) -> f32 tensor",
+    # A ``kernels.matmul.RowProduct``, which multiplies codes as they are; None for parameters that have none.
+    # Sums are rounded as the product says, so results are close to the oracle's, not equal.
+    "product": "(scheme) -> RowProduct | None",
+    # A library's layer over the planes, in the place of a Linear; see ``torch.load.modules``.
+    "build_module": "(module, info, planes, target) -> module",
+    # Some rows of a stored tensor as a tensor of its own, which may be in a simpler scheme; see ``file.slice_rows``.
+    "slice_rows": "(file, info, rows) -> (scheme, planes)",
+    # The codes of tensors that follow each other in a file, as one plane; see ``torch.layers.fused``.
+    "join": "(infos) -> Plane | None",
+    # The entries of a tensor in a checkpoint that bitsandbytes loads; see ``formats.huggingface.export``.
+    "export_bnb": "(file, info) -> Layer",
+}
+
+_registered: dict[tuple[type[Scheme], str], str] = {}
+
+
+def register(scheme: type[Scheme], capability: str, target: str) -> None:
+    """Register ``target``, ``"module:function"``, as what a capability of a scheme's class is done by.
+
+    Raises:
+        ValueError: there is no such capability, or ``target`` is not of this form.
+    """
+    if capability not in CAPABILITIES:
+        raise ValueError(f"unknown capability {capability!r}; known: {', '.join(CAPABILITIES)}")
+    if target.count(":") != 1:
+        raise ValueError(f"{target!r}: expected 'module:function'")
+    _registered[scheme, capability] = target
+
+
+def find(scheme: Scheme, capability: str) -> Callable[..., Any] | None:
+    """Return the function for a capability of a scheme, or ``None`` if there is none."""
+    target = _registered.get((type(scheme), capability)) or _outside().get(f"{scheme.name}.{capability}")
+    return _function(target) if target else None
+
+
+def has(scheme: Scheme, capability: str) -> bool:
+    """Return whether a function is registered, without importing it."""
+    return (type(scheme), capability) in _registered or f"{scheme.name}.{capability}" in _outside()
+
+
+def registered() -> Iterator[tuple[type[Scheme], str, str]]:
+    """Yield class, capability and target of everything that this package registers."""
+    for (scheme, capability), target in _registered.items():
+        yield scheme, capability, target
+
+
+@cache
+def _function(target: str) -> Callable[..., Any]:
+    # Targets come from this file or from installed packages, never from a file that is read.
+    module, attribute = target.split(":")
+    return vars(import_module(module))[attribute]
+
+
+@cache
+def _outside() -> dict[str, str]:
+    from importlib.metadata import entry_points  # slow to import
+
+    return {entry.name: entry.value for entry in entry_points(group="aibit_format.capabilities")}
+
+
+def _register_all(capability: str, module: str, functions: dict[type[Scheme], str]) -> None:
+    for scheme, function in functions.items():
+        register(scheme, capability, f"aibit_format.{module}:{function}")
+
+
+_register_all("encode_fast", "convert.encoders", {
+    Plain: "plain", Int8: "int8", FourBit: "four_bit", NF4CPU: "nf4_cpu",
+})  # fmt: skip
+_register_all("errors_fast", "convert.error", {Plain: "plain_sums", Int8: "int8_sums", FourBit: "four_bit_sums"})
+_register_all("decode_torch", "torch.kernels.decode", {
+    Int8: "int8", Int8Absmax: "grouped", Int8ZeroPoint: "grouped", Fp8E4M3: "grouped", Int4Group: "int4_group",
+})  # fmt: skip
+_register_all("product", "torch.kernels.matmul", {Int8: "int8_product", Int8Absmax: "int8_absmax_product"})
+_register_all("build_module", "torch.load.modules", {
+    Int8: "int8_linear", FourBit: "four_bit_linear", NF4CPU: "nf4_cpu_linear",
+})  # fmt: skip
+_register_all("slice_rows", "file.slice_rows", {
+    **dict.fromkeys((Plain, Int8, Int8Absmax, Int8ZeroPoint, Fp8E4M3, Int4Group, GGML, Cluster), "by_rows"),
+    FourBit: "four_bit", NF4CPU: "nf4_cpu", Int8Outlier: "int8_outlier",
+})  # fmt: skip
+_register_all("join", "torch.layers.fused", {Int8: "int8_codes"})
+_register_all("export_bnb", "formats.huggingface.export", {
+    Int8: "int8_layer", FourBit: "four_bit_layer", NF4CPU: "nf4_cpu_layer",
+})  # fmt: skip

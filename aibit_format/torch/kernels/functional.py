@@ -1,0 +1,92 @@
+"""Computes layers over weights that stay in their planes: a linear layer, and an embedding.
+
+A forward decodes some rows of the weight, multiplies, and forgets them; the whole weight never exists in the model's
+dtype. Schemes with the capability ``product`` are multiplied as they are where that is faster. These are functions of
+tensors alone: modules call them (``layers.dequantized``), and so do the operators that a compiler sees
+(``layers.custom_ops``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ...interop import torch_dtypes
+from ...schemes import Scheme, capabilities
+from .decode import decode_rows
+from .matmul import RowProduct
+
+DecodeRows = Callable[[slice, torch.dtype], torch.Tensor]
+
+_ON_CPU = 1 << 21  # elements decoded at a time, so that they stay in the cache
+_ELSEWHERE = 1 << 24  # on other devices, where each piece is several launches
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight in a scheme: planes by role, and the logical shape [rows, columns] and dtype of what they stand for."""
+
+    scheme: Scheme
+    planes: Mapping[str, torch.Tensor]
+    shape: tuple[int, int]
+    dtype: str
+
+    def rows(self, rows: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Decode rows to [rows, columns] in ``dtype``, on the planes' device."""
+        return decode_rows(self.scheme, self.planes, self.shape, self.dtype, rows).to(dtype)
+
+
+def row_product(scheme: Scheme) -> RowProduct | None:
+    """Return what multiplies a scheme's codes as they are, if anything does."""
+    make = capabilities.find(scheme, "product")
+    return make(scheme) if make else None
+
+
+def learns(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Return whether gradients are wanted of a product with x and ``bias``."""
+    return torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+
+
+def uses_codes(product: RowProduct | None, x: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Return whether x [rows, in] is multiplied with codes as they are; products with gradients decode."""
+    if product is None or x.requires_grad or not product.accepts(x):
+        return False
+    return x.device.type == "cpu" or not learns(x, bias)
+
+
+def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
+    """Multiply x [rows, in] with a weight [out, in] and add ``bias`` [out]: [rows, out] in the dtype of x."""
+    product = row_product(weight.scheme)
+    if product is not None and uses_codes(product, x, bias):
+        return product(x, weight.planes["codes"], weight.planes[product.scales].view(-1), bias)
+    values = by_pieces(x, weight.shape, weight.rows)
+    return values if bias is None else values + bias.to(values.dtype)
+
+
+def by_pieces(x: torch.Tensor, shape: tuple[int, int], rows: DecodeRows) -> torch.Tensor:
+    """Multiply x [rows, in] with a weight of ``shape`` [out, in], decoding as many rows at a time as stay in cache."""
+    out_features, in_features = shape
+    step = max(1, (_ON_CPU if x.device.type == "cpu" else _ELSEWHERE) // max(in_features, 1))
+    pieces = (slice(start, min(start + step, out_features)) for start in range(0, out_features, step))
+    if x.requires_grad:
+        return torch.cat([functional.linear(x, rows(piece, x.dtype)) for piece in pieces], 1)
+    product = x.new_empty(len(x), out_features)
+    for piece in pieces:
+        torch.mm(x, rows(piece, x.dtype).T, out=product[:, piece])
+    return product
+
+
+def embedding(ids: torch.Tensor, weight: Weight) -> torch.Tensor:
+    """Look up ids [...] in a table: [..., columns], in the logical dtype. Only the rows that are looked up are decoded.
+
+    Raises:
+        IndexError: an id is not in the table.
+    """
+    wanted, places = torch.unique(ids, return_inverse=True)
+    count = weight.shape[0]
+    if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < count:
+        raise IndexError(f"token ids {int(wanted[0])} to {int(wanted[-1])}: the table has {count}")
+    return weight.rows(wanted, torch_dtypes()[weight.dtype])[places]
