@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from command import run
+from tests.support.command import run
 
 import aibit_format as aibit
 from aibit_format.errors import LoadError, WriteError
