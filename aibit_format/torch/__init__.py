@@ -1,4 +1,4 @@
-"""torch's side: tensors over mapped pages, bitsandbytes modules, whole models.
+"""Reads files into torch: tensors over mapped pages, bitsandbytes modules, whole models.
 
 ``safe_open``, ``load_file`` and ``save_file`` have safetensors' names and arguments.
 """
@@ -27,7 +27,7 @@ __all__ = ["load_file", "safe_open", "save_file"]
 
 
 class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
-    """An ``.aibit`` file with safetensors' methods; ``get_tensor`` gives torch tensors on ``device``.
+    """Opens an ``.aibit`` file with safetensors' methods; ``get_tensor`` returns torch tensors on ``device``.
 
     Plain tensors on the CPU are read-only views of the mapping; others are decoded to their logical dtype.
     """
@@ -41,7 +41,7 @@ class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
         return _tensor(self._file, name, self._device)
 
     def get_slice(self, name: str) -> TensorSlice:
-        """Return what reads parts of a tensor: ``f.get_slice(name)[2:4]`` is ``f.get_tensor(name)[2:4]``."""
+        """Return a view that reads parts of a tensor: ``f.get_slice(name)[2:4]`` is ``f.get_tensor(name)[2:4]``."""
         info = self._file.info(name)
 
         def finish(array: np.ndarray, dtype: str) -> torch.Tensor:

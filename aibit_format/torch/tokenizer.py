@@ -1,4 +1,4 @@
-"""The tokenizer of a file, exactly as transformers loads it from a directory."""
+"""Loads the tokenizer of a file, exactly as transformers loads it from a directory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IN_MEMORY = "/dev/shm"  # noqa: S108 - a file system in memory, where Linux has
 
 
 def load_tokenizer(path: Path | Opened) -> PreTrainedTokenizerBase:
-    """The tokenizer, chat template and special tokens included.
+    """Load the tokenizer, with its chat template and special tokens.
 
     transformers chooses and completes tokenizers from a directory of files, by rules of its own that change with its
     version. So it gets that directory: in memory where the system has such a place, private, and gone afterwards.

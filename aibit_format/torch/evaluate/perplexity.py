@@ -1,4 +1,4 @@
-"""How well a model predicts a text, and how far its predictions are from those of another: what quantization has cost.
+"""Measures how well a model predicts a text, and how far its predictions are from those of its original.
 
 Perplexity is the exponential of the mean negative log-likelihood of a text's tokens. Between two models it says little,
 as errors of both signs cancel; so predictions are compared token by token: the Kullback-Leibler divergence of the model
@@ -25,7 +25,7 @@ OnProgress = Callable[[int, int], None]  # tokens that were predicted, of how ma
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far predictions are from the reference's, in nats a token, and how often both take the same token first."""
+    """Says how far predictions are from the reference's, in nats a token, and how often the first tokens agree."""
 
     mean: float
     median: float
@@ -36,7 +36,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Quality:
-    """What a text came to."""
+    """Holds the figures of one text."""
 
     tokens: int  # that were predicted
     loss: float  # mean negative log-likelihood, nats
@@ -103,7 +103,7 @@ def evaluate(
 
 
 def _scores(targets: torch.Tensor, logits: torch.Tensor, expected: torch.Tensor | None) -> torch.Tensor:
-    """f32 [1 or 4, n]: losses; with the reference's logits also its losses, divergences, whether the first agree."""
+    """Return f32 [1 or 4, n]: losses; with the reference's logits also its losses, divergences, and top-1 agreement."""
     ours = logits.float().log_softmax(1)
     losses = -ours.gather(1, targets[:, None])[:, 0]
     if expected is None:
@@ -114,7 +114,7 @@ def _scores(targets: torch.Tensor, logits: torch.Tensor, expected: torch.Tensor 
 
 
 def _windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(start, first, end) of each window of ``count`` tokens: those from ``first`` on are predicted in it.
+    """Yield (start, first, end) of each window of ``count`` tokens: those from ``first`` on are predicted in it.
 
     The first token of a window has nothing before it, so it is not predicted unless another window does.
     """
@@ -130,6 +130,6 @@ def _windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, 
 
 
 def _predictions(model: Any, ids: torch.Tensor, count: int) -> torch.Tensor:
-    """[count, vocabulary]: logits of the last ``count`` tokens, each from those before it."""
+    """Return [count, vocabulary]: logits of the last ``count`` tokens, each from those before it."""
     result = model(ids[None].to(model.device), use_cache=False, logits_to_keep=count + 1)
     return result.logits[0, -count - 1 : -1]

@@ -1,4 +1,4 @@
-"""How long a model takes for a prompt, and for each token after it."""
+"""Times a prompt, and each token after it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _IDS = 128
 
 
 def generate(model: Any, batch: int, prompt: int, tokens: int) -> tuple[float, list[float]]:
-    """Seconds of a prompt, and of each token after it, taken greedily, with a cache.
+    """Return the seconds of a prompt, and of each token after it, chosen greedily, with a cache.
 
     Args:
         model: a causal one of transformers.
@@ -34,6 +34,6 @@ def generate(model: Any, batch: int, prompt: int, tokens: int) -> tuple[float, l
 
 
 def _wait(device: torch.device) -> None:
-    """Until a GPU has done what it was given."""
+    """Wait until a GPU has finished what was queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -27,7 +27,7 @@ _ELSEWHERE = 1 << 24  # on other devices, where each piece is several launches
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A weight in a scheme: planes by role, and the logical shape [rows, columns] and dtype of what they stand for."""
+    """Holds a weight in a scheme: planes by role, and the logical shape [rows, columns] and dtype of its values."""
 
     scheme: Scheme
     planes: Mapping[str, torch.Tensor]
@@ -40,13 +40,13 @@ class Weight:
 
 
 def row_product(scheme: Scheme) -> RowProduct | None:
-    """Return what multiplies a scheme's codes as they are, if anything does."""
+    """Return the product that multiplies a scheme's codes as they are, if there is one."""
     make = capabilities.find(scheme, "product")
     return make(scheme) if make else None
 
 
 def learns(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Return whether gradients are wanted of a product with x and ``bias``."""
+    """Return whether gradients of a product with x and ``bias`` are wanted."""
     return torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
 
 

@@ -1,6 +1,6 @@
-"""The threads that torch's operations run on, for compiled code of ours.
+"""Lets compiled code run on the threads of torch's operations.
 
-torch's threads keep their cores busy for a while after each operation, in wait for the next one. Threads of our own
+torch's threads keep their cores busy for a while after each operation, waiting for the next one. Threads of our own
 would share those cores with them; the same threads take up the work at once.
 """
 
@@ -13,13 +13,13 @@ import torch
 
 
 def threads() -> tuple[int, int]:
-    """How many threads torch uses, and what calls a function from them: the last two arguments of ``native``'s."""
+    """Return how many threads torch uses, and the address of what runs a function on them, as ``native`` takes both."""
     return torch.get_num_threads(), parallel()
 
 
 @cache
 def parallel() -> int:
-    """The address of ``GOMP_parallel`` in the OpenMP runtime that torch has loaded; 0 where there is none to be found.
+    """Return the address of ``GOMP_parallel`` in the OpenMP runtime that torch has loaded; 0 if there is none.
 
     GNU's runtime has it, and LLVM's and Intel's under the same name. Linux says in ``/proc`` what is loaded.
     """

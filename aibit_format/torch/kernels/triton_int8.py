@@ -1,4 +1,4 @@
-"""A Triton kernel for few rows of inputs and int8 weights: codes are read once, as they are, and widened in registers.
+"""Multiplies few rows of inputs with int8 weights on a GPU: codes are read once and widened in registers.
 
 Decoding is bound by reading weights: half the bytes of bf16. Everything is in one launch, scales and bias included.
 Triton comes with torch where there is CUDA; this module is imported only there (and by tests, with its interpreter).
@@ -18,7 +18,7 @@ from .matmul import FEW_ROWS
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows and columns of codes that a program has at a time; how many such pieces are on their way or in use; warps.
+    """Sets the rows and columns of codes in a program's tile, how many tiles are in flight or in use, and warps.
 
     Few rows, so that all processors have some. Memory answers after some 700 ns, in which an H200's could bring 3.4 MB:
     24 KB have to be on their way to each of its 132 processors. With the inputs that is 72 KiB of shared memory, of
@@ -63,7 +63,7 @@ def small_product(
     x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, factor: float, bias: torch.Tensor | None,
     tile: Tile = TILE,
 ) -> torch.Tensor:  # fmt: skip
-    """x [rows, in] in bf16 or f16, at most ``FEW_ROWS`` rows, times codes i8 [out, in]: [rows, out] in the dtype of x.
+    """Multiply x [rows, in] in bf16 or f16, up to ``FEW_ROWS`` rows, with codes i8 [out, in]: [rows, out] in its dtype.
 
     Products are added in float32, and times ``scales`` f32 [out] and ``factor``, plus ``bias`` [out], in float32.
     """

@@ -1,4 +1,4 @@
-"""Attention in float32 in a model of 16 bits, for processors that are slow at products of anything shorter.
+"""Computes attention in float32 in 16-bit models, for processors that multiply 16-bit numbers slowly.
 
 On a processor without AVX512-BF16 torch's attention over 1,024 keys takes ten times as long in float16, and six times
 in bf16, as in float32; widening keys and values first is a seventh of what is left. It is also more exact, and so not
@@ -20,7 +20,7 @@ NAME = "sdpa-float32"  # among transformers' ways of attention
 
 
 def in_float32(model: PreTrainedModel) -> None:
-    """Let a model on a CPU attend in float32, where that is faster, and where the model lets itself be told."""
+    """Switch a model on a CPU to attention in float32, where that is faster and the model can be switched."""
     short = model.dtype in (torch.float16, torch.bfloat16)
     if BF16 or not short or model.config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
         return
@@ -33,7 +33,7 @@ def attend(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     attention_mask: torch.Tensor | None, position_bias: torch.Tensor | None = None, cache: Any = None, **options: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """transformers' ``sdpa``, in float32: of query, key and value [batch, heads, length, size], in their dtype."""
+    """Attend as transformers' ``sdpa`` does, in float32: query, key and value are [batch, heads, length, size]."""
     dtype = query.dtype
     if cache is None and query.device.type == "cpu":  # a paged cache takes keys and values as the model has them
         query, key, value = query.float(), key.float(), value.float()

@@ -1,4 +1,4 @@
-"""Modules for schemes that no library has a layer for: planes stay as they are, and are decoded piece by piece.
+"""Defines modules for schemes that no library has a layer for: planes stay as they are, decoded piece by piece.
 
 On a CPU the planes are the mapped pages. What is computed with them is in ``kernels.functional``.
 """

@@ -24,7 +24,7 @@ TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class Int8Layer(Protocol):
-    """A layer over int8 rows that can be multiplied together with others."""
+    """Describes a layer over int8 rows that can be multiplied together with others."""
 
     out_features: int
     fused: FusedRows | None
@@ -58,7 +58,7 @@ def split(product: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
 
 
 class FusedRows:
-    """Multiplies layers whose codes lie side by side. Parts that wait for their layer are each thread's own.
+    """Multiplies layers whose codes lie side by side. Parts that wait for their layer belong to one thread.
 
     Args:
         layers: two or more of one kind, in the order in which they are called.
@@ -136,7 +136,7 @@ class FusedRows:
 
 
 class _State:
-    """Tells whether a tensor was written to since: by torch's count of writes, or by its values.
+    """Tells whether a tensor has been written to: by torch's count of writes, or by its values.
 
     torch does not count writes to tensors that were made in inference mode, so of these the values are kept. Copying
     and comparing them takes a hundredth of the product.

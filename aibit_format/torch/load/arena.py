@@ -1,4 +1,4 @@
-"""One allocation on a device for a file's planes, filled in one pass; parameters are views of it.
+"""Brings a file's planes to a device: one allocation, filled in one pass; parameters are views of it.
 
 The layout in the file is the layout on the device: planes lie in the arena as they lie in the data region, scales
 pooled at its beginning, so that one copy brings them all. Nothing else is allocated on the device. On the host, copies
@@ -25,7 +25,7 @@ from ...interop import torch_dtypes
 
 
 class Cuda:
-    """Over the bus to a GPU, on a stream of its own."""
+    """Sends over the bus to a GPU, on a stream of its own."""
 
     def __init__(self, target: torch.Tensor) -> None:
         self.target = target
@@ -42,7 +42,7 @@ class Cuda:
 
 
 class _Pinned:
-    """A slot of page-locked memory, and the event that says when the device has read it."""
+    """Holds a slot of page-locked memory, and the event that says when the device has read it."""
 
     def __init__(self, link: Cuda, size: int) -> None:
         self._link = link
@@ -62,7 +62,7 @@ class _Pinned:
 
 
 class Memory:
-    """To memory of this machine, at once: what a GPU's link does, for tests and measurements without one."""
+    """Sends to memory of this machine, at once: stands in for a GPU's link in tests and measurements."""
 
     def __init__(self, target: torch.Tensor) -> None:
         self.target = target.numpy()
@@ -75,7 +75,7 @@ class Memory:
 
 
 class _Plain:
-    """A slot of plain memory that begins at a page."""
+    """Holds a slot of plain memory that begins at a page."""
 
     def __init__(self, link: Memory, size: int) -> None:
         self._link = link
@@ -93,7 +93,7 @@ LINKS: dict[str, Callable[[torch.Tensor], Link]] = {"cuda": Cuda}
 
 
 class Arena:
-    """Planes of a file on a device, in one u8 tensor.
+    """Holds planes of a file on a device, in one u8 tensor.
 
     Args:
         file: open; at level "touched" every leaf is checked as it passes.
@@ -120,7 +120,7 @@ class Arena:
         return not plane.length or self.layout.place(plane.offset, plane.length) is not None
 
     def view(self, plane: Plane) -> torch.Tensor:
-        """The plane, in its dtype and shape: a view of the arena.
+        """Return the plane in its dtype and shape, as a view of the arena.
 
         Raises:
             KeyError: it was not brought.
@@ -132,7 +132,7 @@ class Arena:
 
 
 def _first_bulk(file: File) -> int:
-    """Where the pool of scales ends: their values are looked at on the host, in the mapping."""
+    """Return where the pool of scales ends; their values are checked on the host, in the mapping."""
     info = file.tables
     table = info.plane_table
     bulk = table["offset"][~pooled(table["role"], table["length"], info.alignment)]

@@ -1,4 +1,4 @@
-"""Loading: a transformers model whose parameters are views of the mapped file."""
+"""Loads a file as a transformers model whose parameters are views of the mapping."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def load(
     weight_only: bool = False,
     tp: Any = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and the tokenizer of an ``.aibit`` file; see ``load_model`` and ``load_tokenizer``."""
+    """Load the model and the tokenizer of an ``.aibit`` file; see ``load_model`` and ``load_tokenizer``."""
     from ..tokenizer import load_tokenizer
 
     file, model = _load(path, _one_device(device, device_map), verify, signed_by, weight_only, tp)
@@ -72,13 +72,13 @@ def load_model(
     weight_only: bool = False,
     tp: Any = None,
 ) -> PreTrainedModel:
-    """A transformers model in eval mode: int8 weights in ``bnb.nn.Linear8bitLt``, nf4 and fp4 in ``Linear4bit``.
+    """Load a transformers model in eval mode: int8 weights in ``bnb.nn.Linear8bitLt``, nf4 and fp4 in ``Linear4bit``.
 
     On the CPU no weight is copied: parameters are read-only views of the mapping, shared with every process that
     maps the file, and must not be written to (``requires_grad`` is off). On a GPU parameters are views of one
-    allocation, filled in one pass (``torch/arena.py``); with ``tp``, and on other devices, each plane is copied once.
+    allocation, filled in one pass (``load.arena``); with ``tp``, and on other devices, each plane is copied once.
     Linear weights and embeddings in other schemes stay in their planes too, decoded a piece at a time as they are
-    needed (``torch/quantized.py``); what else is quantized is decoded to the model's dtype here.
+    needed (``layers.dequantized``); what else is quantized is decoded to the model's dtype here.
 
     Args:
         path: the file, or an open one.
@@ -92,7 +92,7 @@ def load_model(
         tp: several processes hold the model together, each with its rows of the weights that transformers'
             tensor-parallel plan names, on its ``device``; all call it with the same inputs and get the same outputs.
             ``"auto"``: all processes of torch.distributed; their number; a process group; or a device mesh, of one
-            dimension or with one named ``"tp"``. See ``torch/parallel.py``.
+            dimension or with one named ``"tp"``. See ``load.tensor_parallel``.
 
     Raises:
         FormatError: the file is not valid.
@@ -130,7 +130,7 @@ def _load(
 
 
 def _slices(file: Opened, model: PreTrainedModel, tp: Any) -> Slices | None:
-    """What this process has of the model; ``None``: all of it."""
+    """Return what this process has of the model; ``None`` for all of it."""
     if tp is None:
         return None
     from .tensor_parallel import Slices, ranks_of  # transformers' side of it is slow to import, where nothing else has
@@ -160,7 +160,7 @@ def _one_device(device: Device, device_map: Any) -> torch.device:
 
 
 def _config(file: Opened) -> tuple[dict[str, Any], str]:
-    """The parsed config and the name of the architecture, checked before transformers sees either."""
+    """Return the parsed config and the architecture's name, checked before transformers sees either."""
     sharded_reader.whole(file)
     if "config.json" not in file.documents or "model.architecture" not in file.metadata:
         why = file.metadata.get("model.missing", "no config.json or no model.architecture")
@@ -169,7 +169,7 @@ def _config(file: Opened) -> tuple[dict[str, Any], str]:
 
 
 def _json_object(file: Opened, name: str) -> dict[str, Any]:
-    """The checked value of a document that must be an object."""
+    """Return the checked value of a document that must be an object."""
     value = file.check_document(name)
     if not isinstance(value, dict):
         raise LoadError(f"{file.path}: {name} is {type(value).__name__}, and no JSON object")
@@ -199,7 +199,7 @@ class _Assembly:
             self.arenas = {part: Arena(part, self._wanted(part), device) for part in file.parts}
 
     def _wanted(self, part: File) -> Iterator[Plane]:
-        """The planes that the model holds as they are; what is decoded or cast on the way is not among them."""
+        """Yield the planes that the model holds as they are; what is decoded or cast on the way is not among them."""
         for name in part:
             info = self.file.info(name)
             owner, _, leaf = name.rpartition(".")
@@ -242,7 +242,7 @@ class _Assembly:
             raise LoadError(f"{self.file.path}: {len(empty)} parameters stayed empty: {', '.join(empty[:5])}")
 
     def _view(self, part: File, plane: Plane) -> torch.Tensor | None:
-        """A plane of a file where the model has it; None where each was copied by itself."""
+        """Return a plane of a file where the model has it; None where each was copied by itself."""
         arena = self.arenas.get(part)
         if arena is not None:
             return arena.view(plane) if plane in arena else None
@@ -272,11 +272,11 @@ class _Assembly:
             )
 
     def _place(self, name: str) -> torch.Tensor:
-        """What the empty model has under this name: a parameter on the meta device, or a buffer."""
+        """Return what the empty model has under this name: a parameter on the meta device, or a buffer."""
         return self.empty[name] if name in self.empty else self.buffers[name]
 
     def _read(self, info: TensorInfo) -> tuple[TensorInfo, dict[str, np.ndarray]]:
-        """The tensor and its planes, checked; with several processes, what this one has of them."""
+        """Return the tensor and its planes, checked; with several processes, what this one has of them."""
         if self.slices is not None:
             return self.slices.read(info)
         planes = self.file.planes(info.name)
@@ -285,7 +285,7 @@ class _Assembly:
         return info, planes
 
     def _planes(self, info: TensorInfo) -> tuple[TensorInfo, dict[str, torch.Tensor]]:
-        """The tensor and its planes on the device: on the CPU the mapped pages, elsewhere a view or one copy."""
+        """Return the tensor and its planes on the device: on a CPU the mapped pages, elsewhere a view or one copy."""
         wanted = planes_for(info, self.target)
         info, planes = self._read(info)
         arena = self.arenas.get(self.file.part(info.name))
@@ -296,7 +296,7 @@ class _Assembly:
         return info, {role: to_torch(planes[role], dtypes[role]).to(self.device) for role in roles}
 
     def _values(self, info: TensorInfo) -> torch.Tensor:
-        """The values in the dtype the model computes in."""
+        """Return the values in the dtype the model computes in."""
         if isinstance(info.scheme, Plain):
             values = self._planes(info)[1]["values"]
         else:
@@ -306,13 +306,13 @@ class _Assembly:
         return values.to(torch_dtypes()[self._dtype(info.name)])
 
     def _dtype(self, name: str) -> str:
-        """The dtype in which the model has a parameter or buffer that is not quantized."""
+        """Return the dtype in which the model has a parameter or buffer that is not quantized."""
         place = self._place(name)
         return "f32" if place.is_floating_point() and self.in_float32(name) else dtype_name(place.dtype)
 
 
 def _finish(file: Opened, model: PreTrainedModel, vocabulary: int | None) -> None:
-    """What ``from_pretrained`` also sets: eval mode, generation defaults, and what PEFT and saving look for."""
+    """Set what ``from_pretrained`` also sets: eval mode, generation defaults, and what PEFT and saving look for."""
     model.requires_grad_(False)
     model.eval()
     if model.can_generate() and "generation_config.json" in file.documents:

@@ -1,4 +1,4 @@
-"""Makes of stored tensors the modules that compute with them.
+"""Builds the modules that compute with stored tensors.
 
 Linear weights (and GPT-2's Conv1D) become what the capability ``build_module`` of their scheme makes, which for
 bitsandbytes' own are its layers; those in any other quantized scheme become ``QuantizedLinear``, and embeddings
@@ -126,7 +126,7 @@ def _bias(module: nn.Module) -> Any:
 
 
 def builder_for(module: nn.Module, leaf: str, info: TensorInfo, target: Target) -> Builder | None:
-    """Return what builds the module for a weight; ``None`` if the weight is to be decoded, or is not quantized.
+    """Return the builder of the module for a weight; ``None`` if the weight is to be decoded, or is not quantized.
 
     Off the CPU, weights that only numpy can decode are decoded once.
     """

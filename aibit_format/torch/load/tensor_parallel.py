@@ -1,4 +1,4 @@
-"""Several ranks: each reads its rows of the weights that transformers' tensor-parallel plan names.
+"""Loads a model on several ranks: each reads its rows of the weights that transformers' tensor-parallel plan names.
 
 The plan cuts some weights by rows (outputs) and some by columns (inputs). Here all are cut by rows: a rank's rows are
 one stretch of a file's bytes, in every scheme, and on a CPU still views of the mapping. What the plan cuts by columns
@@ -32,7 +32,7 @@ from ...file.slice_rows import obstacle, slice_rows
 
 @dataclass(frozen=True)
 class Style:
-    """How a Linear takes part: whether its inputs come in parts, one a rank, and whether its outputs stay so."""
+    """Says how a Linear takes part: whether its inputs come in parts, one a rank, and whether its outputs stay so."""
 
     parts_in: bool = False
     parts_out: bool = False
@@ -59,14 +59,14 @@ HEADS = frozenset({"q_proj", "k_proj", "v_proj"})
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that hold one model together, and which of them this is."""
+    """Names the processes that hold one model together, and which of them this is."""
 
     group: Any  # torch's process group; None: all processes
     rank: int
     count: int
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., part] on each rank -> [..., all parts], in the order of the ranks, on all."""
+        """Gather [..., part] from each rank: [..., all parts], in the order of the ranks, on all."""
         _refuse_gradients(x)
         mine = x.contiguous()
         parts = [torch.empty_like(mine) for _ in range(self.count)]
@@ -74,7 +74,7 @@ class Ranks:
         return torch.cat(parts, -1)
 
     def add(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of what the ranks have, on all of them, in the place of ``x``."""
+        """Add up what the ranks have, on all of them, in the place of ``x``."""
         _refuse_gradients(x)
         dist.all_reduce(x, group=self.group)
         return x
@@ -86,7 +86,7 @@ def _refuse_gradients(x: torch.Tensor) -> None:
 
 
 def ranks_of(tp: Any) -> Ranks:
-    """The ranks that ``tp`` stands for; see ``load_model``.
+    """Return the ranks that ``tp`` stands for; see ``load_model``.
 
     Raises:
         LoadError: torch.distributed is not initialized, there are more or fewer processes, or this is none of them.
@@ -115,7 +115,7 @@ def ranks_of(tp: Any) -> Ranks:
 
 
 class Slices:
-    """What one rank has of a model: which rows of which tensors, and what its modules send to the other ranks.
+    """Holds one rank's share of a model: which rows of which tensors, and what its modules send to other ranks.
 
     Args:
         file, model: the file, and the empty model that its tensors go to.
@@ -147,7 +147,7 @@ class Slices:
                 self.rows = {key: rows for key, rows in self.rows.items() if key.rpartition(".")[0] not in owners}
 
     def _wanted(self) -> Iterator[tuple[list[str], bool]]:
-        """Tensors that are to be cut together, and whether they must be: because what follows expects parts."""
+        """Yield tensors that are to be cut together, and whether they must be because what follows expects parts."""
         for name, style in self.styles.items():
             module = self.model.get_submodule(name)
             names = [f"{name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
@@ -170,7 +170,7 @@ class Slices:
         return slice(self.ranks.rank * rows, (self.ranks.rank + 1) * rows)
 
     def _problem(self, name: str, needed: bool) -> str:
-        """Why a tensor cannot be cut; empty if it can."""
+        """Return why a tensor cannot be cut; empty if it can."""
         if name not in self.file:
             raise self._error(name, "no such tensor in the file")
         info, count = self.file.info(name), self.ranks.count
@@ -184,7 +184,7 @@ class Slices:
         return LoadError(f"{self.file.path}: tp: {name}: {why}")
 
     def read(self, info: TensorInfo) -> tuple[TensorInfo, dict[str, np.ndarray]]:
-        """The tensor as this rank has it, its shape and scheme those of its rows, and the planes of these, checked."""
+        """Return the tensor as this rank has it, in the shape and scheme of its rows, and its planes, checked."""
         rows = self.rows.get(info.name)
         if rows is None:
             planes = self.file.planes(info.name)
@@ -230,5 +230,5 @@ class Slices:
 
 
 def _no_saving(*_: Any, **__: Any) -> None:
-    """What a cut model has in the place of ``save_pretrained``."""
+    """Refuse to save: takes the place of ``save_pretrained`` in a cut model."""
     raise LoadError("tp: this process has a part of the model, which cannot be saved; the file has all of it")
