@@ -18,7 +18,7 @@ from ..container.placement import Region
 from ..container.signatures import Keys, Signature
 from ..container.tables import FileInfo, Plane, TensorInfo
 from ..dtypes import DTYPES
-from ..errors import FormatError, Problem
+from ..errors import FormatError, Problem, SigningError
 from ..io.lease import still
 from ..io.mapped import InMemory, Mapped, Path, Storage, is_url
 from ..schemes import Scheme
@@ -72,11 +72,11 @@ class File:
             checked against their digests when read, at every level.
         signed_by: public keys (PEM files, folders of ``*.pub``) of which one must have signed the file, inside it or
             in ``FILE.sig``; by default those in the environment variable ``AIBIT_SIGNED_BY``, if it is set. Checking
-            this reads every byte.
+            this reads every byte. A file at a URL is refused then: each read asks the server again.
 
     Raises:
         FormatError: the file breaks a rule of the specification; ``.code`` says which.
-        SigningError: keys are demanded, but cannot be read.
+        SigningError: keys are demanded, but cannot be read, or the file is at a URL.
     """
 
     def __init__(
@@ -255,11 +255,16 @@ class File:
         Raises:
             FormatError: AIB-E606: no signature is by one of them; AIB-E605: one is, but does not verify; AIB-E604: the
                 file of signatures is damaged.
-            SigningError: a key cannot be read.
+            SigningError: a key cannot be read, or the file is at a URL.
         """
         return self._check_signature(signatures.public_keys(keys), detached)
 
     def _check_signature(self, keys: Mapping[bytes, str], detached: Path | None) -> str:
+        if not isinstance(self.storage, (Mapped, InMemory)):
+            raise SigningError(
+                f"{self.path}: a signature is demanded, and the server may send other bytes later than those that were "
+                "checked; download the file and open that"
+            )
         try:
             found = self.signatures if detached is None else _detached(detached)
             beside = f"{self.path}{signatures.SUFFIX}" if self.path else ""

@@ -1,26 +1,46 @@
 """Reads a remote file by ranges: over HTTP, or through fsspec where that is installed.
 
-Opening takes one read, or two if the front matter is longer than the first. Each later request, for a tensor or a
-layer, is one read that fetches nothing else.
+Opening takes one read, or two if the front matter is longer than the first. A request for a tensor alone is one read
+for each plane that fetches nothing else. Reads that follow each other, as those of a load do, are done ahead: each is
+longer than the ones before it together.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 import numpy as np
 
 from ..errors import FormatError, MissingPackageError, Problem
+from . import http_ranges
+from .http_ranges import HTTPRanges, unreadable
 
 FIRST = 1 << 18  # bytes of the first read: header and front matter of a model of about two thousand tensors
-_TIMEOUT = 30  # seconds without an answer
+_NEAR = 1 << 16  # bytes between two reads that follow each other: padding
+_LEAST_AHEAD = 1 << 16  # bytes of a read ahead
+_MOST_AHEAD = 32 << 20
+_KEPT = 64 << 20  # bytes that are kept of earlier reads
 
 Fetch = Callable[[int, int], bytes]  # (start, length) -> bytes, fewer at the end of the file
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Hold the bytes of one read, and how many reads and bytes have followed each other up to it."""
+
+    start: int
+    data: bytes
+    reads: int = 0
+    total: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.data)
 
 
 class Ranged:
@@ -37,23 +57,37 @@ class Ranged:
 
     def __init__(self, url: str) -> None:
         self.path: str | None = url
-        self.reads = 0
-        opened = _over_http if urlsplit(url).scheme in ("http", "https") else _through_fsspec
-        self._fetch, self.size, self._first = opened(url)
-        self.reads += 1
-        self._last = 0, b""  # a document is read twice, to check it and to return it: it is fetched once
+        self._fetch, self.size, first = (_over_http if _is_http(url) else _through_fsspec)(url)
+        self.reads = 1
+        self._first = _Piece(0, first)
+        self._kept: tuple[_Piece, ...] = ()  # latest last; replaced as a whole, as threads read it
 
     def read_at(self, offset: int, length: int) -> np.ndarray:
-        for start, data in ((0, self._first), self._last):
-            if start <= offset and offset + length <= start + len(data):
-                return np.frombuffer(data, np.uint8)[offset - start : offset - start + length]
-        known = self._first[offset:]  # bytes of the first read are not fetched again
-        data = known + self._fetch(offset + len(known), length - len(known))
+        end = offset + length
+        pieces = (self._first, *self._kept)
+        for piece in pieces:
+            if piece.start <= offset and end <= piece.end:
+                return np.frombuffer(piece.data, np.uint8)[offset - piece.start : end - piece.start]
+        known = next((p.data[offset - p.start :] for p in pieces if p.start <= offset < p.end), b"")
+        before = next((p for p in reversed(self._kept) if p.start <= offset <= p.end + _NEAR), _Piece(offset, b""))
+        ahead = min(max(2 * before.total, _LEAST_AHEAD), _MOST_AHEAD, self.chunk_size) if before.reads > 1 else 0
+        wanted = max(min(offset + max(length, ahead), self.size), end) - offset - len(known)
+        data = known + self._fetch(offset + len(known), wanted)
         self.reads += 1
-        if len(data) != length:
+        if len(data) != len(known) + wanted:
             raise FormatError(Problem("AIB-E803", "bytes of a range", None, None, offset, length, len(data)), self.path)
-        self._last = offset, data
-        return np.frombuffer(data, np.uint8)
+        self._keep(_Piece(offset, data, before.reads + 1, before.total + len(data)))
+        return np.frombuffer(data, np.uint8)[:length]
+
+    def _keep(self, piece: _Piece) -> None:
+        """Keep a piece and the latest before it, up to a number of bytes."""
+        left, kept = _KEPT - len(piece.data), [piece]
+        for earlier in reversed(self._kept):
+            left -= len(earlier.data)
+            if left < 0:
+                break
+            kept.append(earlier)
+        self._kept = tuple(reversed(kept))
 
     def close(self) -> None:
         return None
@@ -62,34 +96,17 @@ class Ranged:
         return None  # each answer is checked when it arrives
 
 
+def _is_http(url: str) -> bool:
+    try:
+        return urlsplit(url).scheme in ("http", "https")
+    except ValueError as error:
+        raise unreadable(url, str(error)) from error
+
+
 def _over_http(url: str) -> tuple[Fetch, int, bytes]:
     """Return a function that reads ranges of ``url``, the file's size, and its first bytes."""
-    tag: list[str | None] = []
-
-    def ask(start: int, length: int) -> tuple[bytes, int]:
-        wanted = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
-        request = Request(url, headers=wanted)  # noqa: S310 - http or https, see Ranged
-        try:
-            with urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310
-                found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
-                if answer.status != 206 or not found or int(found[1]) != start:
-                    raise _unreadable(url, f"the server does not give ranges (status {answer.status})")
-                version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-                if tag and tag[0] != version:
-                    raise FormatError(
-                        Problem("AIB-E802", "file changed after it was opened", expected=tag[0], found=version), url
-                    )
-                tag[:] = [version]
-                return answer.read(), int(found[2])
-        except HTTPError as error:
-            if error.code == 416 and error.headers.get("Content-Range") == "bytes */0":
-                return b"", 0  # an empty file has no ranges; the parser refuses it as empty
-            raise _unreadable(url, f"{error.code} {error.reason}") from error
-        except (URLError, OSError) as error:
-            raise _unreadable(url, str(getattr(error, "reason", error))) from error
-
-    first, size = ask(0, FIRST)
-    return lambda start, length: ask(start, length)[0], size, first
+    ranges = HTTPRanges(url, FIRST)
+    return ranges.read, ranges.size, ranges.first
 
 
 def _through_fsspec(url: str) -> tuple[Fetch, int, bytes]:
@@ -97,22 +114,39 @@ def _through_fsspec(url: str) -> tuple[Fetch, int, bytes]:
         from fsspec.core import url_to_fs
     except ImportError as error:
         raise MissingPackageError(f"{url}: needs fsspec: pip install 'aibit-format[remote]'") from error
-    try:
-        system, path = url_to_fs(url)
-        size = int(system.size(path))
-        fetch: Any = system.cat_file
-        first = fetch(path, 0, min(FIRST, size))
-    except (OSError, ValueError, ImportError) as error:
-        raise _unreadable(url, str(error) or type(error).__name__) from error
 
     def read(start: int, length: int) -> bytes:
+        data = _in_time(url, lambda: system.cat_file(path, start, start + length), length)
+        if not isinstance(data, bytes) or len(data) > length:
+            raise unreadable(url, f"{type(system).__name__} gave more than the {length} bytes that were asked for")
+        return data
+
+    system, path = _in_time(url, lambda: url_to_fs(url))
+    size = _in_time(url, lambda: int(system.size(path)))
+    return read, size, read(0, min(FIRST, size))
+
+
+def _in_time(url: str, call: Callable[[], Any], length: int = 0) -> Any:
+    """Return what ``call`` returns, waiting as long as for an HTTP server; file systems have no deadline of their own.
+
+    Raises:
+        FormatError: AIB-E803: it failed, or takes too long; its thread is then left behind.
+    """
+    answers: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+
+    def work() -> None:
         try:
-            return fetch(path, start, start + length)
-        except OSError as error:
-            raise _unreadable(url, str(error)) from error
+            answers.put((call(), None))
+        except Exception as error:  # of any kind: file systems are plug-ins
+            answers.put((None, error))
 
-    return read, size, first
-
-
-def _unreadable(url: str, what: str) -> FormatError:
-    return FormatError(Problem("AIB-E803", f"cannot be read: {what}"), url)
+    thread = Thread(target=work, daemon=True, name="aibit-remote")
+    thread.start()
+    seconds = http_ranges.PATIENCE + length / http_ranges.SLOWEST
+    thread.join(seconds)
+    if answers.empty():
+        raise unreadable(url, f"no answer in {seconds:.0f} s")
+    value, failure = answers.get()
+    if failure is not None:
+        raise unreadable(url, str(failure) or type(failure).__name__) from failure
+    return value

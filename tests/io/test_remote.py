@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
@@ -12,6 +13,7 @@ import pytest
 
 import aibit_format as aibit
 from aibit_format.cli import main
+from aibit_format.errors import SigningError
 from aibit_format.file import reader, writer
 from aibit_format.io import remote
 from aibit_format.schemes import make
@@ -169,3 +171,44 @@ def test_the_command_line_takes_urls(url, capsys):
     assert main(["inspect", url]) == 0 and "layers.7.weight" in capsys.readouterr().out
     assert len(Handler.asked) == 1
     assert main(["verify", url]) == 0
+
+
+def test_the_reads_of_a_load_are_few_and_bring_little_twice(url, tmp_path):
+    rng, scheme = np.random.default_rng(0), make("int8")
+    tensors = {}
+    for i in range(40):
+        values = rng.standard_normal((64, 512)).astype(np.float32)
+        tensors[writer.Tensor(f"layers.{i:02}.weight", values.shape, "f32", scheme)] = scheme.encode(values, "f32")
+    writer.write(tmp_path / "m.aibit", tensors, {"a.b": 1}, {})
+    Handler.content = (tmp_path / "m.aibit").read_bytes()
+    with aibit.open(url) as file, aibit.open(Handler.content) as here:
+        for name in file:
+            for role, plane in file.planes(name).items():
+                assert np.array_equal(plane, here.planes(name)[role])
+        assert len(Handler.asked) <= 8  # 80 planes
+        assert sum(end - start for start, end in Handler.asked) <= 1.1 * len(Handler.content)
+
+
+def test_a_demanded_signature_is_refused_over_a_network(url, tmp_path, capsys):
+    """The server could send other bytes later than those that the signature was checked on."""
+    aibit.new_key(tmp_path / "key")
+    with pytest.raises(SigningError, match="download the file"):
+        aibit.open(url, signed_by=tmp_path / "key.pub")
+    with aibit.open(url) as file, pytest.raises(SigningError, match="download the file"):
+        file.check_signature(tmp_path / "key.pub")
+    assert main(["verify", url, "--key", str(tmp_path / "key.pub")]) == 1 and "download" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("failure", "complaint"),
+    [(lambda: time.sleep(5), "no answer"), (lambda: 1 / 0, "division"), (lambda: bytes(1 << 20), "more than")],
+    ids=["hangs", "fails", "gives-more"],
+)
+def test_a_file_system_that_misbehaves_is_an_error(failure, complaint, ranges, monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setattr(remote.http_ranges, "PATIENCE", 0.2)
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *_, **__: failure())
+    with pytest.raises(aibit.FormatError, match=complaint) as caught:
+        aibit.open("memory://m.aibit")
+    assert caught.value.code == "AIB-E803"
