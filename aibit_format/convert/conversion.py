@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..container.metadata import Value
+from ..container.names import bad_tensor_name
 from ..container.plan import Tensor
 from ..dtypes import DTYPES
 from ..errors import RecipeError, SchemeError, SourceError
@@ -67,6 +68,14 @@ class Conversion:
     tensors: tuple[Assignment, ...]
     unused: tuple[str, ...]  # tensors of the source that the model has no place for
     states: tuple[tuple[int, ...] | None, ...] = ()  # of the source's files when they were opened
+
+    def __post_init__(self) -> None:
+        for assignment in self.tensors:
+            if reason := bad_tensor_name(assignment.tensor.name):
+                raise SourceError(
+                    f"{self.source.path}: tensor {assignment.tensor.name!r}: {reason}; a file holds names of 1 to "
+                    "255 printable ASCII characters without spaces, quotes and backslashes: rename it in the source"
+                )
 
     @property
     def original_bytes(self) -> int:

@@ -12,6 +12,7 @@ from ..container.layout import SIGNATURE
 from ..container.metadata import Value
 from ..file import sharded_reader
 from ..schemes.plain import Plain
+from .files import begins_with
 from .source import SourceFile, SourceTensor
 
 _ABOUT = ("model.architecture", "model.type", "model.dtype")
@@ -47,10 +48,7 @@ class Aibit:
     @staticmethod
     def matches(path: str) -> bool:
         """Tell whether ``path`` is a file that begins with the signature of ``.aibit`` files."""
-        if not os.path.isfile(path):
-            return False
-        with open(path, "rb") as file:
-            return file.read(len(SIGNATURE)) == SIGNATURE
+        return begins_with(path, SIGNATURE)
 
     @cached_property
     def tensors(self) -> dict[str, SourceTensor]:

@@ -41,10 +41,12 @@ class SourceTensor:
 
     def __post_init__(self) -> None:
         # A size of 0 makes the tensor empty whatever the other sizes, but no array can have sizes beyond the limit.
-        elements = math.prod(size for size in self.shape if size)
-        if len(self.shape) > MAX_RANK or min(self.shape, default=0) < 0 or elements > MAX_ELEMENTS:
+        # Sizes and their number are checked first: the product of many large ones takes minutes.
+        shape = self.shape[: MAX_RANK + 1]
+        in_bounds = len(shape) <= MAX_RANK and all(0 <= size <= MAX_ELEMENTS for size in shape)
+        if not in_bounds or math.prod(size for size in shape if size) > MAX_ELEMENTS:
             raise SourceError(
-                f"{self.file}: tensor {self.name!r}: shape {str(list(self.shape))[:80]}; sizes are not negative, "
+                f"{self.file}: tensor {self.name!r}: shape {str(list(shape))[:80]}; sizes are not negative, "
                 f"at most {MAX_RANK} dimensions and {MAX_ELEMENTS} elements, without the sizes that are 0"
             )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import xxhash
@@ -17,6 +17,7 @@ import xxhash
 from ..errors import SourceError
 from .preallocate import is_in_memory
 from .readahead import PIECE_BYTES, ask_for, only_asked_for
+from .regular import open_regular
 
 _READ_BYTES = 2 << 20  # bytes read at a time for the digest alone
 _AHEAD_BYTES = 4 * PIECE_BYTES  # bytes requested from the disk before they are read
@@ -32,7 +33,7 @@ class HashedReader:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
+            self._file: Any = open_regular(path)
         except OSError as error:
             raise SourceError(f"{path}: {error.strerror}") from error
         self._size = os.fstat(self._file.fileno()).st_size

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from ..errors import FormatError, Problem
+from .regular import NotRegularError, Path, open_regular
 
-Path = str | os.PathLike[str]
-
+__all__ = ["InMemory", "Mapped", "Path", "Storage", "is_url", "pages"]
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 
@@ -56,9 +55,9 @@ def pages(path: Path) -> np.ndarray:
     hashing it.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is not a regular one.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         status = os.fstat(file.fileno())
         if not status.st_size:
             return np.zeros(0, np.uint8)  # an empty file cannot be mapped
@@ -78,18 +77,15 @@ class Mapped:
     def __init__(self, path: Path) -> None:
         name = os.fspath(path)
         self.path = name
-        # Without O_NONBLOCK, opening a FIFO would wait for a writer.
         try:
-            descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+            # Kept open: its status tells later whether the mapped file has changed, even if it was renamed.
+            self._file = open_regular(name)
+        except NotRegularError as error:
+            raise FormatError(Problem("AIB-E801", "not a regular file"), name) from error
         except OSError as error:
             raise FormatError(Problem("AIB-E803", f"cannot be opened: {error.strerror}"), self.path) from error
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(descriptor)
-            raise FormatError(Problem("AIB-E801", "not a regular file"), name)
+        status = os.fstat(self._file.fileno())
         self.size, self._identity = status.st_size, _identity(status)
-        # Kept open: its status tells later whether the mapped file has changed, even if it was renamed.
-        self._file = os.fdopen(descriptor, "rb", buffering=0)
         try:
             # Slicing a plain array takes a third of the time.
             self.map = np.asarray(np.memmap(self._file, np.uint8, "r")) if self.size else np.zeros(0, np.uint8)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from threading import Event, Thread
 
-from .mapped import Path
+from .regular import Path, open_regular
 
 PIECE_BYTES = 4 << 20  # bytes that are waited for at a time
 _AHEAD_BYTES = 2 * PIECE_BYTES  # bytes that are asked for before they are waited for
@@ -32,9 +32,10 @@ def read_ahead(path: Path, enough: Event | None = None) -> int:
     if not hasattr(os, "preadv"):  # Windows: pages are read when they are touched
         return 0
     try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        opened = open_regular(path)
     except OSError:
         return 0
+    file = opened.fileno()
     buffer, asked, total = memoryview(bytearray(PIECE_BYTES)), 0, 0
     absent: set[int] = set()  # offsets of the pieces that were not in memory when they were asked for
     try:
@@ -57,7 +58,7 @@ def read_ahead(path: Path, enough: Event | None = None) -> int:
     except OSError:
         pass
     finally:
-        os.close(file)
+        opened.close()
     return total
 
 

@@ -7,7 +7,6 @@ it is used to read or allocate anything, and no tensor may lie outside the file 
 from __future__ import annotations
 
 import math
-import os
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import SourceError
-from ...io.mapped import pages
+from ..files import pages
 
 # Type number -> name, elements per block, bytes per block.
 TYPES: dict[int, tuple[str, int, int]] = {
@@ -39,6 +38,7 @@ _SCALARS = {
 
 _MAX_RANK = 4  # GGML's
 _MAX_STRINGS = 1 << 22  # in an array: sixteen times the largest vocabulary there is
+_MAX_TEXT = 256 << 20  # bytes from the front in which all text lies; a large vocabulary takes 20 MB
 _DEFAULT_ALIGNMENT = 32
 _ALIGNMENTS = frozenset(1 << power for power in range(3, 21))
 
@@ -65,10 +65,8 @@ class GGUFFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        if not os.path.isfile(path):
-            raise SourceError(f"{path}: not a regular file")
-        self.size = os.path.getsize(path)
         self._map = pages(path)
+        self.size = len(self._map)
         self._data = memoryview(self._map)  # pyright: ignore[reportArgumentType]
         self._position = 0
         self._fits(24, 1)
@@ -163,7 +161,7 @@ class GGUFFile:
         self._fits(count, 8)
         if count > _MAX_STRINGS:
             raise SourceError(f"{self.path}: {count} strings at {self._position}, at most {_MAX_STRINGS} are read")
-        data, size, position = self._data, self.size, self._position
+        data, size, position = self._data, min(self.size, _MAX_TEXT), self._position
         length_at = struct.Struct("<Q").unpack_from
         strings: list[str] = []
         start = position
@@ -179,7 +177,10 @@ class GGUFFile:
         except struct.error:
             pass
         if len(strings) < count:
-            raise SourceError(f"{self.path}: string {len(strings)} of {count} ends beyond the file's {size} bytes")
+            raise SourceError(
+                f"{self.path}: string {len(strings)} of {count} ends beyond the file's {self.size} bytes, or beyond the "
+                f"first {_MAX_TEXT}"
+            )
         self._position = position
         return strings
 

@@ -21,6 +21,7 @@ from ...dtypes import DTYPES, to_float32
 from ...errors import SourceError
 from ...schemes import make
 from ...schemes.ggml import LAYOUTS
+from ..files import begins_with
 from ..source import SourceFile, SourceTensor
 from . import tokenizer_in
 from .architectures import FAMILIES, ROPE_FACTORS, Family, config_of, hugging_face_rows
@@ -69,10 +70,7 @@ class GGUF:
     @staticmethod
     def matches(path: str) -> bool:
         """Tell whether ``path`` is such a file."""
-        if not os.path.isfile(path):
-            return False
-        with open(path, "rb") as file:
-            return file.read(4) == b"GGUF"
+        return begins_with(path, b"GGUF")
 
     @cached_property
     def tensors(self) -> dict[str, SourceTensor]:

@@ -15,12 +15,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...container.documents import parse_json
+from ...container.layout import MAX_DOCUMENT
 from ...container.metadata import Value
 from ...dtypes import to_float32
 from ...errors import FormatError, SourceError
 from ...schemes import make
 from ...schemes.base import ROW
 from ...schemes.int4_group import GROUP_SIZES, SYMMETRIC_ZERO
+from ..files import read_file
 from ..source import SourceFile, SourceTensor
 from .bitsandbytes import conv1d_rule, weight_dtype
 from .source import HuggingFace, read_config, sub_configs
@@ -45,8 +47,7 @@ def quantization(path: str) -> Mapping[str, Any]:
     beside = os.path.join(path, _BESIDE)
     if found is None and os.path.isfile(beside):
         try:
-            with open(beside, "rb") as file:
-                found = parse_json(_BESIDE, file.read())
+            found = parse_json(_BESIDE, read_file(beside, MAX_DOCUMENT))
         except FormatError as error:
             raise SourceError(f"{beside}: {error}") from error
         if not isinstance(found, Mapping):

@@ -15,6 +15,7 @@ from ...container.documents import WANTED, parse_json
 from ...container.layout import MAX_DOCUMENT
 from ...container.metadata import Value
 from ...errors import FormatError, SourceError
+from ..files import MAX_ALL_DOCUMENTS, read_file
 from ..source import SourceFile, SourceTensor
 
 # Files of weights, preferred first, and their readers; the index of several files is named after the file, plus _INDEX.
@@ -112,8 +113,7 @@ class HuggingFace:
     def _index(self) -> dict[str, str]:
         path = os.path.join(self.path, f"{self._single}{_INDEX}")
         try:
-            with open(path, encoding="utf-8") as file:
-                weight_map = json.load(file)["weight_map"]
+            weight_map = json.loads(read_file(path, MAX_DOCUMENT))["weight_map"]
             return {str(name): str(shard) for name, shard in weight_map.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SourceError(f"{path}: not an index of shards: {error}") from error
@@ -151,7 +151,7 @@ def read_config(folder: str) -> dict[str, Any]:
     """
     path = os.path.join(folder, "config.json")
     try:
-        config = parse_json("config.json", _read_document(path))
+        config = parse_json("config.json", read_file(path, MAX_DOCUMENT))
     except FormatError as error:
         raise SourceError(f"{path}: {error}") from error
     if not isinstance(config, dict):
@@ -181,20 +181,15 @@ def read_documents(folder: str) -> dict[str, bytes]:
     """Read the documents of a directory, by name relative to it, sorted.
 
     Raises:
-        SourceError: one is larger than a document may be.
+        SourceError: one is larger than a document may be, or all together are; or one is not a regular file.
     """
-    found = {}
+    found: dict[str, bytes] = {}
+    left = MAX_ALL_DOCUMENTS
     for here, _, names in os.walk(folder):
         for name in names:
             full = os.path.join(here, name)
             relative = os.path.relpath(full, folder).replace(os.sep, "/")
             if WANTED.fullmatch(relative):
-                found[relative] = _read_document(full)
+                found[relative] = read_file(full, min(MAX_DOCUMENT, left))
+                left -= len(found[relative])
     return dict(sorted(found.items()))
-
-
-def _read_document(path: str) -> bytes:
-    if os.path.getsize(path) > MAX_DOCUMENT:
-        raise SourceError(f"{path}: {os.path.getsize(path)} bytes, a document holds {MAX_DOCUMENT}")
-    with open(path, "rb") as file:
-        return file.read()

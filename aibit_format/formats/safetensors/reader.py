@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ...container.layout import MAX_SIZE
 from ...dtypes import DTYPES
 from ...errors import SourceError
-from ...io.mapped import pages
+from ..files import pages
 from ..source import SourceTensor
 
 DTYPE_NAMES = {
@@ -35,10 +36,10 @@ class SafetensorsFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.size = os.path.getsize(path)
+        self._map = pages(path)
+        self.size = len(self._map)
         if self.size < 8:
             raise SourceError(f"{path}: {self.size} bytes are too few for a safetensors file")
-        self._map = pages(path)
         header = self._header()
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for text in self.metadata.values()):
@@ -89,16 +90,16 @@ class SafetensorsFile:
             raise SourceError(f"{self.path}: tensor {name!r}: unknown dtype or missing field {error}") from error
         except (TypeError, ValueError) as error:
             raise SourceError(f"{self.path}: tensor {name!r}: malformed entry: {error}") from error
-        wanted = math.prod(shape) * DTYPES[dtype].bits // 8
-        if end - start != wanted:
-            raise SourceError(f"{self.path}: tensor {name!r}: {end - start} bytes, {wanted} for {dtype}{list(shape)}")
         if end > self.size - self._data:
             raise SourceError(
                 f"{self.path}: tensor {name!r} ends at {self._data + end}, the file at {self.size}: truncated"
             )
-        file, start, end = os.path.basename(self.path), self._data + start, self._data + end
-        self.tensors[name] = SourceTensor(name, shape, dtype, file, offset=start)
-        self._places[name] = (start, end)
+        tensor = SourceTensor(name, shape, dtype, os.path.basename(self.path), offset=self._data + start)
+        wanted = math.prod(shape) * DTYPES[dtype].bits // 8
+        if end - start != wanted:
+            raise SourceError(f"{self.path}: tensor {name!r}: {end - start} bytes, {wanted} for {dtype}{list(shape)}")
+        self.tensors[name] = tensor
+        self._places[name] = (self._data + start, self._data + end)
 
     def _check_places(self) -> None:
         end = self._data
@@ -111,7 +112,10 @@ class SafetensorsFile:
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    """Check that a JSON value is a list of integers from 0; ``int`` would also accept 2.5, "3" and true."""
-    if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
-        raise ValueError(f"{value!r:.80} is no list of sizes")
+    """Check that a JSON value is a list of integers from 0; ``int`` would also accept 2.5, "3" and true.
+
+    A size may have more digits than Python converts to text, which every message would do.
+    """
+    if not isinstance(value, list) or not all(type(n) is int and 0 <= n <= MAX_SIZE for n in value):
+        raise ValueError(f"{repr(value)[:80]} is no list of sizes below 2^63")
     return tuple(value)

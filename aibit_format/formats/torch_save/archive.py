@@ -20,10 +20,10 @@ from ...container.documents import WANTED, parse_json
 from ...container.layout import MAX_DOCUMENT
 from ...container.metadata import Value
 from ...errors import FormatError, SourceError
-from ...io.mapped import pages
+from ..files import MAX_ALL_DOCUMENTS, begins_with, pages
 from ..huggingface.bitsandbytes import QuantizedStateDict, conv1d_rule, weight_dtype
 from ..source import SourceFile, SourceTensor
-from .pickled import ZIP_MAGIC, PickledFile, member_start
+from .pickled import ZIP_MAGIC, Bytes, PickledFile, member_start
 
 _WEIGHTS = (".pt", ".pth", ".bin")
 _DESCRIPTION = "metadata.json"
@@ -51,7 +51,7 @@ class Archive:
         self.path = path
         self._map = pages(path)
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(Bytes(self._map))
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise SourceError(f"{path}: not a ZIP archive, or truncated: {error}") from error
         self._members = self._checked()
@@ -68,10 +68,7 @@ class Archive:
     @staticmethod
     def matches(path: str) -> bool:
         """Tell whether ``path`` is a file that begins like a ZIP archive."""
-        if not os.path.isfile(path):
-            return False
-        with open(path, "rb") as file:
-            return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+        return begins_with(path, ZIP_MAGIC)
 
     @property
     def tensors(self) -> dict[str, SourceTensor]:
@@ -83,11 +80,10 @@ class Archive:
 
     @cached_property
     def documents(self) -> dict[str, bytes]:
-        found = {
-            name: self._bytes(member, MAX_DOCUMENT).tobytes()
-            for name, member in self._members.items()
-            if WANTED.fullmatch(name)
-        }
+        wanted = {name: member for name, member in self._members.items() if WANTED.fullmatch(name)}
+        if (total := sum(member.file_size for member in wanted.values())) > MAX_ALL_DOCUMENTS:
+            raise SourceError(f"{self.path}: {total} bytes of documents, at most {MAX_ALL_DOCUMENTS} are read")
+        found = {name: self._bytes(member, MAX_DOCUMENT).tobytes() for name, member in wanted.items()}
         if "config.json" not in found and (config := self._description().get("config")):
             found["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
         return dict(sorted(found.items()))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import os
+import pickletools
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -19,13 +21,22 @@ import numpy as np
 from ... import interop
 from ...dtypes import DTYPES
 from ...errors import MissingPackageError, SourceError
-from ...io.mapped import pages
+from ..files import pages
 from ..source import SourceTensor
 
 if TYPE_CHECKING:
     import torch
 
 ZIP_MAGIC = b"PK\x03\x04"
+_PICKLES = 5  # at the front of a file from before torch 1.6: magic number, version, system, state dict, storages
+_MAX_STRUCTURE = 256 << 20  # bytes of pickles; a thousand tensors take 150 kB
+_LINE = 1 << 10  # bytes searched at a time
+# Module and name of what a pickle of tensors refers to. Tensors of other kinds are refused by their names later.
+_CALLED = re.compile(
+    r"collections OrderedDict|torch\.nn\.parameter Parameter|torch (Size|device|[A-Za-z0-9]*Storage|[a-z][a-z0-9_]*)|"
+    r"torch\.storage (Untyped|Typed)Storage|torch\.serialization _get_layout|"
+    r"torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state|sparse_tensor|qtensor|meta_tensor_no_storage)"
+)
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a ZIP member: magic, lengths of its name and of its extra field
 
 
@@ -46,12 +57,17 @@ class PickledFile:
         self, path: str, data: np.ndarray | None = None, start: int | None = 0, label: str | None = None
     ) -> None:
         self.path, self.label = path, label or path
-        self.size = os.path.getsize(path)
+        self.size = len(pages(path))
         if data is None:
             data = pages(path)
         self._data, self._start = data, start
         zipped = data[:4].tobytes() == ZIP_MAGIC
-        self._records = self._find_records() if zipped else {}
+        self._records: dict[int, int] = {}
+        if zipped:
+            self._find_records()
+        else:
+            self._check_structure(self._data, _PICKLES)
+            self._check_claims()
         self.tensors: dict[str, SourceTensor] = {}
         self._found: dict[str, torch.Tensor] = {}
         for name, value in self._load(mapped=zipped).items():
@@ -73,21 +89,53 @@ class PickledFile:
         """Return the offset of a tensor's first element in the data."""
         return _place(found) + int(found.storage_offset()) * itemsize
 
-    def _find_records(self) -> dict[int, int]:
-        """Map the offset of each member of torch's archive to its size in bytes."""
+    def _check_structure(self, data: np.ndarray, pickles: int) -> None:
+        """Check the pickles at the front of ``data`` before torch reads them: their length, and what they call.
+
+        torch allows more than a state dict needs, such as ``bytearray(2 << 30)``.
+        """
+        stream = Bytes(data[:_MAX_STRUCTURE])
+        try:
+            for _ in range(pickles):
+                for code, argument, _ in pickletools.genops(stream):  # reads, and makes nothing
+                    if code.name == "GLOBAL" and not _CALLED.fullmatch(argument):
+                        raise SourceError(
+                            f"{self.label}: refused by torch.load(weights_only=True): unsupported global {argument!r}, "
+                            "which no state dict of plain tensors needs"
+                        )
+        except SourceError:
+            raise
+        except Exception as error:  # ValueError for most, struct's and Unicode's errors for others
+            raise SourceError(
+                f"{self.label}: refused by torch.load(weights_only=True): not a torch file, or truncated: no pickles in "
+                f"its first {min(len(data), _MAX_STRUCTURE)} bytes ({type(error).__name__}: {str(error)[:200]})"
+            ) from error
+
+    def _check_claims(self) -> None:
+        """Check that the storages of a file from before torch 1.6 take no more bytes than it has."""
+        import torch
+
+        found = [value for value in self._load(mapped=True).values() if type(value).__module__.startswith("torch")]
+        parts = [value.untyped_storage() for value in found if isinstance(value, torch.Tensor) and not value.is_sparse]
+        claimed = sum({part._cdata: part.nbytes() for part in parts}.values())
+        if claimed > len(self._data):
+            raise SourceError(f"{self.label}: storages of {claimed} bytes in a file of {len(self._data)}: truncated")
+
+    def _find_records(self) -> None:
+        """Map the offset of each member of torch's archive to its size in bytes, and check the pickle."""
         try:
             with zipfile.ZipFile(Bytes(self._data)) as archive:
                 members = archive.infolist()
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
             raise SourceError(f"{self.label}: not a torch file, or truncated: {error}") from error
-        records: dict[int, int] = {}
         for member in members:
             start = self._start_of(member)
-            records[start] = member.file_size
+            self._records[start] = member.file_size
+            if member.filename.endswith("/data.pkl"):
+                self._check_structure(self._data[start : start + member.file_size], 1)
             order = self._data[start : start + member.file_size][:8].tobytes()
             if member.filename.endswith("/byteorder") and order != b"little":
                 raise SourceError(f"{self.label}: byte order {order!r}, expected b'little'")
-        return records
 
     def _start_of(self, member: zipfile.ZipInfo) -> int:
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
@@ -103,7 +151,7 @@ class PickledFile:
             from torch._subclasses.fake_tensor import FakeTensorMode
         except ImportError as error:
             raise MissingPackageError("torch files need torch: pip install 'aibit-format[hf]'") from error
-        stream = io.BufferedReader(Bytes(self._data))
+        stream = Bytes(self._data)
         try:
             if not mapped:
                 found = torch.load(stream, map_location="cpu", weights_only=True)
@@ -152,6 +200,21 @@ class Bytes(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read at most what is there; the base class would first allocate ``size`` bytes, which a file may claim."""
+        end = len(self._data) if size is None or size < 0 else self._position + size
+        piece = self._data[self._position : end].tobytes()
+        self._position += len(piece)
+        return piece
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        left = self._data[self._position :]
+        for start in range(0, len(left), _LINE):
+            piece = left[start : start + _LINE].tobytes()
+            if (at := piece.find(b"\n")) >= 0:
+                return self.read(start + at + 1)
+        return self.read()
 
     def readinto(self, buffer: Any) -> int:
         piece = self._data[self._position : self._position + len(buffer)]
