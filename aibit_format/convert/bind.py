@@ -1,4 +1,4 @@
-"""Matches the tensors of a source to those that a model wants, as transformers would when loading the checkpoint."""
+"""Matches the tensors of a source to a model's parameters, as transformers does when it loads the checkpoint."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """How a parameter is filled: from these tensors of the source, by ``read``, which gives values and their dtype."""
+    """Name the source tensors that fill a parameter; ``read`` returns the parameter's values and their dtype."""
 
     sources: tuple[str, ...]
-    read: Callable[[], tuple[np.ndarray, str]] | None  # None: the one source tensor as it is
+    read: Callable[[], tuple[np.ndarray, str]] | None  # None: the one source tensor, unchanged
 
 
 def bind(model: MetaModel, source: Source) -> tuple[dict[str, Binding], list[str]]:
-    """Match a checkpoint's tensors to the parameters, as transformers would when loading it.
+    """Match a source's tensors to a model's parameters, as transformers does when it loads a checkpoint.
 
-    Returns the binding of each parameter that is filled, and the source tensors that no parameter wants.
+    Returns the bindings by the names of the parameters, and the names of the source tensors that no parameter uses.
 
     Raises:
-        SourceError: a parameter stays empty, or a tensor has another shape than its parameter.
+        SourceError: no tensor matches a parameter, or one has another shape than its parameter.
     """
     state = model.module.state_dict()
     names = CheckpointNames(model.module)
@@ -78,12 +78,12 @@ def _check(model: MetaModel, bindings: Mapping[str, Binding], tensors: Mapping[s
         if binding.read is None and shape != model.parameters[name].shape:
             raise SourceError(
                 f"{found.file}: tensor {found.name!r} has shape {list(shape)}, "
-                f"{model.architecture} with this config wants {list(model.parameters[name].shape)}"
+                f"{model.architecture} with this config needs {list(model.parameters[name].shape)}"
             )
 
 
 class _Group:
-    """Source tensors that transformers joins or splits into one or more tensors of the model."""
+    """Convert source tensors that transformers joins or splits into one or more tensors of the model."""
 
     def __init__(
         self,
@@ -99,13 +99,13 @@ class _Group:
         self._made: dict[str, tuple[np.ndarray, str]] = {}
 
     def targets(self, state: Mapping[str, Any]) -> list[str]:
-        """Names of the tensors this group makes: the first target pattern's name, and the same with the others."""
+        """Return the names of the resulting tensors: the target, and for each other pattern the name made with it."""
         first, *others = self._converter.target_patterns
         names = [self._target, *(self._target.replace(first, other) for other in others)]
         return [name for name in dict.fromkeys(names) if name in state]
 
     def reader(self, name: str) -> Callable[[], tuple[np.ndarray, str]]:
-        """A function that makes the tensor ``name``; siblings made on the way are kept until they are asked for."""
+        """Return a function that makes the tensor ``name``. Others that result with it are kept until they are read."""
 
         def make() -> tuple[np.ndarray, str]:
             if name not in self._made:
@@ -129,5 +129,5 @@ class _Group:
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Sort key under which ``layers.10`` follows ``layers.9``."""
+    """Return a sort key under which ``layers.10`` follows ``layers.9``."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"\.", name)]
