@@ -60,7 +60,3 @@ def test_a_docstring_begins_with_what_the_thing_does(module: str):
         if (text := ast.get_docstring(node))
     }
     assert {name: word for name, word in firsts.items() if word in VERBLESS} == {}
-
-
-def test_what_is_open_exists():
-    assert [part for part in OPEN if not (ROOT / part).exists()] == []
