@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     for key in report.dropped_keys:
         print(f"aibit: left out: {key}", file=sys.stderr)
     if conversion.source.no_model:
-        print(f"aibit: only tensors are stored, not a model: {conversion.source.no_model}", file=sys.stderr)
+        print(f"aibit: tensors alone are stored, without a model: {conversion.source.no_model}", file=sys.stderr)
     if report.unused:
         print(f"aibit: left out, because the model does not use it: {', '.join(report.unused)}", file=sys.stderr)
     _show_report(report, args.json)

@@ -78,7 +78,7 @@ def _check(model: MetaModel, bindings: Mapping[str, Binding], tensors: Mapping[s
         if binding.read is None and shape != model.parameters[name].shape:
             raise SourceError(
                 f"{found.file}: tensor {found.name!r} has shape {list(shape)}, "
-                f"{model.architecture} with this config needs {list(model.parameters[name].shape)}"
+                f"{model.architecture} with this config wants {list(model.parameters[name].shape)}"
             )
 
 

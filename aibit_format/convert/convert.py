@@ -184,7 +184,7 @@ def run(
         for i, part in enumerate(parts):
             owners[part] = i % ranks.count
     elif ranks.count > 1:
-        raise WriteError(f"{os.fspath(path)}: {ranks.count} processes write shards, not one file: give max_shard_size")
+        raise WriteError(f"{os.fspath(path)}: {ranks.count} processes write shards, not one file: say max_shard_size")
     metadata = _metadata(conversion, dropped, inexact, figures, [" " * 32] * len(files))
     sizes = {name: len(text) for name, text in texts.items()}
     mine = np.flatnonzero(owners == ranks.rank).tolist()
