@@ -75,11 +75,11 @@ def __getattr__(name: str) -> Any:
     module = _WHERE.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .errors import MissingPackageError
+    from .errors import IncompatibleLibraryError, MissingPackageError
 
     try:
         value = vars(import_module(f"{__name__}.{module}"))[name]
-    except MissingPackageError as error:
+    except (MissingPackageError, IncompatibleLibraryError) as error:
         return _missing(name, error)
     globals()[name] = value
     return value
@@ -89,7 +89,7 @@ def _missing(name: str, error: Exception) -> Any:
     """Return what stands for a function whose package is not installed: calling it raises such an error."""
 
     def missing(*_: Any, **__: Any) -> Any:
-        raise type(error)(*error.args) from error
+        raise error
 
     missing.__name__ = missing.__qualname__ = name
     missing.__doc__ = str(error)

@@ -106,8 +106,10 @@ class MissingPackageError(AibitError):
     code = "AIB-E905"
 
 
-class IncompatibleLibraryError(MissingPackageError):
+class IncompatibleLibraryError(AibitError):
     """A library's insides are not what the versions checked here have. Carries library, version and attribute."""
+
+    code = "AIB-E905"  # the package is there, and not in a version that is of use
 
     def __init__(self, library: str, version: str, attribute: str, reason: str, checked: Sequence[str]) -> None:
         self.library, self.version, self.attribute, self.checked = library, version, attribute, tuple(checked)

@@ -202,7 +202,7 @@ def _whole(index: Index, rank: int) -> tuple[int | slice | EllipsisType, ...]:
     parts = index if isinstance(index, tuple) else (index,)
     for part in parts:
         if isinstance(part, bool) or not isinstance(part, int | slice | EllipsisType):
-            raise TypeError(f"{part!r} is not an integer, slice or ellipsis; index what get_tensor returns instead")
+            raise TypeError(f"{part!r} is no integer, slice or ellipsis; index what get_tensor returns instead")
     dots = parts.count(...)
     if dots > 1 or len(parts) - dots > rank:
         raise IndexError(f"{len(parts)} indices for a tensor of {rank} dimensions")

@@ -1,7 +1,7 @@
-"""The command line: one file a verb, and here what they share.
+"""Runs the command line. Each verb has its own module; this one parses arguments and reports errors for all of them.
 
-Results go to stdout and everything else to stderr. Exit status: 0 ok, 1 failed or differs, 2 usage, 3 not a valid
-aibit file, 130 interrupted. Only the module of the verb that is asked for is imported.
+Results go to stdout, everything else to stderr. The exit status is 0 for success, 1 for a failure or a difference, 2
+for wrong usage, 3 for an invalid aibit file, and 130 after an interrupt. Only the module of the verb used is imported.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from .. import native
 from .._version import __version__
 from ..errors import AibitError, FormatError, RecipeError
 
-# Verb -> (module, what it does). The module has ``configure(parser)`` and ``run(arguments) -> exit status``.
+# Verb -> (module, description). The module has ``configure(parser)`` and ``run(arguments) -> exit status``.
 VERBS: dict[str, tuple[str, str]] = {
     "convert": ("convert", "write an .aibit file from a model directory"),
-    "inspect": ("inspect", "show what a file holds: .aibit, .gguf or .safetensors"),
+    "inspect": ("inspect", "show the contents of an .aibit, .gguf or .safetensors file"),
     "verify": ("verify", "check a file's structure and every checksum"),
     "sign": ("sign", "sign a file, or make a key to sign with"),
     "run": ("run", "generate text"),
-    "eval": ("eval", "measure how well a model predicts a text, and how far it is from another"),
-    "bench": ("bench", "measure how fast a model opens, verifies, loads and generates here"),
+    "eval": ("eval", "measure how well a model predicts a text, and how far its predictions are from another model's"),
+    "bench": ("bench", "measure how fast a model opens, verifies, loads and generates on this machine"),
     "export": ("export", "write a file in another format: huggingface, safetensors or gguf"),
-    "extract": ("extract", "write a file's documents or tensors out"),
+    "extract": ("extract", "write a file's documents or tensors to files of their own"),
     "split": ("split", "cut a model into shards"),
-    "diff": ("diff", "say what differs between two models"),
-    "edit": ("edit", "write a model with other metadata or documents"),
-    "merge": ("merge", "make one file of a model's shards"),
+    "diff": ("diff", "show the differences between two models"),
+    "edit": ("edit", "write a copy of a model with other metadata or documents"),
+    "merge": ("merge", "join a model's shards into one file"),
 }
 ALIASES = {"show": "inspect"}
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does. Point stdout elsewhere, or flushing it fails at exit.
+        # The reader of the output has gone away, as `head` does. Unless stdout is redirected, its flush at exit fails.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except AibitError as error:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """The command: ``main``, and then the end of the process without taking libraries down, which takes seconds."""
+    """Run ``main``, then end the process without the cleanup of libraries, which takes seconds."""
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -72,14 +72,14 @@ def entry() -> None:
 
 
 def status_of(error: AibitError) -> int:
-    """The exit status for an error. A file that cannot even be opened (AIB-E8xx) is no statement on its format."""
+    """Return the exit status for an error. AIB-E8xx is a failure to read a file and does not make it invalid."""
     if isinstance(error, FormatError) and not error.code.startswith("AIB-E8"):
         return INVALID
     return USAGE if isinstance(error, RecipeError) else FAILED
 
 
 def _lines(error: AibitError) -> list[str]:
-    """A line for each problem of an invalid file; otherwise the message with its code."""
+    """Return a line for each problem of an invalid file, at most 20; for other errors the message with its code."""
     if isinstance(error, FormatError):
         head = f"{error.path}: " if error.path else ""
         return [f"{head}{problem}" for problem in error.problems[:20]]
@@ -87,7 +87,7 @@ def _lines(error: AibitError) -> list[str]:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    """The arguments; an optional one by place may also come after options, where argparse would not look for it."""
+    """Parse arguments. An optional positional one may also follow options, where argparse would not accept it."""
     parser = _parser(arguments)
     args, rest = parser.parse_known_args(arguments)
     late = vars(args).get("late")
@@ -100,7 +100,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="aibit", description="One file for a quantized language model: made, checked, and run from the mapping."
+        prog="aibit", description="Make, check and run files that each hold a quantized language model."
     )
     compiled = "with" if native.available else "without"
     parser.add_argument("--version", action="version", version=f"aibit {__version__} ({compiled} compiled code)")

@@ -1,4 +1,4 @@
-"""Arguments that several verbs take, read from text."""
+"""Parses arguments that several verbs take; argparse calls these functions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..file.sharded_writer import parse_size
 
 
 def size(text: str) -> int:
-    """A number of bytes: ``5GB``, ``500MB``, ``4GiB``."""
+    """Parse a number of bytes: ``5GB``, ``500MB``, ``4GiB``."""
     try:
         return parse_size(text)
     except ValueError as error:
@@ -16,7 +16,7 @@ def size(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1."""
+    """Parse an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)

@@ -1,4 +1,4 @@
-"""``aibit bench FILE``: how fast a model opens, verifies, loads and generates on this machine."""
+"""Runs ``aibit bench``: measures how fast a model opens, verifies, loads and generates on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FORMATS = ("md", "json", "csv")
 
 @dataclass(frozen=True)
 class Figure:
-    """What a test came to: every sample, in ``unit``."""
+    """Hold the result of a test: all samples, in ``unit``."""
 
     test: str
     unit: str
@@ -30,24 +30,25 @@ class Figure:
 
     @property
     def median(self) -> float:
+        """Return the median of the samples."""
         return statistics.median(self.samples)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
+    """Add the verb's arguments to its parser."""
     parser.add_argument("file", metavar="FILE")
-    parser.add_argument("-p", "--prompt", type=positive, default=128, metavar="N", help="tokens of the prompt (128)")
-    parser.add_argument("-n", "--new-tokens", type=positive, default=16, metavar="N", help="tokens after it (16)")
-    parser.add_argument("-b", "--batch", type=positive, default=1, metavar="N", help="sequences at once (1)")
-    parser.add_argument("-r", "--rounds", type=positive, default=3, metavar="N", help="of each test (3)")
-    parser.add_argument("-t", "--threads", type=positive, metavar="N", help="of the processor (all cores)")
+    parser.add_argument("-p", "--prompt", type=positive, default=128, metavar="N", help="tokens in the prompt (128)")
+    parser.add_argument("-n", "--new-tokens", type=positive, default=16, metavar="N", help="tokens to generate (16)")
+    parser.add_argument("-b", "--batch", type=positive, default=1, metavar="N", help="sequences generated at once (1)")
+    parser.add_argument("-r", "--rounds", type=positive, default=3, metavar="N", help="rounds of each test (3)")
+    parser.add_argument("-t", "--threads", type=positive, metavar="N", help="CPU threads (all cores)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--weight-only", action="store_true", help="as in aibit run")
+    parser.add_argument("--weight-only", action="store_true", help="do not quantize inputs; see aibit run")
     parser.add_argument("-o", "--output", choices=_FORMATS, default="md", help="Markdown (default), JSON or CSV")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and show it."""
+    """Measure, and print the results."""
     from .silence import quiet_libraries
 
     quiet_libraries()
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _about(args: argparse.Namespace) -> dict[str, Any]:
-    """What is measured, and how."""
+    """Describe the model and the conditions of the measurement."""
     with sharded_reader.open(args.file) as file:
         infos = [info for name in file if not (info := file.info(name)).alias_of]
         elements: dict[str, int] = {}
@@ -87,24 +88,24 @@ def _about(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _figures(args: argparse.Namespace) -> Iterator[Figure]:
-    """Each test as it is done, all of them with the file in memory."""
+    """Yield the result of each test when it is done. The file is in memory during all of them."""
     from ..torch.evaluate import timing
     from ..torch.load.model import load_model
 
     rounds = range(args.rounds)
-    _check(args, load_model(args.file, args.device))  # this once also for what libraries import on demand
+    _check(args, load_model(args.file, args.device))  # also makes libraries import what they import on demand
     yield Figure("open", "ms", [1e3 * _seconds(lambda: sharded_reader.open(args.file).close()) for _ in rounds])
     with sharded_reader.open(args.file) as file:
         file.verify()
         yield Figure("verify", "GB/s", [file.size / 1e9 / _seconds(file.verify) for _ in rounds])
     model, loading = None, []
     for _ in rounds:
-        model = None  # one at a time
+        model = None  # frees the previous one first
         start = time.perf_counter()
         model = load_model(args.file, args.device, weight_only=args.weight_only)
         loading.append(time.perf_counter() - start)
     yield Figure("load", "s", loading)
-    timing.generate(model, args.batch, min(args.prompt, 8), 1)  # pages are touched for the first time
+    timing.generate(model, args.batch, min(args.prompt, 8), 1)  # touches the pages for the first time
     found = [timing.generate(model, args.batch, args.prompt, args.new_tokens) for _ in rounds]
     yield Figure(f"pp{args.prompt}", "tokens/s", [args.batch * args.prompt / prompt for prompt, _ in found])
     each = [statistics.median(tokens) for _, tokens in found]
@@ -112,7 +113,7 @@ def _figures(args: argparse.Namespace) -> Iterator[Figure]:
 
 
 def _check(args: argparse.Namespace, model: Any) -> None:
-    """Raise LoadError for a model that cannot do what is asked."""
+    """Raise LoadError for a model that cannot generate so many tokens."""
     if not model.can_generate() or model.config.is_encoder_decoder:
         raise LoadError(f"{args.file}: {type(model).__name__} does not continue a prompt")
     longest = getattr(model.config, "max_position_embeddings", None)

@@ -1,4 +1,4 @@
-"""``aibit convert SRC -o OUT``."""
+"""Runs ``aibit convert``: converts a model to an ``.aibit`` file, or shows how it would."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from ..convert.conversion import Conversion
     from ..convert.convert import Report
 
-# Both sides may hold "=": (?=a)b=nf4,block_size=128.
+# Both the expression and the scheme may contain "=": (?=a)b=nf4,block_size=128.
 _RULE = re.compile(r"(.+?)=([^=,]+(?:,[^=,]+(?:=[^=,]+)?)*)", re.DOTALL)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
+    """Add the verb's arguments to its parser."""
     parser.add_argument(
         "source", metavar="SRC",
         help="a Hugging Face directory (plain, bitsandbytes, GPTQ, AWQ), a .gguf file, or an .aibit file",
@@ -31,21 +31,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scheme", metavar="SCHEME",
         help="scheme of the Linear weights, with parameters after commas: nf4,block_size=128 (default: int8, or "
-        "'keep' for a source that is quantized already)",
+        "'keep' if the source is already quantized)",
     )  # fmt: skip
     parser.add_argument(
         "--tensor", metavar="REGEX=SCHEME", action="append", default=[], type=_rule,
-        help="another scheme for the tensors whose name REGEX is found in; the last match wins",
+        help="another scheme for tensors whose name contains a match of REGEX; the last rule that matches wins",
     )  # fmt: skip
     parser.add_argument("--recipe", metavar="FILE", help="TOML with 'scheme' and '[tensors]'; kept in the output")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be done, with sizes, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="show the schemes and sizes without converting")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
-    parser.add_argument("--architecture", metavar="CLASS", help="transformers class, when config.json names none")
-    parser.add_argument("--jobs", type=arguments.positive, metavar="N", help="threads (default: one a core)")
+    parser.add_argument("--architecture", metavar="CLASS", help="transformers class, if config.json names none")
+    parser.add_argument("--jobs", type=arguments.positive, metavar="N", help="threads (default: one per core)")
     parser.add_argument(
         "--max-shard-size", metavar="SIZE", type=arguments.size,
-        help="write shards OUT-00001-of-... of at most so many bytes of weights (5GB, 500MB); under torchrun, each "
-        "rank makes some of them",
+        help="write shards OUT-00001-of-... of at most this many bytes of weights (5GB, 500MB); under torchrun, each "
+        "rank writes some of them",
     )  # fmt: skip
     parser.set_defaults(parser=parser)
 
@@ -58,12 +58,12 @@ def _rule(text: str) -> tuple[str, str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan, show or do it, and report."""
+    """Convert and print a report, or print the plan."""
     if not args.output and not args.dry_run:
-        args.parser.error("say where to write: -o OUT (or --dry-run to see the plan)")
+        args.parser.error("give a path to write to: -o OUT (or --dry-run to see the plan)")
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1 and not args.max_shard_size:
-        args.parser.error(f"{count} ranks write shards, not one file: say --max-shard-size")
+        args.parser.error(f"{count} ranks write shards, not one file: give --max-shard-size")
     from ..convert.convert import prepare
     from ..convert.convert import run as convert
     from ..convert.recipe import Recipe
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
     ranks = of_torchrun() if count > 1 and not args.dry_run else ALONE
     with ProgressBar("converting") as progress, ranks.together():
-        recipe = Recipe.of(args.scheme, args.tensor, args.recipe)  # what is wrong in it is found before heavy imports
+        recipe = Recipe.of(args.scheme, args.tensor, args.recipe)  # reports its errors before slow imports
         quiet_libraries()
         conversion = prepare(args.source, recipe, args.architecture)
         if args.dry_run:
@@ -84,9 +84,9 @@ def run(args: argparse.Namespace) -> int:
     for key in report.dropped_keys:
         print(f"aibit: left out: {key}", file=sys.stderr)
     if conversion.source.no_model:
-        print(f"aibit: tensors alone are stored, there is no model: {conversion.source.no_model}", file=sys.stderr)
+        print(f"aibit: tensors alone are stored, without a model: {conversion.source.no_model}", file=sys.stderr)
     if report.unused:
-        print(f"aibit: the model has no place for: {', '.join(report.unused)}", file=sys.stderr)
+        print(f"aibit: left out, because the model does not use it: {', '.join(report.unused)}", file=sys.stderr)
     _show_report(report, args.json)
     return 0
 

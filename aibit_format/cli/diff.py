@@ -1,4 +1,4 @@
-"""``aibit diff A B``: what differs between two models; exit status 1 if anything does."""
+"""Runs ``aibit diff``: prints the differences between two models; the exit status is 1 if there are any."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .output import emit, printable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
+    """Add the verb's arguments to its parser."""
     parser.add_argument("a", metavar="A", help="a file, or the first shard of a model")
-    parser.add_argument("b", metavar="B", help="another")
+    parser.add_argument("b", metavar="B", help="the file, or first shard, to compare it with")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare, and say what differs."""
+    """Compare two models, and print the differences."""
     found = diff(args.a, args.b)
     if args.json:
         emit({"same": not found, "differences": [asdict(difference) for difference in found]})

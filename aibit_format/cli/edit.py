@@ -1,4 +1,4 @@
-"""``aibit edit IN -o OUT --set key=value``: a model with other metadata or documents."""
+"""Runs ``aibit edit``: writes a copy of a model with other metadata or documents."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .output import ProgressBar, show_written
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
+    """Add the verb's arguments to its parser."""
     parser.add_argument("file", metavar="IN", help="the file, or the first shard of a model")
     parser.add_argument(
-        "-o", "--output", metavar="OUT", required=True, help="the file to write, or what shards are named after"
+        "-o", "--output", metavar="OUT", required=True, help="the file to write; shards get names derived from it"
     )
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], type=_setting,
-        help="a metadata value as JSON: 7, 0.5, true, \"text\", [1, 2]; what is no JSON is text",
+        help="set a metadata value, given as JSON: 7, 0.5, true, \"text\", [1, 2]; anything else is text",
     )  # fmt: skip
     parser.add_argument("--unset", metavar="KEY", action="append", default=[], help="leave a metadata key out")
     parser.add_argument(
         "--document", metavar="NAME=PATH", action="append", default=[], type=_pair,
-        help="add a document, or replace it, by the contents of a file",
+        help="add or replace a document with the contents of a file",
     )  # fmt: skip
     parser.add_argument("--remove-document", metavar="NAME", action="append", default=[], help="leave a document out")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
@@ -33,10 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write, and say what was written."""
+    """Write the copy, and print its paths."""
     settings, documents = _once(args, args.set, args.unset), _once(args, args.document, args.remove_document)
     if not (args.set or args.unset or args.document or args.remove_document):
-        args.parser.error("say what to change: --set, --unset, --document or --remove-document")
+        args.parser.error("nothing to change: give --set, --unset, --document or --remove-document")
     with ProgressBar("editing") as progress:
         paths = rewrite.edit(
             args.file, args.output, metadata=settings, unset=args.unset,
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _once(args: argparse.Namespace, pairs: list[tuple[str, Any]], removed: list[str]) -> dict[str, Any]:
-    """The pairs as a dict; nothing is named twice."""
+    """Return the pairs as a dict. A name that occurs twice, in pairs or ``removed``, is a usage error."""
     names = [name for name, _ in pairs] + removed
     if repeated := [name for name in names if names.count(name) > 1]:
         args.parser.error(f"{repeated[0]!r} is named twice")
@@ -71,7 +71,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """A key and its value, which is of the type that the key has, if it is a known one."""
+    """Parse a metadata key and its value. The value of a known key gets the key's type."""
     key, written = _pair(text)
     kind = KNOWN_KEYS.get(key)
     try:
@@ -87,9 +87,9 @@ def _setting(text: str) -> tuple[str, Any]:
     if types == {int, float} or (kind == "floats" and types == {int}):
         value, types = [float(item) for item in items], {float}
     if len(types) > 1 or types - {int, float, bool, str}:
-        raise argparse.ArgumentTypeError(f"{key}: a value is a number, a bool, a text, or a list of one of these")
+        raise argparse.ArgumentTypeError(f"{key}: a value must be a number, a bool, text, or a list of one of these")
     return key, value
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

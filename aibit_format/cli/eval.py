@@ -1,4 +1,4 @@
-"""``aibit eval FILE --text TEXT``: how well a model predicts a text, and how far it is from another."""
+"""Runs ``aibit eval``: measures how well a model predicts a text, and how far it is from a reference model."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
+    """Add the verb's arguments to its parser."""
     parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--text", metavar="TEXT", required=True, help="a file in UTF-8, predicted token by token")
-    parser.add_argument("--ref", metavar="MODEL", help="what to compare with: a model's directory, or an .aibit file")
-    parser.add_argument("--context", type=int, default=512, metavar="N", help="tokens seen at once (512)")
-    parser.add_argument("--stride", type=int, metavar="N", help="from window to window (half of the context)")
-    parser.add_argument("--limit", type=int, metavar="N", help="the text's first N tokens only")
+    parser.add_argument("--text", metavar="TEXT", required=True, help="a UTF-8 text file, predicted token by token")
+    parser.add_argument("--ref", metavar="MODEL", help="the model to compare with: a directory or an .aibit file")
+    parser.add_argument("--context", type=int, default=512, metavar="N", help="tokens of a window (512)")
+    parser.add_argument("--stride", type=int, metavar="N", help="tokens between starts of windows (half the context)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N tokens of the text")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--weight-only", action="store_true", help="as in aibit run")
+    parser.add_argument("--weight-only", action="store_true", help="do not quantize inputs; see aibit run")
     parser.set_defaults(parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict the text, and show how well."""
+    """Predict the text, and print the figures."""
     stride = args.stride if args.stride is not None else max(1, args.context // 2)
     if args.context < 2 or not 1 <= stride <= args.context or (args.limit is not None and args.limit < 2):
-        args.parser.error("--context and --limit are 2 or more, --stride is from 1 to --context")
+        args.parser.error("--context and --limit must be 2 or more, --stride from 1 to --context")
     from .silence import quiet_libraries
 
     quiet_libraries()
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tokens(args: argparse.Namespace, tokenizer: Any) -> Any:
-    """i64 [n]: the text, with what the tokenizer begins texts with."""
+    """Return the token ids of the text, i64 [n], including those that the tokenizer puts before a text."""
     import torch
 
     try:
@@ -75,7 +75,7 @@ def _tokens(args: argparse.Namespace, tokenizer: Any) -> Any:
 
 
 def _reference(path: str, device: str) -> Any:
-    """The model to compare with, as transformers loads it, in the dtype it is stored in; or an .aibit file's."""
+    """Load the model to compare with: an ``.aibit`` file, or a directory by transformers, in the dtype stored there."""
     if not Path(path).is_dir():
         from ..torch.load.model import load_model
 

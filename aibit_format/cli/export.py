@@ -1,4 +1,4 @@
-"""``aibit export FILE --to FORMAT -o OUT``."""
+"""Runs ``aibit export``: writes a model in another format."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ _OPTIONS = ("dtype", "type", "max_shard_size", "dequantize")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
+    """Add the verb's arguments to its parser."""
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--to", required=True, choices=BUILTIN, help="the format")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the directory or file to write")
     parser.add_argument(
         "--dtype", choices=DTYPE_OPTIONS,
-        help="safetensors: of the weights (default: as the model has them); huggingface: what 4-bit layers compute in",
+        help="safetensors: dtype of the weights (default: each its own); huggingface: dtype that 4-bit layers use",
     )  # fmt: skip
     parser.add_argument("--type", metavar="T", help="gguf: keep (default), f16, q8_0, ...")
     parser.add_argument(
-        "--max-shard-size", metavar="SIZE", type=arguments.size, help="of a file of weights (default: 5GB)"
+        "--max-shard-size", metavar="SIZE", type=arguments.size, help="most bytes in one file of weights (default: 5GB)"
     )
     parser.add_argument(
         "--dequantize", action="store_true", default=None,
-        help="huggingface: write the values of tensors that bitsandbytes has no layer for",
+        help="huggingface: decode tensors for which bitsandbytes has no layer",
     )  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="replace what exists")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.set_defaults(parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write, and say what was written."""
+    """Export, and print the paths written."""
     options = {name: value for name in _OPTIONS if (value := vars(args)[name]) is not None}
     if wrong := sorted(options.keys() - options_of(args.to)):
-        args.parser.error(f"--to {args.to} takes no --{wrong[0].replace('_', '-')}")
+        args.parser.error(f"--to {args.to} does not take --{wrong[0].replace('_', '-')}")
     from .silence import quiet_libraries
 
     quiet_libraries()

@@ -1,4 +1,4 @@
-"""``aibit extract FILE``: documents as files, tensors as ``.npy``."""
+"""Runs ``aibit extract``: writes documents to files, and tensors to ``.npy`` files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .output import emit, size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
+    """Add the verb's arguments to its parser."""
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("names", metavar="DOCUMENT", nargs="*", help="documents to extract (default: all)")
-    parser.add_argument("-o", "--output", metavar="DIR", default=".", help="where to; '-' prints one document")
+    parser.add_argument("-o", "--output", metavar="DIR", default=".", help="the directory; '-' prints one document")
     parser.add_argument(
         "--tensor", metavar="NAME", action="append", default=[], help="write this tensor's float32 values to NAME.npy"
     )
@@ -26,22 +26,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write what is asked for."""
+    """Write documents and tensors, and print their paths."""
     with sharded_reader.open(args.file) as file:
         names = args.names or ([] if args.tensor else list(file.documents))
         for name in [n for n in names if n not in file.documents] + [n for n in args.tensor if n not in file]:
             raise AibitError(f"{args.file}: holds nothing called {name!r}")
         for name in names:
-            file.check_document(name)  # what we would not hand to a library, the next program may
+            file.check_document(name)  # another program may pass the document to a library unchecked
         if args.output == "-":
             if len(names) != 1 or args.tensor:
-                args.parser.error("-o - prints one document: name it")
+                args.parser.error("-o - prints one document: give its name")
             sys.stdout.buffer.write(file.documents[names[0]])
             return 0
         targets = {os.path.join(args.output, *name.split("/")): name for name in names}
         tensors = {os.path.join(args.output, f"{name.replace('/', '_')}.npy"): name for name in args.tensor}
         if len({*targets, *tensors}) < len(names) + len(args.tensor):
-            raise WriteError("two of these would be written to one name")
+            raise WriteError("two of these would be written to the same path; extract them one at a time")
         for path in [*targets, *tensors]:
             _make_way(path, args.output, args.force)
         written = []
@@ -62,11 +62,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_way(path: str, output: str, force: bool) -> None:
-    """Create the folders of ``path`` below ``output``, and see that nothing is there; links are not followed."""
+    """Create the parent directories of ``path`` below ``output``, and remove an existing file if ``force`` is on.
+
+    Raises:
+        WriteError: a directory is a symbolic link, which could lead elsewhere; or the file exists.
+    """
     folder = os.path.dirname(path)
     while len(folder) > len(output):
         if os.path.islink(folder):
-            raise WriteError(f"{folder}: is a link; nothing is written through it")
+            raise WriteError(f"{folder}: is a symbolic link, which is not followed; remove it")
         folder = os.path.dirname(folder)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     if os.path.lexists(path):

@@ -1,9 +1,9 @@
-"""Starting without what running a model on one device never uses.
+"""Skips imports that running a model on one device never uses, for a faster start.
 
-Half of the time of importing transformers goes into compilers, distributed tensors and statistics that generation does
-not touch. After ``start`` these modules are stand-ins: whatever is asked of them is a class that nothing is an instance
-of. This is for the command line, whose process runs one model and ends; a program that imports this package gets the
-real ones. ``AIBIT_FULL_IMPORTS=1`` in the environment turns it off.
+Importing transformers spends half of its time on compilers, distributed tensors and statistics that generation does
+not use. After ``start``, stand-ins take the place of these modules: every attribute of a stand-in is a class without
+instances. Only the command line does this, because its process runs one model and ends; programs that import this
+package get the real modules. ``AIBIT_FULL_IMPORTS=1`` in the environment turns it off.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-# Packages that are not imported, with all that is in them.
+from ..hf.compat import SLOW_TO_IMPORT
+
+# Packages that are not imported, nor anything in them.
 UNUSED = (
     "torch._dynamo",
     "torch._inductor",
@@ -24,7 +26,7 @@ UNUSED = (
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
-    "transformers.generation.continuous_batching",
+    SLOW_TO_IMPORT,
     "pandas",
     "scipy",
     "sklearn",
@@ -32,16 +34,16 @@ UNUSED = (
 
 
 def _as_it_is(function: Any = None, *_: Any, **__: Any) -> Any:
-    """A decorator that leaves what it decorates as it is, with and without arguments."""
+    """Return a decorated function unchanged; this decorator works with and without arguments."""
     return function if callable(function) else _as_it_is
 
 
-# What is called of them all the same: without a compiler, functions stay as they are.
+# Decorators of these packages that are called all the same; without a compiler, they leave functions unchanged.
 _CALLED: dict[str, dict[str, Any]] = {"torch._dynamo": {"disable": _as_it_is, "allow_in_graph": _as_it_is}}
 
 
 class _StandIn(ModuleType):
-    """A module in which every name is a class that takes any arguments."""
+    """A module in which every name stands for a class whose constructor takes any arguments."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -74,7 +76,10 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def start() -> Callable[[], None] | None:
-    """Import without ``UNUSED`` from now on; returns what takes that back, or ``None`` if it is too late for it."""
+    """Import stand-ins for ``UNUSED`` from now on.
+
+    Returns a function that undoes this; ``None`` if nothing was done, as torch is already imported or it is turned off.
+    """
     if "torch" in sys.modules or os.environ.get("AIBIT_FULL_IMPORTS"):
         return None
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -82,7 +87,7 @@ def start() -> Callable[[], None] | None:
     sys.meta_path.insert(0, finder)
     import torch
 
-    compiled, torch.compile = torch.compile, _as_it_is  # bitsandbytes decorates its kernels with it
+    compiled, torch.compile = torch.compile, _as_it_is  # which bitsandbytes applies to its kernels on import
 
     def undo() -> None:
         sys.meta_path.remove(finder)

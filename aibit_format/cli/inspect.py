@@ -1,4 +1,4 @@
-"""``aibit inspect FILE``: names, types and sizes, without reading a weight."""
+"""Runs ``aibit inspect``: prints names, schemes and sizes without reading any weights."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from ..file import sharded_reader
 from .output import emit, printable, size, table
 
-_SHOWN = 1000  # entries of a GGUF file's list of strings
+_SHOWN = 1000  # most entries shown of a list in a GGUF file's metadata
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
+    """Add the verb's arguments to its parser."""
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--no-tensors", dest="tensors", action="store_false", help="leave the list of tensors out")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the file."""
+    """Print what the file holds."""
     found = describe(args.file)
     if not args.tensors:
         del found["tensors"]
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(path: str) -> dict[str, Any]:
-    """What a file holds, whichever of the three formats it is in."""
+    """Describe the contents of a file in any of the three formats, as a value that JSON can hold."""
     kind = _kind(path)
     if kind == "gguf":
         from ..formats.gguf.source import GGUFFile
@@ -70,7 +70,7 @@ def _tensor(opened: sharded_reader.Opened, name: str) -> dict[str, Any]:
 
 
 def _shards(opened: sharded_reader.Opened) -> dict[str, Any]:
-    """The files of a sharded model, or which shard this file is."""
+    """Describe the files of a sharded model, or say which shard this file is."""
     if isinstance(opened, sharded_reader.Sharded):
         return {"shards": [{"file": part.path, "size": part.size, "root": part.root} for part in opened.parts]}
     index, count = (opened.metadata.get(f"shard.{key}") for key in ("index", "count"))
@@ -78,7 +78,7 @@ def _shards(opened: sharded_reader.Opened) -> dict[str, Any]:
 
 
 def _kind(path: str) -> str:
-    if not os.path.isfile(path):  # FIFOs, devices and what is not there: the reader says what is wrong
+    if not os.path.isfile(path):  # the reader reports missing files, FIFOs and devices
         return "aibit"
     with open(path, "rb") as file:
         head = file.read(16)
@@ -89,7 +89,7 @@ def _kind(path: str) -> str:
 
 
 def _first_of_lists(metadata: dict[str, Any]) -> dict[str, Any]:
-    """A GGUF file's metadata without most of its vocabulary, which has hundreds of thousands of entries."""
+    """Shorten lists in the metadata of a GGUF file: a vocabulary has hundreds of thousands of entries."""
     return {key: value[:_SHOWN] if isinstance(value, list) else value for key, value in metadata.items()}
 
 

@@ -1,4 +1,4 @@
-"""How results look: sizes, tables, JSON, progress."""
+"""Formats and prints results: sizes, tables, JSON, progress."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, Self
 
 import numpy as np
 
-_REDRAWN = 0.1  # seconds between two drawings of a progress bar
-_COLUMNS = 80  # of a terminal that does not say
+_REDRAWN = 0.1  # seconds between updates of a progress bar
+_COLUMNS = 80  # of a terminal whose width is unknown
 
 
 def size(count: int) -> str:
-    """Bytes for a person: ``1.23 GB``, in powers of ten, as disks are sold."""
+    """Format a number of bytes for people: ``1.23 GB``; units are powers of 1000."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if abs(value) < 1000:
@@ -27,12 +27,12 @@ def size(count: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Text from a file with everything escaped that could move a terminal's cursor or turn its writing round."""
+    """Escape the characters of text from a file that could control a terminal or reverse its writing direction."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Columns as wide as what is in them; those in ``right`` are right-aligned."""
+    """Format a table with columns as wide as their contents; those whose indices are in ``right`` are right-aligned."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
@@ -45,13 +45,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[in
 
 
 def emit(value: Any) -> None:
-    """Print a result as JSON."""
+    """Print ``value`` as JSON; numpy arrays become lists, and bytes hexadecimal text."""
     json.dump(value, sys.stdout, indent=2, default=_plain)
     sys.stdout.write("\n")
 
 
 def show_written(paths: Sequence[str], as_json: bool, **more: Any) -> None:
-    """Say which files were written, each an object of a JSON list or a line; ``more`` goes before the list."""
+    """Print the files written and their sizes: a line for each, or a JSON object with ``more`` and a list of them."""
     written = [{"path": path, "bytes": os.path.getsize(path)} for path in paths]
     if as_json:
         emit({**more, "files": written})
@@ -71,18 +71,18 @@ def _plain(value: Any) -> Any:
 
 
 class ProgressBar:
-    """Shows on a terminal how far work is, and nothing elsewhere. Use it as a context; ``update`` fits ``convert``.
+    """Show the progress of work if stderr is a terminal. Use it as a context; ``update`` is an ``on_progress``.
 
     Args:
-        title: what is done.
-        amount: an amount of it as text; bytes by default.
+        title: of the work, such as "converting".
+        amount: formats an amount of work; bytes by default.
     """
 
     def __init__(self, title: str, amount: Callable[[int], str] = size) -> None:
         self._title, self._amount = title, amount
         self._shown = sys.stderr.isatty()
         self._started = self._next = time.monotonic()
-        self._columns = 0  # that the line on the terminal takes
+        self._columns = 0  # length of the line on the terminal
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +93,7 @@ class ProgressBar:
 
     @property
     def update(self) -> Callable[[int, int, str], None] | None:
-        """The callable to hand down."""
+        """Return the function to pass as ``on_progress``; ``None`` if nothing is shown."""
         return self._update if self._shown else None
 
     def _update(self, done: int, total: int, name: str) -> None:
@@ -108,7 +108,7 @@ class ProgressBar:
         self._write(f"{self._title} {share:4.0%}  {amounts}  {printable(name)[-40:]}")
 
     def _write(self, line: str) -> None:
-        """Write ``line`` over the one before; neither goes beyond the terminal's last column but one."""
+        """Replace the line on the terminal by ``line``, cut so that the terminal's last column stays free."""
         try:
             columns = os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
         except (OSError, ValueError):

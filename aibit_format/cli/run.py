@@ -1,4 +1,4 @@
-"""``aibit run FILE PROMPT``: generate text, token by token."""
+"""Runs ``aibit run``: generates text and prints it token by token."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from .output import emit
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
+    """Add the verb's arguments to its parser."""
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to continue (default: standard input)")
     parser.set_defaults(late="prompt")
-    parser.add_argument("--chat", action="store_true", help="use the file's chat template; without PROMPT, converse")
-    parser.add_argument("--system", metavar="TEXT", help="a system message for --chat")
+    parser.add_argument("--chat", action="store_true", help="use the file's chat template; without PROMPT, take turns")
+    parser.add_argument("--system", metavar="TEXT", help="the system message of --chat")
     parser.add_argument("-n", "--max-new-tokens", type=int, default=128, metavar="N", help="at most N tokens (128)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this mass")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token (default)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the top tokens of this total probability")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling (0)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--weight-only", action="store_true",
-        help="weights with inputs as they are: more exact, faster for nf4 and after long prompts, "
-        "not to the last bit what bitsandbytes gives",
+        help="do not quantize inputs: more exact, faster for nf4 and after long prompts, but not bit for bit what "
+        "bitsandbytes computes",
     )  # fmt: skip
     parser.add_argument("--verify", choices=["structure", "touched", "full"], default="structure")
     parser.add_argument(
-        "--key", metavar="PUB", action="append", help="run it only if it is signed by this public key (or one of them)"
+        "--key", metavar="PUB", action="append", help="run FILE only if signed by this public key (or one of several)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, generate, and print as tokens come."""
+    """Load the model, then generate text and print it as it is generated."""
     from .silence import quiet_libraries
 
     quiet_libraries()
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     prefetch(*paths_of(args.file), enough=enough)
     torch, load = _import()
     if args.device.startswith("cuda"):
-        enough.set()  # the file is read straight into what is sent there: two readers would disturb each other
+        enough.set()  # loading reads the file itself, past the page cache: two readers would slow each other down
     options = {"verify": args.verify, "signed_by": args.key, "weight_only": args.weight_only}
     model, tokenizer = load(args.file, args.device, **options)
     if not model.can_generate():
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _import() -> tuple[Any, Any]:
-    """torch and ``load``, without what they import and never use; with it, where that fails."""
+    """Import torch and ``load`` without modules that they never use; if that fails, with them."""
     try:
         undo = fast_imports.start()
         import torch
@@ -84,7 +84,7 @@ def _import() -> tuple[Any, Any]:
         from ..torch.load.model import load
     except MissingPackageError:
         raise
-    except Exception:  # another version of a library, which does something at import that no stand-in can
+    except Exception:  # a version of a library that at import needs more than a stand-in has
         if undo is None:
             raise
         undo()
@@ -93,7 +93,7 @@ def _import() -> tuple[Any, Any]:
 
 
 class _Session:
-    """A model, its tokenizer, and the messages so far."""
+    """Hold a model, its tokenizer, and the messages so far."""
 
     def __init__(self, args: argparse.Namespace, model: Any, tokenizer: Any) -> None:
         self.args, self.model, self.tokenizer = args, model, tokenizer
@@ -101,7 +101,7 @@ class _Session:
         self.loaded = 0.0
 
     def converse(self) -> int:
-        """Read lines from the terminal until it ends."""
+        """Answer lines from the terminal until end of input."""
         while True:
             try:
                 line = input("> ")
@@ -112,13 +112,13 @@ class _Session:
                 self.answer(line)
 
     def answer(self, prompt: str) -> dict[str, Any]:
-        """Generate from one prompt, streaming unless the result is wanted as JSON."""
+        """Generate from one prompt; the text is printed as it is generated, unless the result is wanted as JSON."""
         import torch
         from transformers import TextStreamer
 
         batch = self._tokens(prompt)
         if batch["input_ids"].shape[1] == 0:
-            raise LoadError("the prompt is empty, and the tokenizer starts texts with nothing")
+            raise LoadError("the prompt is empty, and the tokenizer does not start texts with a token: give a prompt")
         options: dict[str, Any] = {"max_new_tokens": self.args.max_new_tokens, "do_sample": self.args.temperature > 0}
         if options["do_sample"]:
             options |= {"temperature": self.args.temperature, "top_p": self.args.top_p}

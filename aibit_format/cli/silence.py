@@ -1,4 +1,4 @@
-"""Keeping the libraries' own messages off the terminal, before they are imported."""
+"""Keeps messages of other libraries off the terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """No hub look-ups, no advice, no progress bars but ours."""
+    """Turn off the libraries' advice, warnings and requests to the Hugging Face Hub, before they are imported."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # bitsandbytes says at every product that it casts its input.
+    # bitsandbytes logs a warning at every product whose input it casts.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="torch|transformers|bitsandbytes")

@@ -1,4 +1,4 @@
-"""``aibit verify FILE``: says what was checked, and what was not."""
+"""Runs ``aibit verify``: checks files, and prints what was checked and what was not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_SIGNATURE = "where the file came from: checksums find damage, not forgery"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
+    """Add the verb's arguments to its parser."""
     parser.add_argument("files", metavar="FILE", nargs="+")
     parser.add_argument(
         "--level", choices=["structure", "full"], default="full",
@@ -22,22 +22,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--key", metavar="PUB", action="append",
-        help="demand a signature by this Ed25519 public key, a PEM file or a folder of *.pub (or by one of several)",
+        help="require a signature by this Ed25519 public key, a PEM file or a folder of *.pub (or by one of several)",
     )  # fmt: skip
-    parser.add_argument("--signature", metavar="SIG", help="where it is, if neither in FILE nor in FILE.sig")
+    parser.add_argument("--signature", metavar="SIG", help="file of the signature, if not in FILE or FILE.sig")
     parser.set_defaults(parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check each file; 3 if one is not valid, 1 if one cannot be read."""
+    """Check each file and print the results; returns 3 if a file is invalid, 1 if one cannot be read."""
     if args.signature and (not args.key or len(args.files) > 1):
-        args.parser.error("--signature is of one FILE, and says nothing without --key")
+        args.parser.error("--signature needs exactly one FILE, and says nothing without --key")
     results, status = [], 0
     for path in args.files:
         try:
             with sharded_reader.open(path, args.level) as file:
                 if args.signature and len(file.parts) > 1:
-                    args.parser.error(f"--signature is of one file, and {path} is {len(file.parts)}")
+                    args.parser.error(f"--signature is for one file, but {path} has {len(file.parts)}")
                 for part in file.parts if args.key else ():
                     part.check_signature(args.key, args.signature)
                 claimed = sorted({signature.key_id for part in file.parts for signature in part.signatures})
@@ -72,6 +72,6 @@ def _text(result: dict) -> str:
         checked += f", the signature by {result['signed_by']} over all bytes"
     else:
         missing.append(_NO_SIGNATURE)
-        missing += [f"what claims to be a signature by {key}" for key in result["signatures"]]
+        missing += [f"what claims to be a signature by {key} (use --key)" for key in result["signatures"]]
     lines = [f"{path}: valid", f"  checked: {checked}", f"  root {result['root']}"]
     return "\n".join(lines[:2] + [f"  not checked: {'; '.join(missing)}"] * bool(missing) + lines[2:])

@@ -1,1 +1,1 @@
-"""Converts a source into an ``.aibit`` file: recipe, binding, planning, encoding, error figures."""
+"""Converts a source to an ``.aibit`` file: reads the recipe, binds and plans tensors, encodes, measures errors."""

@@ -1,4 +1,4 @@
-"""Matches the tensors of a source to those that a model wants, as transformers would when loading the checkpoint."""
+"""Matches the tensors of a source to a model's parameters, as transformers does when it loads the checkpoint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from .. import interop
 from ..errors import SourceError
 from ..formats.sources import Source, SourceTensor, values
+from ..hf.compat import CheckpointNames
 from ..hf.meta_model import MetaModel
 
 if TYPE_CHECKING:
@@ -21,33 +22,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """How a parameter is filled: from these tensors of the source, by ``read``, which gives values and their dtype."""
+    """Name the source tensors that fill a parameter; ``read`` returns the parameter's values and their dtype."""
 
     sources: tuple[str, ...]
-    read: Callable[[], tuple[np.ndarray, str]] | None  # None: the one source tensor as it is
+    read: Callable[[], tuple[np.ndarray, str]] | None  # None: the one source tensor, unchanged
 
 
 def bind(model: MetaModel, source: Source) -> tuple[dict[str, Binding], list[str]]:
-    """Match a checkpoint's tensors to the parameters, as transformers would when loading it.
+    """Match a source's tensors to a model's parameters, as transformers does when it loads a checkpoint.
 
-    Returns the binding of each parameter that is filled, and the source tensors that no parameter wants.
+    Returns the bindings by the names of the parameters, and the names of the source tensors that no parameter uses.
 
     Raises:
-        SourceError: a parameter stays empty, or a tensor has another shape than its parameter.
+        SourceError: no tensor matches a parameter, or one has another shape than its parameter.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
     state = model.module.state_dict()
-    mapping = get_model_conversion_mapping(model.module)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    prefix = model.module.base_model_prefix
+    names = CheckpointNames(model.module)
     groups: dict[str, list[tuple[str, str | None]]] = {}
     unused: list[str] = []
     for key in sorted(source.tensors, key=_natural):
-        renamed, pattern = rename_source_key(key, renamings, converters, prefix, state)
+        renamed, pattern = names.rename(key)
         if renamed not in state and key in state:
             renamed, pattern = key, None
         if renamed in state:
@@ -61,7 +55,7 @@ def bind(model: MetaModel, source: Source) -> tuple[dict[str, Binding], list[str
             bindings[target] = Binding(keys[:1], None)
             unused += keys[1:]
             continue
-        group = _Group(target, members, by_pattern, model.module, source)
+        group = _Group(target, members, names.converters, model.module, source)
         for name in group.targets(state):
             bindings[name] = Binding(keys, group.reader(name))
     _check(model, bindings, source.tensors)
@@ -89,7 +83,7 @@ def _check(model: MetaModel, bindings: Mapping[str, Binding], tensors: Mapping[s
 
 
 class _Group:
-    """Source tensors that transformers joins or splits into one or more tensors of the model."""
+    """Convert source tensors that transformers joins or splits into one or more tensors of the model."""
 
     def __init__(
         self,
@@ -105,13 +99,13 @@ class _Group:
         self._made: dict[str, tuple[np.ndarray, str]] = {}
 
     def targets(self, state: Mapping[str, Any]) -> list[str]:
-        """Names of the tensors this group makes: the first target pattern's name, and the same with the others."""
+        """Return the names of the resulting tensors: the target, and for each other pattern the name made with it."""
         first, *others = self._converter.target_patterns
         names = [self._target, *(self._target.replace(first, other) for other in others)]
         return [name for name in dict.fromkeys(names) if name in state]
 
     def reader(self, name: str) -> Callable[[], tuple[np.ndarray, str]]:
-        """A function that makes the tensor ``name``; siblings made on the way are kept until they are asked for."""
+        """Return a function that makes the tensor ``name``. Others that result with it are kept until they are read."""
 
         def make() -> tuple[np.ndarray, str]:
             if name not in self._made:
@@ -135,5 +129,5 @@ class _Group:
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Sort key under which ``layers.10`` follows ``layers.9``."""
+    """Return a sort key under which ``layers.10`` follows ``layers.9``."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"\.", name)]

@@ -1,6 +1,6 @@
-"""Decides what becomes of every tensor of a source, before a weight is read: printable, and what ``run`` then does.
+"""Decides how every tensor of a source will be stored, before any weights are read; ``convert.run`` then does that.
 
-(One exception: a scheme whose parameters follow from values, such as ``int8-outlier``, reads the tensors it is for.)
+The one exception is a scheme whose parameters depend on values, such as ``int8-outlier``: its tensors are read.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from .bind import Binding, bind
 from .encoders import encode
 from .recipe import Recipe
 
-Values = tuple[np.ndarray, str]  # in the storage of a dtype, and that dtype
+Values = tuple[np.ndarray, str]  # an array in the storage of a dtype, and that dtype
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One tensor of the file to be: how it is stored, and where its values come from.
+    """Describe a tensor of the file to write: how it is stored, and where its values come from.
 
-    ``read`` gives the values, not yet transposed unless ``source_transposed``; ``keep`` gives finished planes, where
-    the source's are taken over as they are; an alias has neither. ``model_dtype`` is what the model computes in, to
-    which values are rounded before they are quantized, as transformers does. ``at_hand`` says that ``read`` costs
-    nothing, because it gives what the source has: a view of its file, or an array.
+    ``read`` returns the values, in the model's shape or, if ``source_transposed``, transposed. ``keep`` returns planes
+    of the source that are kept unchanged. An alias has neither. ``model_dtype`` is the dtype in which the model
+    computes; values are rounded to it before they are quantized, as transformers does. ``at_hand`` says that ``read``
+    costs nothing, as it returns a view of the source's file or an existing array.
     """
 
     tensor: Tensor
@@ -49,24 +49,24 @@ class Assignment:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of its planes; none for an alias."""
+        """Return the number of bytes of its planes; zero for an alias."""
         return self.tensor.nbytes
 
     @property
     def inexact(self) -> bool:
-        """Whether decoded values may differ from the source's."""
+        """Tell whether decoded values may differ from the source's."""
         return self.read is not None and (self.tensor.scheme.lossy or self.tensor.scheme != self.origin)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion will do. Nothing has been read yet but headers."""
+    """Describe a conversion before it is done. Only headers of the source have been read."""
 
     source: Source
-    about: Mapping[str, Value]  # what the output's metadata say of the model
+    about: Mapping[str, Value]  # metadata of the output that describe the model
     recipe: Recipe
     tensors: tuple[Assignment, ...]
-    unused: tuple[str, ...]  # tensors of the source that the model has no place for
+    unused: tuple[str, ...]  # tensors of the source that the model does not use
     states: tuple[tuple[int, ...] | None, ...] = ()  # of the source's files when they were opened
 
     def __post_init__(self) -> None:
@@ -79,26 +79,26 @@ class Conversion:
 
     @property
     def original_bytes(self) -> int:
-        """Bytes of the weights in the source."""
+        """Return the number of bytes of the weights in the source."""
         return sum(each.source_bytes for each in self.tensors)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all planes."""
+        """Return the number of bytes of all planes."""
         return sum(each.stored_bytes for each in self.tensors)
 
     @property
     def parameters(self) -> int:
-        """Elements of all tensors that are not aliases."""
+        """Count the elements of all tensors except aliases."""
         return sum(int(np.prod(p.tensor.shape, dtype=object)) for p in self.tensors if p.tensor.alias_of is None)
 
 
 def assign(source: Source, model: MetaModel, recipe: Recipe) -> Conversion:
-    """Assign every tensor of the model its scheme and its source.
+    """Assign a scheme and source tensors to every tensor of the model.
 
     Raises:
-        SourceError: the checkpoint does not fit the model.
-        RecipeError: a rule matches no tensor, or gives a tensor a scheme that cannot hold it.
+        SourceError: the checkpoint does not match the model.
+        RecipeError: a rule matches no tensor, or assigns a scheme to a tensor that it cannot hold.
     """
     bindings, unused = bind(model, source)
     _check_rules(recipe, model.parameters, model.architecture)
@@ -123,12 +123,15 @@ def assign(source: Source, model: MetaModel, recipe: Recipe) -> Conversion:
 
 
 def assign_alone(source: Source, recipe: Recipe, about: Mapping[str, Value] | None = None) -> Conversion:
-    """Assign a scheme to every tensor of a source as it is: under their own names, in its order.
+    """Assign a scheme to every tensor of a source, keeping names and order.
 
     Args:
-        source: no model, or one whose tensors need no other names, order or dtypes.
-        recipe: its scheme is not used, as nothing says which weights it is for; its rules are.
-        about: what the metadata say of the model; by default, why there is none.
+        source: tensors without a model, or those of a model that already have its names, order and dtypes.
+        recipe: only its rules are used; nothing says to which weights its scheme would apply.
+        about: metadata that describe the model; by default, the reason why there is none.
+
+    Raises:
+        RecipeError: as for ``assign``.
     """
     _check_rules(recipe, source.tensors, source.path)
     names: dict[str, list[str]] = {}
@@ -139,7 +142,7 @@ def assign_alone(source: Source, recipe: Recipe, about: Mapping[str, Value] | No
         if found.alias_of is not None:
             tensors[name] = _alias(tensors[found.alias_of], name)
             continue
-        # As a Conv1D weight is: the stored tensor is the transpose of the one that has this name.
+        # Like the weight of a Conv1D, it is stored as the transpose of the tensor that has this name.
         shape, role = (found.shape[::-1], "conv1d") if found.transposed else (found.shape, "other")
         parameter = ParameterSpec(name, shape, found.dtype, role)
         tensors[name] = _tensor(source, parameter, found, recipe.scheme_alone(found, names[name]))
@@ -160,7 +163,7 @@ def _assigned(
     first = source.tensors[binding.sources[0]]
     if binding.read is None:
         return _tensor(source, parameter, first, recipe.scheme_for(parameter, first.scheme, names))
-    # Joined or split by transformers: values, whatever the parts are stored in.
+    # transformers joins or splits values, so quantized parts are decoded.
     scheme = _plain_if_integer(recipe.scheme_for(parameter, None, names), parameter)
     tensor = _target(parameter, _fitted(scheme, parameter, binding.read))
     parts = [source.tensors[key] for key in binding.sources]
@@ -169,7 +172,7 @@ def _assigned(
 
 
 def _tensor(source: Source, parameter: ParameterSpec, found: SourceTensor, scheme: Scheme) -> Assignment:
-    """A tensor that is one tensor of the source, taken over as it is where that is already in ``scheme``."""
+    """Assign one tensor of the source, whose planes are kept if it is already stored in ``scheme``."""
     name = found.name
     scheme = _plain_if_integer(scheme, parameter)
     if scheme == found.scheme:
@@ -187,7 +190,7 @@ def _tensor(source: Source, parameter: ParameterSpec, found: SourceTensor, schem
 
 
 def _fitted(scheme: Scheme, parameter: ParameterSpec, read: Callable[[], Values], transposed: bool = False) -> Scheme:
-    """``scheme`` with what follows from the values filled in; they are only read for a scheme that asks."""
+    """Return ``scheme`` with parameters that depend on the values set; only schemes that have such read the values."""
     if type(scheme).fitted is Scheme.fitted:
         return scheme
     try:
@@ -199,12 +202,12 @@ def _fitted(scheme: Scheme, parameter: ParameterSpec, read: Callable[[], Values]
 
 
 def rounded(array: np.ndarray, dtype: str, to: str) -> np.ndarray:
-    """Values of ``dtype`` rounded to the dtype ``to``: transformers rounds to the model's before it quantizes."""
+    """Round values of ``dtype`` to the dtype ``to``. transformers rounds to the model's before it quantizes."""
     return array if dtype == to else encode(make(to), array, dtype)["values"]
 
 
 def _plain_if_integer(scheme: Scheme, parameter: ParameterSpec) -> Scheme:
-    """A rule on names does not turn integers into floats."""
+    """Return ``scheme``, or the plain scheme of an integer tensor: no rule on names may turn integers into floats."""
     return make(parameter.dtype) if isinstance(scheme, Plain) and not DTYPES[parameter.dtype].is_float else scheme
 
 
@@ -214,7 +217,7 @@ def _target(parameter: ParameterSpec, scheme: Scheme) -> Tensor:
     dtype = scheme.name if isinstance(scheme, Plain) else parameter.dtype
     tensor = Tensor(parameter.name, shape, dtype, scheme, transposed=transposed)
     try:
-        tensor.nbytes  # noqa: B018 - what can be held has a size
+        tensor.nbytes  # noqa: B018 - raises SchemeError if the scheme cannot hold the tensor
     except SchemeError as error:
         raise RecipeError(f"tensor {parameter.name!r}: {error}") from error
     return tensor
@@ -231,12 +234,12 @@ def _alias(target: Assignment, name: str) -> Assignment:
 
 
 def _any_of_group(model: MetaModel, bindings: Mapping[str, Binding], root: str) -> Binding | None:
-    """A tie's values may stand in the checkpoint under any of its names."""
+    """Return the binding of a tensor tied to ``root``: the checkpoint may hold the values under any of their names."""
     return next((bindings[name] for name in bindings if model.ties.get(name, name) == root), None)
 
 
 def _check_tie(source: Source, bindings: Mapping[str, Binding], name: str, owner: str) -> None:
-    """Tied tensors that a checkpoint holds twice must be the same, or one would be lost."""
+    """Raise SourceError if a checkpoint holds different values for tied tensors: one of them would be lost."""
     if name not in bindings or owner not in bindings:
         return
     a, b = bindings[name].sources[0], bindings[owner].sources[0]

@@ -1,4 +1,4 @@
-"""Converting: a source in, one ``.aibit`` file out, one tensor in memory at a time."""
+"""Converts a source to an ``.aibit`` file, or to shards, without holding the whole model in memory."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from .error import EncodingError
 from .pipeline import Pipeline
 from .recipe import Recipe
 
-_LIBRARIES = ("numpy", "torch", "transformers")  # those whose version can change a byte of the output
+_LIBRARIES = ("numpy", "torch", "transformers")  # whose versions can change the bytes of the output
 
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """What became of one tensor. ``error`` is ``None`` where it was stored exactly, or ``kept`` as it was quantized."""
+    """Report how one tensor was stored. ``error`` is ``None`` if that was exact, or if its planes were ``kept``."""
 
     name: str
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class TensorReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a conversion did. ``path`` is what the model is opened by: of several ``files`` the first shard."""
+    """Report what a conversion did. ``path`` is the path to open the model with: the first if ``files`` are shards."""
 
     path: str
     files: tuple[str, ...]
@@ -65,23 +65,28 @@ class Report:
 
     @property
     def compression_ratio(self) -> float:
-        """Original over quantized bytes of the weights."""
+        """Return the ratio of the original to the quantized bytes of the weights."""
         return self.original_bytes / self.quantized_bytes if self.quantized_bytes else 1.0
 
     @property
     def memory_saved_bytes(self) -> int:
-        """Bytes of weights that need not be held any more."""
+        """Return how many bytes fewer the quantized weights take."""
         return self.original_bytes - self.quantized_bytes
 
 
 def prepare(source: Any, wanted: Recipe, architecture: str | None = None, tokenizer: Any = None) -> Conversion:
-    """Decide what ``convert`` will do, from headers and ``config.json`` only.
+    """Decide what ``convert`` will do, by reading only headers and ``config.json``.
 
-    An ``.aibit`` file says all of its model itself, so where transformers is missing it can still be converted by a
-    recipe that keeps what it does not name.
+    An ``.aibit`` file describes its model itself. Without transformers, it can still be converted if the recipe keeps
+    all tensors that its rules do not name.
+
+    Args:
+        source, architecture, tokenizer: as for ``convert``.
+        wanted: the recipe.
 
     Raises:
-        MissingPackageError: transformers is not installed, which knows what a model's weights are.
+        MissingPackageError: transformers, which knows which tensors are a model's weights, is not installed.
+        SourceError, RecipeError, SchemeError, LoadError: as for ``convert``.
     """
     opened = open_source(source, tokenizer)
     states = tuple(file.state for file in opened.files)
@@ -97,7 +102,7 @@ def prepare(source: Any, wanted: Recipe, architecture: str | None = None, tokeni
         if not isinstance(opened, Aibit):
             raise
         if wanted.scheme is not None or architecture:
-            what = "which weights a scheme is for is known to transformers; say --scheme keep, or install it"
+            what = "only transformers knows to which weights a scheme applies; give --scheme keep, or install it"
             raise MissingPackageError(f"{opened.path}: {what}: {error}") from error
         return replace(assign_alone(opened, wanted, opened.about), states=states)
     return replace(assign(opened, model, wanted), states=states)
@@ -118,29 +123,30 @@ def convert(
     max_shard_size: int | str | None = None,
     distributed: bool = False,
 ) -> Report:
-    """Convert ``source`` to the ``.aibit`` file ``path``, or to shards called after it.
+    """Convert ``source`` to the ``.aibit`` file ``path``, or to shards with names derived from it.
 
     Args:
-        source: a path (``formats.sources`` says what can be there), an open ``Source``, or a transformers model.
-        scheme: of the Linear weights; ``"keep"`` leaves quantized ones as the source has them. By default ``"keep"``
-            for a source that is quantized and ``"int8"`` for one that is not.
-        tensors: regular expression -> scheme for the names it is found in; the last that matches wins.
-        overwrite: replace ``path``, or its shards, if they exist. What was there opens until what is new does.
-        on_progress: called with bytes done, bytes in all, and the tensor's name.
-        architecture: of transformers, when the config names none.
+        source: a path (see ``formats.sources`` for the formats), an open ``Source``, or a transformers model.
+        path: the file to write.
+        scheme: of the Linear weights; ``"keep"`` keeps quantized ones unchanged. By default ``"keep"`` for a source
+            that is quantized, otherwise ``"int8"``.
+        tensors: regular expression -> scheme, for tensors in whose name it is found; the last match wins.
+        overwrite: replace ``path``, or its shards, if they exist. The old model can be opened until the new one can.
+        on_progress: called with bytes done, total bytes, and the tensor's name.
+        architecture: transformers class, if the config names none.
         tokenizer: of a model that is in memory.
-        recipe_file: TOML with ``scheme`` and a table ``[tensors]``, kept in the output as ``recipe.toml``; ``scheme``
-            takes the place of its own, and ``tensors`` come after its rules.
-        jobs: threads; as many as there are cores by default. The bytes do not depend on it.
-        max_shard_size: write shards of so many bytes of planes at most, or ``"5GB"``: those that ``rewrite.split``
-            makes of the one file. ``path`` ``m.aibit`` gives ``m-00001-of-00003.aibit`` and so on.
-        distributed: this is one of the processes of torch.distributed, all of which call this with the same
-            arguments on the same file system. Each makes some of the shards and reads what belongs in them. The
-            bytes do not depend on how many there are.
+        recipe_file: TOML with ``scheme`` and a table ``[tensors]``, kept in the output as ``recipe.toml``. The argument
+            ``scheme`` replaces its scheme, and ``tensors`` are added after its rules.
+        jobs: threads; as many as there are cores to use by default. The result does not depend on it.
+        max_shard_size: write shards of at most so many bytes of planes, a number or a size such as ``"5GB"``: the same
+            shards into which ``rewrite.split`` cuts one file. ``m.aibit`` gives ``m-00001-of-00003.aibit`` and so on.
+        distributed: this is one of several processes of torch.distributed, which all call this with the same arguments
+            on the same file system. Each writes some of the shards and reads only their tensors. The result does not
+            depend on the number of processes.
 
     Raises:
-        SourceError, RecipeError, SchemeError, WriteError, LoadError: each names the file and the tensor. No file is
-            left behind. With ``distributed``, all processes raise if one does.
+        SourceError, RecipeError, SchemeError, WriteError, LoadError: the message names the file and the tensor. No
+            files are left behind. With ``distributed``, all processes raise if one does.
     """
     together = of_torch() if distributed else ALONE
     with together.together():
@@ -157,7 +163,11 @@ def run(
     max_shard_size: int | str | None = None,
     ranks: Ranks = ALONE,
 ) -> Report:
-    """Do what ``conversion`` says; several ``ranks`` do it together, which takes a ``max_shard_size``."""
+    """Convert as ``conversion`` describes; for the other arguments see ``convert``.
+
+    Args:
+        ranks: the processes that do it together; several of them need ``max_shard_size``.
+    """
     started = time.perf_counter()
     texts, dropped = _documents(conversion)
     tensors, files = [assignment.tensor for assignment in conversion.tensors], conversion.source.files
@@ -206,14 +216,14 @@ def run(
 
 
 def _check_unchanged(conversion: Conversion) -> None:
-    """Raise SourceError if a file of the source is not what it was when the conversion was assignment."""
+    """Raise SourceError if a file of the source has changed since it was opened."""
     for file, state in zip(conversion.source.files, conversion.states, strict=False):
         if file.state != state:
             raise SourceError(f"{file.path}: changed while it was being converted")
 
 
 def _documents(conversion: Conversion) -> tuple[dict[str, bytes], list[str]]:
-    """The documents that go into the file, and the keys that had to stay out of them."""
+    """Return the documents for the file, and the keys that were removed from them."""
     texts, dropped = {}, []
     for name, data in conversion.source.documents.items():
         try:
@@ -223,7 +233,7 @@ def _documents(conversion: Conversion) -> tuple[dict[str, bytes], list[str]]:
             raise SourceError(f"{conversion.source.path}: {error}") from error
         dropped += keys
     if conversion.recipe.scheme is not None or conversion.recipe.rules:
-        texts.pop(recipe.DOCUMENT, None)  # it would tell of an earlier conversion
+        texts.pop(recipe.DOCUMENT, None)  # belongs to an earlier conversion
     if conversion.recipe.text is not None:
         texts[recipe.DOCUMENT] = conversion.recipe.text.encode()
     return texts, dropped
@@ -261,13 +271,13 @@ def _metadata(
 def _libraries() -> tuple[str, ...]:
     found = []
     for name in _LIBRARIES:
-        with suppress(PackageNotFoundError):  # nothing here was made by it
+        with suppress(PackageNotFoundError):  # not installed, so not used
             found.append(f"{name} {version(name).split('+')[0]}")
     return tuple(found)
 
 
 def _report(assignment: Assignment, figures: np.ndarray | None) -> TensorReport:
-    """``figures`` are those of ``EncodingError``, all zero where nothing was lost."""
+    """Make the report of a tensor; ``figures`` are those of ``EncodingError``, all zero if it was stored exactly."""
     tensor = assignment.tensor
     return TensorReport(
         tensor.name,

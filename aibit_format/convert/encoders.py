@@ -1,7 +1,7 @@
-"""Encodes tensors by the fastest way there is, to the planes of the schemes' own code, bit for bit.
+"""Encodes tensors in the fastest way available, with the same result as the schemes' own code, bit for bit.
 
-The compiled encoders (``native``) read a tensor once. Where they are not built, torch encodes; where torch is missing
-too, the scheme's own numpy code does. The functions here are the capability ``encode_fast``.
+The compiled encoders (``native``) read a tensor once. If they are not built, torch encodes; without torch, the scheme's
+own numpy code does. The functions here are the capability ``encode_fast``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Planes = dict[str, np.ndarray]
 
 
 def encode(scheme: Scheme, array: np.ndarray, dtype: str) -> Planes:
-    """Encode ``array``, whose elements are ``dtype``: the planes that ``scheme.encode`` gives.
+    """Encode ``array``, whose elements are ``dtype``, to the same planes as ``scheme.encode``.
 
     Raises:
         SchemeError: a value is not finite, or the scheme cannot hold the tensor.
@@ -54,21 +54,21 @@ def four_bit(scheme: FourBit, array: np.ndarray, dtype: str) -> Planes:
     values = flat[:whole].reshape(blocks, size)
     if not native.four_bit_blocks(values, dtype, book.bounds, book.order, codes[: whole // 2], absmax[:blocks]):
         raise SchemeError("a value is not finite")
-    if whole < flat.size:  # the short block at the end has an arithmetic of its own
+    if whole < flat.size:  # a short block at the end is scaled differently
         codes[whole // 2 :], absmax[-1:] = scheme.encode_flat(flat[whole:], dtype)
     return {"codes": codes, **scheme.scales(absmax)}
 
 
 def nf4_cpu(scheme: NF4CPU, array: np.ndarray, dtype: str) -> Planes:
-    """Encode as nf4, and lay the codes out in tiles once more."""
+    """Encode as nf4, and add a copy of the codes laid out in tiles."""
     return scheme.tiled(four_bit(scheme.canonical, array, dtype), array.shape)
 
 
 def plain(scheme: Plain, array: np.ndarray, dtype: str) -> Planes:
-    """Check that values are finite, and round them where the scheme is another dtype."""
+    """Check that values are finite, and round them if the scheme's dtype is another one."""
     if native.available and scheme.name == dtype and dtype in FLOATS:
         if not native.finite(np.ascontiguousarray(array), dtype):
             raise SchemeError("a value is not finite")
         return {"values": array}
-    # Rounding is what torch is good at; whole numbers are left as they are.
+    # torch rounds fastest; integers stay as they are.
     return encoders_torch.plain(scheme, array, dtype) if has_torch() else scheme.encode(array, dtype)

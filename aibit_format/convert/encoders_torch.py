@@ -1,7 +1,7 @@
-"""Encodes tensors by torch, to the planes of the schemes' own code, bit for bit.
+"""Encodes tensors with torch, with the same result as the schemes' own code, bit for bit.
 
-numpy converts half floats one at a time; torch does it in vectors. A tensor goes in pieces whose float32 copies stay
-in cache, through buffers that are used again: fresh memory would cost a page fault a page.
+numpy converts float16 values one at a time, torch in vectors. A tensor is encoded in pieces whose float32 copies stay
+in cache. Buffers are reused, because fresh memory costs a page fault per page.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 _PIECE_ELEMENTS = 1 << 19  # elements encoded at a time
-_COMPARED = 1 << 19  # where each is compared with 15 bounds: as many passes over what is in cache
+_COMPARED = 1 << 19  # elements compared with 15 bounds at a time, in as many passes over the cache
 
 
 def int8(array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
@@ -40,11 +40,12 @@ def int8(array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
         size = part.stop - start
         u, high, low = buffer[:size], highest[:size], lowest[:size]
         u.copy_(rows[part] if dtype == "f16" else rows[part].to(torch.float16))
-        # Two passes that write nothing beat one that does. What is left is a number a row, and numpy's calls are short.
+        # Two passes that write nothing are faster than one that writes magnitudes. For one number per row, numpy's
+        # calls are cheaper than torch's.
         torch.amax(u, 1, out=high)
         torch.amin(u, 1, out=low)
         top = np.maximum(high.numpy(), -low.numpy(), out=absmax[part])
-        # A row of zeros stays zero under any scale; 1e-8 is below float16's smallest number.
+        # A row of zeros stays zero with any scale; 1e-8 is below float16's smallest positive number.
         scale = np.float32(1) / np.maximum(top, np.float32(1e-8)) * np.float32(127)
         u.mul_(torch.from_numpy(scale)[:, None])
         codes[part] = u.round_()
@@ -56,7 +57,7 @@ def int8(array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
 def four_bit(scheme: FourBit, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
     """Encode as ``FourBit.encode`` does: a code is the number of bounds below the scaled value, counted bound by bound.
 
-    torch widens and scales; numpy compares, eight times as fast.
+    torch converts to float32 and scales; numpy compares, eight times as fast as torch.
     """
     import torch
 
@@ -78,8 +79,8 @@ def four_bit(scheme: FourBit, array: np.ndarray, dtype: str) -> dict[str, np.nda
         np.greater(scaled, book.bounds[0], out=count.view(bool))
         for bound in book.bounds[1:]:
             np.add(count, np.greater(scaled, bound, out=above).view(np.uint8), out=count)
-        # Two codes side by side are one 16-bit number, the first in its low byte. Added to itself 12 bits further up,
-        # it has the first above the second in its high byte.
+        # Two neighbouring codes are one 16-bit number with the first in its low byte. Adding it to itself shifted left
+        # by 12 bits puts both in the high byte, the first in the high nibble.
         pair = np.multiply(count.view("<u2"), np.uint16(1 + (1 << 12)), out=pairs[: size // 2])
         target = codes[start // 2 :][: size // 2]
         np.copyto(target, np.right_shift(pair, 8, out=pair), casting="unsafe")
@@ -91,7 +92,8 @@ def four_bit(scheme: FourBit, array: np.ndarray, dtype: str) -> dict[str, np.nda
     return {"codes": codes, **scheme.scales(absmax)}
 
 
-# Integer of the same width, the bits of a magnitude, and infinity's: |x| is finite if its bits are below.
+# An integer type of the same width, the mask of a magnitude, and the bits of infinity: x is finite if the bits of |x|
+# are below those of infinity.
 _INFINITY = {
     "f16": ("i16", 0x7FFF, 0x7C00),
     "bf16": ("i16", 0x7FFF, 0x7F80),
@@ -100,7 +102,7 @@ _INFINITY = {
 
 
 def plain(scheme: Plain, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Encode as ``Plain.encode`` does: the values as they are, or rounded to another float type."""
+    """Encode as ``Plain.encode`` does: keep the values, or round them to another float dtype."""
     import torch
 
     if scheme.name not in _INFINITY or dtype not in _INFINITY:
@@ -118,6 +120,6 @@ def plain(scheme: Plain, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]
 
 
 def _pieces(values: torch.Tensor) -> Iterator[torch.Tensor]:
-    """``values`` flat, in pieces; none for an empty tensor."""
+    """Split ``values``, flattened, into pieces; an empty tensor has none."""
     flat = values.reshape(-1)
     return iter(flat.split(_PIECE_ELEMENTS) if len(flat) else ())

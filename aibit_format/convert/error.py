@@ -1,6 +1,6 @@
-"""Measures how far decoded values are from the source's.
+"""Measures how far decoded values are from those of the source.
 
-Schemes with a faster way than decoding rows in numpy have the capability ``errors_fast``, whose functions are here.
+The functions of the capability ``errors_fast`` are also here, for schemes that need not decode rows in numpy.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ..schemes.int8 import Int8
 from ..schemes.plain import Plain
 
 Planes = Mapping[str, np.ndarray]
-Sums = tuple[float, float, float]  # of squares of errors, of squares of values; the largest error
+Sums = tuple[float, float, float]  # the sum of squared errors, the sum of squared values, the largest error
 Decode = Callable[[slice, np.ndarray], None]  # decodes a chunk of the measured rows into a buffer, f32
 
 _MEASURED = 1 << 16  # elements measured at a time
 _DIGITS = 6  # significant digits of the figures
-_STRIDE = 16  # of the rows that the error is measured on...
-_MANY_ROWS = 1024  # ...in tensors of at least so many; all rows of others
+_STRIDE = 16  # in tensors with many rows, the error is measured on every sixteenth
+_MANY_ROWS = 1024  # the least number of rows that are many
 
 
 @dataclass(frozen=True, slots=True)
 class EncodingError:
-    """How far decoded values are from the source's, on every sixteenth row of a tensor of 1024 rows or more.
+    """Hold the error of decoded values against the source's: on all rows, or every sixteenth if there are 1024 or more.
 
     relative_rms: sqrt(sum((decoded - x)^2) / sum(x^2)).
     largest: max |decoded - x|.
     signal_to_noise_db: 10 log10(sum(x^2) / sum((decoded - x)^2)).
 
-    The figures go into the file, so they must not depend on the order of additions, which is the machine's choice:
-    they are added in float64 and rounded to six digits.
+    The figures are stored in the file, so they must not depend on the order of additions, which differs between
+    machines. Therefore sums are in float64, and figures are rounded to six significant digits.
     """
 
     relative_rms: float
@@ -48,7 +48,7 @@ class EncodingError:
 
     @classmethod
     def of(cls, noise: float, signal: float, largest: float) -> EncodingError | None:
-        """Return the figures of these sums of squares; ``None`` for a tensor that was stored exactly."""
+        """Compute the figures from ``Sums``; returns ``None`` if the tensor was stored exactly."""
         if noise == 0 or signal == 0:
             return None
         figures = math.sqrt(noise / signal), largest, 10 * math.log10(signal / noise)
@@ -56,17 +56,17 @@ class EncodingError:
 
 
 def measure(scheme: Scheme, planes: Planes, array: np.ndarray, dtype: str) -> EncodingError | None:
-    """Measure the error that encoding ``array`` to ``planes`` made; ``None`` if there is none."""
+    """Measure the error of ``planes`` that encode ``array``; returns ``None`` if there is none."""
     return EncodingError.of(*sums(scheme, planes, array, dtype, measured(matrix(array.shape)[0])))
 
 
 def measured(count: int) -> range:
-    """Return which of ``count`` rows of a tensor the error is measured on."""
+    """Return the indices of the rows, of ``count``, on which the error is measured."""
     return range(0, count, _STRIDE if count >= _MANY_ROWS else 1)
 
 
 def sums(scheme: Scheme, planes: Planes, array: np.ndarray, dtype: str, rows: range) -> Sums:
-    """Add up what ``EncodingError.of`` takes, over these rows of a tensor seen as a matrix."""
+    """Compute the sums for ``EncodingError.of`` over these rows of a tensor seen as a matrix."""
     if scheme.name == dtype or not array.size or not len(rows):
         return 0.0, 0.0, 0.0
     fast = capabilities.find(scheme, "errors_fast")
@@ -76,7 +76,7 @@ def sums(scheme: Scheme, planes: Planes, array: np.ndarray, dtype: str, rows: ra
 
 
 def plain_sums(scheme: Plain, planes: Planes, array: np.ndarray, dtype: str, rows: range) -> Sums:
-    """Add up the errors of rounding to another dtype."""
+    """Compute the sums for rounding to another dtype."""
     if not has_torch():
         return _by_rows(scheme, planes, array, dtype, rows)
     import torch
@@ -90,7 +90,7 @@ def plain_sums(scheme: Plain, planes: Planes, array: np.ndarray, dtype: str, row
 
 
 def int8_sums(scheme: Int8, planes: Planes, array: np.ndarray, dtype: str, rows: range) -> Sums:
-    """Add up the errors of int8 rows: in one compiled pass over codes and values where there is compiled code."""
+    """Compute the sums for int8 rows; compiled code, if there is any, needs one pass over codes and values."""
     shape = matrix(array.shape)
     codes, scales = planes["codes"].reshape(shape), (planes["row_absmax"] * np.float32(1 / 127)).reshape(-1)
     if native.available:
@@ -105,7 +105,7 @@ def int8_sums(scheme: Int8, planes: Planes, array: np.ndarray, dtype: str, rows:
 
 
 def four_bit_sums(scheme: FourBit, planes: Planes, array: np.ndarray, dtype: str, rows: range) -> Sums:
-    """Add up the errors of 4-bit blocks; compiled code decodes rows that are made of whole blocks."""
+    """Compute the sums for 4-bit blocks; compiled code decodes rows if they consist of whole blocks."""
     count, columns = matrix(array.shape)
     if not native.available or columns % scheme.block_size:
         return _by_rows(scheme, planes, array, dtype, rows)
@@ -118,7 +118,7 @@ def four_bit_sums(scheme: FourBit, planes: Planes, array: np.ndarray, dtype: str
 
 
 def _by_rows(scheme: Scheme, planes: Planes, array: np.ndarray, dtype: str, rows: range) -> Sums:
-    """Add up errors by the scheme's own decoding of rows."""
+    """Compute the sums with the scheme's own decoding of rows."""
     indices = np.arange(rows.start, rows.stop, rows.step)
 
     def decode(part: slice, out: np.ndarray) -> None:
@@ -128,7 +128,7 @@ def _by_rows(scheme: Scheme, planes: Planes, array: np.ndarray, dtype: str, rows
 
 
 def _add_up(decode: Decode, array: np.ndarray, dtype: str, rows: range) -> Sums:
-    """Decode rows in chunks that stay in cache, and compare each with its values."""
+    """Compute the sums by decoding rows in chunks that stay in cache, and comparing each with its values."""
     columns = matrix(array.shape)[1]
     step = min(max(1, _MEASURED // columns), len(rows))
     buffer, compare = np.empty((step, columns), np.float32), _comparison(array, dtype, rows)
@@ -143,7 +143,10 @@ def _add_up(decode: Decode, array: np.ndarray, dtype: str, rows: range) -> Sums:
 
 
 def _comparison(array: np.ndarray, dtype: str, rows: range) -> Callable[[slice, np.ndarray], Sums]:
-    """Return the function that compares a chunk of these rows with its decoded values, which it may overwrite."""
+    """Return a function that computes the sums of a chunk of these rows from its decoded values.
+
+    The function may overwrite the decoded values.
+    """
     shape = matrix(array.shape)
     if native.available:
         values = np.ascontiguousarray(array).reshape(shape)
@@ -161,5 +164,5 @@ def _comparison(array: np.ndarray, dtype: str, rows: range) -> Callable[[slice, 
 
 
 def _wide(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Widen values to float32: by torch where it is there, which has vector instructions for half floats."""
+    """Convert values to float32: with torch if it is installed, because it converts float16 in vectors."""
     return to_torch(values, dtype).float().numpy() if has_torch() else to_float32(values, dtype)

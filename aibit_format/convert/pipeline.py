@@ -1,9 +1,9 @@
-"""Weights on their way from a source to a writer: read, encoded, hashed and written while they are in the cache.
+"""Reads, encodes, hashes and writes the tensors of a conversion, each piece while it is in the cache.
 
-A few threads do all of it. Each takes what comes next in the order of the source's files, reads it while the others
-wait their turn, and encodes and writes it beside them. What is taken at a time are the rows that make one leaf of the
-output, about a million codes; tensors that cannot be had or encoded by rows are taken as a whole. The digest of a
-source's file is taken on the way, or, where few of its bytes go by rows, by one of the threads before.
+A few threads do all the work. Each takes the next step in the order of the source's files: threads read one after
+another, but encode and write in parallel. A step is the rows for one chunk of the output, about a million codes;
+tensors that cannot be read or encoded by rows are one step. The digests of the source's files are computed from the
+bytes read for the steps. If less than half of a file is read by rows, its digest is a step of its own, at the start.
 """
 
 from __future__ import annotations
@@ -29,28 +29,30 @@ from .conversion import Assignment, Conversion, rounded
 from .encoders import encode
 from .error import EncodingError, measure, measured, sums
 
-Done = tuple[int, EncodingError | None]  # the place of a tensor in the conversion, and the error made
+Done = tuple[int, EncodingError | None]  # the index of a tensor in the conversion, and the error of its encoding
 Work = Callable[[], None]
-Take = Callable[["_Buffer"], Work]  # reads what the work needs, when it is one's turn
+Take = Callable[["_Buffer"], Work]  # reads the bytes for the work in turn with other threads, and returns the work
 
-_NOWHERE = -1  # the file of what is in no file, or is not there as it is
+_NOWHERE = -1  # the file of a tensor whose values lie in no file, or not as they are
 
 
 class Pipeline:
-    """What takes tensors of a conversion to a writer. Use it as a context: leaving it ends its threads.
+    """Write tensors of a conversion with several threads. Use it as a context: leaving it ends the threads.
 
     Args:
-        conversion: what is to be done.
-        mine: places of the conversion's tensors that are wanted.
-        files: places of the source's files whose digests are wanted.
+        conversion: that describes the tensors.
+        mine: indices of the conversion's tensors to write.
+        files: indices of the source's files to hash.
         out: the writer.
-        jobs: threads.
+        jobs: number of threads.
+
+    ``digests`` maps each of ``files`` to its xxh3_128 in hex, once ``run`` has finished.
     """
 
     def __init__(
         self, conversion: Conversion, mine: Sequence[int], files: Iterable[int], out: Writer | ShardedWriter, jobs: int
     ) -> None:
-        self.digests: dict[int, str] = {}  # of the files, in hex, once all tensors are through
+        self.digests: dict[int, str] = {}
         self._conversion, self._out, self._jobs = conversion, out, jobs
         self._turn, self._counting = Lock(), Lock()
         self._finished: SimpleQueue[Done | BaseException | None] = SimpleQueue()
@@ -64,15 +66,15 @@ class Pipeline:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self._turn:  # after an error, what has not begun is not begun
+        with self._turn:  # after an error, no further steps are taken
             self._steps = iter(())
         self._closing.close()
 
     def run(self) -> Iterator[Done]:
-        """All tensors, as they are finished.
+        """Write the tensors; yields each one's index and error when it is finished.
 
         Raises:
-            SchemeError, SourceError, WriteError: the first that any of the threads met.
+            SchemeError, SourceError, WriteError: the first error of any thread.
         """
         for _ in range(self._jobs):
             self._workers.submit(self._work)
@@ -91,7 +93,7 @@ class Pipeline:
         )
 
     def _work(self) -> None:
-        """What each thread does until nothing is left."""
+        """Take and do steps until none are left; each thread runs this."""
         buffer = _Buffer()
         try:
             while True:
@@ -106,7 +108,7 @@ class Pipeline:
             self._finished.put(error)
 
     def _all(self, mine: Sequence[int]) -> Iterator[Take]:
-        """What there is to do."""
+        """Yield all steps: digests first that are not computed on the way, then tensors in the order of the files."""
         files = {file.name: i for i, file in enumerate(self._conversion.source.files)}
         entries = sorted((self._entry(i, files) for i in mine), key=lambda entry: (entry.file, entry.offset))
         covered = dict.fromkeys(self._readers, 0)
@@ -147,7 +149,7 @@ class Pipeline:
             if assignment.read is not None:
                 values, dtype = assignment.read()
                 if tensor.transposed != assignment.source_transposed:
-                    values = np.ascontiguousarray(values.T)  # once here: encoding and measuring would each do it again
+                    values = np.ascontiguousarray(values.T)  # here, or encoding and measuring would each do it
                 planes = _encoded(assignment, values, dtype)
                 self._out.write(tensor.name, planes)
                 made = measure(tensor.scheme, planes, values, dtype)
@@ -156,7 +158,7 @@ class Pipeline:
         self._finished.put((i, made))
 
     def _by_rows(self, entry: _Entry, reader: HashedReader | None) -> Iterator[Take]:
-        """The same of one tensor, leaf by leaf of what becomes of it."""
+        """Yield the steps for one tensor, a step for each chunk of its largest plane."""
         assignment = self._conversion.tensors[entry.place]
         if assignment.read is None:
             return
@@ -176,12 +178,12 @@ class Pipeline:
 
         for k, chunk in enumerate(entry.chunks):
             here = range(chunk.start // row_bytes, -(-chunk.stop // row_bytes))
-            begun = -(-chunk.start // row_bytes)  # the first row that no chunk before has measured
+            begun = -(-chunk.start // row_bytes)  # the first row that no earlier chunk has measured
             chosen = range(-(-begun // every) * every - here.start, len(here), every)
             yield partial(take, k, chunk, here, chosen)
 
     def _rows(self, parts: _Parts, k: int, values: np.ndarray, rows: range, chunk: range, chosen: range) -> None:
-        """Encode and write the rows that make one chunk, and measure the ``chosen`` of them."""
+        """Encode and write the rows for one chunk, and measure the error on the ``chosen`` of them."""
         assignment = self._conversion.tensors[parts.place]
         try:
             planes = _encoded(assignment, values, parts.dtype)
@@ -197,14 +199,14 @@ class Pipeline:
             self._finished.put((parts.place, EncodingError.of(math.fsum(noise), math.fsum(signal), max(largest))))
 
     def _named(self, assignment: Assignment, error: SchemeError) -> SchemeError:
-        """What a scheme complains of, and of which tensor."""
+        """Return a scheme's error with the names of the source and the tensor."""
         names = ", ".join(assignment.sources[:2])
         return SchemeError(f"{self._conversion.source.path}: tensor {assignment.tensor.name!r} (from {names}): {error}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Where a tensor's values begin in a file of the source, and the chunks it goes in, if any."""
+    """Locate a tensor's values in a file of the source, and list the chunks to write; none if it is written whole."""
 
     place: int
     file: int
@@ -214,7 +216,7 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Parts:
-    """A tensor that goes by rows, and what has been measured of each of its chunks."""
+    """Collect the sums of a tensor that is written in chunks; ``left`` counts the chunks that are missing."""
 
     place: int
     dtype: str  # of its values
@@ -223,43 +225,43 @@ class _Parts:
 
 
 class _Buffer:
-    """Memory of one thread, used again and again, so that it stays in the cache."""
+    """Hold the memory of one thread, which is reused so that it stays in the cache."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
 
     def first(self, length: int) -> np.ndarray:
-        """Its first ``length`` bytes."""
+        """Return the first ``length`` bytes, u8, of memory that grows as needed."""
         if len(self._memory) < length:
             self._memory = np.empty(length, np.uint8)
         return self._memory[:length]
 
 
 def _unread(work: Work) -> Take:
-    """For what reads for itself, beside the others."""
+    """Return a step that reads nothing in turn: its work reads for itself, in parallel with other threads."""
     return lambda buffer: work
 
 
 def _encoded(assignment: Assignment, values: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Planes of a tensor's values, or of some of its rows."""
+    """Encode the values of a tensor, or of some of its rows."""
     if assignment.tensor.scheme.lossy:
         values, dtype = rounded(values, dtype, assignment.model_dtype), assignment.model_dtype
     return encode(assignment.tensor.scheme, values, dtype)
 
 
 def _threads(jobs: int) -> ThreadPoolExecutor:
-    """Threads that use torch each on its own.
+    """Start threads in each of which torch runs on that thread alone.
 
-    torch's own threads would meet at a barrier after every small operation, and stand there whenever another process
-    has one of the cores.
+    torch's own threads would wait at a barrier after every small operation, and for long whenever another process uses
+    one of the cores.
     """
     try:
         import torch
-    except ImportError:  # then nothing here uses it
+    except ImportError:  # nothing here uses it then
         return ThreadPoolExecutor(jobs)
 
     def alone() -> None:
-        # At its first operation a thread takes over the number that was last set anywhere. Asking counts as one.
+        # On its first operation, such as get_num_threads, a thread adopts the number that was last set in any thread.
         torch.get_num_threads()
         torch.set_num_threads(1)
 
@@ -268,5 +270,5 @@ def _threads(jobs: int) -> ThreadPoolExecutor:
     for _ in range(jobs):
         workers.submit(all_there.wait)
     all_there.wait()
-    torch.set_num_threads(before)  # for threads that begin after these
+    torch.set_num_threads(before)  # for threads that start later
     return workers

@@ -1,4 +1,4 @@
-"""Reads recipes: which scheme a user wants for which tensors."""
+"""Reads recipes, which say in which schemes to store which tensors."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ..io.mapped import Path
 from ..schemes import Scheme, make, parse
 
 DEFAULT = "int8"
-DOCUMENT = "recipe.toml"  # the name under which a recipe file is kept
-KEEP = "keep"  # in the place of a scheme: as the source stores it, or the model's dtype if it is not quantized
+DOCUMENT = "recipe.toml"  # the document that keeps a recipe file in the output
+KEEP = "keep"  # written instead of a scheme: as the source stores the tensor, or in the model's dtype if unquantized
 
-Values = tuple[np.ndarray, str]  # in the storage of a dtype, and that dtype
+Values = tuple[np.ndarray, str]  # an array in the storage of a dtype, and that dtype
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The scheme for the weights that are quantized, and exceptions by name; ``None`` stands for ``keep``.
+    """Hold the scheme for weights that are to be quantized, and exceptions by name; ``None`` stands for ``keep``.
 
-    Linear weights (and GPT-2's Conv1D) get ``scheme``; heads, ties, embeddings, norms and whatever else
-    transformers leaves alone stay as the source stores them, or in the model's dtype. A rule ``(pattern, scheme)``
-    overrides both for the names that the regular expression is found in; the last one that matches wins.
-    Where no scheme was asked for, ``decided`` says which it is, once the source is known.
+    Weights of Linear layers (and GPT-2's Conv1D) get ``scheme``. Heads, tied tensors, embeddings, norms and all else
+    that transformers does not quantize stay as the source stores them, or in the model's dtype. A rule
+    ``(pattern, scheme)`` overrides both for tensors in whose names the regular expression is found; the last match
+    wins. If the user gave no scheme, ``decided`` chooses it once the source is known.
     """
 
     scheme: Scheme | None
     rules: tuple[tuple[str, Scheme | None], ...] = ()
-    text: str | None = None  # of the recipe file, which goes into the output
+    text: str | None = None  # of the recipe file, to be kept in the output
     undecided: bool = False
 
     @classmethod
@@ -45,15 +45,15 @@ class Recipe:
         tensors: Mapping[str, str] | Sequence[tuple[str, str]] = (),
         file: Path | None = None,
     ) -> Recipe:
-        """Parse schemes as users write them, and a recipe file.
+        """Make a recipe from schemes as users write them, and from a recipe file.
 
         Args:
-            scheme: in the place of the file's.
-            tensors: regular expression -> scheme; these rules come after the file's.
+            scheme: replaces the file's.
+            tensors: regular expression -> scheme; these rules are added after the file's.
             file: TOML; see ``read_file``.
 
         Raises:
-            RecipeError: an unknown scheme, a pattern that is no regular expression, or the file cannot be read.
+            RecipeError: a scheme is unknown, a pattern is not a regular expression, or the file cannot be read.
         """
         text, its_scheme, its_rules = read_file(file) if file is not None else (None, None, [])
         scheme = scheme or its_scheme
@@ -67,46 +67,51 @@ class Recipe:
             raise RecipeError(str(error)) from error
 
     def decided(self, quantized: bool) -> Recipe:
-        """Return the recipe for a source: without a scheme, ``keep`` if some of it is quantized, else ``DEFAULT``."""
+        """Return the recipe with a scheme, if none was given: ``keep`` for a ``quantized`` source, or ``DEFAULT``."""
         if not self.undecided:
             return self
         return replace(self, scheme=None if quantized else parse(DEFAULT), undecided=False)
 
     def scheme_for(self, parameter: ParameterSpec, origin: Scheme | None, names: Sequence[str]) -> Scheme:
-        """Return the scheme of one tensor of a model, which the source stores in ``origin`` if it is quantized there.
+        """Return the scheme for one tensor of a model.
 
-        ``names`` are all that it goes by: a tied tensor has several, and a rule may find any of them.
+        Args:
+            parameter: the tensor.
+            origin: the scheme in which the source stores it, if it is quantized there.
+            names: all its names: a tied tensor has several, and a rule may match any of them.
         """
         rule = self._rule(names)
         chosen = rule[1] if rule else self._default(parameter)
         return chosen or origin or make(parameter.dtype)
 
     def scheme_alone(self, tensor: SourceTensor, names: Sequence[str]) -> Scheme:
-        """Return the scheme of a tensor that belongs to no model: as it is stored, but for rules on its ``names``."""
+        """Return the scheme for a tensor without a model: that of a rule for its ``names``, or that of the source."""
         rule = self._rule(names)
         return (rule[1] if rule else None) or tensor.stored
 
     def _rule(self, names: Sequence[str]) -> tuple[str, Scheme | None] | None:
-        """Return the last rule whose expression is found in one of the names."""
+        """Return the last rule whose regular expression is found in one of the names."""
         return next((rule for rule in reversed(self.rules) if any(re.search(rule[0], name) for name in names)), None)
 
     def _default(self, parameter: ParameterSpec) -> Scheme | None:
-        """Return the scheme of weights that no rule names: its fallback where it cannot hold the shape."""
+        """Return the scheme for a tensor that no rule names; the fallback, if the recipe's cannot hold the shape."""
         if parameter.role not in ("linear", "conv1d") or self.scheme is None:
             return None
         fallback = self.scheme.fallback
         return self.scheme if fallback is None or _holds(self.scheme, parameter) else fallback
 
     def lines(self) -> list[str]:
-        """Return the recipe as the file keeps it: ``PATTERN=SCHEME``, the default first."""
+        """Return the recipe as a file's metadata keep it: lines ``PATTERN=SCHEME``, the default first."""
         return [f"{pattern}={scheme.text if scheme else KEEP}" for pattern, scheme in (("*", self.scheme), *self.rules)]
 
 
 def read_file(path: Path) -> tuple[str, str | None, list[tuple[str, str]]]:
-    """Text, default scheme and rules of a recipe file: ``scheme = "nf4"`` and a table ``[tensors]`` of regex = scheme.
+    """Read a recipe file: ``scheme = "nf4"`` and a table ``[tensors]`` of regex = scheme, both optional.
+
+    Returns its text, its scheme or ``None``, and its rules.
 
     Raises:
-        RecipeError: it cannot be read, is not TOML, or something else is in it.
+        RecipeError: it cannot be read, is not TOML, or has other contents.
     """
     name = os.fspath(path)
     try:
@@ -120,7 +125,7 @@ def read_file(path: Path) -> tuple[str, str | None, list[tuple[str, str]]]:
     scheme, tensors = values.pop("scheme", None), values.pop("tensors", {})
     texts = [scheme or "", *tensors.values()] if isinstance(tensors, dict) else [tensors]
     if values or not all(isinstance(text, str) for text in texts):
-        raise RecipeError(f'{name}: a recipe is scheme = "..." and a table [tensors] of "regex" = "scheme"')
+        raise RecipeError(f'{name}: a recipe is scheme = "..." and a table [tensors] of "regex" = "scheme"; no more')
     return text, scheme, list(tensors.items())
 
 

@@ -6,7 +6,8 @@ the device unusable for the whole process. So a file with such ids is refused be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import LoadError
@@ -36,6 +37,8 @@ def check_special_ids(name: str, document: Mapping[str, Any], size: int | None, 
     for key in _SPECIAL:
         value, usual = document.get(key), getattr(family, key, None)
         for found in value if isinstance(value, list) else [value]:
+            if found is not None and type(found) is not int:
+                raise LoadError(f"{name}: {key} is {str(found)[:80]!r}, not a token id")
             if isinstance(found, int) and size is not None and found != usual and not -1 <= found < size:
                 raise LoadError(f"{name}: {key} is {found}, and the vocabulary has {size} tokens")
 
@@ -48,9 +51,83 @@ def check_tokenizer(tokenizer: Mapping[str, Any], size: int | None) -> None:
     """
     if size is None:
         return
-    for token, found in _ids(tokenizer):
+    _check_ids("tokenizer.json", _ids(tokenizer), size)
+
+
+def check_added_tokens(name: str, document: Mapping[str, Any], size: int | None) -> None:
+    """Check the ids of a parsed ``added_tokens.json``, or of the added tokens in a ``tokenizer_config.json``.
+
+    Raises:
+        LoadError: names the document and the token.
+    """
+    added: Any = document.get("added_tokens_decoder") if name == "tokenizer_config.json" else document
+    if added is None:
+        return
+    if not isinstance(added, Mapping):
+        raise LoadError(f"{name}: added tokens are a JSON {type(added).__name__}, not an object")
+    ids = list(added.items())
+    if name == "tokenizer_config.json":
+        ids = []
+        for key, token in added.items():
+            if not (key.isascii() and key.isdigit() and len(key) < 19 and isinstance(token, Mapping)):
+                raise LoadError(f"{name}: added_tokens_decoder: {key[:80]!r} is not an id with a token")
+            ids.append((token.get("content"), int(key)))
+    if size is not None:
+        _check_ids(name, ids, size)
+
+
+def check_built(tokenizer: Any, size: int | None) -> None:
+    """Check the ids that a built tokenizer gives every text, and those of its special tokens.
+
+    transformers gives a special token that is not in the vocabulary the next id, which may have no row in the
+    embedding. Other tokens beyond the vocabulary, such as one for padding or for images, are only warned of.
+
+    Raises:
+        LoadError: names the id.
+    """
+    if size is None:
+        return
+    try:
+        always = tokenizer("")["input_ids"]
+    except Exception:  # some take more than a text
+        always = []
+    ids = [("of every text", found) for found in always]
+    ids += [(name, getattr(tokenizer, f"{name}_id", None)) for name in _IN_TEXTS]
+    _check_ids("the tokenizer", ids, size)
+    if len(tokenizer) > size:
+        warnings.warn(
+            f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {size}: a text with one of the last "
+            f"{len(tokenizer) - size} cannot be computed",
+            stacklevel=3,
+        )
+
+
+_IN_TEXTS = ("bos_token", "eos_token", "unk_token", "cls_token", "sep_token", "mask_token")
+
+
+def _check_ids(name: str, ids: Iterable[tuple[Any, Any]], size: int) -> None:
+    for token, found in ids:
         if isinstance(found, int) and not 0 <= found < size:
-            raise LoadError(f"tokenizer.json: token {token!r} has the id {found}, and the vocabulary has {size} tokens")
+            raise LoadError(
+                f"{name}: token {str(token)[:80]!r} has the id {found}, and the vocabulary has {size} tokens"
+            )
+
+
+def _processed(processor: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the tokens and ids that a post-processor puts around every text."""
+    if not isinstance(processor, Mapping):
+        return
+    for key in ("cls", "sep"):  # of BertProcessing and RobertaProcessing
+        if isinstance(pair := processor.get(key), list) and len(pair) == 2:
+            yield pair[0], pair[1]
+    special = processor.get("special_tokens")  # of TemplateProcessing
+    for name, token in special.items() if isinstance(special, Mapping) else ():
+        ids = token.get("ids") if isinstance(token, Mapping) else None
+        for found in ids if isinstance(ids, list) else ():
+            yield name, found
+    inner = processor.get("processors")  # of Sequence
+    for each in inner if isinstance(inner, list) else ():
+        yield from _processed(each)
 
 
 def _ids(tokenizer: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
@@ -65,3 +142,4 @@ def _ids(tokenizer: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
     for token in added if isinstance(added, list) else ():
         if isinstance(token, Mapping):
             yield token.get("content"), token.get("id")
+    yield from _processed(tokenizer.get("post_processor"))

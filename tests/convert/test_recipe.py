@@ -33,3 +33,15 @@ def test_recipes_that_say_nothing_sensible_are_refused(text, complaint, tmp_path
     with pytest.raises(aibit.AibitError, match=complaint):
         aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", recipe_file=tmp_path / "r.toml")
     assert not (tmp_path / "m.aibit").exists()
+
+
+def test_a_scheme_has_its_fallback_as_the_default_and_none_where_a_rule_names_it(tmp_path):
+    """nf4-cpu holds whole tiles of 32 rows and 64 columns; the down projection here has 96 columns."""
+    architectures.save("llama-untied", tmp_path / "hf", intermediate_size=96)
+    report = aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="nf4-cpu")
+    schemes = {t.name: t.scheme for t in report.tensors}
+    assert schemes["model.layers.0.mlp.down_proj.weight"] == "nf4"
+    assert schemes["model.layers.0.mlp.up_proj.weight"] == "nf4-cpu"
+    with pytest.raises(RecipeError, match=r"down_proj.weight': nf4-cpu needs a matrix of whole tiles"):
+        aibit.convert(tmp_path / "hf", tmp_path / "n.aibit", tensors={"down_proj": "nf4-cpu"})
+    assert not (tmp_path / "n.aibit").exists()

@@ -76,7 +76,7 @@ def errors_fast(case, function):
 
 
 def decode_torch(case, function):
-    for rows in (slice(0, SHAPE[0]), slice(3, 9), torch.tensor([0, 5, 77])):
+    for rows in (slice(0, SHAPE[0]), slice(3, 9), torch.tensor([0, 5, 77]), torch.tensor([], dtype=torch.int64)):
         found = function(case.scheme, case.tensors(), SHAPE, rows)
         assert np.array_equal(found.numpy(), case.decoded[rows if isinstance(rows, slice) else rows.numpy()])
 

@@ -21,7 +21,7 @@ from ..bnb_compat import has_avx512bf16
 from .openmp import parallel, threads
 
 _PIECE_ELEMENTS = 1 << 18  # of the matrix that a thread widens at a time: in float32 they stay in its caches
-# Of the input; for more it is faster to widen the matrix once. 16 is also the least that a GPU's tensor cores multiply.
+# Of the input; for more it is faster to widen the matrix once. A tile of the Triton kernel has as many.
 FEW_ROWS = 16
 # Whether bf16 matrices are fast: processors without it are several times slower at them than at float32 ones.
 BF16 = has_avx512bf16()
