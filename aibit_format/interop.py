@@ -62,12 +62,12 @@ def to_torch(array: np.ndarray, dtype: str) -> torch.Tensor:
 def to_numpy(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
     """Return an array that shares the memory of a CPU tensor, and the name of its dtype.
 
-    A tensor that is not contiguous is copied.
+    A tensor that is not contiguous, or that torch negates when it is read (its negative bit), is copied.
     """
     import torch
 
     name = dtype_name(tensor.dtype)
-    flat = tensor.detach().contiguous()
+    flat = tensor.detach().resolve_neg().contiguous()
     if tensor.dtype in (torch.float16, torch.float32):  # numpy has these too
         return flat.numpy(), name
     flat = flat.as_strided((flat.numel(),), (1,))  # a lone element may have any stride, and counts as contiguous

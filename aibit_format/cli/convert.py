@@ -40,7 +40,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="FILE", help="TOML with 'scheme' and '[tensors]'; kept in the output")
     parser.add_argument("--dry-run", action="store_true", help="show the schemes and sizes without converting")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
-    parser.add_argument("--architecture", metavar="CLASS", help="transformers class, if config.json names none")
+    parser.add_argument(
+        "--architecture", metavar="CLASS",
+        help="transformers class, if config.json names none or another is wanted; tensors that it does not use are "
+        "left out",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=arguments.positive, metavar="N", help="threads (default: one per core)")
     parser.add_argument(
         "--max-shard-size", metavar="SIZE", type=arguments.size,
@@ -87,6 +91,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"aibit: tensors alone are stored, without a model: {conversion.source.no_model}", file=sys.stderr)
     if report.unused:
         print(f"aibit: left out, because the model does not use it: {', '.join(report.unused)}", file=sys.stderr)
+    scheme = conversion.recipe.scheme
+    if scheme and scheme.lossy and not any(t.scheme == scheme.text for t in report.tensors):
+        what = f"transformers quantizes none of the weights of {conversion.about.get('model.architecture')}"
+        print(f"aibit: nothing is {scheme.text}: {what}; name some: --tensor 'REGEX={scheme.text}'", file=sys.stderr)
     _show_report(report, args.json)
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy as np
 from .. import interop
 from ..errors import SourceError
 from ..formats.sources import Source, SourceTensor, values
-from ..hf.compat import CheckpointNames
+from ..hf.compat import CheckpointNames, not_used_on_purpose
 from ..hf.meta_model import MetaModel
 
 if TYPE_CHECKING:
@@ -31,29 +31,36 @@ class Binding:
 def bind(model: MetaModel, source: Source) -> tuple[dict[str, Binding], list[str]]:
     """Match a source's tensors to a model's parameters, as transformers does when it loads a checkpoint.
 
-    Returns the bindings by the names of the parameters, and the names of the source tensors that no parameter uses.
+    Names may have the prefixes of wrappers (``torch.compile``, ``DataParallel``, PEFT) that the model itself lacks.
+
+    Returns the bindings by the names of the parameters, and the names of the source tensors that no parameter uses and
+    that the model is not known to compute itself.
 
     Raises:
-        SourceError: no tensor matches a parameter, or one has another shape than its parameter.
+        SourceError: no tensor matches a parameter, two different ones do, or one has another shape than its parameter.
     """
     state = model.module.state_dict()
-    names = CheckpointNames(model.module)
+    names, expected = CheckpointNames(model.module), not_used_on_purpose(model.module)
     groups: dict[str, list[tuple[str, str | None]]] = {}
     unused: list[str] = []
     for key in sorted(source.tensors, key=_natural):
-        renamed, pattern = names.rename(key)
-        if renamed not in state and key in state:
-            renamed, pattern = key, None
+        renamed, pattern = key, None
+        for name in dict.fromkeys((key, unwrapped(key))):
+            renamed, pattern = names.rename(name)
+            if renamed not in state and name in state:
+                renamed, pattern = name, None
+            if renamed in state:
+                break
         if renamed in state:
             groups.setdefault(renamed, []).append((key, pattern))
-        else:
+        elif not expected(renamed):
             unused.append(key)
     bindings: dict[str, Binding] = {}
     for target, members in groups.items():
         keys = tuple(key for key, _ in members)
         if members[0][1] is None:
+            _check_same(source, target, keys)
             bindings[target] = Binding(keys[:1], None)
-            unused += keys[1:]
             continue
         group = _Group(target, members, names.converters, model.module, source)
         for name in group.targets(state):
@@ -70,8 +77,7 @@ def _check(model: MetaModel, bindings: Mapping[str, Binding], tensors: Mapping[s
         if model.ties.get(name, name) not in filled and parameter.role != "buffer"
     ]
     if missing:
-        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise SourceError(f"{model.architecture} needs tensors that the checkpoint lacks: {listed}")
+        raise SourceError(f"{model.architecture} needs tensors that the checkpoint lacks: {listed(missing)}")
     for name, binding in bindings.items():
         found = tensors[binding.sources[0]]
         shape = found.shape[::-1] if found.transposed else found.shape
@@ -80,6 +86,35 @@ def _check(model: MetaModel, bindings: Mapping[str, Binding], tensors: Mapping[s
                 f"{found.file}: tensor {found.name!r} has shape {list(shape)}, "
                 f"{model.architecture} with this config wants {list(model.parameters[name].shape)}"
             )
+
+
+def listed(names: Sequence[str], shown: int = 5) -> str:
+    """Return the first few names, and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+# Put around a model, or a part of one, by torch.compile, DataParallel and DDP, FSDP, activation checkpointing and PEFT.
+_WRAPPED = re.compile(
+    r"^(base_model\.model|module)\.|(?:^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+
+
+def unwrapped(name: str) -> str:
+    """Return a tensor's name without what wrappers put into it: ``module._orig_mod.lm_head.weight`` is lm_head's."""
+    while (shorter := _WRAPPED.sub("", name)) != name:
+        name = shorter
+    return name
+
+
+def _check_same(source: Source, target: str, keys: Sequence[str]) -> None:
+    """Raise SourceError if several tensors that are meant for one parameter differ: all but one would be lost."""
+    first, *others = keys
+    for key in others:
+        if source.tensors[key].shape != source.tensors[first].shape or not np.array_equal(
+            values(source, key)[0], values(source, first)[0]
+        ):
+            raise SourceError(f"{source.path}: tensors {first!r} and {key!r} are both {target!r}, and differ")
 
 
 class _Group:

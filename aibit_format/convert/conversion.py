@@ -20,7 +20,7 @@ from ..formats.sources import Source, SourceTensor, values
 from ..hf.meta_model import MetaModel, ParameterSpec
 from ..schemes import Scheme, make
 from ..schemes.plain import Plain
-from .bind import Binding, bind
+from .bind import Binding, bind, listed
 from .encoders import encode
 from .recipe import Recipe
 
@@ -66,7 +66,7 @@ class Conversion:
     about: Mapping[str, Value]  # metadata of the output that describe the model
     recipe: Recipe
     tensors: tuple[Assignment, ...]
-    unused: tuple[str, ...]  # tensors of the source that the model does not use
+    unused: tuple[str, ...]  # tensors of the source that are left out, because the model does not use them
     states: tuple[tuple[int, ...] | None, ...] = ()  # of the source's files when they were opened
 
     def __post_init__(self) -> None:
@@ -93,14 +93,26 @@ class Conversion:
         return sum(int(np.prod(p.tensor.shape, dtype=object)) for p in self.tensors if p.tensor.alias_of is None)
 
 
-def assign(source: Source, model: MetaModel, recipe: Recipe) -> Conversion:
+def assign(source: Source, model: MetaModel, recipe: Recipe, *, partial: bool = False) -> Conversion:
     """Assign a scheme and source tensors to every tensor of the model.
+
+    Args:
+        source: the checkpoint.
+        model: what transformers makes of its config.
+        recipe: which tensors get which scheme.
+        partial: leave out tensors that the model does not use. Without it they are an error, unless the model is known
+            to compute them itself.
 
     Raises:
         SourceError: the checkpoint does not match the model.
         RecipeError: a rule matches no tensor, or assigns a scheme to a tensor that it cannot hold.
     """
     bindings, unused = bind(model, source)
+    if unused and not partial:
+        raise SourceError(
+            f"{source.path}: {model.architecture} has no place for {listed(unused)}, which would be lost; name another "
+            f"class that has, or {model.architecture} to leave them out (--architecture CLASS)"
+        )
     _check_rules(recipe, model.parameters, model.architecture)
     owners: dict[str, str] = {}
     names: dict[str, list[str]] = {}

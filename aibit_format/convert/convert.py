@@ -16,7 +16,7 @@ import numpy as np
 from .._version import __version__
 from ..container import documents
 from ..container.metadata import Value
-from ..errors import AibitError, MissingPackageError, SourceError, WriteError
+from ..errors import AibitError, MissingPackageError, RecipeError, SourceError, WriteError
 from ..file import sharded_writer
 from ..file.progress import Progress
 from ..file.ranks import ALONE, Ranks, of_torch
@@ -86,13 +86,20 @@ def prepare(source: Any, wanted: Recipe, architecture: str | None = None, tokeni
 
     Raises:
         MissingPackageError: transformers, which knows which tensors are a model's weights, is not installed.
-        SourceError, RecipeError, SchemeError, LoadError: as for ``convert``.
+        RecipeError: the recipe has a scheme for the weights of a model, and the source is no model.
+        SourceError: the model does not use a tensor, and no ``architecture`` says that this is meant.
+        SchemeError, LoadError: as for ``convert``.
     """
     opened = open_source(source, tokenizer)
     states = tuple(file.state for file in opened.files)
-    wanted = wanted.decided(any(tensor.scheme for tensor in opened.tensors.values()))
     if opened.no_model:
-        return replace(assign_alone(opened, wanted), states=states)
+        if not wanted.undecided and wanted.scheme is not None:
+            raise RecipeError(
+                f"{opened.path}: nothing says which tensors {wanted.scheme.text} is for, as there is no model: "
+                f"{opened.no_model}; name them (--tensor 'REGEX={wanted.scheme.text}'), or say --scheme keep"
+            )
+        return replace(assign_alone(opened, wanted.decided(quantized=True)), states=states)
+    wanted = wanted.decided(any(tensor.scheme for tensor in opened.tensors.values()))
     if "config.json" not in opened.documents:
         raise SourceError(f"{opened.path}: no config.json")
     config = documents.parse_json("config.json", opened.documents["config.json"])
@@ -105,7 +112,7 @@ def prepare(source: Any, wanted: Recipe, architecture: str | None = None, tokeni
             what = "only transformers knows to which weights a scheme applies; give --scheme keep, or install it"
             raise MissingPackageError(f"{opened.path}: {what}: {error}") from error
         return replace(assign_alone(opened, wanted, opened.about), states=states)
-    return replace(assign(opened, model, wanted), states=states)
+    return replace(assign(opened, model, wanted, partial=architecture is not None), states=states)
 
 
 def convert(
@@ -133,7 +140,8 @@ def convert(
         tensors: regular expression -> scheme, for tensors in whose name it is found; the last match wins.
         overwrite: replace ``path``, or its shards, if they exist. The old model can be opened until the new one can.
         on_progress: called with bytes done, total bytes, and the tensor's name.
-        architecture: transformers class, if the config names none.
+        architecture: transformers class, if the config names none or another is wanted. Tensors that this class does
+            not use are left out; without it they are an error.
         tokenizer: of a model that is in memory.
         recipe_file: TOML with ``scheme`` and a table ``[tensors]``, kept in the output as ``recipe.toml``. The argument
             ``scheme`` replaces its scheme, and ``tensors`` are added after its rules.

@@ -9,6 +9,7 @@ there is no silent other way. transformers is imported when a function here is c
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ INSIDES = {
                ("self", "layer_name", "model", "config")),
         Inside(_LOADING, "rename_source_key", "a tensor's name in the model",
                ("source_key", "weight_renamings", "weight_converters", "base_model_prefix", "meta_state_dict")),
+        Inside(_MODELS, "PreTrainedModel._keys_to_ignore_on_load_unexpected", "tensors of checkpoints that are not used"),
         # What a loaded model is marked with.
         Inside("quantizers.quantizer_bnb_8bit", "Bnb8BitHfQuantizer", "what saving and PEFT look for",
                ("quantization_config", "pre_quantized")),
@@ -289,6 +291,21 @@ class CheckpointNames:
     def rename(self, name: str) -> tuple[str, str | None]:
         """Return the name in the model, and the pattern of the converter that makes the tensor, if one does."""
         return self._rename(name, self._renamings, self._converters, self._prefix, self._state)
+
+
+# Buffers of old checkpoints: the expressions of ``PreTrainedModel._adjust_missing_and_unexpected_keys``.
+_OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
+
+
+def not_used_on_purpose(model: PreTrainedModel) -> Callable[[str], bool]:
+    """Return a function that tells whether a model does not use a tensor of its checkpoints because it needs not.
+
+    Either the class lists it, or it is a buffer that the constructor computes.
+    """
+    listed = of(model, "PreTrainedModel", "_keys_to_ignore_on_load_unexpected")
+    expression = re.compile("|".join(f"(?:{pattern})" for pattern in (*sorted(listed or ()), *_OLD_BUFFERS)))
+    buffers = {name for name, _ in model.named_buffers()}
+    return lambda name: name in buffers or expression.search(name) is not None
 
 
 # What a loaded model is marked with.

@@ -6,11 +6,13 @@ import json
 import os
 
 import pytest
+import transformers
 
 import aibit_format as aibit
 from aibit_format.cli.convert import _rule
 from tests.support.command import run
 from tests.support.command_models import model as model
+from tests.support.gguf_models import plain
 
 
 def test_convert_says_what_it_did(model, tmp_path, capsys):
@@ -41,6 +43,32 @@ def test_dry_run_writes_nothing_and_its_sizes_are_those_of_the_file(model, tmp_p
     with aibit.open(model / "m.aibit") as file:
         stored = sum(file.info(name).nbytes for name in file if file.info(name).alias_of is None)
     assert json.loads(out)["quantized_bytes"] == stored
+
+
+def test_a_scheme_is_refused_where_nothing_says_which_tensors_it_is_for(tmp_path, capsys):
+    plain(tmp_path / "m.gguf")
+    arguments = "convert", tmp_path / "m.gguf", "-o", tmp_path / "m.aibit"
+    status, _, err = run(*arguments, "--scheme", "nf4", capsys=capsys)
+    assert status == 2 and "which tensors nf4 is for" in err and "--tensor 'REGEX=nf4'" in err
+    assert run(*arguments, "--tensor", "blk=nf4", capsys=capsys)[0] == 0
+    with aibit.open(tmp_path / "m.aibit") as file:
+        assert file.metadata["quantization.recipe"] == ["*=keep", "blk=nf4"]
+    assert run(*arguments, "--force", capsys=capsys)[0] == 0
+    with aibit.open(tmp_path / "m.aibit") as file:  # the default, where there is no model, is to keep
+        assert file.metadata["quantization.recipe"] == ["*=keep"]
+
+
+def test_convert_says_if_transformers_quantizes_nothing(tmp_path, capsys):
+    """Falcon has a Linear of its own, which neither load_in_8bit nor this package takes for one."""
+    config = transformers.FalconConfig(
+        vocab_size=64, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, architectures=["FalconForCausalLM"]
+    )
+    transformers.FalconForCausalLM(config).save_pretrained(tmp_path / "hf")
+    arguments = "convert", tmp_path / "hf", "-o", tmp_path / "m.aibit"
+    status, _, err = run(*arguments, capsys=capsys)
+    assert status == 0 and "nothing is int8: transformers quantizes none of the weights of FalconForCausalLM" in err
+    status, _, err = run(*arguments, "--force", "--tensor", r"dense.*weight|query.*weight=int8", capsys=capsys)
+    assert status == 0 and "nothing is" not in err
 
 
 @pytest.mark.parametrize(

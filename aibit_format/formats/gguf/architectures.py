@@ -27,7 +27,9 @@ class Family:
     """Describe one architecture on both sides.
 
     ``outer`` and ``inner`` map GGUF's names to transformers', outside and inside a layer; ``integers`` and ``floats``
-    map GGUF's keys, without the architecture's name in front, to those of ``config.json``.
+    map GGUF's keys, without the architecture's name in front, to those of ``config.json``. ``biases`` maps the names
+    that may have a bias to the key of ``config.json`` that gives one to all names of that key, or to ``""`` where it is
+    always there.
     """
 
     gguf: str
@@ -38,6 +40,7 @@ class Family:
     inner: Mapping[str, str]
     integers: Mapping[str, str]
     floats: Mapping[str, str]
+    biases: Mapping[str, str]
     conv1d: frozenset[str] = frozenset()  # inner weights that transformers keeps as [in, out]
     permuted: Mapping[str, str] = field(default_factory=dict)  # inner name -> GGUF's key of its number of heads
     rope: bool = True
@@ -95,17 +98,22 @@ _INTEGERS_LLAMA = {
     "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
 }  # fmt: skip
 _FLOATS_LLAMA = {"attention.layer_norm_rms_epsilon": "rms_norm_eps"}
+_BIASES_LLAMA = {
+    **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), "attention_bias"),
+    **dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), "mlp_bias"),
+}
 
 FAMILIES = {
     family.gguf: family
     for family in (
         Family(
             "llama", "llama", "LlamaForCausalLM", "model.layers.{}.", _OUTER_LLAMA, _INNER_LLAMA, _INTEGERS_LLAMA,
-            _FLOATS_LLAMA, permuted={"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"},
+            _FLOATS_LLAMA, _BIASES_LLAMA,
+            permuted={"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"},
         ),
         Family(
             "qwen2", "qwen2", "Qwen2ForCausalLM", "model.layers.{}.", _OUTER_LLAMA, _INNER_LLAMA, _INTEGERS_LLAMA,
-            _FLOATS_LLAMA,
+            _FLOATS_LLAMA, dict.fromkeys(("attn_q", "attn_k", "attn_v"), ""),
         ),
         Family(
             "gpt2", "gpt2", "GPT2LMHeadModel", "transformer.h.{}.",
@@ -116,6 +124,9 @@ FAMILIES = {
             {"context_length": "n_positions", "embedding_length": "n_embd", "block_count": "n_layer",
              "feed_forward_length": "n_inner", "attention.head_count": "n_head"},
             {"attention.layer_norm_epsilon": "layer_norm_epsilon"},
+            dict.fromkeys(
+                ("output_norm", "attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down"), ""
+            ),
             conv1d=frozenset({"attn_qkv", "attn_output", "ffn_up", "ffn_down"}), rope=False,
         ),
     )
@@ -201,6 +212,7 @@ def config_of(
     config |= {theirs: keys.number(ours) for ours, theirs in family.floats.items()}
     config["vocab_size"] = embedding[0]
     config["tie_word_embeddings"] = "output.weight" not in shapes
+    config |= _biases(family, shapes, layers)
     if family.gguf == "gpt2":
         return config
     width = config["hidden_size"]
@@ -210,8 +222,6 @@ def config_of(
             raise SourceError(f"{family.gguf}.{key} is {keys.values[key]}, the heads have {head_dim} dimensions")
     if family.gguf == "llama":
         config["head_dim"] = head_dim
-        config["attention_bias"] = "blk.0.attn_output.bias" in shapes
-        config["mlp_bias"] = "blk.0.ffn_down.bias" in shapes
     elif head_dim * heads != width:
         raise SourceError(f"{heads} heads of {head_dim} dimensions in a model {width} wide")
     for name, shape in shapes.items():
@@ -225,6 +235,30 @@ def config_of(
             raise SourceError(f"{found}, for {keys.integer(key)} heads of {head_dim}")
     config["rope_parameters"] = rope.from_gguf(keys.rope(), factors, config["max_position_embeddings"])
     return config
+
+
+def _biases(family: Family, shapes: Mapping[str, tuple[int, ...]], layers: int) -> dict[str, bool]:
+    """Return the keys of ``config.json`` that give biases to several tensors: each has all of its biases, or none.
+
+    Raises:
+        SourceError: some are there and others are not, or a tensor has a bias that transformers' model lacks.
+    """
+    found: dict[str, bool] = {}
+    wanted: dict[str, str] = {}  # name of a bias -> key
+    for name, key in family.biases.items():
+        blocks = [f"blk.{i}.{name}.bias" for i in range(layers)] if name in family.inner else [f"{name}.bias"]
+        wanted |= dict.fromkeys(blocks, key)
+    for name in shapes:
+        if name.endswith(".bias") and name not in wanted:
+            raise SourceError(f"tensor {name!r}: {family.architecture} has no such bias")
+    for name, key in wanted.items():
+        if found.setdefault(key, name in shapes or not key) != (name in shapes):
+            there = f"{key} is all of them or none" if key else "it has all of them"
+            raise SourceError(f"biases of {family.architecture}: {there}, but {name!r} is {_THERE[name in shapes]}")
+    return {key: value for key, value in found.items() if key}
+
+
+_THERE = {True: "there", False: "missing"}
 
 
 def keys_of(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:

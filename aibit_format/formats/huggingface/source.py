@@ -18,7 +18,8 @@ from ...errors import FormatError, SourceError
 from ..files import MAX_ALL_DOCUMENTS, read_file
 from ..source import SourceFile, SourceTensor
 
-# Files of weights, preferred first, and their readers; the index of several files is named after the file, plus _INDEX.
+# Files of weights and their readers, in transformers' order: of each name the single file, or else the shards of its
+# index, which is named after the file, plus _INDEX. An index beside a single file is left over from an earlier save.
 _WEIGHTS = {
     "model.safetensors": "aibit_format.formats.safetensors.reader:SafetensorsFile",
     "pytorch_model.bin": "aibit_format.formats.torch_save.pickled:PickledFile",
@@ -46,9 +47,10 @@ class Shard(Protocol):
 class HuggingFace:
     """Provide the tensors of the directory ``path`` as they are stored, quantized or not; a base for other sources.
 
+    A tensor that an index lists, and no shard has, is not there: whoever needs it says so.
+
     Raises:
-        SourceError: there is no config or no weights, a shard or tensor in the index is missing, or a tensor is in two
-            shards.
+        SourceError: there is no config or no weights, a shard in the index is missing, or a tensor is in two shards.
     """
 
     kind: ClassVar[str] = "huggingface"
@@ -67,7 +69,6 @@ class HuggingFace:
                 if name in self.tensors:
                     raise SourceError(f"{path}: tensor {name!r} is in {self.tensors[name].file} and in {tensor.file}")
                 self.tensors[name] = tensor
-        self._check_index()
 
     @staticmethod
     def matches(path: str) -> bool:
@@ -99,7 +100,7 @@ class HuggingFace:
                 f"{self.path}: no {' or '.join(_WEIGHTS)}, nor an index of one"
                 + (f"; found {', '.join(others[:3])}" if others else "")
             )
-        if not self._has(self._single + _INDEX):
+        if self._has(self._single):
             return [self._single]
         names = sorted(set(self._index.values()))
         for name in names:
@@ -117,13 +118,6 @@ class HuggingFace:
             return {str(name): str(shard) for name, shard in weight_map.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SourceError(f"{path}: not an index of shards: {error}") from error
-
-    def _check_index(self) -> None:
-        if not self._has(f"{self._single}{_INDEX}"):
-            return
-        for name, shard in self._index.items():
-            if name not in self.tensors or self.tensors[name].file != shard:
-                raise SourceError(f"{self.path}: tensor {name!r} of {self._single}{_INDEX} is not in {shard}")
 
 
 class Unquantized(HuggingFace):

@@ -74,7 +74,10 @@ class PickledFile:
             self._add(name, value)
 
     def read(self, name: str) -> np.ndarray:
-        """Return the tensor's values: a view of the file, or a copy if numpy cannot view its strides or alignment."""
+        """Return the tensor's values: a view of the file, or a copy if numpy cannot view them.
+
+        That is so if their strides or alignment are unusual, or if torch negates them when they are read.
+        """
         tensor, found = self.tensors[name], self._found[name]
         if not self._records:
             return interop.to_numpy(found)[0]
@@ -83,7 +86,8 @@ class PickledFile:
         strides = [stride * dtype.itemsize for stride in found.stride()]
         if not found.numel():
             return np.zeros(tensor.shape, dtype)
-        return np.require(np.ndarray(tensor.shape, dtype, self._data, start, strides), requirements=["C", "A"])
+        values = np.require(np.ndarray(tensor.shape, dtype, self._data, start, strides), requirements=["C", "A"])
+        return interop.to_numpy(interop.to_torch(values, tensor.dtype).neg())[0] if found.is_neg() else values
 
     def _offset(self, found: torch.Tensor, itemsize: int) -> int:
         """Return the offset of a tensor's first element in the data."""
@@ -184,7 +188,8 @@ class PickledFile:
                 )
         self._found[name] = value
         offset = None
-        if self._records and self._start is not None and value.numel() and value.is_contiguous():
+        as_it_is = value.is_contiguous() and not value.is_neg()
+        if self._records and self._start is not None and value.numel() and as_it_is:
             offset = self._start + self._offset(value, DTYPES[dtype].numpy.itemsize)
         self.tensors[name] = SourceTensor(name, tuple(value.shape), dtype, os.path.basename(self.path), offset=offset)
 

@@ -41,6 +41,26 @@ def test_a_llama_that_transformers_has_not_keeps_its_tensors(keys, message, tmp_
             export(file, str(tmp_path / "b.gguf"))
 
 
+@pytest.mark.parametrize(
+    ("biases", "message"),
+    [
+        (("blk.0.attn_q", "blk.0.attn_k", "blk.0.attn_v"), "attention_bias is all of them or none"),
+        (("blk.0.attn_output",), "attention_bias is all of them or none"),
+        (("blk.0.ffn_up",), "mlp_bias is all of them or none"),
+        (("output",), "'output.bias': LlamaForCausalLM has no such bias"),
+    ],
+)
+def test_a_bias_that_transformers_has_not_keeps_the_model_from_being_one(biases, message, tmp_path):
+    """One key of config.json stands for four biases: without all of them, those that are there would be lost."""
+    ten_types(tmp_path / "m.gguf")
+    file = GGUFFile(str(tmp_path / "m.gguf"))
+    shapes = {tensor.name: tensor.shape for tensor in file.tensors}
+    assert config_of(FAMILIES["llama"], file.metadata, shapes, None)["attention_bias"] is False
+    shapes |= {f"{name}.bias": shapes[f"{name}.weight"][:1] for name in biases}
+    with pytest.raises(SourceError, match=message):
+        config_of(FAMILIES["llama"], file.metadata, shapes, None)
+
+
 @pytest.mark.parametrize("shape", [(), (256,), (1, 256, 256)])
 def test_what_is_no_matrix_has_no_rows_to_reorder(shape, tmp_path):
     ten_types(tmp_path / "m.gguf")

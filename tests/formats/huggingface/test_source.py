@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
+import aibit_format as aibit
 from tests.support import architectures
 from tests.support.edited_configs import refused
 
@@ -31,12 +36,35 @@ def test_a_truncated_shard_is_named(sharded):
     refused(sharded, f"{shard.name}.*truncated")
 
 
-def test_an_index_that_names_what_is_not_there_is_refused(sharded):
+def test_an_index_may_name_what_is_not_there_if_nobody_needs_it(sharded, tmp_path):
     path = sharded / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"]["ghost.weight"] = next(iter(index["weight_map"].values()))
     path.write_text(json.dumps(index))
-    refused(sharded, "'ghost.weight'")
+    aibit.convert(sharded, tmp_path / "m.aibit", scheme="keep")
+    shard = sharded / index["weight_map"]["model.norm.weight"]
+    weights = load_file(shard)
+    del weights["model.norm.weight"]
+    save_file(weights, shard, {"format": "pt"})
+    (tmp_path / "m.aibit").unlink()
+    refused(sharded, "lacks: model.norm.weight")
+
+
+def test_a_single_file_goes_before_an_index_that_an_earlier_save_left(tmp_path):
+    """As in transformers; old shards may be gone, or still hold the old weights."""
+    architectures.save("llama-untied", tmp_path / "hf", max_shard_size="100KB")
+    old = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf")
+    weights = {name: value.clone() for name, value in old.state_dict().items()}
+    weights["model.norm.weight"] += 1
+    save_file(weights, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf")
+    assert torch.equal(theirs.model.norm.weight, weights["model.norm.weight"])
+    for case in ("all shards", "no shards"):
+        aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="keep", overwrite=True)
+        with aibit.open(tmp_path / "m.aibit") as file:
+            assert np.array_equal(file.dequantize("model.norm.weight"), weights["model.norm.weight"].numpy()), case
+        for shard in (tmp_path / "hf").glob("model-*"):
+            shard.unlink()
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"weight_map": 5}', "{}"])
