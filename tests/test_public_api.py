@@ -9,10 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from command import run
 
 import aibit_format as aibit
 from aibit_format.errors import LoadError, WriteError
+from tests.support.command import run
 
 VERBS = ["convert", "diff", "edit", "export", "merge", "sign", "split"]
 KEY = "keys/test-only.pem"

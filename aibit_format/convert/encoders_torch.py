@@ -21,7 +21,7 @@ from ..schemes.plain import Plain
 if TYPE_CHECKING:
     import torch
 
-_PIECE = 1 << 19  # elements encoded at a time
+_PIECE_ELEMENTS = 1 << 19  # elements encoded at a time
 _COMPARED = 1 << 19  # elements compared with 15 bounds at a time, in as many passes over the cache
 
 
@@ -33,7 +33,7 @@ def int8(array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
     result = np.empty(array.shape, np.int8)  # numpy asks for huge pages, torch does not
     codes = torch.from_numpy(result).view(rows.shape)
     absmax = np.zeros(len(rows), np.float32)
-    step = min(max(1, _PIECE * torch.get_num_threads() // max(rows.shape[1], 1)), max(len(rows), 1))
+    step = min(max(1, _PIECE_ELEMENTS * torch.get_num_threads() // max(rows.shape[1], 1)), max(len(rows), 1))
     buffer, highest, lowest = torch.empty(step, rows.shape[1]), torch.empty(step), torch.empty(step)
     for start in range(0, len(rows) if rows.numel() else 0, step):
         part = slice(start, min(start + step, len(rows)))
@@ -122,4 +122,4 @@ def plain(scheme: Plain, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]
 def _pieces(values: torch.Tensor) -> Iterator[torch.Tensor]:
     """Split ``values``, flattened, into pieces; an empty tensor has none."""
     flat = values.reshape(-1)
-    return iter(flat.split(_PIECE) if len(flat) else ())
+    return iter(flat.split(_PIECE_ELEMENTS) if len(flat) else ())

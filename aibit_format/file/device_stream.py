@@ -138,9 +138,6 @@ class ArenaLayout:
                 start = stop
 
 
-Layout = ArenaLayout  # the name that torch/load/arena.py still imports
-
-
 @dataclass(slots=True)
 class Streamed:
     """Count bytes: all that were read, and those of them that were read around the page cache."""

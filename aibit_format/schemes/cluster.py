@@ -43,7 +43,7 @@ from .packing import bad_tail, pack, unpack
 BITS = range(2, 9)
 ITERATIONS = 1000
 _LARGEST = 65504
-_PIECE = 1 << 18  # elements processed at a time
+_PIECE_ELEMENTS = 1 << 18  # elements processed at a time
 _MINUS_ZERO = 0x8000  # float16 bits
 
 # Finite float16 bit patterns without minus zero, in the order of their values, and those values.
@@ -75,7 +75,7 @@ class Cluster(Scheme):
     def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
         rows = array.reshape(matrix(array.shape))
         count, columns = rows.shape
-        step = max(1, _PIECE // max(columns, 1))
+        step = max(1, _PIECE_ELEMENTS // max(columns, 1))
         pieces = [slice(start, start + step) for start in range(0, count if columns else 0, step)]
         histogram = np.zeros(1 << 16, np.int64)
         for piece in pieces:
@@ -130,7 +130,7 @@ class Cluster(Scheme):
         used = _used(planes["codebook"])
         if used == 1 << self.bits:
             return
-        step = max(1, _PIECE // max(columns, 1))
+        step = max(1, _PIECE_ELEMENTS // max(columns, 1))
         largest = (unpack(packed[i : i + step], self.bits, columns).max(initial=0) for i in range(0, count, step))
         if (found := max(largest, default=0)) >= used:
             yield "codes", f"code {found} of a codebook of {used} values"

@@ -30,7 +30,7 @@ from .packing import pack_nibbles, unpack_nibbles
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCK = 256  # scales that share a scale
 LEAST = np.float32(1e-38)  # stands in for a zero scale in divisions, as in bitsandbytes
-_PIECE = 1 << 20  # elements encoded at a time; a multiple of every block size
+_PIECE_ELEMENTS = 1 << 20  # elements encoded at a time; a multiple of every block size
 
 # nf4: quantiles of the normal distribution, scaled to [-1, 1], with an exact zero (QLoRA, appendix E).
 NF4 = np.array([
@@ -154,8 +154,8 @@ class FourBit(Scheme):
         flat = array.reshape(-1)
         codes = np.empty(-(-flat.size // 2), np.uint8)
         absmax = np.empty(self.blocks(array.shape), np.float32)
-        for start in range(0, flat.size, _PIECE):
-            packed, scales = self.encode_flat(flat[start : start + _PIECE], dtype)
+        for start in range(0, flat.size, _PIECE_ELEMENTS):
+            packed, scales = self.encode_flat(flat[start : start + _PIECE_ELEMENTS], dtype)
             codes[start // 2 : start // 2 + packed.size] = packed
             absmax[start // self.block_size : start // self.block_size + scales.size] = scales
         return {"codes": codes, **self.scales(absmax)}

@@ -30,7 +30,7 @@ from .int8_affine import Grouped, divisor, usable
 
 LARGEST = np.float32(448)
 _LEAST_NORMAL = np.uint32(0x3C80_0000)  # float32 bits of 2^-6, E4M3's smallest normal value
-_PIECE = 1 << 20  # codes checked at a time
+_PIECE_ELEMENTS = 1 << 20  # codes checked at a time
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Fp8E4M3(Grouped):
 
     def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         codes = planes["codes"].reshape(-1)
-        if any(((codes[i : i + _PIECE] & 0x7F) == 0x7F).any() for i in range(0, codes.size, _PIECE)):
+        if any(((codes[i : i + _PIECE_ELEMENTS] & 0x7F) == 0x7F).any() for i in range(0, codes.size, _PIECE_ELEMENTS)):
             yield "codes", "a code is NaN"
 
 

@@ -23,7 +23,7 @@ from .base import Planes, PlaneSpec, Rows, Scheme, check_weights, matrix
 Fields = Mapping[str, np.ndarray]  # fields of n blocks: u8 [n, bytes], the float16 scales as f32 [n, 1]
 
 _HALVES = frozenset({"d", "dmin", "m"})  # fields that are one float16
-_PIECE = 1 << 17  # elements decoded or encoded at a time: their float32 copies stay in cache
+_PIECE_ELEMENTS = 1 << 17  # elements decoded or encoded at a time: their float32 copies stay in cache
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class GGML(Scheme):
         (plane,) = self.planes(array.shape, dtype)
         source = array.reshape(array.size // layout.block, layout.block)
         blocks = np.empty((len(source), layout.size), np.uint8)
-        step = _PIECE // layout.block
+        step = _PIECE_ELEMENTS // layout.block
         for start in range(0, len(source), step):
             values = to_float32(source[start : start + step], dtype)
             if not np.isfinite(values).all():
@@ -260,7 +260,7 @@ class GGML(Scheme):
         chosen = planes["blocks"].reshape(count, columns // layout.block * layout.size)[rows]
         blocks = chosen.reshape(chosen.size // layout.size, layout.size)
         values = np.empty((len(blocks), layout.block), np.float32)
-        step = _PIECE // layout.block
+        step = _PIECE_ELEMENTS // layout.block
         for start in range(0, len(blocks), step):
             piece = blocks[start : start + step]
             values[start : start + step] = layout.decode(layout.split(piece)).reshape(len(piece), layout.block)

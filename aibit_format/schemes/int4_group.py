@@ -30,7 +30,7 @@ SYMMETRIC_ZERO = 8
 LARGEST_ZERO = 16  # GPTQ's first format stores zero - 1 in four bits
 _LEVELS = np.float32(15)
 _LEAST = np.float32(2.0**-24)  # the smallest float16 above zero
-_PIECE = 1 << 18  # elements encoded at a time: their float32 copies stay in cache
+_PIECE_ELEMENTS = 1 << 18  # elements encoded at a time: their float32 copies stay in cache
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Int4Group(Scheme):
         codes = np.empty((count, -(-columns // 2)), np.uint8)
         scale = np.empty((count, self.groups(columns)), np.float16)
         zero = np.empty(scale.shape, np.uint8)
-        step = max(1, _PIECE // max(columns, 1))
+        step = max(1, _PIECE_ELEMENTS // max(columns, 1))
         for start in range(0, count, step):
             piece = slice(start, start + step)
             unpacked, scale[piece], zero[piece] = self._quantized(to_float32(rows[piece], dtype))

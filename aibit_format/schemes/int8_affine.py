@@ -45,7 +45,7 @@ from .base import GROUPS, ROW, TENSOR, Planes, PlaneSpec, Rows, Scheme, bad_scal
 GROUP_SIZES = range(16, 65536 + 1, 16)
 LEAST_SCALE = np.float32(2.0**-126)  # the smallest normal float32
 LARGEST_SCALE = np.float32(2.0**119)  # times any code (448 at most) it is finite
-_PIECE = 1 << 18  # elements processed at a time: their float32 copies stay in cache
+_PIECE_ELEMENTS = 1 << 18  # elements processed at a time: their float32 copies stay in cache
 
 
 @dataclass(frozen=True)
@@ -210,5 +210,5 @@ def divisor(scale: np.ndarray) -> np.ndarray:
 
 def _pieces(rows: np.ndarray) -> Iterator[slice]:
     """Yield slices of the rows of a matrix that are processed at a time; none if there are no elements."""
-    step = max(1, _PIECE // max(rows.shape[1], 1))
+    step = max(1, _PIECE_ELEMENTS // max(rows.shape[1], 1))
     return (slice(start, start + step) for start in range(0, len(rows) if rows.size else 0, step))

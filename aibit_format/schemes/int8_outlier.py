@@ -27,7 +27,7 @@ from ..errors import SchemeError
 from .base import Planes, PlaneSpec, Rows, Scheme, check_weights, matrix
 from .int8 import Int8
 
-_PIECE = 1 << 17  # elements checked at a time: their float64 squares stay in cache
+_PIECE_ELEMENTS = 1 << 17  # elements checked at a time: their float64 squares stay in cache
 _MOST_ROWS = 1 << 32  # as many as 32-bit indices can number
 _INT8 = Int8()
 
@@ -97,7 +97,7 @@ class Int8Outlier(Scheme):
     def _outlier_rows(self, rows: np.ndarray, dtype: str) -> np.ndarray:
         """Return the increasing indices of the rows of a matrix that stay in float16."""
         columns = rows.shape[1]
-        step = max(1, _PIECE // max(columns, 1))
+        step = max(1, _PIECE_ELEMENTS // max(columns, 1))
         found = np.zeros(len(rows), np.bool_)
         for start in range(0, len(rows) if rows.size else 0, step):
             piece = slice(start, start + step)

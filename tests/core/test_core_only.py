@@ -186,7 +186,6 @@ def test_tensors_without_a_model_are_converted(run, tmp_path):
     assert status == 0 and "tensors alone" in err and "q8_0" in ok(run("inspect", "g.aibit"))
 
 
-@pytest.mark.xfail(reason="convert/encoders: without torch, nothing rounds where the compiled encoders are used")
 def test_values_are_rounded(model, run):
     ok(run("convert", model, "-o", "c.aibit", "--tensor", "embed=bf16"))
     assert "bf16" in ok(run("inspect", "c.aibit"))

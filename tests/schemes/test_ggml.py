@@ -52,7 +52,7 @@ def test_encoding_in_pieces_and_its_error_bound(name, monkeypatch):
     values = np.random.default_rng(1).normal(size=(50, 96)).astype(np.float32)
     values[7], values[8] = 0, -2.5
     whole = make(name).encode(values, "f32")["blocks"]
-    monkeypatch.setattr("aibit_format.schemes.ggml._PIECE", 128)
+    monkeypatch.setattr("aibit_format.schemes.ggml._PIECE_ELEMENTS", 128)
     assert make(name).encode(values, "f32")["blocks"].tobytes() == whole.tobytes()
     decoded = make(name).decode({"blocks": whole}, values.shape, "f32")
     blocks, found = values.reshape(-1, 32), decoded.reshape(-1, 32)

@@ -12,7 +12,7 @@ import xxhash
 
 from tools.bench.probe import Result
 
-_PIECE = 16 << 20  # bytes of one write
+_PIECE_ELEMENTS = 16 << 20  # bytes of one write
 
 
 def throughput(source: str, tiny: str, target: str, scheme: str, rounds: int) -> Result:
@@ -29,10 +29,10 @@ def throughput(source: str, tiny: str, target: str, scheme: str, rounds: int) ->
         return lambda: convert(source, target, scheme, jobs=jobs)
 
     def write(size: int) -> None:
-        zeros = np.zeros(_PIECE, np.uint8).data
+        zeros = np.zeros(_PIECE_ELEMENTS, np.uint8).data
         file = os.open(target, os.O_WRONLY | os.O_CREAT)
         os.posix_fallocate(file, 0, size)
-        for start in range(0, size, _PIECE):
+        for start in range(0, size, _PIECE_ELEMENTS):
             os.pwrite(file, zeros[: size - start], start)
         os.close(file)
 

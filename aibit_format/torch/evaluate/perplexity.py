@@ -46,10 +46,12 @@ class Quality:
 
     @property
     def perplexity(self) -> float:
+        """Return the exponential of the loss."""
         return math.exp(self.loss)
 
     @property
     def reference_perplexity(self) -> float | None:
+        """Return the exponential of the reference's loss, if there is a reference."""
         return None if self.reference_loss is None else math.exp(self.reference_loss)
 
 

@@ -83,6 +83,6 @@ def int4_group(scheme: Int4Group, planes: Planes, shape: tuple[int, ...], rows: 
         return each.repeat_interleave(size, 1)[:, :columns]
 
     packed = planes["codes"].view(count, -(-columns // 2))[rows]
-    values = torch.stack([packed >> 4, packed & 15], 2).view(len(packed), -1)[:, :columns].float()
+    values = torch.stack([packed >> 4, packed & 15], 2).flatten(1)[:, :columns].float()
     values = values.sub_(SYMMETRIC_ZERO) if scheme.symmetric else values.sub_(spread("zero_point"))
     return values.mul_(spread("scale"))

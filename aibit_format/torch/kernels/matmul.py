@@ -20,8 +20,8 @@ from ...schemes.int8_affine import Int8Absmax
 from ..bnb_compat import has_avx512bf16
 from .openmp import parallel, threads
 
-_PIECE = 1 << 18  # elements of the matrix a thread widens at a time: in float32 they stay in the caches of its core
-# Of the input; for more it is faster to widen the matrix once. 16 is also the least that a GPU's tensor cores multiply.
+_PIECE_ELEMENTS = 1 << 18  # of the matrix that a thread widens at a time: in float32 they stay in its caches
+# Of the input; for more it is faster to widen the matrix once. A tile of the Triton kernel has as many.
 FEW_ROWS = 16
 # Whether bf16 matrices are fast: processors without it are several times slower at them than at float32 ones.
 BF16 = has_avx512bf16()
@@ -122,7 +122,7 @@ def widened(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Multiply x [rows, in] with codes i8 [out, in], widened to its dtype a piece at a time: [rows, out] in it."""
     out_features, in_features = codes.shape
     product = x.new_empty(len(x), out_features)
-    step = max(1, min(_PIECE * torch.get_num_threads() // max(in_features, 1), out_features))
+    step = max(1, min(_PIECE_ELEMENTS * torch.get_num_threads() // max(in_features, 1), out_features))
     piece = x.new_empty(step, in_features)
     for start in range(0, out_features, step):
         part = codes[start : start + step]

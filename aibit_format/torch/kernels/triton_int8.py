@@ -13,8 +13,6 @@ import torch
 import triton  # pyright: ignore[reportMissingImports] - where there is CUDA
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-from .matmul import FEW_ROWS
-
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -29,6 +27,7 @@ class Tile:
     inner: int = 512
     stages: int = 4
     warps: int = 4
+    rows: int = 16  # of inputs: the least that tensor cores multiply
 
 
 TILE = Tile()
@@ -63,10 +62,12 @@ def small_product(
     x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, factor: float, bias: torch.Tensor | None,
     tile: Tile = TILE,
 ) -> torch.Tensor:  # fmt: skip
-    """Multiply x [rows, in] in bf16 or f16, up to ``FEW_ROWS`` rows, with codes i8 [out, in]: [rows, out] in its dtype.
+    """Multiply x [rows, in] in bf16 or f16, at most ``tile.rows``, with codes i8 [out, in]: [rows, out] in its dtype.
 
     Products are added in float32, and times ``scales`` f32 [out] and ``factor``, plus ``bias`` [out], in float32.
     """
+    if len(x) > tile.rows:
+        raise ValueError(f"{len(x)} rows of inputs, at most {tile.rows}")
     out_features, in_features = codes.shape
     product = x.new_empty(len(x), out_features)
     kernel: Any = _kernel
@@ -74,6 +75,6 @@ def small_product(
         kernel[(triton.cdiv(out_features, tile.out),)](
             x.contiguous(), codes, scales, scales if bias is None else bias, product,
             len(x), out_features, in_features, factor, has_bias=bias is not None,
-            tile_rows=FEW_ROWS, tile_out=tile.out, tile_in=tile.inner, num_stages=tile.stages, num_warps=tile.warps,
+            tile_rows=tile.rows, tile_out=tile.out, tile_in=tile.inner, num_stages=tile.stages, num_warps=tile.warps,
         )  # fmt: skip
     return product

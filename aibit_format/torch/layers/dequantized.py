@@ -62,6 +62,7 @@ class Quantized(nn.Module):
         return self.rows(slice(0, self.shape[0]), torch_dtypes()[self.logical_dtype])
 
     def extra_repr(self) -> str:
+        """Return sizes and scheme, as ``repr`` of the module shows them."""
         return f"{self.shape[1]}, {self.shape[0]}, scheme={self.scheme.text}"
 
 

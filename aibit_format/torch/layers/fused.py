@@ -30,7 +30,9 @@ class Int8Layer(Protocol):
     fused: FusedRows | None
 
     @property
-    def bias(self) -> torch.Tensor | None: ...
+    def bias(self) -> torch.Tensor | None:
+        """Return the bias [out], if there is one."""
+        ...
 
     def int8_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return codes i8 [out, in] and their scales f32 [out], as they are now."""

@@ -28,7 +28,7 @@ from ..kernels.openmp import threads
 
 # Elements that a thread decodes at a time. Smaller pieces would stay in its core's own cache, but a product with few
 # rows of a wide weight is slow: of [2048, 5632], 46 rows at a time take half as long again as 186.
-_PIECE = 1 << 20
+_PIECE_ELEMENTS = 1 << 20
 _DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
@@ -117,7 +117,7 @@ class Weight:
 
     def _multiply_pieces(self, wide: torch.Tensor, product: torch.Tensor) -> None:
         out_features, in_features = product.shape[1], wide.shape[1]
-        step = max(1, min(_PIECE * torch.get_num_threads() // in_features, out_features))
+        step = max(1, min(_PIECE_ELEMENTS * torch.get_num_threads() // in_features, out_features))
         piece = torch.empty(step, in_features)
         for start in range(0, out_features, step):
             part = slice(start, min(start + step, out_features))

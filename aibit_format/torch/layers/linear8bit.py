@@ -25,7 +25,7 @@ from ..kernels import matmul
 from ..kernels.openmp import threads
 from .fused import FusedRows, fused_product, split
 
-_PIECE = 1 << 18  # sums scaled at a time
+_PIECE_ELEMENTS = 1 << 18  # sums scaled at a time
 # bitsandbytes' own roundings of 1 / 127 and of its square.
 _OF_CODE, _OF_PRODUCT = 7.874015718698502e-3, 6.200124e-05
 # bitsandbytes asks the same: without AVX512 torch's product of 8-bit integers is slower than one of floats.
@@ -153,7 +153,7 @@ class Inputs:
         sums = self._sums(codes)
         bias = None if bias is None else bias.to(x.dtype)
         results = [x.new_empty(len(sums), size) for size in sizes]
-        step = max(1, _PIECE // max(len(codes), 1))
+        step = max(1, _PIECE_ELEMENTS // max(len(codes), 1))
         for start in range(0, len(sums), step):
             part = slice(start, start + step)
             scaled = torch.outer(self.absmax[part], absmax)

@@ -19,7 +19,7 @@ import torch
 
 from ...container.layout import pooled
 from ...container.tables import Plane
-from ...file.device_stream import Layout, Link, Ring, Slot, Streamed, stream
+from ...file.device_stream import ArenaLayout, Link, Ring, Slot, Streamed, stream
 from ...file.reader import File
 from ...interop import torch_dtypes
 
@@ -109,7 +109,7 @@ class Arena:
     streamed: Streamed
 
     def __init__(self, file: File, planes: Iterable[Plane], device: torch.device, ring: Ring | None = None) -> None:
-        self.layout = Layout.of(planes, file.data)
+        self.layout = ArenaLayout.of(planes, file.data)
         # Not an inference tensor, wherever this is called: the threads that fill it are in no such mode.
         with torch.inference_mode(False):
             self.memory = torch.empty(self.layout.size, dtype=torch.uint8, device=device)

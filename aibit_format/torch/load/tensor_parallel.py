@@ -58,7 +58,7 @@ HEADS = frozenset({"q_proj", "k_proj", "v_proj"})
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankGroup:
     """Names the processes that hold one model together, and which of them this is."""
 
     group: Any  # torch's process group; None: all processes
@@ -85,7 +85,7 @@ def _refuse_gradients(x: torch.Tensor) -> None:
         raise LoadError("tp: a model on several ranks is for inference, no gradient passes between them")
 
 
-def ranks_of(tp: Any) -> Ranks:
+def ranks_of(tp: Any) -> RankGroup:
     """Return the ranks that ``tp`` stands for; see ``load_model``.
 
     Raises:
@@ -111,7 +111,7 @@ def ranks_of(tp: Any) -> Ranks:
         raise LoadError(f"tp={tp!r}: there are {count} processes")
     if rank < 0:
         raise LoadError(f"tp={tp!r}: this process is none of the group's")
-    return Ranks(group, rank, count)
+    return RankGroup(group, rank, count)
 
 
 class Slices:
@@ -126,7 +126,7 @@ class Slices:
             among the ranks, a scheme that is not cut there.
     """
 
-    def __init__(self, file: Opened, model: PreTrainedModel, ranks: Ranks) -> None:
+    def __init__(self, file: Opened, model: PreTrainedModel, ranks: RankGroup) -> None:
         self.file, self.model, self.ranks = file, model, ranks
         plan = model.tp_plan
         if not plan:

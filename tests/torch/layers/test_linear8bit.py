@@ -22,8 +22,8 @@ def arithmetic(request, monkeypatch):
         pytest.skip("the compiled products are not here: no compiler, or a processor without AVX2")
     monkeypatch.setattr(linear8bit, "COMPILED", request.param == "compiled")
     monkeypatch.setattr(linear8bit, "_INTEGERS", request.param == "integers")
-    monkeypatch.setattr(matmul, "_PIECE", 1000)
-    monkeypatch.setattr(linear8bit, "_PIECE", 300)
+    monkeypatch.setattr(matmul, "_PIECE_ELEMENTS", 1000)
+    monkeypatch.setattr(linear8bit, "_PIECE_ELEMENTS", 300)
 
 
 def layers(dtype: torch.dtype, bias: bool, threshold: float, shape: tuple[int, int] = (48, 160)):

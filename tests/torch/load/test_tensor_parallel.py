@@ -238,7 +238,7 @@ def test_an_unknown_style_is_refused(ranks):
             self.tp_plan, self.layer = plan, nn.Linear(2, 2)
 
     for plan in ({"layer": "packed_colwise"}, {"layer.weight": "rowwise"}):
-        said = message(lambda plan=plan: tensor_parallel.Slices(file, Odd(plan), tensor_parallel.Ranks(None, 0, 2)))
+        said = message(lambda plan=plan: tensor_parallel.Slices(file, Odd(plan), tensor_parallel.RankGroup(None, 0, 2)))
         assert "is not known here" in said
 
 
