@@ -1,5 +1,6 @@
 # Sourced by tools/quickstart and tools/test: a virtual environment of the repository's own.
 # usage: use_venv EXTRAS [PACKAGE ...]   leaves $python set, with the package installed in place; EXTRAS may be "".
+# The versions are those of constraints.txt, or with AIBIT_NEWEST set the newest that pyproject.toml allows.
 
 use_venv() {
     local extras=$1 folder=${AIBIT_VENV:-.venv} stamp wanted base
@@ -7,13 +8,14 @@ use_venv() {
     python=$folder/bin/python
     wanted=$(cat constraints.txt pyproject.toml aibit_format/native/*.[ch] | cksum)" $extras $*"
     stamp=$folder/installed-${extras:-core}
-    if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    if [ -z "${AIBIT_NEWEST:-}" ] && [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
     base=$(find_python) || { echo "Python 3.11 or later is needed, and none was found" >&2; exit 1; }
     echo "installing into $folder with $base (once)" >&2
     "$base" -m venv "$folder"
-    # torch first, by its exact version: asked for loosely, a build with gigabytes of CUDA may come instead.
+    # torch first, and always by its exact version: asked for loosely, a build with gigabytes of CUDA may come instead.
+    grep "${AIBIT_NEWEST:+^torch==}" constraints.txt >"$folder/constraints.txt"
     if [ -n "$extras" ]; then
         pip_install "$(grep '^torch==' constraints.txt)"
     fi
@@ -25,7 +27,8 @@ use_venv() {
 }
 
 pip_install() {
-    PIP_DISABLE_PIP_VERSION_CHECK=1 "$python" -m pip install --quiet -c constraints.txt "$@" 2>&1 |
+    PIP_DISABLE_PIP_VERSION_CHECK=1 "$python" -m pip install --quiet ${AIBIT_NEWEST:+--upgrade --upgrade-strategy eager} \
+        -c "${python%/bin/python}/constraints.txt" "$@" 2>&1 |
         grep -v '^WARNING: Location' >&2 || true
     [ "${PIPESTATUS[0]}" -eq 0 ] || { echo "pip install $* failed" >&2; exit 1; }
 }

@@ -16,6 +16,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from ..hf.compat import SLOW_TO_IMPORT
+
 # Packages that are not imported, nor anything in them.
 UNUSED = (
     "torch._dynamo",
@@ -24,7 +26,7 @@ UNUSED = (
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
-    "transformers.generation.continuous_batching",
+    SLOW_TO_IMPORT,
     "pandas",
     "scipy",
     "sklearn",

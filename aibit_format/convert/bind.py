@@ -13,6 +13,7 @@ import numpy as np
 from .. import interop
 from ..errors import SourceError
 from ..formats.sources import Source, SourceTensor, values
+from ..hf.compat import CheckpointNames
 from ..hf.meta_model import MetaModel
 
 if TYPE_CHECKING:
@@ -35,19 +36,12 @@ def bind(model: MetaModel, source: Source) -> tuple[dict[str, Binding], list[str
     Raises:
         SourceError: no tensor matches a parameter, or one has another shape than its parameter.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
     state = model.module.state_dict()
-    mapping = get_model_conversion_mapping(model.module)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    prefix = model.module.base_model_prefix
+    names = CheckpointNames(model.module)
     groups: dict[str, list[tuple[str, str | None]]] = {}
     unused: list[str] = []
     for key in sorted(source.tensors, key=_natural):
-        renamed, pattern = rename_source_key(key, renamings, converters, prefix, state)
+        renamed, pattern = names.rename(key)
         if renamed not in state and key in state:
             renamed, pattern = key, None
         if renamed in state:
@@ -61,7 +55,7 @@ def bind(model: MetaModel, source: Source) -> tuple[dict[str, Binding], list[str
             bindings[target] = Binding(keys[:1], None)
             unused += keys[1:]
             continue
-        group = _Group(target, members, by_pattern, model.module, source)
+        group = _Group(target, members, names.converters, model.module, source)
         for name in group.targets(state):
             bindings[name] = Binding(keys, group.reader(name))
     _check(model, bindings, source.tensors)

@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import interop
 from ..errors import MissingPackageError, SourceError
+from ..hf.compat import replaced_conv1d
 from .huggingface.bitsandbytes import QuantizedStateDict, computed_with
 from .huggingface.source import quantization_method, read_documents
 from .source import SourceFile, SourceTensor
@@ -113,10 +114,4 @@ class Pretrained:
 
     def _conv1d(self) -> set[str]:
         """Find the weights that bitsandbytes quantized in place of a Conv1D."""
-        from transformers.pytorch_utils import Conv1D
-
-        return {
-            f"{name}.weight"
-            for name, module in self._model.named_modules()
-            if isinstance(family := getattr(module, "source_cls", None), type) and issubclass(family, Conv1D)
-        }
+        return {f"{name}.weight" for name, module in self._model.named_modules() if replaced_conv1d(module)}

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..container.documents import FORBIDDEN_KEYS
-from ..errors import LoadError, MissingPackageError
+from ..errors import LoadError
+from . import compat
 
 if TYPE_CHECKING:
     import torch
@@ -73,14 +74,10 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
         LoadError: the installed transformers does not know the model type, or refuses a value.
         MissingPackageError: transformers is not installed.
     """
-    try:
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    except ImportError as error:
-        raise MissingPackageError("this needs transformers: pip install 'aibit-format[hf]'") from error
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+    family = compat.config_class(model_type)
+    if family is None:
         raise LoadError(f"config.json: model type {model_type!r} is unknown to the installed transformers")
-    family = CONFIG_MAPPING[model_type]
     values, _ = allowed(config, family)
     values["dtype"] = dtype_name(config)
     values.pop("torch_dtype", None)
@@ -93,7 +90,7 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
 def allowed(config: Mapping[str, Any], family: type[PreTrainedConfig]) -> tuple[dict[str, Any], list[str]]:
     """Return the part of ``config`` whose keys ``family`` and its sub-configurations know, and the other keys."""
     known = _known_keys(family)
-    inside: dict[str, Any] = dict(family.sub_configs)  # type: ignore[call-overload]
+    inside = compat.sub_configs(family)
     kept: dict[str, Any] = {}
     dropped: list[str] = []
     for key, value in config.items():
@@ -111,7 +108,7 @@ def allowed(config: Mapping[str, Any], family: type[PreTrainedConfig]) -> tuple[
 def _known_keys(family: type[PreTrainedConfig]) -> frozenset[str]:
     from dataclasses import fields, is_dataclass
 
-    keys = {"model_type", *_COMMON, *family.attribute_map, *dict(family.sub_configs)}  # type: ignore[call-overload]
+    keys = {"model_type", *_COMMON, *compat.older_names(family), *compat.sub_configs(family)}
     if is_dataclass(family):
         keys |= {field.name for field in fields(family)}
     with suppress(Exception):  # for a class that cannot be built without arguments, its fields must suffice
@@ -121,13 +118,14 @@ def _known_keys(family: type[PreTrainedConfig]) -> frozenset[str]:
 
 def _sub_family(family: Any, value: Mapping[str, Any]) -> type[PreTrainedConfig]:
     """Return a sub-configuration's class; if the parent says only "some configuration", its model type decides."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     if family is not AutoConfig:
         return family
-    if value.get("model_type") not in CONFIG_MAPPING:
+    found = compat.config_class(value.get("model_type"))
+    if found is None:
         raise LoadError(f"config.json: sub-model type {value.get('model_type')!r} is unknown to transformers")
-    return CONFIG_MAPPING[value["model_type"]]
+    return found
 
 
 def model_class(config: PreTrainedConfig, architecture: str) -> type[PreTrainedModel]:
@@ -136,19 +134,12 @@ def model_class(config: PreTrainedConfig, architecture: str) -> type[PreTrainedM
     Raises:
         LoadError: they do not.
     """
-    from transformers.models.auto import modeling_auto
-
-    for name, table in vars(modeling_auto).items():
-        if not name.startswith("MODEL_") or not name.endswith("_MAPPING_NAMES"):
-            continue
-        entry = table.get(config.model_type)
-        if architecture not in (entry if isinstance(entry, (tuple, list)) else (entry,)):
-            continue
-        classes = vars(modeling_auto)[name.removesuffix("_NAMES")][type(config)]
-        for found in classes if isinstance(classes, (tuple, list)) else (classes,):
-            if found.__name__ == architecture:
-                return found
-    raise LoadError(f"architecture {architecture!r} is not one of transformers' for model type {config.model_type!r}")
+    found = compat.listed_class(config, architecture)
+    if found is None:
+        raise LoadError(
+            f"architecture {architecture!r} is not one of transformers' for model type {config.model_type!r}"
+        )
+    return found
 
 
 def empty_model(config: PreTrainedConfig, architecture: str) -> PreTrainedModel:
@@ -162,7 +153,7 @@ def empty_model(config: PreTrainedConfig, architecture: str) -> PreTrainedModel:
     family = model_class(config, architecture)
     try:
         with _parameters_on_meta(), torch.no_grad():
-            return family._from_config(config, dtype=config.dtype)
+            return compat.build(family, config)
     except Exception as error:  # of many kinds: a config's values reach every part of a model
         raise LoadError(f"config.json: {architecture} cannot be built from it: {error}") from error
 
@@ -174,7 +165,6 @@ def _parameters_on_meta() -> Iterator[None]:
     Buffers stay real: their contents (rotary frequencies, position ids) are computed by constructors, not loaded.
     """
     import torch
-    from transformers.initialization import no_init_weights
 
     register = torch.nn.Module.register_parameter
 
@@ -185,7 +175,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
     torch.nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
     try:
-        with no_init_weights():
+        with compat.no_initializers():
             yield
     finally:
         torch.nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -6,12 +6,13 @@ quantized, as ``load_in_8bit`` would, and how names in a checkpoint become names
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import interop
 from ..errors import SourceError
+from . import compat
 from .config import CONFIG_DTYPES, build_config, dtype_name, empty_model
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ def build_meta_model(config: Mapping[str, Any], architecture: str | None = None)
         raise SourceError("config.json names no architecture; say which: --architecture LlamaForCausalLM")
     built = build_config(config)
     model = empty_model(built, name)
-    kept = _kept_modules(model)
+    kept = compat.skipped_by_default(model)
     buffers = {key for key, _ in model.named_buffers()}
-    in_float32 = float32_rule(model)
+    in_float32 = compat.float32_names(model)
     parameters = {}
     for key, value in model.state_dict().items():
         role = "buffer" if key in buffers else _role(model, key, value, kept)
@@ -74,40 +75,18 @@ def build_meta_model(config: Mapping[str, Any], architecture: str | None = None)
 
 def _ties(model: Any, parameters: Iterable[str]) -> dict[str, str]:
     """Map each tied name to the first of its group: in a file, an alias follows its target."""
-    pairs = dict(getattr(model, "all_tied_weights_keys", {}) or {})
+    pairs = compat.ties(model)
     groups: dict[str, list[str]] = {}
     for name in parameters:
         groups.setdefault(pairs.get(name, name), []).append(name)
     return {name: group[0] for group in groups.values() for name in group[1:]}
 
 
-def float32_rule(model: Any) -> Callable[[str], bool]:
-    """Return a predicate for the tensors that ``from_pretrained`` keeps in float32 in a half-precision model."""
-    from transformers.core_model_loading import build_glob_alternation
-
-    patterns = model._get_dtype_plan(model.config.dtype)
-    if not patterns:
-        return lambda name: False
-    expression = build_glob_alternation(list(patterns))[0]
-    return lambda name: expression.search(name) is not None
-
-
 def _role(model: torch.nn.Module, key: str, value: torch.Tensor, kept: list[str]) -> Role:
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
     owner, _, leaf = key.rpartition(".")
     module = model.get_submodule(owner)
-    if leaf == "weight" and (type(module) is nn.Linear or isinstance(module, Conv1D)):
-        if not should_convert_module(owner, kept):
+    if leaf == "weight" and compat.is_linear(module):
+        if not compat.is_quantized_beside(owner, kept):
             return "kept"
-        return "conv1d" if isinstance(module, Conv1D) else "linear"
+        return "conv1d" if compat.is_conv1d(module) else "linear"
     return "experts" if value.ndim == 3 and value.is_floating_point() and "expert" in key else "other"
-
-
-def _kept_modules(model: Any) -> list[str]:
-    """List the modules that ``load_in_8bit`` does not quantize, by its own rule."""
-    from transformers.quantizers.base import HfQuantizer
-
-    return HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)

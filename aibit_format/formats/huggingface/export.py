@@ -21,6 +21,7 @@ from ...container.tables import TensorInfo
 from ...errors import WriteError
 from ...file.progress import Progress
 from ...file.sharded_reader import Opened
+from ...hf import compat
 from ...hf.meta_model import MetaModel, build_meta_model
 from ...schemes import capabilities
 from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
@@ -101,14 +102,12 @@ class _Place:
 
 def _places(model: MetaModel) -> dict[str, _Place]:
     """Find the weights that can go into bitsandbytes layers: never tied ones, nor those of modules kept in float32."""
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
     tied = {*model.ties, *model.ties.values()}
-    never: list[str] = [*(model.module._keep_in_fp32_modules or ())]
+    never = compat.never_quantized(model.module)
     found = {}
     for name, conv1d in _linears(model).items():
         weight = f"{name}.weight"
-        if weight not in tied and should_convert_module(name, never):
+        if weight not in tied and compat.is_quantized_beside(name, never):
             shape = model.parameters[weight].shape
             found[weight] = _Place(shape[::-1] if conv1d else shape, conv1d)
     return found
@@ -116,11 +115,8 @@ def _places(model: MetaModel) -> dict[str, _Place]:
 
 def _linears(model: MetaModel) -> dict[str, bool]:
     """Map the modules that transformers can replace by a bitsandbytes layer to whether each is a Conv1D."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
     modules = model.module.named_modules()
-    return {name: isinstance(m, Conv1D) for name, m in modules if type(m) is nn.Linear or isinstance(m, Conv1D)}
+    return {name: compat.is_conv1d(module) for name, module in modules if compat.is_linear(module)}
 
 
 def _family(file: Opened, places: Mapping[str, _Place]) -> str | None:
@@ -236,12 +232,10 @@ def _state(info: TensorInfo, scheme: FourBit, offset: float | None) -> bytes:
 
 def _skipped(model: MetaModel, kept: Sequence[TensorInfo]) -> list[str]:
     """Choose ``llm_int8_skip_modules`` such that transformers makes layers of exactly the ``kept`` tensors' modules."""
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
     layers = [info.name.removesuffix(".weight") for info in kept]
     # A plain name also matches longer names that begin or end with it; if one of them is a layer, it is anchored.
     return [
-        name if all(should_convert_module(layer, [name]) for layer in layers) else f"^{re.escape(name)}$"
+        name if all(compat.is_quantized_beside(layer, [name]) for layer in layers) else f"^{re.escape(name)}$"
         for name in _linears(model)
         if name not in set(layers)
     ]

@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
+from ...hf.compat import attends_with, sdpa
 from ..kernels.matmul import BF16
 
 NAME = "sdpa-float32"  # among transformers' ways of attention
+sdpa_attention_forward, sdpa_mask = sdpa()
 
 
 def in_float32(model: PreTrainedModel) -> None:
     """Switch a model on a CPU to attention in float32, where that is faster and the model can be switched."""
     short = model.dtype in (torch.float16, torch.bfloat16)
-    if BF16 or not short or model.config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
+    if BF16 or not short or not attends_with(model, "sdpa"):
         return
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)

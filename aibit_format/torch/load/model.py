@@ -14,8 +14,8 @@ from ...errors import LoadError, MissingPackageError
 from ...file import sharded_reader
 from ...file.reader import File, Level
 from ...file.sharded_reader import Opened
+from ...hf import compat
 from ...hf.config import build_config, empty_model, refuse_absurd
-from ...hf.meta_model import float32_rule
 from ...hf.vocabulary import check_special_ids, vocabulary_size
 from ...io.mapped import Path
 from ...schemes.base import FLOATS
@@ -25,8 +25,6 @@ try:
     import torch
     from torch import nn
     from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel
-    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
-    from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
     from ...interop import dtype_name, to_torch, torch_dtypes
     from ..bnb_compat import Linear4bit
@@ -190,7 +188,7 @@ class _Assembly:
         self.target = Target(device, torch_dtypes()[dtype] if dtype else None, threshold, weight_only)
         self.empty: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self.buffers = dict(model.named_buffers())
-        self.in_float32 = float32_rule(model)
+        self.in_float32 = compat.float32_names(model)
         self._check_names()
         for name in file:
             self._check_shape(file.info(name))
@@ -220,8 +218,7 @@ class _Assembly:
                 bias = module._parameters.get("bias")
                 if bias is not None:  # still empty, or already placed
                     built.bias = bias
-                # transformers wants it when it writes the model out again
-                built.source_cls = type(module)  # type: ignore[assignment]
+                compat.remember_replaced(built, type(module))
                 self.model.set_submodule(owner, built)
             elif info.alias_of is not None:
                 target_owner, _, target_leaf = info.alias_of.rpartition(".")
@@ -326,11 +323,8 @@ def _finish(file: Opened, model: PreTrainedModel, vocabulary: int | None) -> Non
     _mark_quantized(model)
 
 
-# Layer of bitsandbytes -> argument of its configuration, quantizer of transformers, and flag on the model.
-_QUANTIZERS: dict[type[nn.Module], tuple[str, Any, str]] = {
-    Linear8bitLt: ("load_in_8bit", Bnb8BitHfQuantizer, "is_loaded_in_8bit"),
-    Linear4bit: ("load_in_4bit", Bnb4BitHfQuantizer, "is_loaded_in_4bit"),
-}
+# Layer of bitsandbytes -> argument of its configuration.
+_KINDS: dict[type[nn.Module], str] = {Linear8bitLt: "load_in_8bit", Linear4bit: "load_in_4bit"}
 
 
 def _mark_quantized(model: PreTrainedModel) -> None:
@@ -338,13 +332,12 @@ def _mark_quantized(model: PreTrainedModel) -> None:
 
     transformers knows one quantizer a model: where both kinds of layer are there, it is that of the larger number.
     """
-    counts = {kind: sum(isinstance(m, kind) for m in model.modules()) for kind in _QUANTIZERS}
+    counts = {kind: sum(isinstance(m, kind) for m in model.modules()) for kind in _KINDS}
     kind = max(counts, key=lambda kind: counts[kind])
     if not counts[kind]:
         return
-    argument, quantizer_class, _ = _QUANTIZERS[kind]
     kept = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-    options: dict[str, Any] = {argument: True, "llm_int8_skip_modules": kept}
+    options: dict[str, Any] = {_KINDS[kind]: True, "llm_int8_skip_modules": kept}
     layer: Any = next(m for m in model.modules() if isinstance(m, kind))
     if kind is Linear8bitLt:
         options["llm_int8_threshold"] = layer.state.threshold
@@ -354,13 +347,5 @@ def _mark_quantized(model: PreTrainedModel) -> None:
             "bnb_4bit_use_double_quant": layer.weight.compress_statistics,
             "bnb_4bit_compute_dtype": layer.compute_dtype,
         }
-    config = BitsAndBytesConfig(**options)
-    model.config.quantization_config = config  # type: ignore[attr-defined]
-    quantizer = quantizer_class(config, pre_quantized=True)
-    quantizer.modules_to_not_convert = kept
-    model.hf_quantizer = quantizer  # type: ignore[assignment]
-    flags = [flag for found, (_, _, flag) in _QUANTIZERS.items() if counts[found]]
-    for name, value in (("is_quantized", True), ("quantization_method", config.quant_method),
-                        *((flag, True) for flag in flags)):  # fmt: skip
-        setattr(model, name, value)
-    model.config._is_quantized = True
+    present = [argument for found, argument in _KINDS.items() if counts[found]]
+    compat.mark_quantized(model, BitsAndBytesConfig(**options), kept, present)

@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from ...container.tables import Plane, TensorInfo
+from ...hf.compat import is_conv1d, is_linear
 from ...interop import torch_dtypes
 from ...schemes import capabilities
 from ...schemes.fourbit import FourBit
@@ -138,7 +138,7 @@ def builder_for(module: nn.Module, leaf: str, info: TensorInfo, target: Target) 
         return None
     if target.weight_only and capabilities.has(scheme, "product") and type(module) is nn.Linear:
         return _dequantized_linear
-    if isinstance(module, Conv1D) == info.transposed and (type(module) is nn.Linear or isinstance(module, Conv1D)):
+    if is_linear(module) and is_conv1d(module) == info.transposed:
         return build or _dequantized_linear
     return _dequantized_embedding if type(module) is nn.Embedding and not info.transposed else None
 

@@ -22,12 +22,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations.tensor_parallel import replace_layer_number_by_wildcard as generic
 
 from ...container.tables import TensorInfo
 from ...errors import LoadError
 from ...file.sharded_reader import Opened
 from ...file.slice_rows import obstacle, slice_rows
+from ...hf import compat
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ class Slices:
 
     def __init__(self, file: Opened, model: PreTrainedModel, ranks: RankGroup) -> None:
         self.file, self.model, self.ranks = file, model, ranks
-        plan = model.tp_plan
-        if not plan:
+        self.plan = compat.TensorParallelPlan(model)
+        if not self.plan:
             raise LoadError(f"{file.path}: transformers has no tensor-parallel plan for {type(model).__name__}")
-        self.styles = {name: plan[generic(name)] for name, _ in model.named_modules() if generic(name) in plan}
+        self.styles = {name: style for name, _ in model.named_modules() if (style := self.plan.style(name)) is not None}
         self.rows: dict[str, slice] = {}  # tensor -> its rows here; whole tensors are not listed
         for names, needed in self._wanted():
             problem = next((problem for name in names if (problem := self._problem(name, needed))), "")
@@ -158,7 +158,7 @@ class Slices:
             elif style not in WHOLE:
                 raise self._error(name, f"style {style!r} of a {type(module).__name__} is not known here")
         for name, parameter in self.model.named_parameters():
-            style = self.model.tp_plan.get(generic(name))
+            style = self.plan.style(name)
             if style is None or style in WHOLE or self.styles.get(name.rpartition(".")[0]) == EXPERTS:
                 continue
             if style != "colwise" or parameter.ndim != 1:  # such as a number for each head
@@ -200,8 +200,7 @@ class Slices:
                 self._connect_linear(module, LINEAR[style], rows)
             elif style in EMBEDDING and rows is not None:
                 self._connect_embedding(module, rows)
-        # transformers sizes static caches by it: a rank has its part of the heads.
-        self.model._tp_size = self.ranks.count  # type: ignore[assignment]
+        compat.set_ranks(self.model, self.ranks.count)
         self.model.save_pretrained = _no_saving  # type: ignore[method-assign]
 
     def _connect_linear(self, module: Any, style: Style, rows: slice | None) -> None:
