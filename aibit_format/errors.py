@@ -107,7 +107,7 @@ class MissingPackageError(AibitError):
 
 
 class IncompatibleLibraryError(MissingPackageError):
-    """A library's insides are not what the versions checked here have. Carries library, version and attribute."""
+    """Raised when a library lacks an internal name that is used here. Carries library, version and attribute."""
 
     def __init__(self, library: str, version: str, attribute: str, reason: str, checked: Sequence[str]) -> None:
         self.library, self.version, self.attribute, self.checked = library, version, attribute, tuple(checked)
