@@ -107,7 +107,7 @@ class MissingPackageError(AibitError):
 
 
 class IncompatibleLibraryError(AibitError):
-    """A library's insides are not what the versions checked here have. Carries library, version and attribute."""
+    """Raised when a library lacks an internal name that is used here. Carries library, version and attribute."""
 
     code = "AIB-E905"  # the package is there, and not in a version that is of use
 

@@ -1,9 +1,9 @@
-"""Leans on the insides of transformers, here and nowhere else.
+"""Contains everything that depends on the insides of transformers; no other module does.
 
-Each name in `INSIDES` is private to transformers, lies in a module that its documentation does not promise, or behaves
-in a way that is documented nowhere. It says why it is needed. `CHECKED` are the versions that all of them were checked
-against; ``pyproject.toml`` bounds what is installed. A name that is not as expected raises `IncompatibleLibraryError`;
-there is no silent other way. transformers is imported when a function here is called.
+Each name in ``INSIDES`` is private to transformers, is in a module that its documentation does not mention, or is used
+for behaviour that is not documented. The entry gives the reason for using it. All names were checked in the versions
+``CHECKED``; ``pyproject.toml`` bounds the versions installed. A name that is missing or takes other arguments raises
+``IncompatibleLibraryError``: there is no silent fallback. transformers is imported when a function here is called.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 CHECKED = ("5.20", "5.23", "5.24")  # first two numbers of the version
 
-# A part that generation on one device does not need, and that is slow to import: see cli/fast_imports.py.
+# A part that is slow to import, and that generation on one device does not need; see cli/fast_imports.py.
 SLOW_TO_IMPORT = "transformers.generation.continuous_batching"
 
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """Describe a name inside transformers: where it is, why it is needed, and the arguments it is called with."""
+    """Describe a name inside transformers: its place, the reason for using it, and the arguments it is called with."""
 
     module: str  # below transformers
     attribute: str  # with dots: an attribute of a class
@@ -96,11 +96,11 @@ INSIDES = {
 
 
 def inside(name: str) -> Any:
-    """Return what `INSIDES` lists as ``name``.
+    """Return the object inside transformers that ``INSIDES`` lists as ``name``.
 
     Raises:
         MissingPackageError: transformers is not installed.
-        IncompatibleLibraryError: the installed version has no such name, or it takes other arguments.
+        IncompatibleLibraryError: the installed version lacks it, or it takes other arguments.
     """
     entry = INSIDES[name]
     try:
@@ -131,10 +131,10 @@ def _takes(function: Callable[..., Any], arguments: tuple[str, ...]) -> bool:
 
 
 def of(holder: Any, owner: str, attribute: str) -> Any:
-    """Return an attribute of a model or configuration, which `INSIDES` lists as one of its class ``owner``.
+    """Return an attribute of a model or configuration; ``INSIDES`` must list it as ``owner.attribute``.
 
     Raises:
-        IncompatibleLibraryError: the installed version's class has no such attribute.
+        IncompatibleLibraryError: in the installed version, the class ``owner`` has no such attribute.
     """
     inside(f"{owner}.{attribute}")
     return getattr(holder, attribute)
@@ -176,19 +176,19 @@ def is_tokenizer(name: object) -> bool:
 
 
 def sub_configs(family: type[PreTrainedConfig]) -> dict[str, Any]:
-    """Return the keys of a configuration class that are configurations themselves, and their classes."""
+    """Return the keys of a configuration class whose values are configurations, each with its class."""
     return dict(of(family, "PreTrainedConfig", "sub_configs"))
 
 
 def older_names(family: type[PreTrainedConfig]) -> Mapping[str, str]:
-    """Return the names that a configuration class has for keys beside its own."""
+    """Return the alternative names that a configuration class has for its keys."""
     return of(family, "PreTrainedConfig", "attribute_map")
 
 
 def listed_class(config: PreTrainedConfig, architecture: str) -> type[PreTrainedModel] | None:
-    """Return the class called ``architecture`` that transformers' tables list for the configuration, if they do."""
+    """Return the class ``architecture`` if transformers' tables list it for this configuration; otherwise ``None``."""
     for name in ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_CAUSAL_LM_MAPPING"):
-        inside(name)  # one of the many such pairs stands for all
+        inside(name)  # one of many such pairs, checked for all
     tables = vars(import_module("transformers.models.auto.modeling_auto"))
     for name, table in tables.items():
         if not name.startswith("MODEL_") or not name.endswith("_MAPPING_NAMES"):
@@ -216,7 +216,7 @@ def build(family: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrained
 
 @contextmanager
 def no_initializers() -> Iterator[None]:
-    """Keep constructors from filling weights and from tying them."""
+    """Keep constructors that run inside this context from initializing weights and from tying them."""
     with inside("no_init_weights")():
         yield
 
@@ -225,13 +225,13 @@ def no_initializers() -> Iterator[None]:
 
 
 def ties(model: Any) -> dict[str, str]:
-    """Return the names of tied tensors, each with the name of the tensor that it shares."""
+    """Return the names of tied tensors, each with the name of the tensor that it is tied to."""
     inside("PreTrainedModel.get_expanded_tied_weights_keys")
-    return dict(getattr(model, "all_tied_weights_keys", {}))  # only models whose constructor calls post_init have it
+    return dict(getattr(model, "all_tied_weights_keys", {}))  # set by post_init, which not all constructors call
 
 
 def float32_names(model: Any) -> Callable[[str], bool]:
-    """Return a function that tells whether ``from_pretrained`` keeps a tensor in float32 in a model of 16 bits."""
+    """Return a function that tells whether ``from_pretrained`` keeps a tensor of a 16-bit model in float32."""
     patterns = of(model, "PreTrainedModel", "_get_dtype_plan")(model.config.dtype)
     if not patterns:
         return lambda name: False
@@ -240,29 +240,29 @@ def float32_names(model: Any) -> Callable[[str], bool]:
 
 
 def never_quantized(model: Any) -> list[str]:
-    """Return the modules that stay in float32, and so are not quantized, whatever a config asks for."""
+    """Return the names of the modules that stay in float32 and are not quantized, whatever the config says."""
     return list(of(model, "PreTrainedModel", "_keep_in_fp32_modules") or ())
 
 
 def skipped_by_default(model: Any) -> list[str]:
-    """Return the modules that ``load_in_8bit`` does not quantize, by its own rule."""
+    """Return the names of the modules that ``load_in_8bit`` does not quantize, by its own rule."""
     kept = of(model, "PreTrainedModel", "_keep_in_fp32_modules")
     return inside("HfQuantizer.get_modules_to_not_convert")(model, None, kept)
 
 
 def is_quantized_beside(name: str, skipped: list[str]) -> bool:
-    """Return whether transformers quantizes the module ``name`` where those in ``skipped`` are left alone."""
+    """Tell whether transformers quantizes the module ``name`` if those in ``skipped`` are not to be quantized."""
     return inside("should_convert_module")(name, skipped)
 
 
 def is_conv1d(module: object) -> bool:
-    """Return whether a module, or a class of modules, is a Conv1D."""
+    """Tell whether a module, or a class of modules, is a Conv1D."""
     family = inside("Conv1D")
     return issubclass(module, family) if isinstance(module, type) else isinstance(module, family)
 
 
 def is_linear(module: object) -> bool:
-    """Return whether transformers can replace a module by a layer of bitsandbytes."""
+    """Tell whether transformers can replace a module by a bitsandbytes layer."""
     from torch import nn
 
     return type(module) is nn.Linear or is_conv1d(module)
@@ -272,24 +272,24 @@ def is_linear(module: object) -> bool:
 
 
 class CheckpointNames:
-    """Turn names of a checkpoint into names of a model, as transformers does when it loads one."""
+    """Turn names of a checkpoint into names of a model, as transformers does when it loads the checkpoint."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         renaming, converter = inside("WeightRenaming"), inside("WeightConverter")
-        for method in ("add_tensor", "convert"):  # which callers call on `converters`
+        for method in ("add_tensor", "convert"):  # callers use them on ``converters``
             inside(f"WeightConverter.{method}")
         mapping = inside("get_model_conversion_mapping")(model)
         self._renamings = [entry for entry in mapping if isinstance(entry, renaming)]
         self._converters = [entry for entry in mapping if isinstance(entry, converter)]
         self._prefix, self._state = model.base_model_prefix, model.state_dict()
         self._rename = inside("rename_source_key")
-        # Those that join or split tensors, by the pattern that `rename` gives.
+        # The converters that join or split tensors, by the pattern that ``rename`` returns.
         self.converters: dict[str, Any] = {
             pattern: entry for entry in self._converters for pattern in entry.source_patterns
         }
 
     def rename(self, name: str) -> tuple[str, str | None]:
-        """Return the name in the model, and the pattern of the converter that makes the tensor, if one does."""
+        """Return the name in the model, and the pattern of the converter that makes the tensor, or ``None``."""
         return self._rename(name, self._renamings, self._converters, self._prefix, self._state)
 
 
@@ -315,12 +315,13 @@ _FLAGS = {"load_in_8bit": "is_loaded_in_8bit", "load_in_4bit": "is_loaded_in_4bi
 
 
 def mark_quantized(model: Any, config: Any, skipped: list[str], kinds: Iterable[str]) -> None:
-    """Set what transformers and PEFT look for on a model with layers of bitsandbytes.
+    """Set the attributes by which transformers and PEFT recognize a model with bitsandbytes layers.
 
     Args:
-        config: the model's ``BitsAndBytesConfig``, of one kind of layer.
+        model: the model.
+        config: its ``BitsAndBytesConfig``, for one kind of layer.
         skipped: names of the modules that are not quantized.
-        kinds: ``"load_in_8bit"``, ``"load_in_4bit"`` or both: those that the model has layers of.
+        kinds: ``"load_in_8bit"``, ``"load_in_4bit"`` or both: the kinds of layers in the model.
     """
     argument = next(name for name in _QUANTIZERS if getattr(config, name))
     quantizer = inside(_QUANTIZERS[argument])(config, pre_quantized=True)
@@ -333,12 +334,12 @@ def mark_quantized(model: Any, config: Any, skipped: list[str], kinds: Iterable[
 
 
 def remember_replaced(layer: Any, family: type) -> None:
-    """Tell a layer of bitsandbytes which class it takes the place of: saving turns a Conv1D's weight round by it."""
+    """Record on a bitsandbytes layer the class that it replaces. Saving transposes the weight if that is Conv1D."""
     layer.source_cls = family
 
 
 def replaced_conv1d(layer: Any) -> bool:
-    """Return whether a layer of bitsandbytes is in the place of a Conv1D."""
+    """Tell whether a bitsandbytes layer replaces a Conv1D."""
     family = getattr(layer, "source_cls", None)
     return isinstance(family, type) and is_conv1d(family)
 
@@ -347,7 +348,7 @@ def replaced_conv1d(layer: Any) -> bool:
 
 
 class TensorParallelPlan:
-    """Look up how a model's modules and parameters are cut; empty if transformers has no plan for the model."""
+    """Look up how modules and parameters of a model are cut; false if transformers has no plan for the model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._styles: Mapping[str, str] = of(model, "PreTrainedModel", "tp_plan") or {}
@@ -357,12 +358,12 @@ class TensorParallelPlan:
         return bool(self._styles)
 
     def style(self, name: str) -> str | None:
-        """Return the style of a module or parameter; ``None`` if the plan does not name it."""
+        """Return the style in which a module or parameter is cut; ``None`` if the plan does not name it."""
         return self._styles.get(self._pattern(name))
 
 
 def set_ranks(model: Any, count: int) -> None:
-    """Tell a model that it is one of ``count`` ranks: static caches are for the rank's part of the heads."""
+    """Tell a model that it runs on ``count`` ranks, so that its static caches hold only this rank's heads."""
     inside("PreTrainedModel._tp_size")
     model._tp_size = count
 
@@ -371,11 +372,11 @@ def set_ranks(model: Any, count: int) -> None:
 
 
 def attends_with(model: PreTrainedModel, name: str) -> bool:
-    """Return whether a model attends in the way called ``name``, and can be told another."""
+    """Tell whether a model uses the attention implementation ``name``, and can be switched to another."""
     found = of(model.config, "PreTrainedConfig", "_attn_implementation")
     return found == name and of(model, "PreTrainedModel", "_can_set_attn_implementation")()
 
 
 def sdpa() -> tuple[Callable[..., tuple[torch.Tensor, None]], Callable[..., Any]]:
-    """Return transformers' attention by torch's fused kernels, and the function that makes its mask."""
+    """Return transformers' attention with torch's fused kernels, and the function that makes its mask."""
     return inside("sdpa_attention_forward"), inside("sdpa_mask")
