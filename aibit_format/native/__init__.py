@@ -2,7 +2,9 @@
 
 The module ``kernels`` is built when the package is installed, if there is a compiler. It is used on processors with
 AVX2; ``available`` tells whether it can be used, and ``AIBIT_NATIVE=0`` in the environment turns it off. Arrays must be
-contiguous, in the storage of ``DTYPES``; an array of the wrong size raises ValueError. All functions release the GIL.
+contiguous, in the storage of ``DTYPES``, at any address. Before memory is touched, an array of the wrong size and a
+negative size raise ValueError, and sizes of more bytes than can be addressed OverflowError. All functions release the
+GIL.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def four_bit_blocks(
 
 def four_bit_values(
     codes: np.ndarray, dtype: str, book: np.ndarray, absmax: np.ndarray, block_size: int, out: np.ndarray,
-    threads: int = 1, parallel: int = 0,
+    threads: int = 1, parallel: object | None = None,
 ) -> None:  # fmt: skip
     """Decode whole blocks as ``schemes.fourbit`` does: ``out`` = book[code] * absmax, rounded to ``dtype``.
 
@@ -90,7 +92,7 @@ def nested_scales(codes: np.ndarray, book: np.ndarray, absmax: np.ndarray, offse
 
 def four_bit_product(
     inputs: np.ndarray, codes: np.ndarray, book: np.ndarray, absmax: np.ndarray, block_size: int, out: np.ndarray,
-    threads: int = 1, parallel: int = 0,
+    threads: int = 1, parallel: object | None = None,
 ) -> None:  # fmt: skip
     """Multiply inputs with a 4-bit weight in float32, without rounding decoded values; meant for few rows.
 
@@ -99,7 +101,7 @@ def four_bit_product(
         codes: u8 [features, columns / 2].
         book: f32 [16].
         absmax: f32 [features, columns / block_size].
-        block_size: a multiple of 32 that divides the columns.
+        block_size: 32 or a multiple of 64, that divides the columns.
         out: f32 [rows, features], filled with inputs @ weight.T.
         threads, parallel: as for ``int8_product``.
     """
@@ -126,11 +128,12 @@ def int8_error_sums(
 
 def int8_product(
     inputs: np.ndarray, row_scales: np.ndarray, codes: np.ndarray, scales: np.ndarray, factor: float,
-    bias: np.ndarray | None, out: np.ndarray, dtype: str, threads: int = 1, parallel: int = 0,
+    bias: np.ndarray | None, out: np.ndarray, dtype: str, threads: int = 1, parallel: object | None = None,
 ) -> None:  # fmt: skip
     """Compute ``out`` [rows, features] = (inputs @ codes.T) * (row_scales[:, None] * scales) * factor + bias.
 
-    Sums are exact; the rest are float32 operations in this order, as in bitsandbytes' ``int8_mm_dequant``.
+    Sums are exact for up to 131,071 columns, as they are kept in 32 bits. The rest are float32 operations in this
+    order, as in bitsandbytes' ``int8_mm_dequant``.
 
     Args:
         inputs: i16 [rows, columns padded with zeros to a multiple of 16], of values from -128 to 127.
@@ -141,8 +144,8 @@ def int8_product(
         bias: f32 [features], or None.
         out: filled with the result.
         dtype: to which the result is rounded: f16, bf16 or f32.
-        threads: the number of threads to use.
-        parallel: the address of ``GOMP_parallel`` in the OpenMP runtime that owns the threads; 0: this thread alone.
+        threads: the number of threads to use, 1 to 4096.
+        parallel: from ``gomp_parallel`` of the OpenMP runtime that owns the threads; None: this thread alone.
     """
     features, columns = codes.shape
     kernels.int8_product(
@@ -152,7 +155,7 @@ def int8_product(
 
 def int8_linear(
     inputs: np.ndarray, dtype: str, threshold: float, codes: np.ndarray, scales: np.ndarray, factor: float,
-    bias: np.ndarray | None, out: np.ndarray, threads: int = 1, parallel: int = 0,
+    bias: np.ndarray | None, out: np.ndarray, threads: int = 1, parallel: object | None = None,
 ) -> bool:  # fmt: skip
     """Quantize inputs as bitsandbytes' ``int8_vectorwise_quant`` does, then compute ``int8_product``.
 
@@ -172,7 +175,7 @@ def int8_linear(
 
 def float_linear(
     inputs: np.ndarray, dtype: str, codes: np.ndarray, scales: np.ndarray, factor: float, bias: np.ndarray | None,
-    out: np.ndarray, threads: int = 1, parallel: int = 0,
+    out: np.ndarray, threads: int = 1, parallel: object | None = None,
 ) -> None:  # fmt: skip
     """Compute (inputs @ codes.T) * scales * factor + bias, in float32 and then rounded; meant for few rows.
 
@@ -187,3 +190,13 @@ def float_linear(
 def leaf_digests(data: np.ndarray, size: int, digests: np.ndarray) -> None:
     """Fill u64 ``digests`` with the xxh3_64 of each ``size`` bytes, 241 or more, of u8 ``data``."""
     kernels.leaf_digests(data, len(digests), size, digests)
+
+
+def gomp_parallel(path: str) -> object | None:
+    """Look up ``GOMP_parallel`` in the OpenMP runtime at ``path``, which this process has loaded already.
+
+    Returns:
+        A capsule, which the products take as ``parallel``. None if the library is not loaded, if it has no such
+        function, or if there is no compiled code.
+    """
+    return None if kernels is None else kernels.gomp_parallel(path)

@@ -15,7 +15,11 @@ enum { AHEAD = 1024 }; /* bytes prefetched where memory is read in one stream */
 
 typedef enum { F16, BF16, F32 } Source;
 
-static size_t width(Source source)
+/* Numbers of arrays from Python, which may begin at any address: in the middle of a file, for instance. */
+typedef float UnalignedFloat __attribute__((aligned(1)));
+typedef uint64_t UnalignedU64 __attribute__((aligned(1)));
+
+static inline size_t width(Source source)
 {
     return source == F32 ? 4 : 2;
 }
@@ -80,7 +84,7 @@ INLINE void store(Source to, __m256 values, void *out, size_t i, size_t count)
 }
 
 /* Loads ``count`` numbers, at most eight, and zeros for the rest. */
-INLINE __m256 load_some(const float *values, size_t count)
+INLINE __m256 load_some(const UnalignedFloat *values, size_t count)
 {
     float some[8] = {0};
     if (count >= 8)

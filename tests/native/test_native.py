@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -297,6 +298,61 @@ def test_blocks_that_cannot_be_decoded_are_refused(block_size):
         native.four_bit_values(codes, "f32", book, absmax, 64, np.zeros((4, 64), np.float16))
     with pytest.raises(ValueError, match="96 columns, not whole blocks of 64"):
         native.four_bit_product(np.zeros((1, 96), np.float32), codes, book, absmax, 64, np.zeros((1, 2), "f4"))
+
+
+@needs_native
+@pytest.mark.parametrize("size", [96, 160])
+def test_blocks_that_a_product_would_split_are_refused(size):
+    """A chunk of 64 codes has the scales of two halves at most: these blocks begin elsewhere, too."""
+    codes, absmax = np.zeros((2, size), np.uint8), np.zeros((2, 2), np.float32)
+    inputs, out = np.zeros((1, 2 * size), np.float32), np.zeros((1, 2), np.float32)
+    with pytest.raises(ValueError, match=f"blocks of {size} elements, neither 32 nor a multiple of 64"):
+        native.four_bit_product(inputs, codes, np.zeros(16, np.float32), absmax, size, out)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("rows", "columns", "error"),
+    [
+        (4 + 2**62, 64, OverflowError),  # 4 * 64, and 4 * 4 bytes of scales, but for a multiple of 2**64
+        (-4, -64, ValueError),
+        (4, -64, ValueError),
+        (2**63 - 1, 2**63 - 1, OverflowError),
+        (2**63, 64, OverflowError),
+        (4, 2**62, OverflowError),
+    ],
+)
+def test_sizes_that_are_negative_or_wrap_are_refused(rows, columns, error):
+    values, codes, absmax = np.zeros((4, 64), np.float16), np.zeros((4, 64), np.int8), np.zeros(4, np.float32)
+    with pytest.raises(error):
+        native.kernels.int8_rows("f16", values, rows, columns, codes, absmax)
+
+
+@needs_native
+@pytest.mark.parametrize("rows", [2**32, 2**62])
+def test_empty_rows_take_no_time_however_many_there_are(rows):
+    none, book = np.zeros(0, np.float32), np.zeros(16, np.float32)
+    native.kernels.four_bit_product(rows, 0, 0, none, none, book, none, 64, none, 1, None)
+    native.kernels.float_linear("f32", rows, 0, 0, none, none, none, 1.0, None, none, 1, None)
+    assert native.kernels.int8_linear("f32", rows, 0, 0, none, none, none, 1.0, None, none, 1, None, 6.0)
+    assert native.kernels.error_sums("f32", none, rows, 0, 0, 1, rows, none) == (0, 0, 0)
+
+
+@needs_native
+def test_threads_are_those_of_a_runtime_that_was_looked_up():
+    codes, scales, out = np.zeros(32, np.uint8), np.ones(1, np.float32), np.empty(64, np.float32)
+    arguments = [codes, "f32", np.zeros(16, np.float32), scales, 64, out]
+    native.four_bit_values(*arguments, 2, openmp.parallel())
+    for number in (0, 12345, ctypes.cast(ctypes.pythonapi.Py_IsInitialized, ctypes.c_void_p).value):
+        with pytest.raises(TypeError, match="which gomp_parallel has not returned"):
+            native.four_bit_values(*arguments, 2, number)
+    for threads in (0, -1, 4097, 2**32 + 1):
+        with pytest.raises(ValueError, match="threads, where 1 to 4096 can be had"):
+            native.four_bit_values(*arguments, threads, openmp.parallel())
+    with pytest.raises(OverflowError):
+        native.four_bit_values(*arguments, 2**64, openmp.parallel())
+    assert native.gomp_parallel("/none/libgomp.so.1") is None  # no library is loaded that was not before
+    assert native.gomp_parallel(native.kernels.__file__) is None
 
 
 @needs_native

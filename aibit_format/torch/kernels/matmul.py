@@ -25,7 +25,7 @@ _PIECE_ELEMENTS = 1 << 18  # of the matrix that a thread widens at a time: in fl
 FEW_ROWS = 16
 # Whether bf16 matrices are fast: processors without it are several times slower at them than at float32 ones.
 BF16 = has_avx512bf16()
-COMPILED = native.available and parallel() != 0
+COMPILED = native.available and parallel() is not None
 # Whether codes are always multiplied in float32, so that nothing is lost whatever the dtype of the inputs.
 IN_FLOAT32 = COMPILED and not BF16
 

@@ -2,7 +2,9 @@
  *
  * Differences are float32; their squares are added in float64, where any order gives the same six digits.
  */
-#include "vectors.h"
+#include "kernels.h"
+#if HAVE_VECTORS
+#include "sizes.h"
 
 typedef struct {
     double noise, signal, largest;
@@ -46,7 +48,8 @@ INLINE ErrorSums sums_of(const Lanes *lanes)
 }
 
 /* Compares decoded f32 [columns] with one row of the source. */
-INLINE void add_row(Lanes *lanes, Source source, const char *values, size_t columns, const float *decoded)
+INLINE void add_row(Lanes *lanes, Source source, const char *values, size_t columns,
+                    const UnalignedFloat *decoded)
 {
     char end[8 * 4] = {0}; /* the end of a row, padded with zeros */
     float end_decoded[8] = {0};
@@ -72,23 +75,25 @@ INLINE void add_int8_row(Lanes *lanes, Source source, const char *values, size_t
     add_eight(lanes, load(source, end, 0), _mm256_mul_ps(load_codes(end_codes), _mm256_set1_ps(scale)));
 }
 
-/* Compares decoded f32 [rows, columns] with rows of the source that are ``stride`` bytes apart. */
-VECTORS static ErrorSums decoded_errors(Source source, const char *values, size_t rows, size_t columns, size_t stride,
-                                        const float *decoded)
+/* Compares decoded f32 [count, columns] with every ``step``-th row of the source. */
+VECTORS static ErrorSums decoded_errors(Source source, const char *values, size_t count, size_t columns, size_t step,
+                                        const UnalignedFloat *decoded)
 {
     Lanes lanes = {0};
-    for (; rows; rows--, values += stride, decoded += columns)
+    for (size_t row = 0; row < count; row++, decoded += columns) {
+        const char *from = values + row * step * columns * width(source);
         switch (source) {
-        case F16: add_row(&lanes, F16, values, columns, decoded); break;
-        case BF16: add_row(&lanes, BF16, values, columns, decoded); break;
-        case F32: add_row(&lanes, F32, values, columns, decoded); break;
+        case F16: add_row(&lanes, F16, from, columns, decoded); break;
+        case BF16: add_row(&lanes, BF16, from, columns, decoded); break;
+        case F32: add_row(&lanes, F32, from, columns, decoded); break;
         }
+    }
     return sums_of(&lanes);
 }
 
 /* Compares every ``step``-th row of codes i8 [rows, columns], one scale per row, with the same rows of the source. */
 VECTORS static ErrorSums int8_errors(Source source, const char *values, size_t rows, size_t columns, size_t step,
-                                     const int8_t *codes, const float *scales)
+                                     const int8_t *codes, const UnalignedFloat *scales)
 {
     Lanes lanes = {0};
     for (size_t row = 0; row < rows; row += step) {
@@ -102,3 +107,58 @@ VECTORS static ErrorSums int8_errors(Source source, const char *values, size_t r
     }
     return sums_of(&lanes);
 }
+
+FUNCTION(error_sums)
+{
+    const char *dtype;
+    PyObject *array, *decoded_array, *result = NULL;
+    Py_ssize_t rows, columns, first, step, count;
+    Buffers buffers = {.count = 0};
+    Source source;
+    const char *values;
+    const void *decoded;
+    ErrorSums sums;
+    if (!PyArg_ParseTuple(args, "sOnnnnnO", &dtype, &array, &rows, &columns, &first, &step, &count, &decoded_array) ||
+        !source_type(dtype, &source))
+        return NULL;
+    if (first < 0 || step < 1 || count < 1 || first >= rows || count - 1 > (rows - 1 - first) / step)
+        return PyErr_Format(PyExc_ValueError, "%zd rows from %zd on, every %zd, of %zd", count, first, step, rows);
+    if ((values = readable(&buffers, array, rows, columns, width(source))) &&
+        (decoded = readable(&buffers, decoded_array, count, columns, 4))) {
+        size_t compared = columns ? count : 0; /* nothing bounds the number of empty rows */
+        Py_BEGIN_ALLOW_THREADS
+        sums = decoded_errors(source, values + first * columns * width(source), compared, columns, step, decoded);
+        Py_END_ALLOW_THREADS
+        result = Py_BuildValue("ddd", sums.noise, sums.signal, sums.largest);
+    }
+    release(&buffers);
+    return result;
+}
+
+FUNCTION(int8_error_sums)
+{
+    const char *dtype;
+    PyObject *array, *code_array, *scale_array, *result = NULL;
+    Py_ssize_t rows, columns, step;
+    Buffers buffers = {.count = 0};
+    Source source;
+    const void *values, *codes, *scales;
+    ErrorSums sums;
+    if (!PyArg_ParseTuple(args, "sOnnnOO", &dtype, &array, &rows, &columns, &step, &code_array, &scale_array) ||
+        !source_type(dtype, &source))
+        return NULL;
+    if (step < 1)
+        return PyErr_Format(PyExc_ValueError, "every %zd rows", step);
+    if ((values = readable(&buffers, array, rows, columns, width(source))) &&
+        (codes = readable(&buffers, code_array, rows, columns, 1)) &&
+        (scales = readable(&buffers, scale_array, rows, 1, 4))) {
+        Py_BEGIN_ALLOW_THREADS
+        sums = int8_errors(source, values, rows, columns, step, codes, scales);
+        Py_END_ALLOW_THREADS
+        result = Py_BuildValue("ddd", sums.noise, sums.signal, sums.largest);
+    }
+    release(&buffers);
+    return result;
+}
+
+#endif

@@ -4,16 +4,17 @@
  * A block has at most 16 distinct values. They are multiplied, and rounded, once per block; its elements are then looked
  * up.
  */
-#pragma once
+#include "kernels.h"
+#if HAVE_VECTORS
 #include "shares.h"
-#include "vectors.h"
+#include "sizes.h"
 
 /* The 16 values of a block's codes: two vectors of eight, selected by the highest bit of a code. */
 typedef struct {
     __m256 low, high;
 } Values;
 
-INLINE Values values_of(const float *book, float scale, Source to)
+INLINE Values values_of(const UnalignedFloat *book, float scale, Source to)
 {
     __m256 all = _mm256_set1_ps(scale);
     return (Values){rounded(to, _mm256_mul_ps(_mm256_loadu_ps(book), all)),
@@ -61,8 +62,8 @@ INLINE void look_up_halves(const uint8_t *codes, const Halves *halves, uint16_t 
 typedef struct {
     const uint8_t *codes;
     size_t blocks, size;
-    const float *book, *absmax; /* [16] and [blocks] */
-    Source to, stored;          /* the dtype values are rounded to, and the one that holds them: the same, or F32 */
+    const UnalignedFloat *book, *absmax; /* [16] and [blocks] */
+    Source to, stored;                   /* the dtype values are rounded to, and the one that holds them: the same, or F32 */
     void *out;
 } Decoding;
 
@@ -99,15 +100,62 @@ VECTORS static void decode_share(const void *task, size_t first, size_t last)
         decode_blocks(all, first, last, BF16, F32);
 }
 
-static void decode_four_bit(const Decoding *all, unsigned threads, Parallel parallel)
-{
-    in_shares(decode_share, all, all->blocks, (1 << 16) / all->size + 1, threads, parallel);
-}
-
 /* Decodes scales that are stored in 8 bits: f32 [count], from codes u8 [count] and an f32 scale for each 256 of them. */
-static void decode_scales(const uint8_t *codes, size_t count, const float *book, const float *absmax, float offset,
-                          float *out)
+static void decode_scales(const uint8_t *codes, size_t count, const UnalignedFloat *book, const UnalignedFloat *absmax,
+                          float offset, UnalignedFloat *out)
 {
     for (size_t i = 0; i < count; i++)
         out[i] = book[codes[i]] * absmax[i / 256] + offset;
 }
+
+FUNCTION(four_bit_values)
+{
+    const char *dtype;
+    PyObject *code_array, *book_array, *scale_array, *out_array, *parallel, *result = NULL;
+    Py_ssize_t blocks, size, item, threads;
+    Buffers buffers = {.count = 0};
+    Team team;
+    Decoding all;
+    if (!PyArg_ParseTuple(args, "snnOOOnOnO", &dtype, &blocks, &size, &code_array, &book_array, &scale_array, &item,
+                          &out_array, &threads, &parallel) ||
+        !source_type(dtype, &all.to) || !block_size_fits(size) || !team_of(threads, parallel, &team))
+        return NULL;
+    if (item != 4 && item != (Py_ssize_t)width(all.to))
+        return PyErr_Format(PyExc_ValueError, "%s in %zd bytes", dtype, item);
+    all.blocks = blocks, all.size = size, all.stored = item == 4 ? F32 : all.to;
+    if ((all.codes = readable(&buffers, code_array, blocks, size / 2, 1)) &&
+        (all.book = readable(&buffers, book_array, 16, 1, 4)) &&
+        (all.absmax = readable(&buffers, scale_array, blocks, 1, 4)) &&
+        (all.out = writable(&buffers, out_array, blocks, size, item))) {
+        Py_BEGIN_ALLOW_THREADS
+        in_shares(decode_share, &all, blocks, (1 << 16) / size + 1, &team);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    release(&buffers);
+    return result;
+}
+
+FUNCTION(nested_scales)
+{
+    PyObject *code_array, *book_array, *scale_array, *out_array, *result = NULL;
+    Py_ssize_t count;
+    Buffers buffers = {.count = 0};
+    const void *codes, *book, *absmax;
+    float offset;
+    void *out;
+    if (!PyArg_ParseTuple(args, "nOOOfO", &count, &code_array, &book_array, &scale_array, &offset, &out_array))
+        return NULL;
+    if ((codes = readable(&buffers, code_array, count, 1, 1)) && (book = readable(&buffers, book_array, 256, 1, 4)) &&
+        (absmax = readable(&buffers, scale_array, chunks(count, 256), 1, 4)) &&
+        (out = writable(&buffers, out_array, count, 1, 4))) {
+        Py_BEGIN_ALLOW_THREADS
+        decode_scales(codes, count, book, absmax, offset, out);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    release(&buffers);
+    return result;
+}
+
+#endif

@@ -4,16 +4,15 @@
  * loss (vpmaddwd): twice as many products per cycle as in float32. A block stays in the first-level cache while all rows
  * of the input are multiplied with it; rows and columns missing at the ends are zeros.
  */
-#include "shares.h"
-#include "vectors.h"
+#include "kernels.h"
+#if HAVE_VECTORS
+#include "layers.h"
+#include <stdlib.h>
 
 enum {
-    DEPTH = 512,  /* columns of a block */
-    PITCH = 528,  /* numbers from one of its rows to the next: not a power of two, as rows would share cache sets */
-    WIDE = 16,    /* rows of the weight in a block: 16 KiB of 16-bit numbers */
-    TALL = 2,     /* rows of the input multiplied at once, with ... */
-    LANES = 4,    /* ... this many rows of the weight */
-    MOST = 192,   /* rows of the input for which sums are kept */
+    DEPTH = 512, /* columns of a block of the weight, which has WIDE rows: 16 KiB of 16-bit numbers */
+    PITCH = 528, /* numbers from one of its rows to the next: not a power of two, as rows would share cache sets */
+    MOST = 192,  /* rows of the input for which sums are kept */
 };
 
 INLINE void store_codes(Source source, const void *values, size_t i, __m256 scale, int16_t *codes)
@@ -121,30 +120,11 @@ INLINE void multiply_block(const int16_t *input, size_t rows, size_t stride, int
         }
 }
 
-/* How sums become results: each is multiplied by the scale of its output column, and a bias, if there is one, added. */
-typedef struct {
-    const float *scales; /* [out_features] */
-    const float *bias;   /* [out_features], or NULL */
-    float factor;
-    void *out; /* [rows, out_features] */
-    Source to;
-    size_t out_features;
-} Output;
-
-/* Writes up to eight sums of one row times ``scales`` and the factor, from output feature ``feature`` on. */
-INLINE void put(Source to, const Output *output, size_t row, size_t feature, size_t count, __m256 sums, __m256 scales)
-{
-    __m256 values = _mm256_mul_ps(_mm256_mul_ps(sums, scales), _mm256_set1_ps(output->factor));
-    if (output->bias)
-        values = _mm256_add_ps(values, load_some(output->bias + feature, count));
-    store(to, values, output->out, row * output->out_features + feature, count);
-}
-
 typedef struct {
     const int16_t *input; /* widened, [rows, stride]: rows are padded with zeros to a multiple of 16 */
     size_t rows, stride, columns;
-    const float *row_scales; /* [rows] */
-    const int8_t *codes;     /* [out_features, columns] */
+    const UnalignedFloat *row_scales; /* [rows] */
+    const int8_t *codes;              /* [out_features, columns] */
     Output output;
 } Product;
 
@@ -198,9 +178,9 @@ INLINE void multiply_few(int rows, const Product *product, size_t feature, size_
         add_products(rows, product, k, end, 0, added);
     }
     for (int row = 0; row < rows; row++) {
-        int32_t each[LANES];
+        uint32_t each[LANES]; /* like the vectors' sums these may wrap: in C only unsigned numbers do */
         _mm_storeu_si128((__m128i *)each, four_sums(added[row]));
-        sums[row][place] = each[0] + each[1] + each[2] + each[3];
+        sums[row][place] = (int32_t)(each[0] + each[1] + each[2] + each[3]);
     }
 }
 
@@ -249,84 +229,58 @@ VECTORS static void multiply_features(const void *argument, size_t first, size_t
     }
 }
 
-/* A product of float inputs with unscaled codes, whose scales are applied afterwards. */
-typedef struct {
-    const float *input; /* [rows, stride]: rows are padded with zeros to a multiple of 8 */
-    size_t rows, stride, columns;
-    const int8_t *codes; /* [out_features, columns] */
-    Output output;
-} FloatProduct;
-
-/* Widens inputs of any dtype to the float32 that a product takes. */
-VECTORS static void widen_inputs(Source source, const char *values, size_t rows, size_t columns, float *wide)
+FUNCTION(int8_product)
 {
-    for (; rows; rows--, values += columns * width(source), wide += (columns + 7) / 8 * 8) {
-        size_t whole = columns / 8 * 8;
-        char end[8 * 4] = {0};
-        for (size_t i = 0; i < whole; i += 8)
-            _mm256_storeu_ps(wide + i, load(source, values, i));
-        memcpy(end, values + whole * width(source), (columns - whole) * width(source));
-        if (whole < columns)
-            _mm256_storeu_ps(wide + whole, load(source, end, 0));
+    const char *dtype;
+    PyObject *input_array, *row_array, *code_array, *scale_array, *bias_array, *out_array, *parallel, *result = NULL;
+    Py_ssize_t rows, columns, out_features, threads;
+    Buffers buffers = {.count = 0};
+    Team team;
+    Product product;
+    if (!PyArg_ParseTuple(args, "snnnOOOOfOOnO", &dtype, &rows, &columns, &out_features, &input_array, &row_array,
+                          &code_array, &scale_array, &product.output.factor, &bias_array, &out_array, &threads,
+                          &parallel) ||
+        !source_type(dtype, &product.output.to) || !team_of(threads, parallel, &team))
+        return NULL;
+    Py_ssize_t each = chunks(columns, 16);
+    product.rows = rows, product.columns = columns, product.stride = (size_t)each * 16;
+    if ((product.input = readable(&buffers, input_array, rows, each, 16 * sizeof(int16_t))) &&
+        (product.row_scales = readable(&buffers, row_array, rows, 1, 4)) &&
+        (product.codes = readable(&buffers, code_array, out_features, columns, 1)) &&
+        output_of(&buffers, scale_array, bias_array, out_array, rows, out_features, &product.output)) {
+        Py_BEGIN_ALLOW_THREADS
+        in_shares(multiply_features, &product, out_features, SHARE, &team);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
     }
+    release(&buffers);
+    return result;
 }
 
-/* Multiplies one or two rows of the input, from column ``k`` of row ``top`` on, with 8 codes. */
-INLINE void add_float_products(int rows, const FloatProduct *product, size_t top, size_t k, const int8_t *codes,
-                               int lane, __m256 added[TALL][LANES])
+FUNCTION(int8_linear)
 {
-    __m256 weights = load_codes(codes);
-#pragma GCC unroll 2
-    for (int row = 0; row < rows; row++) {
-        __m256 values = _mm256_loadu_ps(product->input + (top + row) * product->stride + k);
-        added[row][lane] = _mm256_fmadd_ps(values, weights, added[row][lane]);
-    }
-}
-
-/* Computes the sums of one or two rows of the input and one of the weight, which is read in a stream as above. */
-INLINE void multiply_floats(int rows, const FloatProduct *product, size_t top, size_t feature, float sums[TALL])
-{
-    const int8_t *codes = product->codes + feature * product->columns;
-    size_t columns = product->columns, k = 0;
-    __m256 added[TALL][LANES];
-#pragma GCC unroll 8
-    for (int i = 0; i < TALL * LANES; i++)
-        added[i / LANES][i % LANES] = _mm256_setzero_ps();
-    for (; k + 8 * LANES <= columns; k += 8 * LANES) {
-        _mm_prefetch((const char *)codes + k + AHEAD, _MM_HINT_T0);
-#pragma GCC unroll 4
-        for (int lane = 0; lane < LANES; lane++)
-            add_float_products(rows, product, top, k + 8 * lane, codes + k + 8 * lane, lane, added);
-    }
-    for (; k < columns; k += 8) {
-        int8_t end[8] = {0};
-        memcpy(end, codes + k, columns - k < 8 ? columns - k : 8);
-        add_float_products(rows, product, top, k, end, 0, added);
-    }
-    for (int row = 0; row < rows; row++) {
-        __m256 *lanes = added[row];
-        lanes[0] = _mm256_add_ps(_mm256_add_ps(lanes[0], lanes[1]), _mm256_add_ps(lanes[2], lanes[3]));
-        sums[row] = sum_of_eight(lanes[0]);
-    }
-}
-
-/* Computes output features ``first`` to ``last``: a row of the weight stays in the cache for all of the input. */
-VECTORS static void multiply_float_features(const void *argument, size_t first, size_t last)
-{
-    const FloatProduct *product = argument;
-    const Output *output = &product->output;
-    float sums[TALL];
-    for (size_t feature = first; feature < last; feature++)
-        for (size_t top = 0; top < product->rows; top += TALL) {
-            int rows = product->rows - top < TALL ? 1 : TALL;
-            if (rows == 1)
-                multiply_floats(1, product, top, feature, sums);
-            else
-                multiply_floats(TALL, product, top, feature, sums);
-            for (int row = 0; row < rows; row++)
-                put(output->to, output, top + row, feature, 1, _mm256_set1_ps(sums[row]),
-                    _mm256_set1_ps(output->scales[feature]));
+    PyObject *result = NULL;
+    Layer layer;
+    if (layer_of(args, &layer)) {
+        size_t rows = layer.rows, columns = layer.columns;
+        Py_ssize_t each = chunks(columns, 16);
+        int16_t *codes = layer.empty ? NULL : scratch(rows, each, 16 * sizeof(int16_t));
+        float *absmax = codes ? scratch(rows, 1, sizeof(float)) : NULL;
+        int fine = 1;
+        Product product = {codes, rows, (size_t)each * 16, columns, absmax, layer.codes, layer.output};
+        if (absmax) {
+            Py_BEGIN_ALLOW_THREADS
+            fine = quantize_inputs(layer.output.to, layer.inputs, rows, columns, layer.threshold, codes, absmax);
+            if (fine)
+                in_shares(multiply_features, &product, layer.output.out_features, SHARE, &layer.team);
+            Py_END_ALLOW_THREADS
         }
+        result = absmax || layer.empty ? PyBool_FromLong(fine) : NULL;
+        free(codes);
+        free(absmax);
+    }
+    release(&layer.buffers);
+    return result;
 }
 
-enum { SHARE = 4 * WIDE }; /* output features that a thread takes at a time */
+#endif

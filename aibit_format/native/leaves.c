@@ -4,8 +4,9 @@
  * Our own code, written from xxHash's published description (doc/xxhash_spec.md, Yann Collet): seed 0, the default
  * secret, and only the algorithm for more than 240 bytes.
  */
-#pragma once
-#include "vectors.h"
+#include "kernels.h"
+#if HAVE_VECTORS
+#include "sizes.h"
 
 enum { STRIPE = 64, STRIPES = 16, SHORTEST = 241 }; /* bytes, stripes of a block, and bytes of a leaf */
 
@@ -101,8 +102,31 @@ INLINE uint64_t leaf_digest(const uint8_t *p, size_t size)
 }
 
 /* Computes the digests of ``count`` consecutive leaves of ``size`` bytes each. */
-VECTORS static void leaf_digests_of(const uint8_t *data, size_t count, size_t size, uint64_t *digests)
+VECTORS static void leaf_digests_of(const uint8_t *data, size_t count, size_t size, UnalignedU64 *digests)
 {
     for (size_t i = 0; i < count; i++)
         digests[i] = leaf_digest(data + i * size, size);
 }
+
+FUNCTION(leaf_digests)
+{
+    PyObject *array, *digest_array, *result = NULL;
+    Py_ssize_t count, size;
+    Buffers buffers = {.count = 0};
+    const void *data;
+    void *digests;
+    if (!PyArg_ParseTuple(args, "OnnO", &array, &count, &size, &digest_array))
+        return NULL;
+    if (size < SHORTEST)
+        return PyErr_Format(PyExc_ValueError, "leaves of %zd bytes, fewer than %d", size, SHORTEST);
+    if ((data = readable(&buffers, array, count, size, 1)) && (digests = writable(&buffers, digest_array, count, 1, 8))) {
+        Py_BEGIN_ALLOW_THREADS
+        leaf_digests_of(data, count, size, digests);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    release(&buffers);
+    return result;
+}
+
+#endif

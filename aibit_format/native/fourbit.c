@@ -4,9 +4,11 @@
  * that takes half as long as looking up eight values at a time. The codebook's values are multiplied with the inputs and
  * added, and the sum of each block is multiplied by its scale. Nothing is rounded to the dtype of the inputs.
  */
-#pragma once
+#include "kernels.h"
+#if HAVE_VECTORS
 #include "shares.h"
-#include "vectors.h"
+#include "sizes.h"
+#include <stdlib.h>
 
 enum {
     ROWS = 4,   /* of the input, multiplied at once */
@@ -14,23 +16,18 @@ enum {
 };
 
 typedef struct {
-    const float *input; /* [rows, chunks * CHUNK], as ``arrange`` makes it */
-    size_t rows, columns;
+    const float *input;   /* [rows, stride], as ``arrange`` makes it: columns in whole chunks */
+    size_t rows, columns, stride;
     const uint8_t *codes; /* [out_features, columns / 2] */
-    size_t size;          /* of a block: a multiple of 32 that divides the columns */
-    const float *book, *absmax;
-    float *out; /* [rows, out_features] */
+    size_t size;          /* of a block: CHUNK times a whole number, or half a CHUNK; divides the columns */
+    const UnalignedFloat *book, *absmax;
+    UnalignedFloat *out; /* [rows, out_features] */
     size_t out_features;
 } FourBitProduct;
 
-static size_t chunks_of(size_t columns)
-{
-    return (columns + CHUNK - 1) / CHUNK;
-}
-
 /* Arranges inputs f32 [rows, columns] in the order in which ``values_at`` returns values: first the upper nibbles of a
  * chunk's 32 bytes and then the lower ones, four of the first 16 bytes next to four of the others. Pads with zeros. */
-static void arrange(const float *input, size_t rows, size_t columns, float *arranged)
+static void arrange(const UnalignedFloat *input, size_t rows, size_t columns, float *arranged)
 {
     for (size_t row = 0; row < rows; row++, input += columns)
         for (size_t chunk = 0; chunk < columns; chunk += CHUNK)
@@ -45,7 +42,7 @@ typedef struct {
     __m256i bytes[4];
 } Tables;
 
-INLINE Tables tables_of(const float *book)
+INLINE Tables tables_of(const UnalignedFloat *book)
 {
     Tables tables;
     for (int byte = 0; byte < 4; byte++) {
@@ -82,9 +79,9 @@ INLINE __m256 pair(const float *input, const __m256 values[2])
 /* Multiplies ``rows`` of the input, from ``top`` on, with one row of the weight. */
 INLINE void multiply_row(const FourBitProduct *product, const Tables *tables, size_t top, int rows, size_t feature)
 {
-    size_t columns = product->columns, stride = chunks_of(columns) * CHUNK;
+    size_t columns = product->columns, stride = product->stride;
     const uint8_t *codes = product->codes + feature * columns / 2;
-    const float *absmax = product->absmax + feature * (columns / product->size);
+    const UnalignedFloat *absmax = product->absmax + feature * (columns / product->size);
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256 sums[ROWS];
 #pragma GCC unroll 4
@@ -139,7 +136,44 @@ VECTORS static void multiply_four_bit_features(const void *task, size_t first, s
             }
 }
 
-static void multiply_four_bit(const FourBitProduct *product, unsigned threads, Parallel parallel)
+FUNCTION(four_bit_product)
 {
-    in_shares(multiply_four_bit_features, product, product->out_features, 32, threads, parallel);
+    PyObject *input_array, *code_array, *book_array, *scale_array, *out_array, *parallel, *result = NULL;
+    Py_ssize_t rows, columns, out_features, size, threads;
+    Buffers buffers = {.count = 0};
+    Team team;
+    FourBitProduct product;
+    const void *inputs;
+    if (!PyArg_ParseTuple(args, "nnnOOOOnOnO", &rows, &columns, &out_features, &input_array, &code_array, &book_array,
+                          &scale_array, &size, &out_array, &threads, &parallel) ||
+        !block_size_fits(size) || !team_of(threads, parallel, &team))
+        return NULL;
+    if (columns % size)
+        return PyErr_Format(PyExc_ValueError, "%zd columns, not whole blocks of %zd", columns, size);
+    if (size > CHUNK && size % CHUNK)
+        return PyErr_Format(PyExc_ValueError, "blocks of %zd elements, neither 32 nor a multiple of %d", size, CHUNK);
+    Py_ssize_t each = chunks(columns, CHUNK);
+    product.rows = rows, product.columns = columns, product.stride = (size_t)each * CHUNK;
+    product.out_features = out_features, product.size = size;
+    if ((inputs = readable(&buffers, input_array, rows, columns, 4)) &&
+        (product.codes = readable(&buffers, code_array, out_features, columns / 2, 1)) &&
+        (product.book = readable(&buffers, book_array, 16, 1, 4)) &&
+        (product.absmax = readable(&buffers, scale_array, out_features, columns / size, 4)) &&
+        (product.out = writable(&buffers, out_array, rows, out_features, 4))) {
+        int empty = !rows || !out_features; /* nothing bounds the other of them */
+        float *arranged = empty ? NULL : scratch(rows, each, CHUNK * sizeof(float));
+        product.input = arranged;
+        if (arranged) {
+            Py_BEGIN_ALLOW_THREADS
+            arrange(inputs, rows, columns, arranged);
+            in_shares(multiply_four_bit_features, &product, out_features, 32, &team);
+            Py_END_ALLOW_THREADS
+        }
+        result = arranged || empty ? Py_NewRef(Py_None) : NULL;
+        free(arranged);
+    }
+    release(&buffers);
+    return result;
 }
+
+#endif

@@ -4,7 +4,9 @@
  * The float operations are those of schemes/int8.py and schemes/fourbit.py, in the same order, so the results are equal
  * bit for bit. They must not be contracted: compile with -ffp-contract=off.
  */
-#include "vectors.h"
+#include "kernels.h"
+#if HAVE_VECTORS
+#include "sizes.h"
 
 #define STEP 32 /* elements that become one vector of bytes */
 
@@ -33,7 +35,7 @@ INLINE __m256i int8_top(Source source, const void *values, size_t i, __m256i top
     return top;
 }
 
-INLINE int int8_rows_of(Source source, const char *values, size_t rows, size_t columns, int8_t *codes, float *absmax)
+INLINE int int8_rows_of(Source source, const char *values, size_t rows, size_t columns, int8_t *codes, UnalignedFloat *absmax)
 {
     size_t whole = columns / STEP * STEP, rest = columns - whole;
     for (size_t row = 0; row < rows; row++, values += columns * width(source), codes += columns) {
@@ -59,7 +61,7 @@ INLINE int int8_rows_of(Source source, const char *values, size_t rows, size_t c
 
 /* Encodes like schemes.int8: codes i8 [rows, columns], absmax f32 [rows]; 0 if a value is not finite in float16. */
 VECTORS static int encode_int8(Source source, const void *values, size_t rows, size_t columns, int8_t *codes,
-                               float *absmax)
+                               UnalignedFloat *absmax)
 {
     if (source == F16)
         return int8_rows_of(F16, values, rows, columns, codes, absmax);
@@ -93,7 +95,7 @@ typedef struct {
     __m256 levels[4];
 } Bounds;
 
-INLINE Bounds bounds_of(const float *bounds)
+INLINE Bounds bounds_of(const UnalignedFloat *bounds)
 {
     Bounds result;
     for (int level = 0; level < 4; level++) {
@@ -116,8 +118,8 @@ INLINE __m256i rank(__m256 values, const Bounds *bounds)
     return found;
 }
 
-INLINE int four_bit_of(Source source, const char *values, size_t blocks, size_t size, const float *bounds,
-                       const uint8_t *order, uint8_t *codes, float *absmax)
+INLINE int four_bit_of(Source source, const char *values, size_t blocks, size_t size, const UnalignedFloat *bounds,
+                       const uint8_t *order, uint8_t *codes, UnalignedFloat *absmax)
 {
     const Bounds levels = bounds_of(bounds);
     const __m256i in_order = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)order));
@@ -145,8 +147,9 @@ INLINE int four_bit_of(Source source, const char *values, size_t blocks, size_t 
 }
 
 /* Encodes whole blocks like schemes.fourbit: codes u8 [blocks * size / 2], absmax f32 [blocks]; 0 if not all finite. */
-VECTORS static int encode_four_bit(Source source, const void *values, size_t blocks, size_t size, const float *bounds,
-                                   const uint8_t *order, uint8_t *codes, float *absmax)
+VECTORS static int encode_four_bit(Source source, const void *values, size_t blocks, size_t size,
+                                   const UnalignedFloat *bounds, const uint8_t *order, uint8_t *codes,
+                                   UnalignedFloat *absmax)
 {
     if (source == F16)
         return four_bit_of(F16, values, blocks, size, bounds, order, codes, absmax);
@@ -154,3 +157,78 @@ VECTORS static int encode_four_bit(Source source, const void *values, size_t blo
         return four_bit_of(BF16, values, blocks, size, bounds, order, codes, absmax);
     return four_bit_of(F32, values, blocks, size, bounds, order, codes, absmax);
 }
+
+FUNCTION(int8_rows)
+{
+    const char *dtype;
+    PyObject *array, *code_array, *scale_array, *result = NULL;
+    Py_ssize_t rows, columns;
+    Buffers buffers = {.count = 0};
+    Source source;
+    const void *values;
+    void *codes, *absmax;
+    int finite;
+    if (!PyArg_ParseTuple(args, "sOnnOO", &dtype, &array, &rows, &columns, &code_array, &scale_array) ||
+        !source_type(dtype, &source))
+        return NULL;
+    if ((values = readable(&buffers, array, rows, columns, width(source))) &&
+        (codes = writable(&buffers, code_array, rows, columns, 1)) &&
+        (absmax = writable(&buffers, scale_array, rows, 1, 4))) {
+        Py_BEGIN_ALLOW_THREADS
+        finite = encode_int8(source, values, rows, columns, codes, absmax);
+        Py_END_ALLOW_THREADS
+        result = PyBool_FromLong(finite);
+    }
+    release(&buffers);
+    return result;
+}
+
+FUNCTION(are_finite)
+{
+    const char *dtype;
+    PyObject *array, *result = NULL;
+    Py_ssize_t count;
+    Buffers buffers = {.count = 0};
+    Source source;
+    const void *values;
+    int found;
+    if (!PyArg_ParseTuple(args, "sOn", &dtype, &array, &count) || !source_type(dtype, &source))
+        return NULL;
+    if ((values = readable(&buffers, array, count, 1, width(source)))) {
+        Py_BEGIN_ALLOW_THREADS
+        found = all_finite(source, values, count);
+        Py_END_ALLOW_THREADS
+        result = PyBool_FromLong(found);
+    }
+    release(&buffers);
+    return result;
+}
+
+FUNCTION(four_bit_blocks)
+{
+    const char *dtype;
+    PyObject *array, *bound_array, *order_array, *code_array, *scale_array, *result = NULL;
+    Py_ssize_t blocks, size;
+    Buffers buffers = {.count = 0};
+    Source source;
+    const void *values, *bounds, *order;
+    void *codes, *absmax;
+    int finite;
+    if (!PyArg_ParseTuple(args, "sOnnOOOO", &dtype, &array, &blocks, &size, &bound_array, &order_array, &code_array,
+                          &scale_array) ||
+        !source_type(dtype, &source) || !block_size_fits(size))
+        return NULL;
+    if ((values = readable(&buffers, array, blocks, size, width(source))) &&
+        (bounds = readable(&buffers, bound_array, 15, 1, 4)) && (order = readable(&buffers, order_array, 16, 1, 1)) &&
+        (codes = writable(&buffers, code_array, blocks, size / 2, 1)) &&
+        (absmax = writable(&buffers, scale_array, blocks, 1, 4))) {
+        Py_BEGIN_ALLOW_THREADS
+        finite = encode_four_bit(source, values, blocks, size, bounds, order, codes, absmax);
+        Py_END_ALLOW_THREADS
+        result = PyBool_FromLong(finite);
+    }
+    release(&buffers);
+    return result;
+}
+
+#endif
