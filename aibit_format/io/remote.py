@@ -16,6 +16,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 from ..errors import FormatError, MissingPackageError, Problem
+from .mapped import Copies
 
 FIRST = 1 << 18  # bytes of the first read: header and front matter of a model of about two thousand tensors
 _TIMEOUT = 30  # seconds without an answer
@@ -54,6 +55,9 @@ class Ranged:
             raise FormatError(Problem("AIB-E803", "bytes of a range", None, None, offset, length, len(data)), self.path)
         self._last = offset, data
         return np.frombuffer(data, np.uint8)
+
+    def writable(self) -> Copies:
+        return Copies(self)  # what is kept of earlier reads is not given out to be written to
 
     def close(self) -> None:
         return None
