@@ -50,7 +50,8 @@ def _names() -> dict[torch.dtype, str]:
 def to_torch(array: np.ndarray, dtype: str) -> torch.Tensor:
     """Return a tensor that shares the memory of ``array``, whose elements are ``dtype`` in its storage type.
 
-    The tensor of a read-only array must not be written to: its pages belong to the file.
+    Nothing keeps a tensor from writing to a read-only array, and to pages that are not to be written to that is the end
+    of the process. Tensors for users are made of arrays of ``File.writable``.
     """
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -174,6 +175,16 @@ class File:
         if self.level == "touched":
             self.check_leaves(plane.offset, plane.length)
         return _array(self.storage, plane)
+
+    def writable(self) -> Self:
+        """Return this file, open in memory of its own that tensors may write to, as ``Storage.writable`` gives it.
+
+        Arrays of planes are read-only all the same. Checking digests stays the business of this one, whose bytes are
+        the file's.
+        """
+        found = copy.copy(self)
+        found.storage = self.storage.writable()
+        return found
 
     def dequantize(self, name: str) -> np.ndarray:
         """Decode the tensor to float32, in its logical shape."""

@@ -10,6 +10,7 @@ beside their names, with ``.previous`` appended. The first shard that is there i
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -173,6 +174,13 @@ class Sharded:
     def planes(self, name: str) -> dict[str, np.ndarray]:
         """See ``File.planes``."""
         return self.part(name).planes(name)
+
+    def writable(self) -> Self:
+        """See ``File.writable``."""
+        found = copy.copy(self)
+        found.parts = tuple(part.writable() for part in self.parts)
+        found._parts = _holders(found.parts)
+        return found
 
     def dequantize(self, name: str) -> np.ndarray:
         """See ``File.dequantize``."""

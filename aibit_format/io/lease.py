@@ -8,6 +8,7 @@ helps if the file is truncated a moment later. So this package does its own read
   is waiting. Pages are read in place, at full speed;
 - otherwise by copying: if the file shrank, a read is short, which is an error and not a signal.
 
+The bytes that are checked are always the file's: a model that has been written to has its own (``Storage.writable``).
 Views handed out (``File.planes``, a loaded model) are not protected: touching them later is at the caller's risk.
 """
 
@@ -76,6 +77,9 @@ class _Leased:
             raise FormatError(Problem("AIB-E802", what), self.path)
         self._storage.check_unchanged()
 
+    def writable(self) -> Storage:
+        return self._storage.writable()
+
     def close(self) -> None:
         return None
 
@@ -96,6 +100,9 @@ class _Copied:
 
     def check_unchanged(self) -> None:
         self._storage.check_unchanged()
+
+    def writable(self) -> Storage:
+        return self._storage.writable()
 
     def close(self) -> None:
         return None

@@ -5,8 +5,11 @@ All reading goes through ``read_at``, so that the verdict on a file does not dep
 
 from __future__ import annotations
 
+import copy
+import mmap
 import os
 import re
+import sys
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -42,6 +45,14 @@ class Storage(Protocol):
 
     def check_unchanged(self) -> None:
         """Raise FormatError AIB-E802 if the bytes may have changed since they were opened. ``read_at`` calls this."""
+        ...
+
+    def writable(self) -> Storage:
+        """Return the same bytes in memory of their own, for tensors: writing to it changes neither file nor readers.
+
+        Raises:
+            FormatError: AIB-E803: the system has no such memory.
+        """
         ...
 
 
@@ -100,6 +111,23 @@ class Mapped:
         self.check_unchanged()
         return self.map[offset : offset + length]
 
+    def writable(self) -> Mapped:
+        """Return the file in another mapping, whose pages are copied one by one when they are first written to.
+
+        Until then they are those of the page cache, shared with every process that maps the file.
+
+        Raises:
+            FormatError: AIB-E803: the system does not promise memory for as many copies.
+        """
+        found = copy.copy(self)
+        try:
+            found.map = _copied_on_write(self.fileno(), self.size)
+        except (OSError, ValueError) as error:
+            self.check_unchanged()
+            what = f"{self.size} bytes cannot be mapped for writing to copies of their pages: {error}"
+            raise FormatError(Problem("AIB-E803", what), self.path) from error
+        return found
+
     def copy(self, offset: int, length: int) -> np.ndarray:
         """Read a copy of bytes, u8 [length], without touching the mapping.
 
@@ -146,11 +174,54 @@ class InMemory:
     def read_at(self, offset: int, length: int) -> np.ndarray:
         return self.map[offset : offset + length]
 
+    def writable(self) -> InMemory:
+        return InMemory(bytearray(self.map))
+
     def close(self) -> None:
         return None
 
     def check_unchanged(self) -> None:
         return None
+
+
+class Copies:
+    """Serve a copy of the bytes at each reading."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.path, self.size, self.chunk_size = storage.path, storage.size, storage.chunk_size
+
+    def read_at(self, offset: int, length: int) -> np.ndarray:
+        return self._storage.read_at(offset, length).copy()
+
+    def writable(self) -> Copies:
+        return self
+
+    def close(self) -> None:
+        self._storage.close()
+
+    def check_unchanged(self) -> None:
+        self._storage.check_unchanged()
+
+
+# The system counts a private mapping that may be written to as memory in use, and refuses one that is larger than the
+# machine's. It does not with this flag, except where overcommitting is switched off (vm.overcommit_memory=2).
+# Python names the flag from 3.13 on.
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+def _copied_on_write(descriptor: int, size: int) -> np.ndarray:
+    """Map a whole file as u8 [size], read-only for numpy; a tensor over it may be written to."""
+    if not size:
+        return np.zeros(0, np.uint8)
+    if sys.platform == "win32":
+        mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+    else:
+        flags = mmap.MAP_PRIVATE | _NORESERVE
+        mapped = mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    pages = np.frombuffer(mapped, np.uint8)
+    pages.flags.writeable = False
+    return pages
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import FormatError, MissingPackageError, Problem
 from . import http_ranges
 from .http_ranges import HTTPRanges, unreadable
+from .mapped import Copies
 
 FIRST = 1 << 18  # bytes of the first read: header and front matter of a model of about two thousand tensors
 _NEAR = 1 << 16  # bytes between two reads that follow each other: padding
@@ -88,6 +89,9 @@ class Ranged:
                 break
             kept.append(earlier)
         self._kept = tuple(reversed(kept))
+
+    def writable(self) -> Copies:
+        return Copies(self)  # what is kept of earlier reads is not given out to be written to
 
     def close(self) -> None:
         return None

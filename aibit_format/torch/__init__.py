@@ -29,11 +29,13 @@ __all__ = ["load_file", "safe_open", "save_file"]
 class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
     """Opens an ``.aibit`` file with safetensors' methods; ``get_tensor`` returns torch tensors on ``device``.
 
-    Plain tensors on the CPU are read-only views of the mapping; others are decoded to their logical dtype.
+    Plain tensors on the CPU are views of the mapping, of which a page is copied before it is written to; the file stays
+    as it is. Others are decoded to their logical dtype.
     """
 
     def __init__(self, filename: Path, framework: Literal["pt", "torch"] = "pt", device: Any = "cpu") -> None:
         super().__init__(filename, framework)
+        self._file = self._file.writable()
         self._device = torch.device(device)
 
     def get_tensor(self, name: str) -> torch.Tensor:
@@ -54,7 +56,8 @@ class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
 def load_file(filename: Path, device: Any = "cpu") -> dict[str, torch.Tensor]:
     """Return every tensor of the file, in logical shape and dtype."""
     with sharded_reader.open(filename) as file:
-        return {name: _tensor(file, name, torch.device(device)) for name in file}
+        mine = file.writable()
+        return {name: _tensor(mine, name, torch.device(device)) for name in file}
 
 
 def save_file(tensors: Mapping[str, torch.Tensor], filename: Path, metadata: Mapping[str, Any] | None = None) -> None:

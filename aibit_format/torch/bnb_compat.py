@@ -74,6 +74,17 @@ def int8_state(layer: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     return None if state.CB is None or state.SCB is None else (state.CB, state.SCB)
 
 
+def int8_state_to_parameter(layer: Any) -> None:
+    """Move codes and scales of a ``Linear8bitLt`` back to its parameter, the only place where a state dict is loaded.
+
+    bitsandbytes itself refuses to load one after the first forward.
+    """
+    state = layer.state
+    if layer.weight.CB is None and state.CB is not None:
+        layer.weight.CB, layer.weight.SCB = state.CB, state.SCB
+        state.CB = state.SCB = None
+
+
 def quant_state(scheme: FourBit, shape: tuple[int, ...], dtype: str, planes: Planes) -> Any:
     """Make the ``QuantState`` that bitsandbytes keeps beside the codes."""
     device = planes["codes"].device

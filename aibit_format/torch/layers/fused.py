@@ -71,7 +71,6 @@ class FusedRows:
         self.layers, self.codes = tuple(layers), codes
         self.sizes = [layer.out_features for layer in layers]
         rows = [layer.int8_rows() for layer in layers]
-        self.scales = torch.cat([scales for _, scales in rows])
         self._addresses = [_addresses(*each) for each in rows]
         self._thread = threading.local()
         self._traced: tuple[torch.Tensor, Sequence[torch.Tensor]] | None = None
@@ -101,11 +100,13 @@ class FusedRows:
         self._apart = bool(waiting)
         waiting.clear()
         biases = self._biases(x.dtype)
-        moved = [_addresses(*each.int8_rows()) for each in self.layers] != self._addresses
+        rows = [each.int8_rows() for each in self.layers]
+        moved = [_addresses(*each) for each in rows] != self._addresses
         if self._apart or moved or biases is None:
             return None
         bias = torch.cat(biases) if biases else None
-        first, *others = layer.products(flat, self.codes, self.scales, bias, self.sizes)
+        scales = torch.cat([scales for _, scales in rows])  # joined each time, as somebody may have written to them
+        first, *others = layer.products(flat, self.codes, scales, bias, self.sizes)
         parts = {id(each): found for each, found in zip(self.layers[1:], others, strict=True)}
         waiting.update(x=x, state=_State(x), parts=parts)
         return first

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,10 @@ class Linear8bitLt(bnb_compat.Linear8bitLt):
         if not _INTEGERS and not COMPILED and x.numel() > _MANY_ROWS * x.shape[-1]:
             return super().forward(x)
         return fused_product(self, x)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        bnb_compat.int8_state_to_parameter(self)
+        super()._load_from_state_dict(*args)
 
     def int8_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return codes i8 [out, in], and the largest magnitude of each row f32 [out]."""

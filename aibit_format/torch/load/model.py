@@ -14,8 +14,7 @@ from ...errors import LoadError, MissingPackageError
 from ...file import sharded_reader
 from ...file.reader import File, Level
 from ...file.sharded_reader import Opened
-from ...hf import compat
-from ...hf import generation
+from ...hf import compat, generation
 from ...hf.config import build_config, empty_model, refuse_absurd
 from ...hf.vocabulary import check_special_ids, vocabulary_size
 from ...io.mapped import Path
@@ -53,11 +52,12 @@ def load(
     device_map: Any = None,
     weight_only: bool = False,
     tp: Any = None,
+    trainable: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model and the tokenizer of an ``.aibit`` file; see ``load_model`` and ``load_tokenizer``."""
     from ..tokenizer import load_tokenizer
 
-    file, model = _load(path, _one_device(device, device_map), verify, signed_by, weight_only, tp)
+    file, model = _load(path, _one_device(device, device_map), verify, signed_by, weight_only, tp, trainable)
     return model, load_tokenizer(file)
 
 
@@ -70,14 +70,16 @@ def load_model(
     device_map: Any = None,
     weight_only: bool = False,
     tp: Any = None,
+    trainable: bool = False,
 ) -> PreTrainedModel:
     """Load a transformers model in eval mode: int8 weights in ``bnb.nn.Linear8bitLt``, nf4 and fp4 in ``Linear4bit``.
 
-    On the CPU no weight is copied: parameters are read-only views of the mapping, shared with every process that
-    maps the file, and must not be written to (``requires_grad`` is off). On a GPU parameters are views of one
-    allocation, filled in one pass (``load.arena``); with ``tp``, and on other devices, each plane is copied once.
-    Linear weights and embeddings in other schemes stay in their planes too, decoded a piece at a time as they are
-    needed (``layers.dequantized``); what else is quantized is decoded to the model's dtype here.
+    On the CPU no weight is copied: parameters are views of the mapping, shared with every process that maps the file
+    (``requires_grad`` is off). A page that is written to is copied first: the file stays as it is, and so does every
+    other model of it. On a GPU parameters are views of one allocation, filled in one pass (``load.arena``); with
+    ``tp``, and on other devices, each plane is copied once. Linear weights and embeddings in other schemes stay in
+    their planes too, decoded a piece at a time as they are needed (``layers.dequantized``); what else is quantized is
+    decoded to the model's dtype here.
 
     Args:
         path: the file, or an open one.
@@ -92,19 +94,28 @@ def load_model(
             tensor-parallel plan names, on its ``device``; all call it with the same inputs and get the same outputs.
             ``"auto"``: all processes of torch.distributed; their number; a process group; or a device mesh, of one
             dimension or with one named ``"tp"``. See ``load.tensor_parallel``.
+        trainable: give the parameters that are not quantized memory of their own, and set their ``requires_grad``.
 
     Raises:
         FormatError: the file is not valid.
         LoadError: no model can be built from it: unknown architecture, shapes that contradict the config, tensors
-            missing or too many, several devices; with ``tp``, torch.distributed is not initialized, or the model
-            has no plan or cannot be cut as it says.
+            missing or too many, several devices; with ``tp``, torch.distributed is not initialized, the model has no
+            plan or cannot be cut as it says, or is to be trained.
     """
-    return _load(path, _one_device(device, device_map), verify, signed_by, weight_only, tp)[1]
+    return _load(path, _one_device(device, device_map), verify, signed_by, weight_only, tp, trainable)[1]
 
 
 def _load(
-    path: Path | Opened, device: torch.device, verify: Level, signed_by: Keys | None, weight_only: bool, tp: Any
+    path: Path | Opened,
+    device: torch.device,
+    verify: Level,
+    signed_by: Keys | None,
+    weight_only: bool,
+    tp: Any,
+    trainable: bool,
 ) -> tuple[Opened, PreTrainedModel]:
+    if trainable and tp is not None:
+        raise LoadError("trainable=True with tp: a model on several ranks is for inference")
     # Where all bytes pass through our hands on their way, they are checked there, and not read for that before.
     passing = verify == "full" and device.type in LINKS and tp is None and not isinstance(path, Opened)
     file = path if isinstance(path, Opened) else sharded_reader.open(path, "touched" if passing else verify, signed_by)
@@ -114,13 +125,15 @@ def _load(
     vocabulary = vocabulary_size(config)
     check_special_ids("config.json", config, vocabulary, type(built))
     model = empty_model(built, architecture)
-    slices = _slices(file, model, tp)
-    assembly = _Assembly(file, model, device, weight_only, slices)
+    # Elsewhere everything is a copy. Each model has pages of its own, or they would write to each other's weights.
+    mine = file.writable() if device.type == "cpu" else file
+    slices = _slices(mine, model, tp)
+    assembly = _Assembly(mine, model, device, weight_only, slices)
     if passing:
         for part in file.parts:
             part.verify_rest()
     assembly.run()
-    _finish(file, model, vocabulary)
+    _finish(file, model, vocabulary, trainable)
     if weight_only and device.type == "cpu":
         attention.in_float32(model)
     if slices is not None:
@@ -240,11 +253,12 @@ class _Assembly:
             raise LoadError(f"{self.file.path}: {len(empty)} parameters stayed empty: {', '.join(empty[:5])}")
 
     def _view(self, part: File, plane: Plane) -> torch.Tensor | None:
-        """Return a plane of a file where the model has it; None where each was copied by itself."""
+        """Return a plane of a file where the model has it; None where each was copied or fetched by itself."""
         arena = self.arenas.get(part)
         if arena is not None:
             return arena.view(plane) if plane in arena else None
-        return to_torch(part.view(plane), plane.dtype) if self.device.type == "cpu" else None
+        mapped = self.device.type == "cpu" and not part.storage.chunk_size
+        return to_torch(part.view(plane), plane.dtype) if mapped else None
 
     def _check_names(self) -> None:
         known = self.empty.keys() | self.buffers.keys()
@@ -309,9 +323,14 @@ class _Assembly:
         return "f32" if place.is_floating_point() and self.in_float32(name) else dtype_name(place.dtype)
 
 
-def _finish(file: Opened, model: PreTrainedModel, vocabulary: int | None) -> None:
+def _finish(file: Opened, model: PreTrainedModel, vocabulary: int | None, trainable: bool) -> None:
     """Set what ``from_pretrained`` also sets: eval mode, generation defaults, and what PEFT and saving look for."""
     model.requires_grad_(False)
+    for parameter in model.parameters() if trainable else ():
+        if parameter.is_floating_point():
+            if parameter.device.type == "cpu":  # all of it will be written to: faster in one copy than page by page
+                parameter.data = parameter.data.clone()
+            parameter.requires_grad_(True)
     model.eval()
     if model.can_generate() and "generation_config.json" in file.documents:
         values = _json_object(file, "generation_config.json")
