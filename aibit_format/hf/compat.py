@@ -74,7 +74,7 @@ INSIDES = {
                ("self", "layer_name", "model", "config")),
         Inside(_LOADING, "rename_source_key", "a tensor's name in the model",
                ("source_key", "weight_renamings", "weight_converters", "base_model_prefix", "meta_state_dict")),
-        Inside(_MODELS, "PreTrainedModel._keys_to_ignore_on_load_unexpected", "tensors of checkpoints that are not used"),
+        Inside(_MODELS, "PreTrainedModel._keys_to_ignore_on_load_unexpected", "tensors of a checkpoint without a use"),
         # What a loaded model is marked with.
         Inside("quantizers.quantizer_bnb_8bit", "Bnb8BitHfQuantizer", "what saving and PEFT look for",
                ("quantization_config", "pre_quantized")),

@@ -35,7 +35,8 @@ _LINE = 1 << 10  # bytes searched at a time
 _CALLED = re.compile(
     r"collections OrderedDict|torch\.nn\.parameter Parameter|torch (Size|device|[A-Za-z0-9]*Storage|[a-z][a-z0-9_]*)|"
     r"torch\.storage (Untyped|Typed)Storage|torch\.serialization _get_layout|"
-    r"torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state|sparse_tensor|qtensor|meta_tensor_no_storage)"
+    r"torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state|sparse_tensor|qtensor|"
+    r"meta_tensor_no_storage)"
 )
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a ZIP member: magic, lengths of its name and of its extra field
 
@@ -98,11 +99,11 @@ class PickledFile:
 
         torch allows more than a state dict needs, such as ``bytearray(2 << 30)``.
         """
-        stream = Bytes(data[:_MAX_STRUCTURE])
+        stream: Any = Bytes(data[:_MAX_STRUCTURE])
         try:
             for _ in range(pickles):
                 for code, argument, _ in pickletools.genops(stream):  # reads, and makes nothing
-                    if code.name == "GLOBAL" and not _CALLED.fullmatch(argument):
+                    if code.name == "GLOBAL" and not _CALLED.fullmatch(str(argument)):
                         raise SourceError(
                             f"{self.label}: refused by torch.load(weights_only=True): unsupported global {argument!r}, "
                             "which no state dict of plain tensors needs"
@@ -111,8 +112,8 @@ class PickledFile:
             raise
         except Exception as error:  # ValueError for most, struct's and Unicode's errors for others
             raise SourceError(
-                f"{self.label}: refused by torch.load(weights_only=True): not a torch file, or truncated: no pickles in "
-                f"its first {min(len(data), _MAX_STRUCTURE)} bytes ({type(error).__name__}: {str(error)[:200]})"
+                f"{self.label}: refused by torch.load(weights_only=True): not a torch file, or truncated: no pickles "
+                f"in its first {min(len(data), _MAX_STRUCTURE)} bytes ({type(error).__name__}: {str(error)[:200]})"
             ) from error
 
     def _check_claims(self) -> None:
@@ -155,7 +156,7 @@ class PickledFile:
             from torch._subclasses.fake_tensor import FakeTensorMode
         except ImportError as error:
             raise MissingPackageError("torch files need torch: pip install 'aibit-format[hf]'") from error
-        stream = Bytes(self._data)
+        stream: Any = Bytes(self._data)
         try:
             if not mapped:
                 found = torch.load(stream, map_location="cpu", weights_only=True)
