@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FLAGS = [
@@ -72,7 +73,8 @@ def calls(random: np.random.Generator, draw: Any, parallel: Any) -> Iterator[tup
             dtype, rows, block, Array(rows * half_block), Array(16 * 4), Array(rows * 4), item,
             out(rows * block * item), *team,
         ]  # fmt: skip
-    yield "nested_scales", [columns, Array(columns), Array(256 * 4), Array(-(-columns // 256) * 4), 0.5, out(columns * 4)]
+    outer = Array(-(-columns // 256) * 4)
+    yield "nested_scales", [columns, Array(columns), Array(256 * 4), outer, 0.5, out(columns * 4)]
     blocks, each = draw("blocks"), 32 if block == 32 else -(-block // 64) * 64
     wide = blocks * each
     yield "four_bit_product", [
@@ -118,14 +120,21 @@ class Program:
 
     def run(self) -> None:
         for _ in range(ROUNDS):
-            for name, arguments in calls(self.random, lambda kind: int(self.random.choice(SIZES[kind])), self.parallel):
+            for name, arguments in calls(self.random, self.size, self.parallel):
                 self.fitting(name, arguments)
             for name, arguments in calls(self.random, self.any_size, self.parallel):
                 self.tried(name, arguments)
         for _ in range(ROUNDS // 10):
-            for name, arguments in calls(self.random, lambda kind: int(self.random.choice(SIZES[kind][2:])), self.parallel):
+            for name, arguments in calls(self.random, self.larger_size, self.parallel):
                 self.wrong_sizes(name, arguments)
                 self.wrong_arrays(name, arguments)
+
+    def size(self, kind: str) -> int:
+        return int(self.random.choice(SIZES[kind]))
+
+    def larger_size(self, kind: str) -> int:
+        """Return a size of which every array has some bytes, so that another one does not fit."""
+        return int(self.random.choice(SIZES[kind][2:]))
 
     def any_size(self, kind: str) -> int:
         """Return a size, which may be much too large, or nothing."""
@@ -234,14 +243,7 @@ def main(path: str, seed: str) -> None:
     program.run()
     functions = {name for name in dir(kernels) if not name.startswith("_")} - {"supported", "gomp_parallel"}
     check(functions == set(program.done), f"functions that are not called: {functions ^ set(program.done)}")
-    print(sum(program.done.values()), "calls")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
-    sys.exit()
-
-import pytest
+    sys.stdout.write(f"{sum(program.done.values())} calls\n")
 
 
 def settings() -> dict[str, Any]:
@@ -252,7 +254,9 @@ def settings() -> dict[str, Any]:
 def compiled(sources: list[str], target: str) -> str:
     """Compile sources into a library that is watched, and return its path."""
     include = "-I" + sysconfig.get_paths()["include"]
-    subprocess.run(["gcc", *FLAGS, include, *sources, "-o", target], check=True, capture_output=True, text=True, cwd=ROOT)
+    command = ["gcc", *FLAGS, include, *sources, "-o", target]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-10000:]
     return target
 
 
@@ -322,3 +326,7 @@ def test_the_build_knows_every_file():
     files = sorted(f"{folder}/{name}" for name in os.listdir(os.path.join(ROOT, folder)))
     assert sorted(settings()["sources"]) == [name for name in files if name.endswith(".c")]
     assert sorted(settings()["depends"]) == [name for name in files if name.endswith(".h")]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
