@@ -14,8 +14,7 @@ from ...errors import LoadError, MissingPackageError
 from ...file import sharded_reader
 from ...file.reader import File, Level
 from ...file.sharded_reader import Opened
-from ...hf import compat
-from ...hf import generation
+from ...hf import compat, generation
 from ...hf.config import build_config, empty_model, refuse_absurd
 from ...hf.vocabulary import check_special_ids, vocabulary_size
 from ...io.mapped import Path
@@ -319,7 +318,6 @@ def _finish(file: Opened, model: PreTrainedModel, vocabulary: int | None) -> Non
         values = generation.checked(values)
         try:
             model.generation_config = GenerationConfig.from_dict(values)
-            model.generation_config.validate()
         except Exception as error:  # validators of many kinds run inside
             raise LoadError(f"{file.path}: generation_config.json is refused by transformers: {error}") from error
     _mark_quantized(model)
