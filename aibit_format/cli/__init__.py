@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
 from .. import native
 from .._version import __version__
 from ..errors import AibitError, FormatError, RecipeError
+from .output import printable, terminals
 
 # Verb -> (module, description). The module has ``configure(parser)`` and ``run(arguments) -> exit status``.
 VERBS: dict[str, tuple[str, str]] = {
@@ -39,7 +41,11 @@ OK, FAILED, USAGE, INVALID, INTERRUPTED = 0, 1, 2, 3, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with terminals():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> int:
     args = _parse(arguments)
     try:
         return args.run(args)
@@ -51,16 +57,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except AibitError as error:
-        if args.verbose:
-            raise
-        for line in _lines(error):
-            print(f"aibit: {line}", file=sys.stderr)
+        _complain(args, *_lines(error))
         return status_of(error)
     except OSError as error:
-        if args.verbose:
-            raise
-        print(f"aibit: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        _complain(args, f"{error.filename or ''}: {error.strerror or error}")
         return FAILED
+    except BaseException as error:  # of a library, which met something that nothing here has checked
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # tokenizers, in Rust
+            raise
+        _complain(args, f"unexpected {type(error).__name__}: {error}; -v shows where")
+        return FAILED
+
+
+def _complain(args: argparse.Namespace, *lines: str) -> None:
+    """Print an error, each line of it on one line; with ``-v``, the traceback."""
+    if args.verbose:
+        traceback.print_exc()
+    for line in lines:
+        print(f"aibit: {printable(line)}", file=sys.stderr)
 
 
 def entry() -> None:

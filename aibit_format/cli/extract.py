@@ -36,7 +36,11 @@ def run(args: argparse.Namespace) -> int:
         if args.output == "-":
             if len(names) != 1 or args.tensor:
                 args.parser.error("-o - prints one document: give its name")
-            sys.stdout.buffer.write(file.documents[names[0]])
+            text = bytes(file.documents[names[0]])
+            if sys.stdout.isatty():
+                sys.stdout.write(text.decode(errors="backslashreplace"))
+            else:
+                sys.stdout.buffer.write(text)
             return 0
         targets = {os.path.join(args.output, *name.split("/")): name for name in names}
         tensors = {os.path.join(args.output, f"{name.replace('/', '_')}.npy"): name for name in args.tensor}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +26,52 @@ def size(count: int) -> str:
             return f"{count} B" if unit == "B" else f"{value:.2f} {unit}"
         value /= 1000
     return f"{value:.2f} TB"
+
+
+class Terminal:
+    """Wrap stdout or stderr so that nothing that is written reaches a terminal as a control sequence.
+
+    Text from files, servers and libraries passes here: escapes are shown, not sent. So are characters that the stream's
+    encoding lacks. ``progress`` is for what moves the cursor on purpose.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        shown = _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+        self.stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def progress(self, text: str) -> None:
+        """Write text with carriage returns of our own, and no others."""
+        for part in re.split("(\r)", text):
+            self.stream.write(part) if part == "\r" else self.write(part)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+# Controls but for line feed and tab, changes of writing direction, separators of lines, and what UTF-8 cannot hold.
+_UNSAFE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def terminals() -> Iterator[None]:
+    """Write to stdout and stderr through ``Terminal`` inside the context."""
+    with contextlib.redirect_stdout(_wrapped(sys.stdout)), contextlib.redirect_stderr(_wrapped(sys.stderr)):
+        yield
+
+
+def _wrapped(stream: Any) -> Any:
+    return stream if isinstance(stream, Terminal) else Terminal(stream)
 
 
 def printable(text: str) -> str:
@@ -46,8 +94,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[in
 
 def emit(value: Any) -> None:
     """Print ``value`` as JSON; numpy arrays become lists, and bytes hexadecimal text."""
-    json.dump(value, sys.stdout, indent=2, default=_plain)
-    sys.stdout.write("\n")
+    text = json.dumps(value, indent=2, default=_plain).replace("\x7f", "\\u007f")  # the one control that JSON leaves
+    sys.stdout.write(f"{text}\n")
 
 
 def show_written(paths: Sequence[str], as_json: bool, **more: Any) -> None:
@@ -114,6 +162,6 @@ class ProgressBar:
         except (OSError, ValueError):
             columns = _COLUMNS
         line = line[: columns - 1].rstrip()
-        sys.stderr.write(f"\r{line.ljust(min(self._columns, columns - 1))}\r{line}")
+        _wrapped(sys.stderr).progress(f"\r{line.ljust(min(self._columns, columns - 1))}\r{line}")
         sys.stderr.flush()
         self._columns = len(line)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tempfile
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LoadError, MissingPackageError
 from ..file import sharded_reader
 from ..file.sharded_reader import Opened
-from ..hf.vocabulary import check_tokenizer, vocabulary_size
+from ..hf import compat
+from ..hf.vocabulary import check_added_tokens, check_built, check_tokenizer, vocabulary_size
 from ..io.mapped import Path
 
 if TYPE_CHECKING:
@@ -17,6 +21,18 @@ if TYPE_CHECKING:
 
 # Any of these makes a tokenizer.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
+# Documents that transformers reads for a tokenizer. Nothing else is put where it looks: an index of shards, for one,
+# names files, and classes other than tokenizers open them.
+_DOCUMENTS = re.compile(
+    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|tekken)\.json|merges\.txt|vocab\.txt|"
+    r"[A-Za-z0-9_.-]+\.(model|tiktoken|spm|bpe|codes|vocab)|"
+    r"chat_template\.(jinja|json)|additional_chat_templates/[A-Za-z0-9_-]+\.jinja"
+)
+# Keys of config.json by which transformers chooses the class of the tokenizer. It would build a whole configuration.
+_CHOOSING = ("model_type", "model_name", "tokenizer_class", "_name_or_path", "architectures", "transformers_version")
+_COMPOSITE = ("encoder", "decoder")  # keys of configurations that are made of two, and need both
+# Keys of tokenizer_config.json that become arguments of a constructor, which takes text there for the name of a file.
+_FILES = ("vocab", "merges", "tokenizer_object", "gguf_file", "subfolder")
 _IN_MEMORY = "/dev/shm"  # noqa: S108 - a file system in memory, where Linux has one; the directory made there is private
 
 
@@ -27,7 +43,8 @@ def load_tokenizer(path: Path | Opened) -> PreTrainedTokenizerBase:
     version. So it gets that directory: in memory where the system has such a place, private, and gone afterwards.
 
     Raises:
-        LoadError: the file holds no tokenizer, one with ids beyond the model's vocabulary, or transformers refuses it.
+        LoadError: the file holds no tokenizer, one with ids beyond the model's vocabulary, one of a class that is no
+            tokenizer, or transformers refuses it.
     """
     file = sharded_reader.whole(path if isinstance(path, Opened) else sharded_reader.open(path))
     if not any(name.endswith(_VOCABULARIES) for name in file.documents):
@@ -38,18 +55,27 @@ def load_tokenizer(path: Path | Opened) -> PreTrainedTokenizerBase:
         raise MissingPackageError("a tokenizer needs transformers: pip install 'aibit-format[hf]'") from error
     memory = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
     parsed = {name: file.check_document(name) for name in file.documents}
-    config, rules = parsed.get("config.json"), parsed.get("tokenizer.json")
-    if isinstance(config, dict) and isinstance(rules, dict):
-        check_tokenizer(rules, vocabulary_size(config))
+    try:
+        config, size = _checked(parsed)
+    except LoadError as error:
+        raise LoadError(f"{file.path}: {error}") from error
     with tempfile.TemporaryDirectory(prefix="aibit-", dir=memory) as folder:
-        for name, data in file.documents.items():
+        texts: dict[str, Any] = {name: file.documents[name] for name in parsed if _DOCUMENTS.fullmatch(name)}
+        if config:
+            texts["config.json"] = json.dumps(config).encode()
+        for name, data in texts.items():
             target = os.path.join(folder, *name.split("/"))  # names are checked when a file is opened
             os.makedirs(os.path.dirname(target), exist_ok=True)
             with open(target, "wb") as out:
                 out.write(data)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # of many kinds, from many libraries
+            check_built(tokenizer, size)
+        except LoadError as error:
+            raise LoadError(f"{file.path}: {error}") from error
+        except BaseException as error:  # of many kinds, from many libraries
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # tokenizers, in Rust
+                raise
             raise LoadError(f"{file.path}: transformers cannot build the tokenizer: {error}") from error
     name = os.fspath(file.path) if file.path else ""
     tokenizer.name_or_path = name
@@ -57,3 +83,31 @@ def load_tokenizer(path: Path | Opened) -> PreTrainedTokenizerBase:
     for key in [key for key, value in tokenizer.init_kwargs.items() if isinstance(value, str) and folder in value]:
         del tokenizer.init_kwargs[key]  # paths that no longer exist
     return tokenizer
+
+
+def _checked(parsed: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
+    """Check what the parsed documents say of the tokenizer.
+
+    Returns:
+        The part of ``config.json`` by which transformers chooses its class, and the size of the model's vocabulary.
+
+    Raises:
+        LoadError: names the document.
+    """
+    whole = parsed.get("config.json") or {}
+    for name in ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if name in parsed and not isinstance(parsed[name], dict):
+            raise LoadError(f"{name} is {type(parsed[name]).__name__}, and no JSON object")
+        found = parsed.get(name, {}).get("tokenizer_class") if name.endswith("config.json") else None
+        if found is not None and not compat.is_tokenizer(found):
+            raise LoadError(f"{name}: tokenizer_class {str(found)[:80]!r} is not one of transformers' tokenizers")
+    size = vocabulary_size(whole)
+    if isinstance(rules := parsed.get("tokenizer.json"), dict):
+        check_tokenizer(rules, size)
+    for name in ("tokenizer_config.json", "added_tokens.json"):
+        check_added_tokens(name, parsed.get(name, {}), size)
+    for key in _FILES:
+        if parsed.get("tokenizer_config.json", {}).get(key) is not None:
+            raise LoadError(f"tokenizer_config.json: {key} would name a file or hold what tokenizer.json is for")
+    kept = (*_CHOOSING, *_COMPOSITE) if all(key in whole for key in _COMPOSITE) else _CHOOSING
+    return {key: whole[key] for key in kept if key in whole}, size

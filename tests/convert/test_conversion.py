@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import warnings
 
+import gguf
+import numpy as np
+import pytest
 import torch
 import transformers
 
 import aibit_format as aibit
+from aibit_format.convert.convert import convert
+from aibit_format.errors import SourceError
 from tests.support import architectures
 from tests.support.eight_bit import eight_bit
 
@@ -50,3 +55,16 @@ def test_a_float32_checkpoint_of_a_half_precision_model_is_rounded_as_transforme
     reference = eight_bit(transformers.LlamaForCausalLM, tmp_path / "hf")
     model = aibit.load_model(tmp_path / "m.aibit")
     assert torch.equal(architectures.output(model, "llama-untied"), architectures.output(reference, "llama-untied"))
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "a b", "__a", "\u00e9", "a'b"])
+def test_a_name_that_no_file_can_hold_is_the_fault_of_the_source(name, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "of-nobody")
+    writer.add_tensor(name, np.ones((2, 2), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(SourceError, match="rename it in the source") as caught:
+        convert(tmp_path / "m.gguf", tmp_path / "m.aibit")
+    assert str(caught.value).isprintable() and not (tmp_path / "m.aibit").exists()

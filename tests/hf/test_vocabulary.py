@@ -52,3 +52,43 @@ def test_a_tokenizer_with_ids_beyond_the_vocabulary_is_refused(where, good, tmp_
     assert beyond >= 1024
     with pytest.raises(IndexError):
         aibit.load_model(good)(torch.tensor([[beyond]]))
+
+
+TEMPLATE = {
+    "type": "TemplateProcessing", "pair": [], "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+                                                         {"Sequence": {"id": "A", "type_id": 0}}],
+    "special_tokens": {"<s>": {"id": "<s>", "ids": [5000], "tokens": ["<s>"]}},
+}  # fmt: skip
+BERT = {"type": "BertProcessing", "sep": ["</s>", 5000], "cls": ["<s>", 1]}
+
+
+@pytest.mark.parametrize("processor", [TEMPLATE, BERT, {"type": "Sequence", "processors": [BERT]}], ids=str)
+def test_a_post_processor_with_ids_beyond_the_vocabulary_is_refused(processor, good, tmp_path):
+    value = json.loads((MODEL / "tokenizer.json").read_text()) | {"post_processor": processor}
+    path = with_document(good, tmp_path, "tokenizer.json", json.dumps(value).encode())
+    with pytest.raises(LoadError, match="has the id 5000, and the vocabulary has 1024 tokens"):
+        aibit.load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"5000": {"content": "evil"}}}, "'evil' has the id 5000"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 5000: {"content": "x"}}}, "is not an id with a"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"-1": {"content": "x"}}}, "is not an id with a"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1": 5}}, "is not an id with a token"),
+        ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "not an object"),
+        ("added_tokens.json", b'{"evil": 5000}', "'evil' has the id 5000"),
+        ("special_tokens_map.json", b'{"bos_token": "<evil>"}', "has the id 10"),
+        ("special_tokens_map.json", b"[]", "no JSON object"),
+    ],
+)
+def test_other_documents_with_ids_beyond_the_vocabulary_are_refused(name, change, message, good, tmp_path):
+    with pytest.raises(LoadError, match=message):
+        aibit.load_tokenizer(with_document(good, tmp_path, name, change))
+
+
+@pytest.mark.parametrize("value", ["2", True, 2.0, {}, [[1]], [None, "2"]], ids=str)
+def test_ids_that_are_none_are_refused(value, good, tmp_path):
+    with pytest.raises(LoadError):
+        aibit.load_model(with_document(good, tmp_path, "generation_config.json", {"eos_token_id": value}))

@@ -5,8 +5,8 @@
  *   cc -O3 -ffp-contract=off -pthread tools/bench/limit.c -o limit && ./limit /dev/shm
  */
 #define _GNU_SOURCE
-#include "../../aibit_format/native/encode.h"
-#include "../../aibit_format/native/leaves.h"
+#include "../../aibit_format/native/encode.c"
+#include "../../aibit_format/native/leaves.c"
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -86,7 +86,7 @@ static void *write_out(void *argument)
 }
 
 /* A file that has no name any more. */
-static int scratch(const char *folder)
+static int scratch_file(const char *folder)
 {
     char name[4096];
     snprintf(name, sizeof name, "%s/limit-XXXXXX", folder);
@@ -99,7 +99,7 @@ static int scratch(const char *folder)
 int main(int count, char **arguments)
 {
     const char *folder = count > 1 ? arguments[1] : "/dev/shm";
-    Work work = {.in = scratch(folder), .pieces = memory((size_t)SLOTS * PIECE / 2)};
+    Work work = {.in = scratch_file(folder), .pieces = memory((size_t)SLOTS * PIECE / 2)};
     uint16_t *values = (uint16_t *)memory(PIECE);
     for (size_t i = 0; i < PIECE / 2; i++)
         values[i] = (rand() & 0x8bff) | 0x2000; /* finite, of both signs */
@@ -107,7 +107,7 @@ int main(int count, char **arguments)
         moved(pwrite(work.in, values, PIECE, i), PIECE);
     for (int round = 0; round < 5; round++) {
         pthread_t maker, writer;
-        work.out = scratch(folder), work.made = work.written = 0;
+        work.out = scratch_file(folder), work.made = work.written = 0;
         double begin = seconds();
         pthread_create(&maker, NULL, make, &work);
         pthread_create(&writer, NULL, write_out, &work);

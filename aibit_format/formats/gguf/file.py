@@ -178,8 +178,8 @@ class GGUFFile:
             pass
         if len(strings) < count:
             raise SourceError(
-                f"{self.path}: string {len(strings)} of {count} ends beyond the file's {self.size} bytes, or beyond "
-                f"the first {_MAX_TEXT}"
+                f"{self.path}: string {len(strings)} of {count} ends beyond the file's {self.size} bytes, "
+                f"or beyond the first {_MAX_TEXT}"
             )
         self._position = position
         return strings

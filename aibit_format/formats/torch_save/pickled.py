@@ -28,15 +28,16 @@ if TYPE_CHECKING:
     import torch
 
 ZIP_MAGIC = b"PK\x03\x04"
-_PICKLES = 5  # at the front of a file from before torch 1.6: magic number, version, system, state dict, storages
+# At the front of a file from before torch 1.6: magic number, version, system, state dict, keys of storages.
+_PICKLES = 5
 _MAX_STRUCTURE = 256 << 20  # bytes of pickles; a thousand tensors take 150 kB
 _LINE = 1 << 10  # bytes searched at a time
-# Module and name of what a pickle of tensors refers to. Tensors of other kinds are refused by their names later.
+# Module and name of what a pickle of tensors refers to, of what torch allows: in lower case it allows dtypes alone.
+# Kinds of tensors that are not read are refused by their names later.
 _CALLED = re.compile(
     r"collections OrderedDict|torch\.nn\.parameter Parameter|torch (Size|device|[A-Za-z0-9]*Storage|[a-z][a-z0-9_]*)|"
     r"torch\.storage (Untyped|Typed)Storage|torch\.serialization _get_layout|"
-    r"torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state|sparse_tensor|qtensor|"
-    r"meta_tensor_no_storage)"
+    r"torch\._utils _rebuild_(tensor(_v[23])?|parameter(_with_state)?|sparse_tensor|qtensor|meta_tensor_no_storage)"
 )
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a ZIP member: magic, lengths of its name and of its extra field
 
@@ -71,7 +72,7 @@ class PickledFile:
             self._check_claims()
         self.tensors: dict[str, SourceTensor] = {}
         self._found: dict[str, torch.Tensor] = {}
-        for name, value in self._load(mapped=zipped).items():
+        for name, value in self._load(zipped).items():
             self._add(name, value)
 
     def read(self, name: str) -> np.ndarray:
@@ -113,15 +114,15 @@ class PickledFile:
         except Exception as error:  # ValueError for most, struct's and Unicode's errors for others
             raise SourceError(
                 f"{self.label}: refused by torch.load(weights_only=True): not a torch file, or truncated: no pickles "
-                f"in its first {min(len(data), _MAX_STRUCTURE)} bytes ({type(error).__name__}: {str(error)[:200]})"
+                f"in the first {min(len(data), _MAX_STRUCTURE)} bytes ({type(error).__name__}: {str(error)[:200]})"
             ) from error
 
     def _check_claims(self) -> None:
         """Check that the storages of a file from before torch 1.6 take no more bytes than it has."""
         import torch
 
-        found = [value for value in self._load(mapped=True).values() if type(value).__module__.startswith("torch")]
-        parts = [value.untyped_storage() for value in found if isinstance(value, torch.Tensor) and not value.is_sparse]
+        found = [value for value in self._load(True).values() if isinstance(value, torch.Tensor)]
+        parts = [value.untyped_storage() for value in found if value.layout == torch.strided]
         claimed = sum({part._cdata: part.nbytes() for part in parts}.values())
         if claimed > len(self._data):
             raise SourceError(f"{self.label}: storages of {claimed} bytes in a file of {len(self._data)}: truncated")

@@ -338,7 +338,6 @@ def _finish(file: Opened, model: PreTrainedModel, vocabulary: int | None, traina
         values = generation.checked(values)
         try:
             model.generation_config = GenerationConfig.from_dict(values)
-            model.generation_config.validate()
         except Exception as error:  # validators of many kinds run inside
             raise LoadError(f"{file.path}: generation_config.json is refused by transformers: {error}") from error
     _mark_quantized(model)

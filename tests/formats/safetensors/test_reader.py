@@ -51,6 +51,10 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
         (raw({"a": entry(offsets=(4, 12))}, bytes(12)), "overlap or hole"),
         (raw({"a": entry()}, bytes(9)), "accounts for"),
         (raw({"a": 5}), "malformed"),
+        (raw({"a": entry(shape=(10**4299, 10**4299))}, bytes(8)), "is no list of sizes"),
+        (raw({"a": entry(shape=(1 << 62, 1 << 62))}, bytes(8)), "sizes are not negative"),
+        (raw({"a": entry(shape=[1 << 62] * 100_000)}, bytes(8)), "at most 8 dimensions"),
+        (raw({"a": entry(offsets=(0, 10**4299))}, bytes(8)), "is no list of sizes"),
         (raw({"a": {"dtype": "F32"}}), "missing field"),
     ],
 )  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import struct
+import tracemalloc
 import warnings
 
 import pytest
@@ -157,3 +159,50 @@ def test_quantized_torch_tensors_are_refused(saved, folder):
     for zipped in (True, False):
         torch.save({"a": value}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
         refused(folder, folder.parent, "pytorch_model.bin: ")
+
+
+class Calls:
+    """Pickle as a call of a function with arguments."""
+
+    def __init__(self, function, *arguments):
+        self.made = function, arguments
+
+    def __reduce__(self):
+        return self.made
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("call", [(bytearray, 1 << 31), (torch.FloatTensor, 1 << 29), (torch.Tensor, 1 << 29)])
+def test_a_pickle_that_only_allocates_is_refused(call, zipped, saved, folder):
+    """torch.load(weights_only=True) calls these."""
+    with_config(saved, folder)
+    torch.save({"a": Calls(*call)}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    tracemalloc.start()
+    refused(folder, folder.parent, r"pytorch_model.bin: refused by torch.load.*unsupported global")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 30
+
+
+def test_an_old_file_that_claims_gigabytes_is_refused_before_they_are_allocated(saved, folder, monkeypatch):
+    with_config(saved, folder)
+    path = folder / "pytorch_model.bin"
+    torch.save({"a": torch.ones(123_457)}, path, _use_new_zipfile_serialization=False)
+    size = struct.pack("<i", 123_457)
+    path.write_bytes(path.read_bytes().replace(size, struct.pack("<i", (1 << 31) - 1)))
+    mapped, load = [], pickled.PickledFile._load
+    monkeypatch.setattr(
+        pickled.PickledFile, "_load", lambda self, without: mapped.append(without) or load(self, without)
+    )
+    refused(folder, folder.parent, "storages of 8589934588 bytes in a file of")
+    assert mapped == [True]  # read once, with storages that have no memory
+
+
+def test_a_text_that_claims_gigabytes_is_refused(saved, folder):
+    with_config(saved, folder)
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02X\xff\xff\xff\x7f" + b"x" * 100)
+    tracemalloc.start()
+    refused(folder, folder.parent, "pytorch_model.bin: refused by torch.load")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 30
