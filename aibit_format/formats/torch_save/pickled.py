@@ -58,6 +58,8 @@ class PickledFile:
     def __init__(
         self, path: str, data: np.ndarray | None = None, start: int | None = 0, label: str | None = None
     ) -> None:
+        if not interop.has_torch():
+            raise MissingPackageError("torch files need torch: pip install 'aibit-format[hf]'")
         self.path, self.label = path, label or path
         self.size = len(pages(path))
         if data is None:

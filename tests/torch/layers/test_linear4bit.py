@@ -18,7 +18,7 @@ from aibit_format.torch import bnb_compat
 from aibit_format.torch.load import modules
 from tests.support import architectures
 from tests.support.four_bit import DTYPES
-from tests.support.memory import parameters_outside
+from tests.support.memory import offset_of, parameters_outside, place_in_file
 
 AVX512 = pytest.mark.skipif(not F.has_avx512bf16(), reason="needs a processor with AVX512-BF16; this one has none")
 
@@ -78,8 +78,8 @@ def test_rows_that_blocks_reach_over_are_decoded_rightly(width, nested, tmp_path
             if file.info(name).scheme.lossy:
                 plain.get_parameter(name).copy_(torch.from_numpy(file.dequantize(name)))
     layer = model.model.layers[0].mlp.down_proj
-    assert isinstance(layer, bnb.nn.Linear4bit) and layer.weight.data_ptr() == file.planes(
-        "model.layers.0.mlp.down_proj.weight")["codes"].ctypes.data  # fmt: skip
+    assert isinstance(layer, bnb.nn.Linear4bit)
+    assert place_in_file(file)(layer.weight) == offset_of(file, "model.layers.0.mlp.down_proj.weight", "codes")
     found, expected = architectures.output(model, "llama-untied"), architectures.output(plain, "llama-untied")
     # Where a shape fits, bitsandbytes computes in bfloat16: what is left of the difference is that.
     assert (found - expected).abs().max() < 0.02 * expected.abs().max()
@@ -199,21 +199,21 @@ def test_tiles_are_mapped_and_not_made_at_the_first_forward(tmp_path, monkeypatc
     model = aibit.load_model(file)
     name = "model.layers.0.mlp.up_proj"
     layer = model.get_submodule(name)
-    tiles = file.planes(f"{name}.weight")["tiles"].ctypes.data
-    assert layer.weight.data_ptr() == tiles
+    tiles = offset_of(file, f"{name}.weight", "tiles")
+    assert place_in_file(file)(layer.weight) == tiles
 
     def repacked(*_):
         raise AssertionError("a weight was rewritten")
 
     monkeypatch.setattr(bnb.nn.modules, "_convert_weight_packed_for_cpu", repacked)
     output = architectures.output(model, "llama-untied")
-    assert layer.weight.data_ptr() == tiles
+    assert place_in_file(file)(layer.weight) == tiles
     monkeypatch.undo()
     # Another bitsandbytes may want other tiles: then the canonical planes are used, and give the same.
     monkeypatch.setattr(bnb_compat, "CHECKED", ("0.49",))
     with pytest.warns(UserWarning, match=r"bitsandbytes 0\.50.* was not checked with the tiles of nf4-cpu"):
         other = aibit.load_model(file)
-    assert other.get_submodule(name).weight.data_ptr() == file.planes(f"{name}.weight")["codes"].ctypes.data
+    assert place_in_file(file)(other.get_submodule(name).weight) == offset_of(file, f"{name}.weight", "codes")
     assert torch.equal(architectures.output(other, "llama-untied"), output)
 
 

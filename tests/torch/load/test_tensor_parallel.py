@@ -69,6 +69,11 @@ class Recorded:
         self.reads.append((offset, length))
         return self.storage.read_at(offset, length)
 
+    def writable(self):
+        found = Recorded(self.storage.writable())
+        found.reads = self.reads
+        return found
+
 
 def path_of(folder, name, scheme):
     return pathlib.Path(folder) / f"{name}-{scheme}.aibit"
