@@ -8,10 +8,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import logging
+from contextlib import suppress
 
 import pytest
 
 from tests.support.paths import FIXTURES
+
+with suppress(ImportError):  # not there where the core is tested alone
+    from hypothesis import settings
+
+    settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
+    settings.load_profile("untimed")
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line a matmul otherwise
 

@@ -67,7 +67,8 @@ def test_a_file_chooses_no_class_but_a_tokenizer(good, tmp_path, monkeypatch):
     path = with_document(good, tmp_path, "tokenizer_config.json", change)
     with pytest.raises(LoadError, match=r"tokenizer_config\.json: tokenizer_class 'LlamaModel' is not one"):
         aibit.load_tokenizer(path)
-    path = with_document(good, tmp_path, "config.json", change)
+    (tmp_path / "other").mkdir()
+    path = with_document(good, tmp_path / "other", "config.json", change)
     with pytest.raises(LoadError, match=r"config\.json: tokenizer_class 'LlamaModel' is not one"):
         aibit.load_tokenizer(path)
 
