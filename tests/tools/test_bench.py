@@ -17,7 +17,6 @@ from tools.bench import models as made
 from tools.bench.figures import Figure, number, of_runs, summary, table
 from tools.bench.pairing import Bench
 
-RUN = ROOT / "tools" / "bench" / "run.py"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -105,10 +104,11 @@ def test_charts_draws_a_picture_a_row_and_both_curves(tmp_path, monkeypatch, cap
 def test_every_row_is_listed_and_an_unknown_one_refused():
     from tools.bench import rows
 
-    listed = subprocess.run([sys.executable, RUN, "--list"], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "tools.bench.run"]
+    listed = subprocess.run([*command, "--list"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in listed.stdout.splitlines()] == list(rows.ABOUT)
     assert set(rows.ABOUT) == set(rows.ROWS) and {"load", "cold", "decode", "first"} <= set(rows.ROWS)
-    refused = subprocess.run([sys.executable, RUN, "nothing"], capture_output=True, text=True)
+    refused = subprocess.run([*command, "nothing"], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2 and "no such row: nothing" in refused.stderr
 
 

@@ -11,15 +11,14 @@ import pytest
 
 from tests.support.paths import ROOT
 
-SCRIPT = ROOT / "tools" / "bench" / "gpu.py"
 SECTIONS = ["correct", "link", "warm", "load", "decode", "products", "cold", "compiled"]
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
     # One thread: two that wait for each other at every operation are slower, where others are at work.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tools.bench.gpu", "--device", "cpu", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +58,7 @@ def test_nothing_of_this_machine_is_told(whole):
 
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+def script():
     from tools.bench import gpu
 
     return gpu

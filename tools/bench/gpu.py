@@ -5,8 +5,6 @@ JSON is written after every section, so that what was found stays if the run is 
 ``--device cpu`` goes the same way with small files and no link, to see that the script works. See docs/benchmarks.md.
 """
 
-
-
 from __future__ import annotations
 
 import argparse
