@@ -1,4 +1,7 @@
-"""Reads a transformers model in memory, with floating-point weights or quantized by bitsandbytes, as a source."""
+"""Reads a transformers model in memory as a source: with floating-point weights, or quantized by bitsandbytes.
+
+Of a model that was loaded from an ``.aibit`` file, the planes of every scheme are taken over.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy as np
 from .. import interop
 from ..errors import MissingPackageError, SourceError
 from ..hf.compat import replaced_conv1d
+from ..schemes import Scheme
 from .huggingface.bitsandbytes import QuantizedStateDict, computed_with
 from .huggingface.source import quantization_method, read_documents
 from .source import SourceFile, SourceTensor
@@ -50,8 +54,9 @@ class Pretrained:
         method = quantization_method(config)
         if method not in _METHODS:
             raise SourceError(f"{self.path}: quantized with {method!r}; known in memory: bitsandbytes")
+        self._stored = self._modules()
         self._check_packing()
-        self._state = {name: self._plain(name, value) for name, value in model.state_dict().items()}
+        self._state = {name: self._plain(name, value) for name, value in self._values().items()}
         stored = {
             name: SourceTensor(name, tuple(value.shape), interop.dtype_name(value.dtype), self.path)
             for name, value in self._state.items()
@@ -59,9 +64,13 @@ class Pretrained:
         dtype = interop.dtype_name(model.dtype)
         self._state_dict = QuantizedStateDict(self.path, stored, self._read, dtype, self._conv1d().__contains__)
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, SourceTensor]:
-        return self._state_dict.tensors
+        found = dict(self._state_dict.tensors)
+        for name, module in self._stored.items():
+            shape, dtype, transposed = tuple(module.shape), module.logical_dtype, replaced_conv1d(module)
+            found[name] = SourceTensor(name, shape, dtype, self.path, module.scheme, transposed)
+        return found
 
     @property
     def files(self) -> list[SourceFile]:
@@ -86,7 +95,21 @@ class Pretrained:
             return read_documents(folder)
 
     def planes(self, name: str) -> dict[str, np.ndarray]:
-        return self._state_dict.planes(name)
+        if name not in self._stored:
+            return self._state_dict.planes(name)
+        return {role: interop.to_numpy(plane.cpu())[0] for role, plane in self._stored[name].planes().items()}
+
+    def _modules(self) -> dict[str, Any]:
+        """Find the modules of a loaded ``.aibit`` file that hold a weight in a scheme, by the weight's name."""
+        modules = self._model.named_modules()
+        return {f"{name}.weight": m for name, m in modules if isinstance(getattr(m, "scheme", None), Scheme)}
+
+    def _values(self) -> dict[str, Any]:
+        """Return the model's state dict without the planes of those modules."""
+        planes = {
+            f"{name.removesuffix('weight')}{role}" for name, module in self._stored.items() for role in module.planes()
+        }
+        return {name: value for name, value in self._model.state_dict().items() if name not in planes}
 
     def _read(self, name: str) -> np.ndarray:
         return interop.to_numpy(self._state[name].cpu())[0]
@@ -105,6 +128,11 @@ class Pretrained:
 
     def _check_packing(self) -> None:
         for name, module in self._model.named_modules():
+            if f"{name}.weight" in self._stored:
+                continue
+            canonical = getattr(module, "canonical", None)  # what a layer of a loaded .aibit file puts into state dicts
+            if canonical is not None and canonical[-1] is module.weight:
+                continue
             state = getattr(getattr(module, "weight", None), "quant_state", None)
             if getattr(state, "packing_format_for_cpu", False):
                 raise SourceError(

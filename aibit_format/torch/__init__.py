@@ -20,6 +20,8 @@ from ..schemes import make
 
 try:
     import torch
+
+    from .read_only import ReadOnly, open_writable
 except ImportError as error:
     raise MissingPackageError("aibit_format.torch needs torch: pip install 'aibit-format[hf]'") from error
 
@@ -35,12 +37,12 @@ class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
 
     def __init__(self, filename: Path, framework: Literal["pt", "torch"] = "pt", device: Any = "cpu") -> None:
         super().__init__(filename, framework)
-        self._file = self._file.writable()
+        self._file, self._writable = open_writable(self._file)
         self._device = torch.device(device)
 
     def get_tensor(self, name: str) -> torch.Tensor:
         """Return the tensor ``name``, in its logical shape and dtype."""
-        return _tensor(self._file, name, self._device)
+        return _tensor(self._file, name, self._device, self._writable)
 
     def get_slice(self, name: str) -> TensorSlice:
         """Return a view that reads parts of a tensor: ``f.get_slice(name)[2:4]`` is ``f.get_tensor(name)[2:4]``."""
@@ -48,7 +50,7 @@ class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
 
         def finish(array: np.ndarray, dtype: str) -> torch.Tensor:
             wanted = interop.torch_dtypes()[info.dtype]
-            return interop.to_torch(array, dtype).to(self._device, wanted)
+            return _guarded(interop.to_torch(array, dtype), self._writable).to(self._device, wanted)
 
         return TensorSlice(self._file, info, not info.scheme.lossy, finish)
 
@@ -56,8 +58,8 @@ class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
 def load_file(filename: Path, device: Any = "cpu") -> dict[str, torch.Tensor]:
     """Return every tensor of the file, in logical shape and dtype."""
     with sharded_reader.open(filename) as file:
-        mine = file.writable()
-        return {name: _tensor(mine, name, torch.device(device)) for name in file}
+        mine, writable = open_writable(file)
+        return {name: _tensor(mine, name, torch.device(device), writable) for name in file}
 
 
 def save_file(tensors: Mapping[str, torch.Tensor], filename: Path, metadata: Mapping[str, Any] | None = None) -> None:
@@ -73,10 +75,14 @@ def save_file(tensors: Mapping[str, torch.Tensor], filename: Path, metadata: Map
     writer.write(filename, arrays, to_metadata(metadata), overwrite=True)
 
 
-def _tensor(file: Opened, name: str, device: torch.device) -> torch.Tensor:
+def _tensor(file: Opened, name: str, device: torch.device, writable: bool) -> torch.Tensor:
     info = file.info(name)
     if info.scheme.lossy:
         values = torch.from_numpy(file.dequantize(name)).to(interop.torch_dtypes()[info.dtype])
     else:
-        values = interop.to_torch(file.planes(name)["values"], info.dtype)
+        values = _guarded(interop.to_torch(file.planes(name)["values"], info.dtype), writable)
     return values.to(device)
+
+
+def _guarded(values: torch.Tensor, writable: bool) -> torch.Tensor:
+    return values if writable else values.as_subclass(ReadOnly)

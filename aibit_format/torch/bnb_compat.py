@@ -107,6 +107,15 @@ def _book(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(values.copy())
 
 
+def loaded_weight(layer: Any, codes: torch.Tensor, state: Any, nested: bool) -> Any:
+    """Return the parameter of a ``Linear4bit`` over codes and the state that belongs to them, and give it the state."""
+    layer.quant_state = state
+    return Params4bit(
+        codes, requires_grad=False, quant_state=state, blocksize=state.blocksize, compress_statistics=nested,
+        quant_type=state.quant_type, bnb_quantized=True, module=layer,
+    )  # fmt: skip
+
+
 def tiled_state(scheme: FourBit, shape: tuple[int, ...], dtype: str, planes: Planes) -> Any:
     """Make the state that bitsandbytes would have after rewriting the weight at its first forward."""
     state: Any = QuantState(

@@ -5,12 +5,13 @@ On a CPU the planes are the mapped pages. What is computed with them is in ``ker
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Self
 
 import torch
 from torch import nn
 
-from ...interop import torch_dtypes
+from ...interop import dtype_name, torch_dtypes
 from ...schemes import Scheme
 from ..kernels import functional
 from ..kernels.functional import Weight
@@ -24,7 +25,7 @@ class Quantized(nn.Module):
         scheme: how the weight is stored.
         planes: its planes by role, on one device.
         shape: [rows, columns] of the stored weight.
-        dtype: the logical dtype, a name of ``aibit_format.dtypes``.
+        dtype: the logical dtype, a name of ``aibit_format.dtypes``. Casting the module changes it, and no plane.
     """
 
     def __init__(self, scheme: Scheme, planes: Mapping[str, torch.Tensor], shape: tuple[int, int], dtype: str) -> None:
@@ -34,6 +35,19 @@ class Quantized(nn.Module):
         for role, plane in planes.items():
             self.register_buffer(role, plane)
         self._text = scheme.text  # a compiler cannot ask for it
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Move planes as bytes, whose dtype no cast changes; the dtype of what is computed from them follows the cast.
+
+        A scale or a codebook rounded to another dtype would give other values.
+        """
+        planes = {id(plane): plane for plane in self.planes().values()}
+        super()._apply(lambda each: _moved(each, fn) if id(each) in planes else fn(each), recurse)
+        device = next(iter(planes.values())).device
+        cast = fn(torch.empty(0, dtype=torch_dtypes()[self.logical_dtype], device=device)).dtype
+        if cast.is_floating_point:
+            self.logical_dtype = dtype_name(cast)
+        return self
 
     def planes(self) -> dict[str, torch.Tensor]:
         """Return the planes by role."""
@@ -64,6 +78,17 @@ class Quantized(nn.Module):
     def extra_repr(self) -> str:
         """Return sizes and scheme, as ``repr`` of the module shows them."""
         return f"{self.shape[1]}, {self.shape[0]}, scheme={self.scheme.text}"
+
+
+def _moved(plane: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Apply what moves or casts a tensor to a plane; its dtype stays."""
+    data = plane.reshape(-1).view(torch.uint8)
+    moved = fn(data)
+    if moved is data:
+        return plane
+    if moved.dtype != torch.uint8:  # ``Module.type`` casts integers too
+        return plane.to(moved.device)
+    return moved.view(plane.dtype).view(plane.shape)
 
 
 class QuantizedLinear(Quantized):

@@ -41,7 +41,7 @@ class MappedLinear4bit(bnb_compat.Linear4bit):
     gives the planes of the file.
     """
 
-    canonical: tuple[torch.Tensor, Any]  # codes and QuantState as they were loaded
+    canonical: tuple[torch.Tensor, Any, Any]  # codes and QuantState as they were loaded, and the weight they belong to
     decode: Callable[[], torch.Tensor] | None = None  # of the whole weight, where bitsandbytes cannot
     weight_only: bool = False  # products in float32
 
@@ -65,11 +65,37 @@ class MappedLinear4bit(bnb_compat.Linear4bit):
         return product.to(given.dtype)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        codes, state = self.canonical
+        codes, state, weight = self.canonical
+        if self.weight is not weight:  # another one was put in its place, as merging an adapter does
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            return
         nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
         destination[prefix + "weight"] = codes
         for key, value in state.as_dict(packed=True).items():
             destination[f"{prefix}weight.{key}"] = value
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Take over codes and scales of a state dict, which bitsandbytes writes but does not load."""
+        start = f"{prefix}weight."
+        stats = {key.removeprefix(start): each.detach() for key, each in state_dict.items() if key.startswith(start)}
+        if not stats or self.decode is not None:
+            super()._load_from_state_dict(state_dict, prefix, *args)
+            return
+        # One state for the weight, which the first forward may rewrite, and one for state dicts; the memory is theirs.
+        states = [
+            bnb_compat.QuantState.from_dict({key: each.clone() for key, each in stats.items()}, self.weight.device)
+            for _ in range(2)
+        ]
+        rest = {key: each for key, each in state_dict.items() if not key.startswith(start)}
+        if tuple(states[0].shape) == (self.out_features, self.in_features):
+            codes = rest.pop(f"{prefix}weight").detach().to(self.weight.device, copy=True)
+            self.weight = bnb_compat.loaded_weight(self, codes, states[0], states[0].nested)
+            self.canonical = codes, states[1], self.weight
+            rest[f"{prefix}weight"] = codes
+        else:
+            expected = [self.out_features, self.in_features]
+            args[-1].append(f"{prefix}weight: shape {list(states[0].shape)}, the layer has {expected}")
+        super()._load_from_state_dict(rest, prefix, *args)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,9 +30,12 @@ try:
     from ...interop import dtype_name, to_torch, torch_dtypes
     from ..bnb_compat import Linear4bit
     from ..layers import attention
+    from ..layers.dequantized import QuantizedLinear
     from ..layers.fused import fuse
+    from ..read_only import WHAT, ReadOnly, open_writable
     from .arena import LINKS, Arena
     from .modules import THRESHOLD, Linear8bitLt, Target, builder_for, planes_for
+    from .saving import let_save
 except ImportError as error:
     raise MissingPackageError(f"loading a model needs {error.name}: pip install 'aibit-format[hf]'") from error
 
@@ -126,13 +130,15 @@ def _load(
     check_special_ids("config.json", config, vocabulary, type(built))
     model = empty_model(built, architecture)
     # Elsewhere everything is a copy. Each model has pages of its own, or they would write to each other's weights.
-    mine = file.writable() if device.type == "cpu" else file
+    mine, writable = open_writable(file) if device.type == "cpu" else (file, True)
     slices = _slices(mine, model, tp)
-    assembly = _Assembly(mine, model, device, weight_only, slices)
+    assembly = _Assembly(mine, model, device, weight_only, slices, trainable)
     if passing:
         for part in file.parts:
             part.verify_rest()
     assembly.run()
+    if not writable:
+        _refuse_writes(model, mine)
     _finish(file, model, vocabulary, trainable)
     if weight_only and device.type == "cpu":
         attention.in_float32(model)
@@ -192,9 +198,17 @@ class _Assembly:
     """Puts a file's tensors into an empty model."""
 
     def __init__(
-        self, file: Opened, model: PreTrainedModel, device: torch.device, weight_only: bool, slices: Slices | None
+        self,
+        file: Opened,
+        model: PreTrainedModel,
+        device: torch.device,
+        weight_only: bool,
+        slices: Slices | None,
+        trainable: bool,
     ) -> None:
         self.file, self.model, self.device, self.slices = file, model, device, slices
+        # All of a parameter will be written to: faster in one copy than page by page.
+        self.copied = trainable and device.type == "cpu"
         dtype = file.metadata.get("quantization.compute_dtype")
         if dtype is not None and dtype not in FLOATS:
             raise LoadError(f"{file.path}: quantization.compute_dtype {dtype!r}, expected one of {', '.join(FLOATS)}")
@@ -311,6 +325,7 @@ class _Assembly:
         """Return the values in the dtype the model computes in."""
         if isinstance(info.scheme, Plain):
             values = self._planes(info)[1]["values"]
+            values = values.clone() if self.copied and values.is_floating_point() else values
         else:
             info, planes = self._read(info)
             decoded = info.scheme.decode(planes, info.shape, info.dtype)
@@ -323,13 +338,34 @@ class _Assembly:
         return "f32" if place.is_floating_point() and self.in_float32(name) else dtype_name(place.dtype)
 
 
+def _refuse_writes(model: PreTrainedModel, file: Opened) -> None:
+    """Make writing to weights of a model over read-only pages an error."""
+    starts = [(part.storage.read_at(0, 1).ctypes.data, part.storage.size) for part in file.parts]
+
+    def is_mapped(tensor: torch.Tensor | None) -> bool:
+        return tensor is not None and any(0 <= tensor.data_ptr() - start < size for start, size in starts)
+
+    made: dict[int, nn.Parameter] = {}  # those that are tied stay one
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if is_mapped(buffer):
+                module._buffers[name] = buffer.as_subclass(ReadOnly)  # type: ignore[union-attr]
+        for name, parameter in module._parameters.items():
+            if type(parameter) is nn.Parameter and is_mapped(parameter):  # not those of bitsandbytes, its codes
+                wrapped = nn.Parameter(parameter.data.as_subclass(ReadOnly), requires_grad=False)
+                module._parameters[name] = made.setdefault(id(parameter), wrapped)
+    model.register_load_state_dict_pre_hook(_refuse_state_dict)
+
+
+def _refuse_state_dict(*_: Any) -> None:
+    raise LoadError(f"load_state_dict: {WHAT}")
+
+
 def _finish(file: Opened, model: PreTrainedModel, vocabulary: int | None, trainable: bool) -> None:
     """Set what ``from_pretrained`` also sets: eval mode, generation defaults, and what PEFT and saving look for."""
     model.requires_grad_(False)
     for parameter in model.parameters() if trainable else ():
         if parameter.is_floating_point():
-            if parameter.device.type == "cpu":  # all of it will be written to: faster in one copy than page by page
-                parameter.data = parameter.data.clone()
             parameter.requires_grad_(True)
     model.eval()
     if model.can_generate() and "generation_config.json" in file.documents:
@@ -341,10 +377,24 @@ def _finish(file: Opened, model: PreTrainedModel, vocabulary: int | None, traina
         except Exception as error:  # validators of many kinds run inside
             raise LoadError(f"{file.path}: generation_config.json is refused by transformers: {error}") from error
     _mark_quantized(model)
+    let_save(model)
 
 
 # Layer of bitsandbytes -> argument of its configuration.
 _KINDS: dict[type[nn.Module], str] = {Linear8bitLt: "load_in_8bit", Linear4bit: "load_in_4bit"}
+
+
+def _kept(model: PreTrainedModel, kind: type[nn.Module]) -> list[str]:
+    """Return ``llm_int8_skip_modules`` for which transformers makes layers of ``kind`` where the model has them."""
+    modules = dict(model.named_modules())
+    layers = [name for name, module in modules.items() if isinstance(module, kind)]
+    linears = (QuantizedLinear, *(other for other in _KINDS if other is not kind))
+    others = [name for name, module in modules.items() if type(module) is nn.Linear or isinstance(module, linears)]
+    # A plain name also matches longer names that begin or end with it; if one of them is a layer, it is anchored.
+    return [
+        name if all(compat.is_quantized_beside(layer, [name]) for layer in layers) else f"^{re.escape(name)}$"
+        for name in others
+    ]
 
 
 def _mark_quantized(model: PreTrainedModel) -> None:
@@ -356,7 +406,7 @@ def _mark_quantized(model: PreTrainedModel) -> None:
     kind = max(counts, key=lambda kind: counts[kind])
     if not counts[kind]:
         return
-    kept = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    kept = _kept(model, kind)
     options: dict[str, Any] = {_KINDS[kind]: True, "llm_int8_skip_modules": kept}
     layer: Any = next(m for m in model.modules() if isinstance(m, kind))
     if kind is Linear8bitLt:

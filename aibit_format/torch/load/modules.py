@@ -25,10 +25,10 @@ from ...schemes.nf4_cpu import COLUMNS, NF4CPU, ROWS
 from ...schemes.plain import Plain
 from ..bnb_compat import (
     THRESHOLD,
-    Params4bit,
     has_avx512bf16,
     int8_parameter,
     let_rewrite,
+    loaded_weight,
     quant_state,
     tiled_state,
     tiles_are_readable,
@@ -87,7 +87,7 @@ def _linear4bit(module: nn.Module, info: TensorInfo, scheme: FourBit, planes: Pl
         compress_statistics=bool(scheme.nested), quant_type=scheme.name, device="meta",
     )  # fmt: skip
     codes, state = planes["codes"].view(-1, 1), quant_state(scheme, info.shape, info.dtype, planes)
-    linear.canonical, linear.weight_only = (codes, state), target.weight_only
+    canonical, linear.weight_only = (codes, state), target.weight_only
     fits = not (out_features % ROWS or in_features % COLUMNS or in_features % scheme.block_size)
     on_cpu = target.device.type == "cpu"
     fast = on_cpu and fits and has_avx512bf16()
@@ -100,11 +100,8 @@ def _linear4bit(module: nn.Module, info: TensorInfo, scheme: FourBit, planes: Pl
     if on_cpu and in_features % scheme.block_size and in_features % 2 == 0:
         stored = Quantized(scheme, planes, (out_features, in_features), info.dtype)
         linear.decode = partial(stored.rows, slice(0, out_features), torch.float32)
-    linear.weight = Params4bit(
-        codes, requires_grad=False, quant_state=state, blocksize=scheme.block_size,
-        compress_statistics=bool(scheme.nested), quant_type=scheme.name, bnb_quantized=True, module=linear,
-    )  # fmt: skip
-    linear.quant_state = state
+    linear.weight = loaded_weight(linear, codes, state, bool(scheme.nested))
+    linear.canonical = (*canonical, linear.weight)
     return linear
 
 

@@ -70,3 +70,44 @@ def test_gradients_reach_the_input(tmp_path):
     assert torch.allclose(x.grad, layer.weight.sum(0).expand(5, 64), atol=1e-4)
     assert layer.bias.grad is not None and "int8-absmax" in repr(layer)
     assert copy.deepcopy(layer)(x.detach()).shape == (5, 48)
+
+
+CASTS = {"to": lambda model, dtype: model.to(dtype), "type": lambda model, dtype: model.type(dtype)}
+NAMED = {torch.bfloat16: "bfloat16", torch.float16: "half", torch.float64: "double"}
+
+
+@pytest.mark.parametrize("dtype", NAMED, ids=NAMED.values())
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_casts_leave_planes_as_they_are(scheme, dtype, tmp_path):
+    """The result is what the decoded weights give, rounded to the new dtype as the rest of the model is."""
+    architectures.save("llama-untied", tmp_path / "hf", torch.float32)
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme=scheme, tensors={"embed_tokens": "int8-absmax"})
+    file = aibit.open(tmp_path / "m.aibit")
+    model = aibit.load_model(file)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "rotary" not in name}
+    exact = architectures.output(model, "llama-untied")
+    getattr(model, NAMED[dtype])()
+    after = dict(model.named_buffers())
+    for name, buffer in before.items():
+        assert after[name].dtype == buffer.dtype
+        assert torch.equal(after[name].reshape(-1).view(torch.uint8), buffer.reshape(-1).view(torch.uint8)), name
+    assert model.model.embed_tokens(torch.tensor([1])).dtype == dtype
+    assert model.model.layers[0].self_attn.q_proj.weight.dtype == dtype
+    found = architectures.output(model, "llama-untied")
+    assert found.dtype == dtype
+    bound = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-5}[dtype]
+    assert (found.double() - exact.double()).abs().max() < bound * exact.abs().max()
+    assert torch.equal(architectures.output(model.float(), "llama-untied"), exact) or dtype != torch.float64
+
+
+@pytest.mark.parametrize("cast", CASTS.values(), ids=CASTS)
+def test_a_layer_by_itself_is_cast(cast):
+    scheme = schemes.parse("cluster,bits=4")
+    planes = scheme.encode(np.random.default_rng(0).normal(size=(8, 32)).astype(np.float32), "f32")
+    tensors = {role: torch.from_numpy(np.array(plane)) for role, plane in planes.items()}
+    layer = QuantizedLinear(scheme, tensors, (8, 32), "f32", nn.Parameter(torch.ones(8)))
+    expected = layer.weight.bfloat16()
+    cast(layer, torch.bfloat16)
+    assert {role: plane.dtype for role, plane in layer.planes().items()} == {r: p.dtype for r, p in tensors.items()}
+    assert layer.bias.dtype == torch.bfloat16 and torch.equal(layer.weight, expected)
+    assert {plane.device.type for plane in copy.deepcopy(layer).to("meta").planes().values()} == {"meta"}

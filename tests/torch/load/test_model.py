@@ -108,7 +108,7 @@ def test_bytes_in_memory_are_not_written_to(tmp_path):
     assert content == (tmp_path / "m.aibit").read_bytes()
 
 
-@pytest.mark.parametrize("scheme", ["bf16", "int8", "int8-absmax", "cluster,bits=4"])
+@pytest.mark.parametrize("scheme", ["bf16", "int8", "nf4", "nf4,nested=1", "nf4-cpu", "int8-absmax", "cluster,bits=4"])
 def test_a_state_dict_is_loaded(scheme, tmp_path):
     """Into a model that has run: what it computes is that of the other from then on, scales among the rest."""
     for seed in (0, 1):
