@@ -29,8 +29,8 @@ FLAGS = [
     "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1",
     "-ffp-contract=off", "-fPIC", "-shared",
 ]  # fmt: skip
-ROUNDS = 60
-MOST_BYTES = 1 << 20  # of an array; a longer one is replaced by an empty one, which is of the wrong size
+ROUNDS = 50
+MOST_BYTES = 1 << 22  # of an array; a longer one is replaced by an empty one, which is of the wrong size
 HUGE = [2**31, 2**32, 2**61, 2**62, 2**63 - 17, 2**63 - 1]
 REFUSED = (ValueError, OverflowError)
 
@@ -103,7 +103,7 @@ def calls(random: np.random.Generator, draw: Any, parallel: Any) -> Iterator[tup
 
 SIZES = {
     "rows": [0, 1, 2, 3, 5, 200], "columns": [0, 1, 7, 16, 33, 64, 100, 700], "features": [0, 1, 3, 17, 130],
-    "block": [32, 64, 96, 256, 4096], "blocks": [0, 1, 2, 3], "leaf": [241, 256, 1024, 1089, 5000],
+    "block": [32, 64, 96, 256, 1024], "blocks": [0, 1, 2, 3], "leaf": [241, 256, 1024, 1089, 5000],
 }  # fmt: skip
 
 
@@ -122,6 +122,7 @@ class Program:
         for _ in range(ROUNDS):
             for name, arguments in calls(self.random, self.size, self.parallel):
                 self.fitting(name, arguments)
+                self.call(name, [self.given(each, 0x7F) for each in arguments])  # sums of these wrap
             for name, arguments in calls(self.random, self.any_size, self.parallel):
                 self.tried(name, arguments)
         for _ in range(ROUNDS // 10):
@@ -168,11 +169,13 @@ class Program:
             return error
         return None
 
-    def given(self, argument: Any) -> Any:
+    def given(self, argument: Any, fill: int | None = None) -> Any:
+        """Return an array at any address: of any bytes, or of that one."""
         if not isinstance(argument, Array):
             return argument
         size = argument.size if argument.size <= MOST_BYTES else 0
-        return placed(self.random.integers(0, 256, size).astype(np.uint8), int(self.random.integers(0, 16)))
+        data = self.random.integers(0, 256, size).astype(np.uint8) if fill is None else np.full(size, fill, np.uint8)
+        return placed(data, int(self.random.integers(0, 16)))
 
     def call(self, name: str, arguments: list[Any]) -> Any:
         self.done[name] = self.done.get(name, 0) + 1
