@@ -16,6 +16,7 @@ from importlib import import_module
 from .. import native
 from .._version import __version__
 from ..errors import AibitError, FormatError, RecipeError
+from ..io.mistaken import not_a_file
 from .output import printable, terminals
 
 # Verb -> (module, description). The module has ``configure(parser)`` and ``run(arguments) -> exit status``.
@@ -35,6 +36,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "merge": ("merge", "join a model's shards into one file"),
 }
 ALIASES = {"show": "inspect"}
+
+_NO_FILE = ("AIB-E102", "AIB-E801", "AIB-E803")  # not this format; not a regular file; cannot be opened
 
 OK, FAILED, USAGE, INVALID, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -96,7 +99,8 @@ def _lines(error: AibitError) -> list[str]:
     """Return a line for each problem of an invalid file, at most 20; for other errors the message with its code."""
     if isinstance(error, FormatError):
         head = f"{error.path}: " if error.path else ""
-        return [f"{head}{problem}" for problem in error.problems[:20]]
+        hint = not_a_file(error.path) if error.path and error.code in _NO_FILE else None
+        return [f"{head}{problem}" for problem in error.problems[:20]] + ([f"{head}{hint}"] if hint else [])
     return [f"{error} [{error.code}]"]
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..file.ranks import ALONE, of_torchrun
+from ..hf.tokenizer_files import REASON_DOCUMENT, why_no_tokenizer
 from . import arguments
 from .output import ProgressBar, emit, size, table
 
@@ -89,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"aibit: left out: {key}", file=sys.stderr)
     if conversion.source.no_model:
         print(f"aibit: tensors alone are stored, without a model: {conversion.source.no_model}", file=sys.stderr)
+    elif REASON_DOCUMENT in conversion.source.documents and (why := why_no_tokenizer(conversion.source.documents)):
+        print(f"aibit: {report.path}: {why}", file=sys.stderr)
     if report.unused:
         print(f"aibit: left out, because the model does not use it: {', '.join(report.unused)}", file=sys.stderr)
     scheme = conversion.recipe.scheme

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import ExitStack
 
 import numpy as np
 
 from ..errors import AibitError, WriteError
 from ..file import sharded_reader
+from ..io.atomic import AtomicFile
 from .output import emit, size
 
 
@@ -48,15 +50,18 @@ def run(args: argparse.Namespace) -> int:
             raise WriteError("two of these would be written to the same path; extract them one at a time")
         for path in [*targets, *tensors]:
             _make_way(path, args.output, args.force)
-        written = []
-        for path, name in targets.items():
-            with open(path, "xb") as out:
-                out.write(file.documents[name])
-            written.append({"name": name, "path": path, "bytes": len(file.documents[name])})
-        for path, name in tensors.items():
-            with open(path, "xb") as out:
-                np.save(out, file.dequantize(name), allow_pickle=False)
-            written.append({"name": name, "path": path, "bytes": os.path.getsize(path)})
+        with ExitStack() as stack:  # what is there is replaced once everything is on the disk
+            outputs = {path: stack.enter_context(AtomicFile(path, args.force)) for path in [*targets, *tensors]}
+            for path, name in targets.items():
+                outputs[path].write(file.documents[name])
+            for path, name in tensors.items():
+                with open(outputs[path].name, "wb") as out:
+                    np.save(out, file.dequantize(name), allow_pickle=False)
+            for output in outputs.values():
+                output.publish()
+        written = [
+            {"name": name, "path": path, "bytes": os.path.getsize(path)} for path, name in (targets | tensors).items()
+        ]
     if args.json:
         emit(written)
     else:
@@ -66,18 +71,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_way(path: str, output: str, force: bool) -> None:
-    """Create the parent directories of ``path`` below ``output``, and remove an existing file if ``force`` is on.
+    """Create the parent directories of ``path`` below ``output``, and check that it may be written.
 
     Raises:
-        WriteError: a directory is a symbolic link, which could lead elsewhere; or the file exists.
+        WriteError: a directory is a file, or a symbolic link, which could lead elsewhere; or the file exists, and
+            ``force`` is off.
     """
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise WriteError(f"{output}: is a file; -o names the directory to write into, or '-'")
     folder = os.path.dirname(path)
     while len(folder) > len(output):
         if os.path.islink(folder):
             raise WriteError(f"{folder}: is a symbolic link, which is not followed; remove it")
         folder = os.path.dirname(folder)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    if os.path.lexists(path):
-        if not force:
-            raise WriteError(f"{path}: exists; --force replaces it")
-        os.unlink(path)
+    if os.path.lexists(path) and not force:
+        raise WriteError(f"{path}: exists; --force replaces it")

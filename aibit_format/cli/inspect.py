@@ -6,15 +6,17 @@ import argparse
 import os
 from typing import Any
 
+from ..container.documents import parse_json
 from ..file import sharded_reader
 from .output import emit, printable, size, table
 
+_SAID = ("architectures", "model_type", "dtype", "torch_dtype")  # keys of config.json that are shown
 _SHOWN = 1000  # most entries shown of a list in a GGUF file's metadata
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
-    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("file", metavar="PATH", help="a file, or a directory with config.json and weights")
     parser.add_argument("--no-tensors", dest="tensors", action="store_false", help="leave the list of tensors out")
 
 
@@ -31,7 +33,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Describe the contents of a file in any of the three formats, as a value that JSON can hold."""
+    """Describe the contents of a file in any of the three formats, or of a model's directory, as JSON can hold it."""
+    if os.path.isdir(path):
+        return _directory(path)
     kind = _kind(path)
     if kind == "gguf":
         from ..formats.gguf.source import GGUFFile
@@ -56,6 +60,19 @@ def describe(path: str) -> dict[str, Any]:
             "documents": {d.name: d.length for d in first.documents.values()},
             "tensors": [_tensor(opened, name) for name in opened],
         }  # fmt: skip
+
+
+def _directory(path: str) -> dict[str, Any]:
+    from ..formats.sources import open_source
+
+    source = open_source(path)
+    config = parse_json("config.json", source.documents["config.json"])
+    return {
+        "file": path, "format": f"directory ({source.kind})", "size": sum(file.size for file in source.files),
+        "metadata": {key: config[key] for key in _SAID if key in config} | dict(source.metadata),
+        "documents": {name: len(text) for name, text in source.documents.items()},
+        "tensors": [_row(t.name, t.shape, t.stored.text, t.nbytes) for t in source.tensors.values()],
+    }  # fmt: skip
 
 
 def _tensor(opened: sharded_reader.Opened, name: str) -> dict[str, Any]:

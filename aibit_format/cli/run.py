@@ -14,6 +14,8 @@ from ..io.readahead import prefetch
 from . import fast_imports
 from .output import emit
 
+_STRETCHED = ("linear", "dynamic", "yarn")  # kinds of rotary embeddings whose factor says how far they reach
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
@@ -99,6 +101,7 @@ class _Session:
         self.args, self.model, self.tokenizer = args, model, tokenizer
         self.messages = [{"role": "system", "content": args.system}] if args.system else []
         self.loaded = 0.0
+        self._context = context_of(model.config)
 
     def converse(self) -> int:
         """Answer lines from the terminal until end of input."""
@@ -119,7 +122,8 @@ class _Session:
         batch = self._tokens(prompt)
         if batch["input_ids"].shape[1] == 0:
             raise LoadError("the prompt is empty, and the tokenizer does not start texts with a token: give a prompt")
-        options: dict[str, Any] = {"max_new_tokens": self.args.max_new_tokens, "do_sample": self.args.temperature > 0}
+        wanted, room = self.args.max_new_tokens, self._room(batch["input_ids"].shape[1])
+        options: dict[str, Any] = {"max_new_tokens": min(wanted, room), "do_sample": self.args.temperature > 0}
         if options["do_sample"]:
             options |= {"temperature": self.args.temperature, "top_p": self.args.top_p}
         if self.model.generation_config.pad_token_id is None and self.tokenizer.pad_token_id is None:
@@ -132,9 +136,24 @@ class _Session:
         seconds = time.perf_counter() - started
         new = ids if self.model.config.is_encoder_decoder else ids[batch["input_ids"].shape[1] :]
         text = self.tokenizer.decode(new, skip_special_tokens=True)
+        if room <= len(new) < wanted:
+            print(f"\naibit: stopped: the model's context of {self._context} tokens is full", file=sys.stderr)
         if self.args.chat:
             self.messages.append({"role": "assistant", "content": text})
         return {"prompt": prompt, "text": text, "new_tokens": len(new), "seconds": seconds, "load_seconds": self.loaded}
+
+    def _room(self, tokens: int) -> int:
+        """Return how many tokens the model can add to so many: beyond its context it writes nonsense, or fails.
+
+        Raises:
+            LoadError: it can add none.
+        """
+        if self._context is None:
+            return self.args.max_new_tokens
+        if tokens >= self._context:
+            what = "the conversation" if self.args.chat else "the prompt"
+            raise LoadError(f"{what} has {tokens} tokens, and the model's context holds {self._context}: shorten it")
+        return self._context - tokens
 
     def _tokens(self, prompt: str) -> dict[str, Any]:
         if self.args.chat:
@@ -145,3 +164,20 @@ class _Session:
         else:
             batch = self.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         return {key: value.to(self.model.device) for key, value in batch.items()}
+
+
+def context_of(config: Any) -> int | None:
+    """Return how many tokens a model was made for, by its configuration; ``None`` if that says no number.
+
+    An encoder-decoder has two texts, and no number for the sum of both. ``rope_parameters`` may stretch the number.
+    """
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if config.is_encoder_decoder or not isinstance(positions, int) or positions < 1:
+        return None
+    rope = getattr(text, "rope_parameters", None)
+    rope = rope if isinstance(rope, dict) else {}
+    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings") or positions
+    if rope.get("rope_type") in _STRETCHED and isinstance(factor, (int, float)) and isinstance(original, int):
+        return max(positions, int(factor * original))
+    return positions

@@ -12,13 +12,18 @@ from typing import Any
 
 from ..errors import FormatError, Problem
 
+# Those of a tokenizer: what the tables of transformers' tokenizers name.
+OF_TOKENIZERS = r"""
+    (tokenizer | tokenizer_config | special_tokens_map | added_tokens | vocab | tekken | vocab-src | vocab-tgt
+      | target_vocab | entity_vocab | normalizer | byte_maps | emoji | word_shape | word_pronunciation)\.json
+    | merges\.txt | vocab\.txt | dict\.txt | prophetnet\.tokenizer | [A-Za-z0-9_.-]*\.(model | tiktoken | spm | codes)
+    | chat_template\.(jinja | json) | additional_chat_templates/[A-Za-z0-9_-]+\.jinja
+"""
 # Files of a Hugging Face directory that belong to the model, by name relative to it.
 WANTED = re.compile(
-    r"""
-    config\.json | generation_config\.json
-    | tokenizer\.json | tokenizer_config\.json | special_tokens_map\.json | added_tokens\.json
-    | vocab\.(json|txt) | merges\.txt | [A-Za-z0-9_.-]*\.(model|tiktoken) | tekken\.json
-    | chat_template\.(jinja|json) | additional_chat_templates/[A-Za-z0-9_-]+\.jinja
+    OF_TOKENIZERS
+    + r"""
+    | config\.json | generation_config\.json
     | (preprocessor|processor|image_processor|video_preprocessor)_config\.json
     | modules\.json | sentence_bert_config\.json | config_sentence_transformers\.json | [0-9]_[A-Za-z]+/config\.json
     | (LICEN[CS]E|NOTICE|COPYING)[A-Za-z0-9_.-]* | README\.md

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import interop
+from ..dtypes import DTYPES
 from ..errors import SourceError
 from ..formats.sources import Source, SourceTensor, values
 from ..hf.compat import CheckpointNames, not_used_on_purpose
@@ -79,6 +80,13 @@ def _check(model: MetaModel, bindings: Mapping[str, Binding], tensors: Mapping[s
     if missing:
         raise SourceError(f"{model.architecture} needs tensors that the checkpoint lacks: {listed(missing)}")
     for name, binding in bindings.items():
+        wanted = model.parameters[name].dtype
+        for found in (tensors[key] for key in binding.sources):
+            if found.scheme is None and DTYPES[wanted].is_float and not DTYPES[found.dtype].is_float:
+                raise SourceError(
+                    f"{found.file}: tensor {found.name!r} is {found.dtype}, {model.architecture} wants {wanted}: "
+                    "codes of a quantized weight, and no quantization_config in config.json says what they stand for"
+                )
         found = tensors[binding.sources[0]]
         shape = found.shape[::-1] if found.transposed else found.shape
         if binding.read is None and shape != model.parameters[name].shape:

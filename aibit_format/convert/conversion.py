@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -177,6 +177,7 @@ def _assigned(
         return _tensor(source, parameter, first, recipe.scheme_for(parameter, first.scheme, names))
     # transformers joins or splits values, so quantized parts are decoded.
     scheme = _plain_if_integer(recipe.scheme_for(parameter, None, names), parameter)
+    parameter = _quantizable(parameter, scheme)
     tensor = _target(parameter, _fitted(scheme, parameter, binding.read))
     parts = [source.tensors[key] for key in binding.sources]
     nbytes = parts[0].nbytes if len(parts) == 1 else _bytes(parameter.shape, first.dtype)
@@ -190,6 +191,8 @@ def _tensor(source: Source, parameter: ParameterSpec, found: SourceTensor, schem
     if scheme == found.scheme:
         tensor = Tensor(parameter.name, found.shape, found.dtype, scheme, transposed=found.transposed)
         return Assignment(tensor, (name,), scheme, parameter.dtype, found.nbytes, keep=lambda: source.planes(name))
+
+    parameter = _quantizable(parameter, scheme)
 
     def read() -> Values:
         return values(source, name)
@@ -216,6 +219,11 @@ def _fitted(scheme: Scheme, parameter: ParameterSpec, read: Callable[[], Values]
 def rounded(array: np.ndarray, dtype: str, to: str) -> np.ndarray:
     """Round values of ``dtype`` to the dtype ``to``. transformers rounds to the model's before it quantizes."""
     return array if dtype == to else encode(make(to), array, dtype)["values"]
+
+
+def _quantizable(parameter: ParameterSpec, scheme: Scheme) -> ParameterSpec:
+    """Return the parameter as a scheme can hold it: quantized values stand for float32 in a model of float64."""
+    return replace(parameter, dtype="f32") if parameter.dtype == "f64" and scheme.lossy else parameter
 
 
 def _plain_if_integer(scheme: Scheme, parameter: ParameterSpec) -> Scheme:

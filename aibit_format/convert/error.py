@@ -15,7 +15,7 @@ from .. import native
 from ..dtypes import to_float32
 from ..interop import has_torch, to_torch
 from ..schemes import Scheme, capabilities
-from ..schemes.base import matrix
+from ..schemes.base import FLOATS, matrix
 from ..schemes.fourbit import FourBit
 from ..schemes.int8 import Int8
 from ..schemes.plain import Plain
@@ -69,6 +69,8 @@ def sums(scheme: Scheme, planes: Planes, array: np.ndarray, dtype: str, rows: ra
     """Compute the sums for ``EncodingError.of`` over these rows of a tensor seen as a matrix."""
     if scheme.name == dtype or not array.size or not len(rows):
         return 0.0, 0.0, 0.0
+    if dtype not in FLOATS:  # the faster ways know no others
+        array, dtype = to_float32(array, dtype), "f32"
     fast = capabilities.find(scheme, "errors_fast")
     if fast is not None:
         return fast(scheme, planes, array, dtype, rows)

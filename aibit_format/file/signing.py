@@ -118,7 +118,7 @@ def sign_detached(
     path = f"{os.fspath(source)}{signatures.SUFFIX}" if path is None else os.fspath(path)
     try:
         with AtomicFile(path, overwrite) as out:
-            os.write(out.file, signatures.detached(made))
+            out.write(signatures.detached(made))
             out.publish()
     except OSError as error:
         raise WriteError(f"{path}: {error.strerror}") from error

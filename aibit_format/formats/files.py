@@ -1,4 +1,4 @@
-"""Opens the files of a source: regular ones, up to a size. All sources read through these functions."""
+"""Opens the files of a source: regular ones, up to a size, that are what they seem. All sources read through these functions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import SourceError
 from ..io import mapped
+from ..io.mistaken import what_is_wrong
 from ..io.regular import open_regular
 
 T = TypeVar("T")
@@ -60,6 +61,8 @@ def begins_with(path: str, magic: bytes) -> bool:
 
 
 def _reported(path: str, read: Callable[[], T]) -> T:
+    if wrong := what_is_wrong(path):
+        raise SourceError(f"{path}: {wrong}")
     try:
         return read()
     except OSError as error:

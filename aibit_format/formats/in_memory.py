@@ -6,6 +6,7 @@ Of a model that was loaded from an ``.aibit`` file, the planes of every scheme a
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,6 +31,8 @@ _METHODS = (None, "bitsandbytes")
 
 class Pretrained:
     """Provide the tensors of a model, and its tokenizer. Tensors are copied from their device one at a time, when read.
+
+    Those that accelerate has offloaded are read from where its hooks have them.
 
     Raises:
         SourceError: it is not a transformers model; it is quantized by something else; it has weights on the meta
@@ -56,6 +59,7 @@ class Pretrained:
             raise SourceError(f"{self.path}: quantized with {method!r}; known in memory: bitsandbytes")
         self._stored = self._modules()
         self._check_packing()
+        self._offloaded = dict(_offloaded(model))
         self._state = {name: self._plain(name, value) for name, value in self._values().items()}
         stored = {
             name: SourceTensor(name, tuple(value.shape), interop.dtype_name(value.dtype), self.path)
@@ -112,7 +116,11 @@ class Pretrained:
         return {name: value for name, value in self._model.state_dict().items() if name not in planes}
 
     def _read(self, name: str) -> np.ndarray:
-        return interop.to_numpy(self._state[name].cpu())[0]
+        value = self._state[name]
+        if value.is_meta:
+            weights, key = self._offloaded[name]
+            value = weights[key].to(value.dtype).view(value.shape)
+        return interop.to_numpy(value.cpu())[0]
 
     def _plain(self, name: str, value: Any) -> torch.Tensor:
         """Return a tensor of the state dict as a plain one; bitsandbytes' own classes only wrap finished codes."""
@@ -123,7 +131,8 @@ class Pretrained:
         if family not in (torch.Tensor, torch.nn.Parameter) and not family.__module__.startswith("bitsandbytes."):
             raise SourceError(f"{where}: a {family.__name__}, which is not a plain tensor")
         value = value.detach().as_subclass(torch.Tensor)
-        plain_dtype(value, where)
+        if not (value.is_meta and name in self._offloaded):
+            plain_dtype(value, where)
         return value
 
     def _check_packing(self) -> None:
@@ -143,3 +152,16 @@ class Pretrained:
     def _conv1d(self) -> set[str]:
         """Find the weights that bitsandbytes quantized in place of a Conv1D."""
         return {f"{name}.weight" for name, module in self._model.named_modules() if replaced_conv1d(module)}
+
+
+def _offloaded(model: PreTrainedModel) -> Iterator[tuple[str, tuple[Mapping[str, torch.Tensor], str]]]:
+    """Yield the name of each tensor that accelerate has put elsewhere, the mapping that has its values, and its key."""
+    for owner, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            weights = getattr(each, "weights_map", None)
+            if weights is None:
+                continue
+            inside = bool(getattr(each, "place_submodules", False))
+            for key, _ in (*module.named_parameters(recurse=inside), *module.named_buffers(recurse=inside)):
+                yield f"{owner}.{key}" if owner else key, (weights, key)

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import SourceError
+from ..io.mistaken import not_a_model, what_is_wrong
 from .source import Source, SourceFile, SourceTensor, values
 
 __all__ = ["BUILTIN", "Source", "SourceFile", "SourceTensor", "open_source", "values"]
@@ -41,12 +42,14 @@ def open_source(source: Any, tokenizer: Any = None) -> Source:
     if not isinstance(source, (str, os.PathLike)):
         return source if hasattr(source, "planes") else _family(_IN_MEMORY)(source, tokenizer)
     name = os.fspath(source)
-    if not os.path.exists(name):
-        raise SourceError(f"{name}: no such file or directory")
+    if wrong := what_is_wrong(name):
+        raise SourceError(f"{name}: {wrong}")
     for target in BUILTIN.values():
         family = _family(target)
         if family.matches(name):
             return family(name)
+    if wrong := not_a_model(name):
+        raise SourceError(f"{name}: {wrong}")
     raise SourceError(f"{name}: not a source; known: {', '.join(BUILTIN)} (a directory with config.json and weights)")
 
 

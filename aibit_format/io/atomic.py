@@ -34,25 +34,32 @@ _NAMES = re.compile(r"\.aibit-[0-9a-f]{16}\.partial")
 class AtomicFile:
     """A file that becomes ``path`` when it is published. Used as a context, it leaves nothing without ``publish``.
 
-    ``file`` is a descriptor for reading and writing.
+    ``file`` is a descriptor for reading and writing. A file that replaces another has its permissions from the start.
 
     Raises:
-        WriteError: ``path`` exists, and ``overwrite`` is off.
+        WriteError: ``path`` exists, and ``overwrite`` is off; it is a directory; or its own directory is missing.
         OSError: no file can be created there.
     """
 
     def __init__(self, path: str, overwrite: bool = False) -> None:
         self.path, self._overwrite = path, overwrite
+        if not os.path.basename(path) or (os.path.isdir(path) and not os.path.islink(path)):
+            raise WriteError(f"{path}: is a directory; give the name of the file to write")
         if not overwrite and os.path.lexists(path):
             raise WriteError(f"{path}: exists; say overwrite=True (--force) to replace it")
         self._target = os.path.basename(path)
-        self._folder = _open_folder(os.path.dirname(path))
+        try:
+            self._folder = _open_folder(os.path.dirname(path))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise WriteError(f"{path}: {os.path.dirname(path)} is no directory; create it first") from error
         self._hidden: str | None = None  # its temporary name, if it has one
         self.file = -1
         self.published = False  # whether it has its final name
         try:
             sweep(self._folder)
             self._open()
+            if overwrite:
+                keep_mode(self.file, self._target, self._folder)
         except OSError:
             self.discard()
             raise
@@ -69,6 +76,16 @@ class AtomicFile:
         if self._hidden is None:
             return f"/proc/self/fd/{self.file}"
         return os.path.join(os.path.dirname(self.path), self._hidden)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write all of ``data`` at the descriptor's position; the system may take only a part of it at a time.
+
+        Raises:
+            OSError: the disk is full, or failed.
+        """
+        left = memoryview(data).cast("B")
+        while len(left):
+            left = left[os.write(self.file, left) :]
 
     def publish(self) -> None:
         """Sync the file to the disk, give it its name, and close it.
@@ -213,6 +230,14 @@ def alone_in(folder: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def keep_mode(file: int | str, replaced: str, folder: int | None = None) -> None:
+    """Give a file, by path or descriptor, the permissions of the regular file ``replaced`` in ``folder``, if any."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(replaced, dir_fd=folder, follow_symlinks=False).st_mode
+        if stat.S_ISREG(mode):
+            os.chmod(file, stat.S_IMODE(mode) & 0o777)
 
 
 def sync_folder(path: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,27 +11,19 @@ from ..errors import LoadError, MissingPackageError
 from ..file import sharded_reader
 from ..file.sharded_reader import Opened
 from ..hf import compat
+from ..hf.tokenizer_files import DOCUMENTS, why_no_tokenizer
 from ..hf.vocabulary import check_added_tokens, check_built, check_tokenizer, vocabulary_size
 from ..io.mapped import Path
+from ..io.scratch import folder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Any of these makes a tokenizer.
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
-# Documents that transformers reads for a tokenizer. Nothing else is put where it looks: an index of shards, for one,
-# names files, and classes other than tokenizers open them.
-_DOCUMENTS = re.compile(
-    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|tekken)\.json|merges\.txt|vocab\.txt|"
-    r"[A-Za-z0-9_.-]+\.(model|tiktoken|spm|bpe|codes|vocab)|"
-    r"chat_template\.(jinja|json)|additional_chat_templates/[A-Za-z0-9_-]+\.jinja"
-)
 # Keys of config.json by which transformers chooses the class of the tokenizer. It would build a whole configuration.
 _CHOOSING = ("model_type", "model_name", "tokenizer_class", "_name_or_path", "architectures", "transformers_version")
 _COMPOSITE = ("encoder", "decoder")  # keys of configurations that are made of two, and need both
 # Keys of tokenizer_config.json that become arguments of a constructor, which takes text there for the name of a file.
 _FILES = ("vocab", "merges", "tokenizer_object", "gguf_file", "subfolder")
-_IN_MEMORY = "/dev/shm"  # noqa: S108 - a file system in memory, where Linux has one; the directory made there is private
 
 
 def load_tokenizer(path: Path | Opened) -> PreTrainedTokenizerBase:
@@ -47,27 +37,21 @@ def load_tokenizer(path: Path | Opened) -> PreTrainedTokenizerBase:
             tokenizer, or transformers refuses it.
     """
     file = sharded_reader.whole(path if isinstance(path, Opened) else sharded_reader.open(path))
-    if not any(name.endswith(_VOCABULARIES) for name in file.documents):
-        raise LoadError(f"{file.path}: holds no tokenizer")
+    if reason := why_no_tokenizer(file.documents):
+        raise LoadError(f"{file.path}: {reason}")
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise MissingPackageError("a tokenizer needs transformers: pip install 'aibit-format[hf]'") from error
-    memory = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
     parsed = {name: file.check_document(name) for name in file.documents}
     try:
         config, size = _checked(parsed)
     except LoadError as error:
         raise LoadError(f"{file.path}: {error}") from error
-    with tempfile.TemporaryDirectory(prefix="aibit-", dir=memory) as folder:
-        texts: dict[str, Any] = {name: file.documents[name] for name in parsed if _DOCUMENTS.fullmatch(name)}
-        if config:
-            texts["config.json"] = json.dumps(config).encode()
-        for name, data in texts.items():
-            target = os.path.join(folder, *name.split("/"))  # names are checked when a file is opened
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            with open(target, "wb") as out:
-                out.write(data)
+    texts: dict[str, Any] = {name: file.documents[name] for name in parsed if DOCUMENTS.fullmatch(name)}
+    if config:
+        texts["config.json"] = json.dumps(config).encode()
+    with folder_of(texts) as folder:  # names are checked when a file is opened
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             check_built(tokenizer, size)

@@ -11,6 +11,8 @@ import pytest
 from tests.support.command import run
 from tests.support.command_models import model as model
 
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 4976698672\n"
+
 
 def test_inspect_lists_what_is_there(model, capsys):
     status, out, _ = run("inspect", model / "m.aibit", capsys=capsys)
@@ -64,3 +66,22 @@ def test_every_truncation_of_a_gguf_header_is_an_error_of_ours(gguf_file, tmp_pa
         cut.write_bytes(data[:length])
         status, _, err = run("inspect", cut, capsys=capsys)
         assert status in (1, 3) and "aibit: " in err
+
+
+def test_inspect_reads_directories_too(model, capsys):
+    status, out, _ = run("inspect", model / "hf", "--json", capsys=capsys)
+    found = json.loads(out)
+    assert status == 0 and found["format"] == "directory (huggingface)" and "config.json" in found["documents"]
+    assert found["metadata"]["architectures"] == ["LlamaForCausalLM"]
+    assert {t["scheme"] for t in found["tensors"]} == {"f16"}
+    status, out, _ = run("inspect", model / "hf", capsys=capsys)
+    assert status == 0 and "model.embed_tokens.weight" in out
+
+
+def test_a_pointer_of_git_lfs_and_a_directory_are_named(model, tmp_path, capsys):
+    (tmp_path / "m.aibit").write_text(POINTER)
+    for verb in ("inspect", "extract"):
+        status, _, err = run(verb, tmp_path / "m.aibit", capsys=capsys)
+        assert status == 3 and "Git LFS pointer to a file of 4976698672 bytes" in err and "git lfs pull" in err
+    status, _, err = run("extract", model / "hf", capsys=capsys)
+    assert status == 1 and "aibit convert" in err

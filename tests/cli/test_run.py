@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+import transformers
 
 import aibit_format as aibit
+from aibit_format.cli.run import context_of
 from tests.support.command_models import shell
+
+
+def _yarn(positions: int, **parameters) -> transformers.LlamaConfig:
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, **parameters}
+    return transformers.LlamaConfig(max_position_embeddings=positions, rope_parameters=rope)
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +38,29 @@ def test_run_uses_the_chat_template(chatty):
     plain = json.loads(shell("run", chatty, "What is a list?", "-n", "8", "--json").stdout)
     chat = json.loads(shell("run", chatty, "What is a list?", "-n", "8", "--json", "--chat").stdout)
     assert chat["new_tokens"] > 0 and chat["text"] != plain["text"]
+
+
+def test_run_stops_where_the_model_s_context_ends_and_says_so(chatty):
+    size = json.loads(bytes(aibit.open(chatty).documents["config.json"]))["max_position_embeddings"]
+    done = shell("run", chatty, "The ", "-n", str(2 * size), "--json")
+    prompt = len(aibit.load_tokenizer(chatty)("The ").input_ids)
+    new = json.loads(done.stdout)["new_tokens"]
+    assert done.returncode == 0 and prompt + new <= size
+    assert prompt + new < size or f"the model's context of {size} tokens is full" in done.stderr
+    done = shell("run", chatty, "The queue " * size, "-n", "1")
+    assert done.returncode == 1 and f"the model's context holds {size}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        (transformers.LlamaConfig(max_position_embeddings=64), 64),
+        (transformers.GPT2Config(n_positions=32), 32),
+        (transformers.T5Config(), None),
+        (transformers.MambaConfig(), None),
+        (_yarn(64, factor=4.0, original_max_position_embeddings=64), 256),
+        (_yarn(256, factor=4.0, original_max_position_embeddings=64), 256),
+    ],
+)
+def test_the_context_is_what_the_configuration_says(config, context):
+    assert context_of(config) == context

@@ -36,6 +36,14 @@ def test_a_shape_that_contradicts_the_config_is_named(tmp_path):
         aibit.convert(tmp_path / "hf", tmp_path / "m.aibit")
 
 
+def test_codes_without_scales_are_not_taken_for_values(tmp_path):
+    architectures.save("llama-untied", tmp_path / "hf")
+    name = "model.layers.0.mlp.up_proj.weight"
+    _edit(tmp_path / "hf", lambda w: w.update({name: w[name].to(torch.int8)}))
+    with pytest.raises(SourceError, match=r"up_proj\.weight' is i8, LlamaForCausalLM wants f32.*quantization_config"):
+        aibit.convert(tmp_path / "hf", tmp_path / "m.aibit")
+
+
 def test_a_tensor_without_a_place_is_named_unless_a_class_is_asked_for(tmp_path):
     architectures.save("llama-untied", tmp_path / "hf")
     _edit(tmp_path / "hf", lambda w: w.update({"value_head.weight": torch.ones(64)}))

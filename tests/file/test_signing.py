@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -95,6 +96,28 @@ def test_a_signed_copy_has_the_same_content_and_verifies_in_full(signed, keys):
             assert all(np.array_equal(p, file.planes(name)[role]) for role, p in plain.planes(name).items())
         front = file.tables.front_matter()
         assert file.tables.header(front) + front == signed[: file_builder.front_end(signed)]
+
+
+def test_a_detached_signature_is_written_whole_or_not_at_all(path, keys, tmp_path, monkeypatch):
+    """The system may take a part of what is to be written; a disk may be full after that."""
+    real = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, data: real(file, bytes(data)[:10]))
+        signing.sign_detached(path, keys / "a.pem", tmp_path / "short.sig")
+    signing.sign_detached(path, keys / "a.pem", tmp_path / "whole.sig")
+    assert (tmp_path / "short.sig").read_bytes() == (tmp_path / "whole.sig").read_bytes()
+    taken: list[int] = []
+
+    def full(file, data):
+        if taken:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken.append(real(file, bytes(data)[:10]))
+        return taken[0]
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(WriteError, match="No space left"):
+        signing.sign_detached(path, keys / "a.pem", tmp_path / "full.sig")
+    assert not (tmp_path / "full.sig").exists()
 
 
 def test_signing_gives_the_same_bytes_each_time(path, keys, signed, tmp_path):

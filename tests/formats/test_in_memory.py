@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import accelerate
 import pytest
 import torch
 import transformers as tf
@@ -86,4 +87,17 @@ def test_models_without_values_and_other_objects_are_refused(saved, tmp_path):
 def test_a_model_on_a_gpu_converts_as_on_the_cpu(saved, tmp_path):
     convert(quantized_model(saved / "llama-tied", "llama-tied", NF4).to("cuda"), tmp_path / "a.aibit")
     convert(saved / "llama-nf4", tmp_path / "b.aibit")
+    same_files(tmp_path / "a.aibit", tmp_path / "b.aibit")
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_weights_that_accelerate_has_offloaded_are_read(where, saved, tmp_path):
+    model = architectures.MODELS["llama-tied"][0].from_pretrained(saved / "llama-tied")
+    if where == "cpu":
+        accelerate.cpu_offload(model)
+    else:
+        accelerate.disk_offload(model, str(tmp_path / "offloaded"))
+    assert model.model.norm.weight.is_meta
+    convert(model, tmp_path / "a.aibit")
+    convert(saved / "llama-tied", tmp_path / "b.aibit")
     same_files(tmp_path / "a.aibit", tmp_path / "b.aibit")

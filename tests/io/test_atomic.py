@@ -12,6 +12,7 @@ from aibit_format.errors import WriteError
 from aibit_format.file.reader import File
 from aibit_format.file.writer import Tensor, Writer, plan, write
 from aibit_format.io import atomic
+from aibit_format.io.atomic import AtomicFile
 from aibit_format.schemes import make
 from tests.support.faults import python
 
@@ -124,3 +125,36 @@ def test_two_writers_of_one_target(how, overwrite, tmp_path, monkeypatch):
         assert os.listdir(tmp_path) == ["m.aibit"]
         if not overwrite:
             os.unlink(path)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_a_file_has_the_permissions_of_the_one_it_replaces_from_the_start(mode, tmp_path):
+    path = tmp_path / "m"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    with AtomicFile(str(path), overwrite=True) as out:
+        assert os.fstat(out.file).st_mode & 0o777 == mode
+        out.write(b"new")
+        out.publish()
+    assert path.read_bytes() == b"new" and path.stat().st_mode & 0o777 == mode
+
+
+def test_short_writes_are_continued(tmp_path, monkeypatch):
+    real = os.write
+    with AtomicFile(str(tmp_path / "m")) as out:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda file, data: real(file, bytes(data)[:3]))
+            out.write(memoryview(b"0123456789"))
+        out.publish()
+    assert (tmp_path / "m").read_bytes() == b"0123456789"
+
+
+def test_a_directory_in_the_place_of_a_file_and_a_missing_directory_are_named(tmp_path):
+    for path in (str(tmp_path), f"{tmp_path}/", f"{tmp_path}/missing/"):
+        for overwrite in (False, True):
+            with pytest.raises(WriteError, match="is a directory; give the name of the file"):
+                AtomicFile(path, overwrite)
+    (tmp_path / "file").write_text("")
+    for parent in ("missing", "file"):
+        with pytest.raises(WriteError, match=f"{parent} is no directory; create it first"):
+            AtomicFile(str(tmp_path / parent / "m"))

@@ -101,8 +101,7 @@ def export(
     try:
         with AtomicFile(path, overwrite) as model, AtomicFile(modelfile, overwrite) as side:
             _write(library, model.name, family.gguf, values, items, on_progress)
-            with open(side.name, "wb") as out:
-                out.write(text)
+            side.write(text)
             model.publish()
             side.publish()
     except OSError as error:

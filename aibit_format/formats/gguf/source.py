@@ -19,6 +19,7 @@ import numpy as np
 from ...container.metadata import Value
 from ...dtypes import DTYPES, to_float32
 from ...errors import SourceError
+from ...hf.tokenizer_files import REASON, REASON_DOCUMENT
 from ...schemes import make
 from ...schemes.ggml import LAYOUTS
 from ..files import begins_with
@@ -29,7 +30,7 @@ from .file import GGUFFile, GGUFTensor
 
 __all__ = ["GGUF", "GGUFFile"]
 
-DOCUMENT = "gguf.json"  # the metadata that no other document holds
+DOCUMENT = REASON_DOCUMENT  # "gguf.json": the metadata that no other document holds
 _IN_TOKENIZER = frozenset(f"tokenizer.ggml.{key}" for key in ("tokens", "scores", "merges", "token_type"))
 _PIECE_ELEMENTS = 1 << 20  # elements checked at a time
 
@@ -92,7 +93,7 @@ class GGUF:
             found |= tokenizer_in.documents_of(self._file.metadata, self._config["vocab_size"], context)
             kept = {key: value for key, value in kept.items() if key not in _IN_TOKENIZER}
         except SourceError as error:
-            kept["aibit.no_tokenizer"] = str(error)
+            kept[REASON] = str(error)
         return dict(sorted((found | {DOCUMENT: _json(kept)}).items()))
 
     def planes(self, name: str) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from ...errors import SourceError
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 SPACE = "\u2581"  # SentencePiece's symbol for a space
-_TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 _WORDS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -278,7 +278,7 @@ def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         name = key.removeprefix(start + ".")
         if key == start and isinstance(text, str):
             documents["chat_template.jinja"] = text.encode()
-        elif key.startswith(start + ".") and isinstance(text, str) and _TEMPLATE_NAME.fullmatch(name):
+        elif key.startswith(start + ".") and isinstance(text, str) and TEMPLATE_NAME.fullmatch(name):
             documents[f"additional_chat_templates/{name}.jinja"] = text.encode()
     return documents
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...errors import SourceError
 from ...file.sharded_reader import Opened
+from ...hf.tokenizer_files import CONVERTED, vocabularies, why_no_tokenizer
 from .source import DOCUMENT
 from .tokenizer_in import (
     BYTE,
@@ -15,6 +16,7 @@ from .tokenizer_in import (
     PRE,
     SPACE,
     SPECIAL,
+    TEMPLATE_NAME,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
@@ -29,9 +31,16 @@ def metadata_of(file: Opened, config: Mapping[str, Any]) -> Values:
     """Make all keys that begin with ``tokenizer.``, and their values; mostly ``none`` for a file without a tokenizer.
 
     Raises:
-        SourceError: llama.cpp has no such tokenizer.
+        SourceError: llama.cpp has no such tokenizer, or it is only in documents that this module does not read.
     """
-    if "tokenizer.json" not in file.documents:
+    if CONVERTED not in file.documents:
+        if why_no_tokenizer(file.documents) is None:
+            found = ", ".join(vocabularies(file.documents) or ["tokenizer_config.json"])
+            raise SourceError(
+                f"the tokenizer is in {found}, and GGUF's is made from tokenizer.json: if transformers has that form "
+                "of it, aibit_format.load_tokenizer(FILE).save_pretrained(FOLDER) writes it, and aibit edit FILE -o "
+                "OUT --document tokenizer.json=FOLDER/tokenizer.json puts it into the model"
+            )
         ids = {f"tokenizer.ggml.{key}": config.get(f"{name}_token_id") for name, key in SPECIAL.items()}
         return {"tokenizer.ggml.model": "none"} | {key: i for key, i in ids.items() if type(i) is int}
     try:
@@ -169,13 +178,35 @@ def _added_around(post_processor: Mapping[str, Any] | None, tokens: list[str], v
 
 
 def _chat_templates(file: Opened, named: Mapping[str, Any]) -> Values:
+    """Return all chat templates. A config has one, or a list of named ones; documents of their own go before them."""
     start, folder = "chat_template", "additional_chat_templates/"
     values: Values = {}
-    if isinstance(named.get(start), str):
-        values[start] = named[start]
+    for document in ("chat_template.json", "tokenizer_config.json"):
+        holder = named if document == "tokenizer_config.json" else _object(file, document)
+        values |= _templates(holder.get(start), document)
     for name in file.documents:
         if name == f"{start}.jinja":
             values[start] = bytes(file.documents[name]).decode()
         elif name.startswith(folder):
             values[f"{start}.{name.removeprefix(folder).removesuffix('.jinja')}"] = bytes(file.documents[name]).decode()
+    if others := [key.removeprefix(f"{start}.") for key in values if key != start]:
+        values["chat_templates"] = others
     return values
+
+
+def _templates(found: Any, document: str) -> Values:
+    """Return the templates of a config's value, by their keys in GGUF; the one called default has no name there."""
+    entries: Any = [{"name": "default", "template": found}] if isinstance(found, str) else found or ()
+    try:
+        pairs = [(entry["name"], entry["template"]) for entry in entries]
+    except (TypeError, KeyError) as error:
+        raise SourceError(f"{document}: chat_template: not a text, and not a list of names and templates") from error
+    for name, text in pairs:
+        if not isinstance(name, str) or not isinstance(text, str) or not TEMPLATE_NAME.fullmatch(name):
+            raise SourceError(f"{document}: chat_template {name!r:.60} has no name that GGUF can hold, or no text")
+    return {"chat_template" if name == "default" else f"chat_template.{name}": text for name, text in pairs}
+
+
+def _object(file: Opened, name: str) -> Mapping[str, Any]:
+    found = file.check_document(name) if name in file.documents else {}
+    return found if isinstance(found, Mapping) else {}

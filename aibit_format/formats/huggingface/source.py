@@ -15,6 +15,7 @@ from ...container.documents import WANTED, parse_json
 from ...container.layout import MAX_DOCUMENT
 from ...container.metadata import Value
 from ...errors import FormatError, SourceError
+from ...io.mistaken import what_is_wrong
 from ..files import MAX_ALL_DOCUMENTS, read_file
 from ..source import SourceFile, SourceTensor
 
@@ -93,8 +94,16 @@ class HuggingFace:
         module, attribute = _WEIGHTS[self._single or ""].split(":")
         return vars(import_module(module))[attribute](os.path.join(self.path, name))
 
+    def _check_link(self, name: str) -> None:
+        full = os.path.join(self.path, name)
+        if os.path.islink(full) and (wrong := what_is_wrong(full)):
+            raise SourceError(f"{full}: {wrong}")
+
     def _shard_names(self) -> list[str]:
         if self._single is None:
+            for name in _WEIGHTS:
+                for found in (name, name + _INDEX):
+                    self._check_link(found)
             others = sorted(name for name in os.listdir(self.path) if name.endswith((".bin", ".pt", ".safetensors")))
             raise SourceError(
                 f"{self.path}: no {' or '.join(_WEIGHTS)}, nor an index of one"
@@ -106,6 +115,7 @@ class HuggingFace:
         for name in names:
             if os.path.basename(name) != name:
                 raise SourceError(f"{self.path}/{self._single}{_INDEX}: shard name {name!r} is a path")
+            self._check_link(name)
             if not self._has(name):
                 raise SourceError(f"{self.path}: shard {name!r} of {self._single}{_INDEX} is missing")
         return names

@@ -20,7 +20,7 @@ from ...dtypes import DTYPES
 from ...errors import WriteError
 from ...file.progress import Progress
 from ...file.sharded_writer import parse_size
-from ...io.atomic import AtomicFolder, sync_folder
+from ...io.atomic import AtomicFolder, keep_mode, sync_folder
 from .reader import DTYPE_NAMES
 
 SHARD_BYTES = 5_000_000_000
@@ -214,7 +214,9 @@ def _publish(partial: str, path: str, names: Sequence[str]) -> None:
             if os.path.islink(os.path.dirname(target)):
                 raise WriteError(f"{os.path.dirname(target)}: is a link; nothing is written through it")
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.replace(os.path.join(partial, *name.split("/")), target)
+            source = os.path.join(partial, *name.split("/"))
+            keep_mode(source, target)
+            os.replace(source, target)
         for name in set(os.listdir(path)) - set(names):
             # A loader would take old weights, or an old index, for the model's.
             if name in (_SINGLE, _INDEX) or (name.startswith("model-") and name.endswith(".safetensors")):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import transformers
 
 import aibit_format as aibit
+from aibit_format.errors import WriteError
 from aibit_format.formats.gguf.file import GGUFFile
 from tests.support.gguf_models import SPM, merged, written
 from tests.support.gguf_models import models as models
@@ -39,6 +43,50 @@ def test_a_real_tokenizer_comes_back(name, fixtures, tmp_path):
     assert found.chat_template == original.chat_template
     end = original.eos_token
     assert (tmp_path / "Modelfile").read_text() == f'FROM ./m.gguf\nPARAMETER stop "{end}"\n'
+
+
+def test_a_list_of_chat_templates_goes_out_whole(fixtures, tmp_path):
+    """Older configs hold it; transformers, and gguf-py, know the templates by name."""
+    folder = shutil.copytree(fixtures / "models" / "tiny-llama", tmp_path / "hf")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = [{"name": "default", "template": "{{ 1 }}"}, {"name": "tool_use", "template": "{{ 2 }}"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    aibit.convert(folder, tmp_path / "m.aibit")
+    found = written(tmp_path / "m.aibit", tmp_path / "m.gguf", type="f16").metadata
+    templates = aibit.load_tokenizer(tmp_path / "m.aibit").chat_template
+    assert found["tokenizer.chat_template"] == templates["default"] == "{{ 1 }}"
+    assert found["tokenizer.chat_template.tool_use"] == templates["tool_use"] == "{{ 2 }}"
+    assert found["tokenizer.chat_templates"] == ["tool_use"]
+
+
+def test_the_chat_template_of_a_processor_goes_out(fixtures, tmp_path):
+    folder = shutil.copytree(fixtures / "models" / "tiny-gpt2", tmp_path / "hf")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{{ 3 }}"}))
+    aibit.convert(folder, tmp_path / "m.aibit")
+    found = written(tmp_path / "m.aibit", tmp_path / "m.gguf", type="f16").metadata
+    assert found["tokenizer.chat_template"] == "{{ 3 }}"
+
+
+def test_a_tokenizer_that_cannot_go_out_is_an_error_and_the_message_says_how_it_can(fixtures, tmp_path):
+    folder = shutil.copytree(fixtures / "models" / "tiny-gpt2", tmp_path / "hf")
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(rules["model"]["vocab"]))
+    merges = "\n".join(" ".join(pair) for pair in rules["model"]["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    aibit.convert(folder, tmp_path / "m.aibit")
+    with pytest.raises(WriteError, match=r"vocab\.json, .*aibit edit") as caught:
+        written(tmp_path / "m.aibit", tmp_path / "m.gguf", type="f16")
+    assert "save_pretrained" in str(caught.value) and not (tmp_path / "m.gguf").exists()
+    slow = aibit.load_tokenizer(tmp_path / "m.aibit")  # and now as the message says
+    slow.save_pretrained(tmp_path / "again")
+    document = {"tokenizer.json": tmp_path / "again" / "tokenizer.json"}
+    aibit.edit(tmp_path / "m.aibit", tmp_path / "e.aibit", documents={n: p.read_bytes() for n, p in document.items()})
+    tokens = written(tmp_path / "e.aibit", tmp_path / "m.gguf", type="f16").metadata["tokenizer.ggml.tokens"]
+    assert [tokens[i] for i in slow("the queue")["input_ids"]] == slow.tokenize("the queue")
 
 
 def test_sentencepiece_special_tokens_templates_and_the_way_back(spm, tmp_path):
