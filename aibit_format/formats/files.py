@@ -1,4 +1,4 @@
-"""Opens the files of a source: regular ones, up to a size, that are what they seem. All sources read through these functions."""
+"""Opens the files of a source: regular ones, up to a size, that are what they seem. All sources read through these."""
 
 from __future__ import annotations
 
