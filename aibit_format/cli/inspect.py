@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(path: str) -> dict[str, Any]:
     """Describe the contents of a file in any of the three formats, or of a model's directory, as JSON can hold it."""
-    if os.path.isdir(path):
+    if os.path.isfile(os.path.join(path, "config.json")):
         return _directory(path)
     kind = _kind(path)
     if kind == "gguf":

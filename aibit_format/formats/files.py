@@ -61,7 +61,7 @@ def begins_with(path: str, magic: bytes) -> bool:
 
 
 def _reported(path: str, read: Callable[[], T]) -> T:
-    if wrong := what_is_wrong(path):
+    if os.path.lexists(path) and (wrong := what_is_wrong(path)):
         raise SourceError(f"{path}: {wrong}")
     try:
         return read()

@@ -51,7 +51,8 @@ class AtomicFile:
         try:
             self._folder = _open_folder(os.path.dirname(path))
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise WriteError(f"{path}: {os.path.dirname(path)} is no directory; create it first") from error
+            folder = os.path.dirname(path)
+            raise WriteError(f"{path}: {error.strerror}: {folder}; it must exist to write into") from error
         self._hidden: str | None = None  # its temporary name, if it has one
         self.file = -1
         self.published = False  # whether it has its final name

@@ -156,5 +156,5 @@ def test_a_directory_in_the_place_of_a_file_and_a_missing_directory_are_named(tm
                 AtomicFile(path, overwrite)
     (tmp_path / "file").write_text("")
     for parent in ("missing", "file"):
-        with pytest.raises(WriteError, match=f"{parent} is no directory; create it first"):
+        with pytest.raises(WriteError, match=f"{parent}; it must exist to write into"):
             AtomicFile(str(tmp_path / parent / "m"))
