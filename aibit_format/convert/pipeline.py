@@ -249,6 +249,9 @@ def _encoded(assignment: Assignment, values: np.ndarray, dtype: str) -> dict[str
     return encode(assignment.tensor.scheme, values, dtype)
 
 
+_SETTING_THREADS = Lock()  # or a conversion beside this one would take its number of threads for torch's
+
+
 def _threads(jobs: int) -> ThreadPoolExecutor:
     """Start threads in each of which torch runs on that thread alone.
 
@@ -265,10 +268,11 @@ def _threads(jobs: int) -> ThreadPoolExecutor:
         torch.get_num_threads()
         torch.set_num_threads(1)
 
-    before = torch.get_num_threads()
-    workers, all_there = ThreadPoolExecutor(jobs, initializer=alone), Barrier(jobs + 1)
-    for _ in range(jobs):
-        workers.submit(all_there.wait)
-    all_there.wait()
-    torch.set_num_threads(before)  # for threads that start later
+    with _SETTING_THREADS:
+        before = torch.get_num_threads()
+        workers, all_there = ThreadPoolExecutor(jobs, initializer=alone), Barrier(jobs + 1)
+        for _ in range(jobs):
+            workers.submit(all_there.wait)
+        all_there.wait()
+        torch.set_num_threads(before)  # for threads that start later
     return workers

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import IncompatibleLibraryError, MissingPackageError
@@ -52,8 +52,10 @@ INSIDES = {
         Inside(_CONFIGS, "PreTrainedConfig.sub_configs", "which keys of a config are configs themselves"),
         Inside(_CONFIGS, "PreTrainedConfig.attribute_map", "older names of a config's keys"),
         # Building a model without weights.
-        Inside(_MODELS, "PreTrainedModel._from_config", "builds a model in a dtype", ("config", "dtype")),
-        Inside("initialization", "no_init_weights", "keeps a constructor from filling weights", ()),
+        Inside(_MODELS, "PreTrainedModel._from_config", "builds in the default dtype if none is given",
+               ("config", "dtype")),
+        Inside(_MODELS, "get_torch_context_manager_or_global_device", "nothing is initialized on meta", ()),
+        Inside(_MODELS, "PreTrainedModel._init_weights", "computes the buffers of a module", ("self", "module")),
         # What a model says of its tensors.
         Inside(_MODELS, "PreTrainedModel._get_dtype_plan", "which tensors stay in float32", ("self", "dtype")),
         Inside(_MODELS, "PreTrainedModel._keep_in_fp32_modules", "modules that are never quantized"),
@@ -102,25 +104,32 @@ def inside(name: str) -> Any:
         MissingPackageError: transformers is not installed.
         IncompatibleLibraryError: the installed version lacks it, or it takes other arguments.
     """
-    entry = INSIDES[name]
     try:
         import transformers
     except ImportError as error:
         raise MissingPackageError("this needs transformers: pip install 'aibit-format[hf]'") from error
+    return _found(INSIDES[name], transformers)
+
+
+@cache
+def _found(entry: Inside, transformers: ModuleType) -> Any:
+    """Return what is found once for each import of transformers, as a program may import it anew."""
     try:
         found = reduce(getattr, entry.attribute.split("."), import_module(f"transformers.{entry.module}"))
     except (ImportError, AttributeError) as error:
-        raise _incompatible(entry, transformers.__version__) from error
+        raise _incompatible(entry) from error
     if entry.arguments is not None and not _takes(found, entry.arguments):
-        raise _incompatible(entry, transformers.__version__)
+        raise _incompatible(entry)
     return found
 
 
-def _incompatible(entry: Inside, version: str) -> IncompatibleLibraryError:
+def _incompatible(entry: Inside) -> IncompatibleLibraryError:
+    from transformers import __version__
+
     name = f"transformers.{entry.module}.{entry.attribute}"
     if entry.arguments is not None:
         name = f"{name}({', '.join(entry.arguments)})"
-    return IncompatibleLibraryError("transformers", version, name, entry.reason, CHECKED)
+    return IncompatibleLibraryError("transformers", __version__, name, entry.reason, CHECKED)
 
 
 @cache
@@ -208,17 +217,67 @@ def _several(entry: Any) -> Sequence[Any]:
 # Building a model without weights.
 
 
-def build(family: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """Build a model in its configuration's dtype."""
+def build(family: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Build a model, its parameters on the meta device, in ``dtype``.
+
+    transformers would set the default dtype of the whole process, which other threads would see. It does not for a
+    configuration without one; the model's configurations get theirs afterwards.
+    """
+    from .construction import OnMeta
+
     inside("PreTrainedModel._from_config")
-    return family._from_config(config, dtype=config.dtype)
+    _require_no_initializing(inside("get_torch_context_manager_or_global_device"))
+    _set_dtype(config, None)
+    with OnMeta(dtype):
+        model = family._from_config(config, dtype=None)
+    configs = {id(found): found for module in model.modules() if (found := getattr(module, "config", None)) is not None}
+    for found in configs.values():
+        _set_dtype(found, dtype)
+    return model
 
 
-@contextmanager
-def no_initializers() -> Iterator[None]:
-    """Keep constructors that run inside this context from initializing weights and from tying them."""
-    with inside("no_init_weights")():
-        yield
+@cache
+def _require_no_initializing(device: Callable[[], torch.device | None]) -> None:
+    """Check once that transformers takes new tensors to be on the meta device, where it initializes none."""
+    import torch
+
+    from .construction import OnMeta
+
+    with OnMeta(torch.get_default_dtype()):
+        if getattr(device(), "type", None) != "meta":
+            raise _incompatible(INSIDES["get_torch_context_manager_or_global_device"])
+
+
+def _set_dtype(config: Any, dtype: torch.dtype | None) -> None:
+    from transformers import PreTrainedConfig
+
+    if isinstance(config, PreTrainedConfig):
+        config.dtype = dtype
+        for name in sub_configs(type(config)):
+            _set_dtype(getattr(config, name, None), dtype)
+
+
+def compute_buffers(model: Any) -> None:
+    """Compute the buffers that constructors compute, as ``from_pretrained`` does, in the default dtype.
+
+    Parameters are on the meta device. Those beside buffers are marked as finished, so that they are left as they are.
+    """
+    from transformers import PreTrainedModel
+
+    inside("PreTrainedModel._init_weights")
+
+    def compute(module: torch.nn.Module, model: Any) -> bool:
+        """Let each model compute the buffers of its own modules, those inside a module first, where there are any."""
+        model = module if isinstance(module, PreTrainedModel) else model
+        found = [compute(child, model) for child in module.children()]
+        if not module._buffers and not any(found):
+            return False
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+        model._init_weights(module)
+        return True
+
+    compute(model, model)
 
 
 # What a model says of its tensors.

@@ -6,16 +6,15 @@ and the dtype from a closed list. transformers is imported when a function here 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..container.documents import FORBIDDEN_KEYS
-from ..errors import LoadError
+from ..errors import IncompatibleLibraryError, LoadError
 from . import compat
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
 # Names in config.json and torch -> names here. No other dtype is accepted.
@@ -143,39 +142,27 @@ def model_class(config: PreTrainedConfig, architecture: str) -> type[PreTrainedM
 
 
 def empty_model(config: PreTrainedConfig, architecture: str) -> PreTrainedModel:
-    """Build the model with every parameter on the meta device and every buffer real; nothing is initialized or tied.
+    """Build a model without weights: every parameter on the meta device, every buffer real that can be computed.
+
+    A buffer that neither its constructor fills with plain values nor ``from_pretrained`` computes is on the meta device
+    too, and has to come from a file. Nothing of this is seen by other threads.
 
     Raises:
         LoadError: transformers has no such class for this configuration, or it cannot be built from it.
     """
     import torch
 
-    family = model_class(config, architecture)
+    from . import construction
+
+    family, dtype = model_class(config, architecture), getattr(torch, str(config.dtype).removeprefix("torch."))
     try:
-        with _parameters_on_meta(), torch.no_grad():
-            return compat.build(family, config)
-    except Exception as error:  # of many kinds: a config's values reach every part of a model
+        # Tensors made in inference mode would count no writes.
+        with torch.inference_mode(False), torch.no_grad():
+            model = compat.build(family, config, dtype)
+            with construction.zeros_in(construction.finish(model, dtype)):
+                compat.compute_buffers(model)
+    except IncompatibleLibraryError:
+        raise
+    except Exception as error:  # of many kinds: what a config says reaches every part of a model
         raise LoadError(f"config.json: {architecture} cannot be built from it: {error}") from error
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Put parameters registered inside this context on the meta device, and keep initializers from running.
-
-    Buffers stay real: their contents (rotary frequencies, position ids) are computed by constructors, not loaded.
-    """
-    import torch
-
-    register = torch.nn.Module.register_parameter
-
-    def register_on_meta(self: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
-        if parameter is not None and parameter.device.type != "meta":
-            parameter = torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        register(self, name, parameter)
-
-    torch.nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
-    try:
-        with compat.no_initializers():
-            yield
-    finally:
-        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+    return model

@@ -62,7 +62,8 @@ def build_meta_model(config: Mapping[str, Any], architecture: str | None = None)
     built = build_config(config)
     model = empty_model(built, name)
     kept = compat.skipped_by_default(model)
-    buffers = {key for key, _ in model.named_buffers()}
+    # A buffer on the meta device is one that only a checkpoint can fill.
+    buffers = {key for key, value in model.named_buffers() if value.device.type != "meta"}
     in_float32 = compat.float32_names(model)
     parameters = {}
     for key, value in model.state_dict().items():

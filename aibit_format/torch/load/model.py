@@ -282,7 +282,8 @@ class _Assembly:
                 f"{self.file.path}: {len(unknown)} tensors have no place in {type(self.model).__name__}: "
                 f"{', '.join(unknown[:5])}"
             )
-        if missing := sorted(self.empty.keys() - names):
+        wanted = {**self.empty, **self.buffers}
+        if missing := sorted(key for key in wanted.keys() - names if wanted[key].device.type == "meta"):
             raise LoadError(
                 f"{self.file.path}: {type(self.model).__name__} needs {len(missing)} tensors that are not in the file: "
                 f"{', '.join(missing[:5])}"
