@@ -66,7 +66,7 @@ def _directory(path: str) -> dict[str, Any]:
     from ..formats.sources import open_source
 
     source = open_source(path)
-    config = parse_json("config.json", source.documents["config.json"])
+    config = parse_json("config.json", source.documents["config.json"], constants=True)
     return {
         "file": path, "format": f"directory ({source.kind})", "size": sum(file.size for file in source.files),
         "metadata": {key: config[key] for key in _SAID if key in config} | dict(source.metadata),

@@ -7,6 +7,7 @@ converter leaves them out and says so.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -55,8 +56,11 @@ MAX_DEPTH = 64
 MAX_DIGITS = 4300  # of an integer: the time to convert one is quadratic in its digits
 
 
-def parse_json(name: str, data: bytes | memoryview) -> Any:
+def parse_json(name: str, data: bytes | memoryview, *, constants: bool = False) -> Any:
     """Parse a JSON document and return its value.
+
+    Args:
+        constants: take ``Infinity``, ``-Infinity`` and ``NaN`` for numbers, which JSON does not know and Python writes.
 
     Raises:
         FormatError: AIB-E705: not UTF-8, not JSON, a repeated key, or nesting deeper than 64.
@@ -76,7 +80,9 @@ def parse_json(name: str, data: bytes | memoryview) -> Any:
         return int(text)
 
     def constant(text: str) -> Any:
-        raise ValueError(f"{text} is no JSON number")
+        if not constants:
+            raise ValueError(f"{text} is no JSON number")
+        return float(text)
 
     try:
         value = json.loads(
@@ -86,6 +92,34 @@ def parse_json(name: str, data: bytes | memoryview) -> Any:
         raise _bad("AIB-E705", name, f"not JSON: {error}") from error
     if _depth(value) > MAX_DEPTH:
         raise _bad("AIB-E705", name, "nested too deeply")
+    return value
+
+
+# How transformers writes floats that JSON has no numbers for: {"__float__": "Infinity"}.
+_FLOAT = "__float__"
+_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
+
+
+def with_floats(value: Any) -> Any:
+    """Return a parsed document with the floats for which transformers writes an object."""
+    if isinstance(value, list):
+        return [with_floats(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    text = value.get(_FLOAT)
+    if len(value) == 1 and isinstance(text, str) and text in _FLOATS:
+        return _FLOATS[text]
+    return {key: with_floats(inner) for key, inner in value.items()}
+
+
+def without_floats(value: Any) -> Any:
+    """Return a parsed document in which such objects stand for the floats that JSON has no numbers for."""
+    if isinstance(value, list):
+        return [without_floats(inner) for inner in value]
+    if isinstance(value, dict):
+        return {key: without_floats(inner) for key, inner in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
     return value
 
 
@@ -105,15 +139,27 @@ def check(name: str, data: bytes | memoryview) -> Any:
 
 
 def clean(name: str, data: bytes) -> tuple[bytes, list[str]]:
-    """Return the document without the keys that a reader refuses, and those keys; unchanged bytes if there are none."""
+    """Return the document as a reader takes it, and the keys that it refuses, which are left out.
+
+    Floats that JSON has no numbers for become objects, as transformers writes them. Without either the bytes stay.
+    """
     if not _is_json(name) or not _can_act(name):
         return data, []
-    value = parse_json(name, data)
+    value = parse_json(name, data, constants=True)
     dropped: list[str] = []
-    value = _without(value, _forbidden(name), "", dropped)
-    if not dropped:
+    plain = without_floats(_without(value, _forbidden(name), "", dropped))
+    if plain == value and not dropped:
         return data, []
-    return (json.dumps(value, indent=2) + "\n").encode(), [f"{name}:{key}" for key in dropped]
+    return _written(plain), [f"{name}:{key}" for key in dropped]
+
+
+def with_key(name: str, data: bytes, key: str, value: Any) -> bytes:
+    """Return a JSON object with one more key."""
+    return _written(parse_json(name, data) | {key: value})
+
+
+def _written(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def _is_json(name: str) -> bool:

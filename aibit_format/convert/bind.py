@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from .. import interop
 from ..dtypes import DTYPES
 from ..errors import SourceError
 from ..formats.sources import Source, SourceTensor, values
-from ..hf.compat import CheckpointNames, not_used_on_purpose
+from ..hf.compat import CheckpointNames, derived, not_used_on_purpose
 from ..hf.meta_model import MetaModel
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Name the source tensors that fill a parameter; ``read`` returns the parameter's values and their dtype."""
+    """Name the source tensors that fill a parameter; ``read`` returns the parameter's values and their dtype.
+
+    There are no source tensors for a parameter that the model computes itself.
+    """
 
     sources: tuple[str, ...]
     read: Callable[[], tuple[np.ndarray, str]] | None  # None: the one source tensor, unchanged
@@ -66,18 +70,25 @@ def bind(model: MetaModel, source: Source) -> tuple[dict[str, Binding], list[str
         group = _Group(target, members, names.converters, model.module, source)
         for name in group.targets(state):
             bindings[name] = Binding(keys, group.reader(name))
+    missing = _missing(model, bindings)
+    for name, made in derived(model.module, missing).items():
+        bindings[name] = Binding((), partial(interop.to_numpy, made))
     _check(model, bindings, source.tensors)
     return bindings, unused
 
 
-def _check(model: MetaModel, bindings: Mapping[str, Binding], tensors: Mapping[str, SourceTensor]) -> None:
+def _missing(model: MetaModel, bindings: Mapping[str, Binding]) -> list[str]:
+    """Return the names of parameters that nothing is bound to, under any name that they are tied to."""
     filled = {model.ties.get(name, name) for name in bindings}
-    missing = [
+    return [
         name
         for name, parameter in model.parameters.items()
         if model.ties.get(name, name) not in filled and parameter.role != "buffer"
     ]
-    if missing:
+
+
+def _check(model: MetaModel, bindings: Mapping[str, Binding], tensors: Mapping[str, SourceTensor]) -> None:
+    if missing := _missing(model, bindings):
         raise SourceError(f"{model.architecture} needs tensors that the checkpoint lacks: {listed(missing)}")
     for name, binding in bindings.items():
         wanted = model.parameters[name].dtype
@@ -87,9 +98,11 @@ def _check(model: MetaModel, bindings: Mapping[str, Binding], tensors: Mapping[s
                     f"{found.file}: tensor {found.name!r} is {found.dtype}, {model.architecture} wants {wanted}: "
                     "codes of a quantized weight, and no quantization_config in config.json says what they stand for"
                 )
+        if binding.read is not None:
+            continue
         found = tensors[binding.sources[0]]
         shape = found.shape[::-1] if found.transposed else found.shape
-        if binding.read is None and shape != model.parameters[name].shape:
+        if shape != model.parameters[name].shape:
             raise SourceError(
                 f"{found.file}: tensor {found.name!r} has shape {list(shape)}, "
                 f"{model.architecture} with this config wants {list(model.parameters[name].shape)}"

@@ -68,6 +68,8 @@ class Conversion:
     tensors: tuple[Assignment, ...]
     unused: tuple[str, ...]  # tensors of the source that are left out, because the model does not use them
     states: tuple[tuple[int, ...] | None, ...] = ()  # of the source's files when they were opened
+    dtype: str | None = None  # for config.json, which leaves it to the weights
+    ignored: tuple[str, ...] = ()  # keys of config.json that reach no configuration class
 
     def __post_init__(self) -> None:
         for assignment in self.tensors:
@@ -172,6 +174,9 @@ def _check_rules(recipe: Recipe, names: Mapping[str, object], where: str) -> Non
 def _assigned(
     source: Source, parameter: ParameterSpec, binding: Binding, recipe: Recipe, names: Sequence[str]
 ) -> Assignment:
+    if not binding.sources:
+        plain = make(parameter.dtype)
+        return Assignment(_target(parameter, plain), (), plain, parameter.dtype, 0, binding.read)
     first = source.tensors[binding.sources[0]]
     if binding.read is None:
         return _tensor(source, parameter, first, recipe.scheme_for(parameter, first.scheme, names))
@@ -261,6 +266,8 @@ def _any_of_group(model: MetaModel, bindings: Mapping[str, Binding], root: str) 
 def _check_tie(source: Source, bindings: Mapping[str, Binding], name: str, owner: str) -> None:
     """Raise SourceError if a checkpoint holds different values for tied tensors: one of them would be lost."""
     if name not in bindings or owner not in bindings:
+        return
+    if not (bindings[name].sources and bindings[owner].sources):
         return
     a, b = bindings[name].sources[0], bindings[owner].sources[0]
     if a != b and not np.array_equal(values(source, a)[0], values(source, b)[0]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,9 @@ from ..file import sharded_writer
 from ..file.progress import Progress
 from ..file.ranks import ALONE, Ranks, of_torch
 from ..formats.aibit import Aibit
-from ..formats.sources import open_source
+from ..formats.sources import Source, open_source
+from ..hf.config import CONFIG_DTYPES, stated_dtype
+from ..hf.limits import Limits
 from ..hf.meta_model import build_meta_model
 from ..io.mapped import Path
 from ..native.cores import usable_cores
@@ -102,9 +105,12 @@ def prepare(source: Any, wanted: Recipe, architecture: str | None = None, tokeni
     wanted = wanted.decided(any(tensor.scheme for tensor in opened.tensors.values()))
     if "config.json" not in opened.documents:
         raise SourceError(f"{opened.path}: no config.json")
-    config = documents.parse_json("config.json", opened.documents["config.json"])
+    config = documents.parse_json("config.json", opened.documents["config.json"], constants=True)
+    dtype = None if stated_dtype(config) else _dtype_of(opened)
+    limits = Limits.of(math.prod(tensor.shape) for tensor in opened.tensors.values())
+    stated = config if dtype is None else {**config, "dtype": dtype}
     try:
-        model = build_meta_model(config, architecture or opened.architecture)
+        model = build_meta_model(stated, limits, architecture or opened.architecture)
     except MissingPackageError as error:
         if not isinstance(opened, Aibit):
             raise
@@ -112,7 +118,15 @@ def prepare(source: Any, wanted: Recipe, architecture: str | None = None, tokeni
             what = "only transformers knows to which weights a scheme applies; give --scheme keep, or install it"
             raise MissingPackageError(f"{opened.path}: {what}: {error}") from error
         return replace(assign_alone(opened, wanted, opened.about), states=states)
-    return replace(assign(opened, model, wanted, partial=architecture is not None), states=states)
+    assigned = assign(opened, model, wanted, partial=architecture is not None)
+    return replace(assigned, states=states, dtype=dtype, ignored=model.dropped_keys)
+
+
+def _dtype_of(source: Source) -> str | None:
+    """Return the dtype of a source's first floating-point tensor, which transformers takes for a model's by default."""
+    names = {name: key for key, name in CONFIG_DTYPES.items()}
+    found = (names.get(tensor.dtype) for tensor in source.tensors.values() if tensor.scheme is None)
+    return next(filter(None, found), None)
 
 
 def convert(
@@ -240,6 +254,9 @@ def _documents(conversion: Conversion) -> tuple[dict[str, bytes], list[str]]:
         except AibitError as error:
             raise SourceError(f"{conversion.source.path}: {error}") from error
         dropped += keys
+        if name == "config.json" and conversion.dtype is not None:
+            texts[name] = documents.with_key(name, texts[name], "dtype", conversion.dtype)
+    dropped += [f"config.json:{key}" for key in conversion.ignored]
     if conversion.recipe.scheme is not None or conversion.recipe.rules:
         texts.pop(recipe.DOCUMENT, None)  # belongs to an earlier conversion
     if conversion.recipe.text is not None:

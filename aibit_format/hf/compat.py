@@ -8,13 +8,16 @@ for behaviour that is not documented. The entry gives the reason for using it. A
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from importlib import import_module
-from types import ModuleType
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import IncompatibleLibraryError, MissingPackageError
@@ -50,6 +53,7 @@ INSIDES = {
         Inside("models.auto.modeling_auto", "MODEL_FOR_CAUSAL_LM_MAPPING", "the classes of a configuration"),
         Inside("models.auto.tokenization_auto", "TOKENIZER_MAPPING_NAMES", "the names of tokenizer classes"),
         Inside(_CONFIGS, "PreTrainedConfig.sub_configs", "which keys of a config are configs themselves"),
+        Inside(_CONFIGS, "PreTrainedConfig.sub_configs_defaults", "their model types where a config does not say them"),
         Inside(_CONFIGS, "PreTrainedConfig.attribute_map", "older names of a config's keys"),
         # Building a model without weights.
         Inside(_MODELS, "PreTrainedModel._from_config", "builds in the default dtype if none is given",
@@ -77,6 +81,7 @@ INSIDES = {
         Inside(_LOADING, "rename_source_key", "a tensor's name in the model",
                ("source_key", "weight_renamings", "weight_converters", "base_model_prefix", "meta_state_dict")),
         Inside(_MODELS, "PreTrainedModel._keys_to_ignore_on_load_unexpected", "tensors of a checkpoint without a use"),
+        Inside(_MODELS, "PreTrainedModel._keys_to_ignore_on_load_missing", "tensors that a checkpoint may lack"),
         # What a loaded model is marked with.
         Inside("quantizers.quantizer_bnb_8bit", "Bnb8BitHfQuantizer", "what saving and PEFT look for",
                ("quantization_config", "pre_quantized")),
@@ -112,7 +117,7 @@ def inside(name: str) -> Any:
 
 
 @cache
-def _found(entry: Inside, transformers: ModuleType) -> Any:
+def _found(entry: Inside, transformers: Any) -> Any:
     """Return what is found once for each import of transformers, as a program may import it anew."""
     try:
         found = reduce(getattr, entry.attribute.split("."), import_module(f"transformers.{entry.module}"))
@@ -189,13 +194,45 @@ def sub_configs(family: type[PreTrainedConfig]) -> dict[str, Any]:
     return dict(of(family, "PreTrainedConfig", "sub_configs"))
 
 
-def older_names(family: type[PreTrainedConfig]) -> Mapping[str, str]:
-    """Return the alternative names that a configuration class has for its keys."""
-    return of(family, "PreTrainedConfig", "attribute_map")
+def default_type(family: type[PreTrainedConfig], key: str) -> str | None:
+    """Return the model type of a sub-configuration that does not state one; ``None`` if there is none for it."""
+    spec = of(family, "PreTrainedConfig", "sub_configs_defaults").get(key)
+    return getattr(spec, "model_type", None) or None
+
+
+@cache
+def declared(family: type[PreTrainedConfig]) -> frozenset[str]:
+    """Return the keys that a configuration class declares, with their older names."""
+    older = of(family, "PreTrainedConfig", "attribute_map")
+    names = [field.name for field in dataclasses.fields(family)] if dataclasses.is_dataclass(family) else []
+    return frozenset({"model_type", *names, *older, *sub_configs(family)})
+
+
+def mentioned(family: type[PreTrainedConfig], keys: Collection[str]) -> list[str]:
+    """Return those of the keys that the code of the models of a configuration class reads from a configuration."""
+    if not keys:
+        return []
+    read = re.compile(r"config\.(\w+)|getattr\([\w.]*config, *[\"'](\w+)")
+    found = {name for pair in read.findall(_code(_models_file(family))) for name in pair}
+    return [key for key in keys if key in found]
+
+
+def _models_file(family: type[PreTrainedConfig]) -> str:
+    """Return the name of the module with the models of a configuration class, which may not exist."""
+    return family.__module__.replace(".configuration_", ".modeling_")
+
+
+def _code(module: str) -> str:
+    """Return the source text of a module; nothing if there is none."""
+    spec = find_spec(module)
+    return "" if spec is None or spec.origin is None else Path(spec.origin).read_text("utf-8")
 
 
 def listed_class(config: PreTrainedConfig, architecture: str) -> type[PreTrainedModel] | None:
-    """Return the class ``architecture`` if transformers' tables list it for this configuration; otherwise ``None``."""
+    """Return the class ``architecture`` if transformers lists it for this configuration; otherwise ``None``.
+
+    Its tables list the classes for tasks; the file with the models of a configuration lists all of them.
+    """
     for name in ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_CAUSAL_LM_MAPPING"):
         inside(name)  # one of many such pairs, checked for all
     tables = vars(import_module("transformers.models.auto.modeling_auto"))
@@ -207,7 +244,24 @@ def listed_class(config: PreTrainedConfig, architecture: str) -> type[PreTrained
         for found in _several(tables[name.removesuffix("_NAMES")][type(config)]):
             if found.__name__ == architecture:
                 return found
-    return None
+    return _models_beside(type(config)).get(architecture)
+
+
+def _models_beside(family: type[PreTrainedConfig]) -> dict[str, type[PreTrainedModel]]:
+    """Return the public models of a configuration class, by name, from the file beside that class."""
+    from transformers import PreTrainedModel
+
+    name = _models_file(family)
+    if name == family.__module__ or find_spec(name) is None:
+        return {}
+    module = vars(import_module(name))
+    found = {name: module[name] for name in module.get("__all__", ())}
+    return {
+        name: each
+        for name, each in found.items()
+        if isinstance(each, type) and issubclass(each, PreTrainedModel) and each.config_class is family
+        and each.forward is not PreTrainedModel.forward  # a base of others
+    }  # fmt: skip
 
 
 def _several(entry: Any) -> Sequence[Any]:
@@ -217,8 +271,8 @@ def _several(entry: Any) -> Sequence[Any]:
 # Building a model without weights.
 
 
-def build(family: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """Build a model, its parameters on the meta device, in ``dtype``.
+def build(family: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype, most: int) -> PreTrainedModel:
+    """Build a model of at most so many tensors, its parameters on the meta device, in ``dtype``.
 
     transformers would set the default dtype of the whole process, which other threads would see. It does not for a
     configuration without one; the model's configurations get theirs afterwards.
@@ -228,7 +282,7 @@ def build(family: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.
     inside("PreTrainedModel._from_config")
     _require_no_initializing(inside("get_torch_context_manager_or_global_device"))
     _set_dtype(config, None)
-    with OnMeta(dtype):
+    with OnMeta(dtype, most):
         model = family._from_config(config, dtype=None)
     configs = {id(found): found for module in model.modules() if (found := getattr(module, "config", None)) is not None}
     for found in configs.values():
@@ -243,7 +297,7 @@ def _require_no_initializing(device: Callable[[], torch.device | None]) -> None:
 
     from .construction import OnMeta
 
-    with OnMeta(torch.get_default_dtype()):
+    with OnMeta(torch.get_default_dtype(), most=8):
         if getattr(device(), "type", None) != "meta":
             raise _incompatible(INSIDES["get_torch_context_manager_or_global_device"])
 
@@ -327,6 +381,36 @@ def is_linear(module: object) -> bool:
     return type(module) is nn.Linear or is_conv1d(module)
 
 
+# Layers whose inputs a model casts to the dtype of their weights, unless it knows of weights in 8 bits.
+_CAST = re.compile(r"\.to\(\s*(?:dtype=)?self\.(\w+)\.weight\.dtype\s*\)")
+
+
+@cache
+def cast_for(module: str) -> frozenset[str]:
+    """Return the names of layers whose inputs the models of a file cast to the dtype of the layer's weight.
+
+    The codes of a quantized weight are integers, and so would be the inputs: such layers have to keep their values.
+    """
+    code = _code(module)
+    names = set(_CAST.findall(code))
+    return frozenset(name for name in names if not re.search(rf"\b{name}\.weight\.dtype\s*!=\s*torch\.int8", code))
+
+
+# Subclasses of Linear that only write the same product down in another way; others, such as routers, do more.
+_WRITTEN_OUT = frozenset({("transformers.models.falcon.modeling_falcon", "FalconLinear")})
+
+
+def multiplies(module: object) -> bool:
+    """Tell whether a module only multiplies with a weight [out, in] and adds a bias, as Linear does."""
+    from torch import nn
+
+    family = type(module)
+    if not issubclass(family, nn.Linear):
+        return False
+    name = family.__module__, family.__name__
+    return (family.forward is nn.Linear.forward and name[0].startswith("transformers.")) or name in _WRITTEN_OUT
+
+
 # How names in a checkpoint become names in the model.
 
 
@@ -365,6 +449,51 @@ def not_used_on_purpose(model: PreTrainedModel) -> Callable[[str], bool]:
     expression = re.compile("|".join(f"(?:{pattern})" for pattern in (*sorted(listed or ()), *_OLD_BUFFERS)))
     buffers = {name for name, _ in model.named_buffers()}
     return lambda name: name in buffers or expression.search(name) is not None
+
+
+def derived(model: PreTrainedModel, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Compute those of the named parameters that a checkpoint may lack, as the model fills them itself.
+
+    They are those that the class lists and that are no random numbers, such as sinusoidal positions.
+    """
+    import torch
+
+    listed = of(model, "PreTrainedModel", "_keys_to_ignore_on_load_missing") or ()
+    expression = re.compile("|".join(f"(?:{pattern})" for pattern in (*sorted(listed), *_TRAINED_WITH)))
+    found = {}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for name in filter(expression.search, names):
+            first, second = _initial(model, name), _initial(model, name)
+            if re.search(_TRAINED_WITH[0], name):
+                found[name] = torch.zeros_like(first)
+            elif torch.equal(first, second):  # neither random nor left as it was, which is NaN
+                found[name] = first
+    return found
+
+
+# Parameters that stand for masked inputs in training, and are not used else; many checkpoints lack them.
+_TRAINED_WITH = (r"(^|\.)masked_spec_embed$",)
+
+
+def _initial(model: PreTrainedModel, name: str) -> torch.Tensor:
+    """Return a parameter as transformers fills it where a checkpoint lacks it."""
+    from transformers import PreTrainedModel
+
+    owner, _, leaf = name.rpartition(".")
+    path = [model, *(model.get_submodule(owner[:end]) for end in _ends(owner))]
+    filling: Any = next(module for module in reversed(path) if isinstance(module, PreTrainedModel))
+    module = copy.copy(path[-1])
+    module._parameters = {
+        key: None if value is None else type(value)(value.new_full(value.shape, float("nan"), device="cpu"), False)
+        for key, value in module._parameters.items()
+    }
+    filling._init_weights(module)
+    return module._parameters[leaf].data  # type: ignore[union-attr]
+
+
+def _ends(path: str) -> list[int]:
+    """Return where the parts of a module's path end: 5 and 11 in ``"model.layers"``."""
+    return [place for place, letter in enumerate(path + ".") if letter == "." and place]
 
 
 # What a loaded model is marked with.

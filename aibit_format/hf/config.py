@@ -1,18 +1,21 @@
 """Turns ``config.json`` into a transformers configuration and class, without letting the file choose what runs.
 
-Only keys that the configuration class itself knows are passed to it, the class comes from transformers' own tables,
-and the dtype from a closed list. transformers is imported when a function here is called.
+What is plain data reaches the configuration class, declared there or not: many classes read keys that they do not
+declare. What fetches or runs code, or would replace a part of the class itself, is left out. The model's class comes
+from transformers' own tables, and dtypes from a closed list. transformers is imported when a function here is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import inspect
+import re
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..container.documents import FORBIDDEN_KEYS
+from ..container.documents import FORBIDDEN_IN, FORBIDDEN_KEYS, with_floats
 from ..errors import IncompatibleLibraryError, LoadError
 from . import compat
+from .limits import Limits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -21,14 +24,15 @@ if TYPE_CHECKING:
 CONFIG_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
 DEFAULT_DTYPE = "float32"  # transformers' own default for a config without a dtype
 
-# Keys that configuration classes accept without declaring them: older names, and defaults for generation.
-_COMMON = frozenset({
-    "torch_dtype", "num_labels", "tie_word_embeddings", "tie_encoder_decoder", "is_decoder", "add_cross_attention",
-    "rope_theta", "rope_scaling", "rope_type", "partial_rotary_factor", "rope_local_base_freq", "pruned_heads",
-    "finetuning_task", "task_specific_params", "prefix", "tokenizer_class", "decoder_start_token_id",
-    "forced_bos_token_id", "forced_eos_token_id", "sep_token_id", "pad_token_id", "bos_token_id", "eos_token_id",
-    "position_embedding_type", "layer_types", "sliding_window", "use_sliding_window", "max_window_layers",
-})  # fmt: skip
+# Left out without a word: they choose how a model is run, where its weights are or came from, not what it computes.
+_WITHOUT_EFFECT = FORBIDDEN_KEYS | FORBIDDEN_IN["config.json"] | {
+    "_name_or_path", "name_or_path", "_commit_hash", "_auto_class", "_output_attentions", "_flash_attn_2_enabled",
+    "use_pretrained_backbone", "transformers_weights",
+}  # fmt: skip
+# Any key that ends so names an attribute of torch in some class.
+_A_DTYPE = "dtype"
+_DTYPES = frozenset({*CONFIG_DTYPES, "auto", "int8", "uint8", "int16", "int32", "int64", "bool"})
+_FETCHED = re.compile(r"(hf[-_]hub|local-dir):")  # what timm takes for a place to get a model from
 
 
 def dtype_name(config: Mapping[str, Any]) -> str:
@@ -37,47 +41,34 @@ def dtype_name(config: Mapping[str, Any]) -> str:
     Raises:
         LoadError: it is none of float32, float16, bfloat16, float64.
     """
-    inner = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else {}
-    name = config.get("dtype") or config.get("torch_dtype") or inner.get("dtype") or DEFAULT_DTYPE  # type: ignore[union-attr]
+    name = stated_dtype(config) or DEFAULT_DTYPE
     if not isinstance(name, str) or name.removeprefix("torch.") not in CONFIG_DTYPES:
         raise LoadError(f"config.json: dtype {name!r}, expected one of {', '.join(CONFIG_DTYPES)}")
     return name.removeprefix("torch.")
 
 
-# Words in the keys of numbers that constructors trust, and the largest number accepted for each unless the file has
-# more tensors: a layer costs a module, a position a buffer of 8 bytes.
-_BELIEVED = {"layer": 1000, "position": 1 << 27}
+def stated_dtype(config: Mapping[str, Any]) -> Any:
+    """Return what a parsed ``config.json`` has for the model's dtype; ``None`` where it leaves that to the weights."""
+    inner = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else {}
+    return config.get("dtype") or config.get("torch_dtype") or inner.get("dtype")  # type: ignore[union-attr]
 
 
-def refuse_absurd(config: Mapping[str, Any], tensors: int) -> None:
-    """Refuse a parsed ``config.json`` with more layers than ``tensors`` allow, or with absurdly many positions.
-
-    Building such a model would exhaust memory before its tensors are compared with the file's.
-
-    Raises:
-        LoadError: names the key.
-    """
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            refuse_absurd(value, tensors)
-        elif isinstance(value, int):
-            for word, most in _BELIEVED.items():
-                if word in key and value > max(most, tensors):
-                    raise LoadError(f"config.json: {key} is {value}, at most {max(most, tensors)} is believed here")
-
-
-def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
-    """Build the transformers configuration from the allowed keys of a parsed ``config.json``.
+def build_config(config: Mapping[str, Any], limits: Limits) -> PreTrainedConfig:
+    """Build the transformers configuration from a parsed ``config.json``.
 
     Raises:
-        LoadError: the installed transformers does not know the model type, or refuses a value.
+        LoadError: the installed transformers does not know the model type, or refuses a value; a value is beyond what
+            the tensors can mean, or would be fetched; a key that is left out is one that the model reads.
         MissingPackageError: transformers is not installed.
     """
     model_type = config.get("model_type")
     family = compat.config_class(model_type)
     if family is None:
         raise LoadError(f"config.json: model type {model_type!r} is unknown to the installed transformers")
-    values, _ = allowed(config, family)
+    limits.check(config)
+    values, dropped = allowed(with_floats(config), family)
+    _check_values(values)
+    _check_read(family, dropped)
     values["dtype"] = dtype_name(config)
     values.pop("torch_dtype", None)
     try:
@@ -87,43 +78,85 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def allowed(config: Mapping[str, Any], family: type[PreTrainedConfig]) -> tuple[dict[str, Any], list[str]]:
-    """Return the part of ``config`` whose keys ``family`` and its sub-configurations know, and the other keys."""
-    known = _known_keys(family)
+    """Return the part of ``config`` that reaches ``family`` and its sub-configurations, and the keys left out.
+
+    Keys without effect are left out, but not listed.
+    """
     inside = compat.sub_configs(family)
     kept: dict[str, Any] = {}
     dropped: list[str] = []
     for key, value in config.items():
-        if key not in known or key.startswith("_") or key in FORBIDDEN_KEYS:
+        if key in _WITHOUT_EFFECT:
+            continue
+        if not _is_data(family, key):
             dropped.append(key)
         elif key in inside and isinstance(value, Mapping):
-            inner = _sub_family(inside[key], value)
-            kept[key], lost = allowed(value, inner)
+            kept[key], lost = allowed(value, _sub_family(family, key, value))
             dropped += [f"{key}.{name}" for name in lost]
         else:
             kept[key] = value
     return kept, dropped
 
 
-def _known_keys(family: type[PreTrainedConfig]) -> frozenset[str]:
-    from dataclasses import fields, is_dataclass
-
-    keys = {"model_type", *_COMMON, *compat.older_names(family), *compat.sub_configs(family)}
-    if is_dataclass(family):
-        keys |= {field.name for field in fields(family)}
-    with suppress(Exception):  # for a class that cannot be built without arguments, its fields must suffice
-        keys |= {key for key in vars(family()) if not key.startswith("_")}
-    return frozenset(keys)
+def dropped_keys(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a parsed ``config.json`` that reach no configuration class, those without effect excepted."""
+    family = compat.config_class(config.get("model_type"))
+    return [] if family is None else allowed(config, family)[1]
 
 
-def _sub_family(family: Any, value: Mapping[str, Any]) -> type[PreTrainedConfig]:
+def _is_data(family: type[PreTrainedConfig], key: str) -> bool:
+    """Return whether a key is data of a configuration, and not a method or another part of its class."""
+    if key in compat.declared(family):
+        return True
+    part = inspect.getattr_static(family, key, None)
+    settable = isinstance(part, property) and part.fset is not None
+    return not key.startswith("_") and (part is None or settable)
+
+
+def _check_values(values: Any, path: str = "") -> None:
+    """Raise LoadError for a value that transformers or timm would look up by its name, or fetch."""
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(values, Mapping):
+        items = values.items()
+        if isinstance(values.get("backbone"), str) and values.get("backbone_config") is None:
+            raise LoadError(
+                f"config.json: {path}backbone is {values['backbone'][:80]!r}, whose configuration would be fetched; "
+                "save the model with transformers 5, which writes it as backbone_config"
+            )
+    elif isinstance(values, list):
+        items = enumerate(values)
+    for key, value in items:
+        here = f"{path}{key}"
+        if isinstance(value, str):
+            if str(key).endswith(_A_DTYPE) and value.removeprefix("torch.") not in _DTYPES:
+                raise LoadError(f"config.json: {here} is {value[:80]!r}, expected one of {', '.join(CONFIG_DTYPES)}")
+            if _FETCHED.match(value):
+                raise LoadError(f"config.json: {here} is {value[:80]!r}, which would be fetched")
+        else:
+            _check_values(value, f"{here}.")
+
+
+def _check_read(family: type[PreTrainedConfig], dropped: Iterable[str]) -> None:
+    """Raise LoadError if the code of the models of ``family`` reads a key that it does not get."""
+    names = {path.rpartition(".")[2]: path for path in dropped}
+    for name in compat.mentioned(family, names):
+        raise LoadError(
+            f"config.json: {names[name]} is the name of a part of transformers' {family.__name__}, and its models "
+            "read it: the value cannot be passed on; remove the key if the model is right without it"
+        )
+
+
+def _sub_family(family: type[PreTrainedConfig], key: str, value: Mapping[str, Any]) -> type[PreTrainedConfig]:
     """Return a sub-configuration's class; if the parent says only "some configuration", its model type decides."""
     from transformers import AutoConfig
 
-    if family is not AutoConfig:
-        return family
-    found = compat.config_class(value.get("model_type"))
+    stated = compat.sub_configs(family)[key]
+    if stated is not AutoConfig:
+        return stated
+    model_type = value.get("model_type", compat.default_type(family, key))
+    found = compat.config_class(model_type)
     if found is None:
-        raise LoadError(f"config.json: sub-model type {value.get('model_type')!r} is unknown to transformers")
+        raise LoadError(f"config.json: {key}: model type {model_type!r} is unknown to the installed transformers")
     return found
 
 
@@ -141,14 +174,15 @@ def model_class(config: PreTrainedConfig, architecture: str) -> type[PreTrainedM
     return found
 
 
-def empty_model(config: PreTrainedConfig, architecture: str) -> PreTrainedModel:
+def empty_model(config: PreTrainedConfig, architecture: str, limits: Limits) -> PreTrainedModel:
     """Build a model without weights: every parameter on the meta device, every buffer real that can be computed.
 
     A buffer that neither its constructor fills with plain values nor ``from_pretrained`` computes is on the meta device
     too, and has to come from a file. Nothing of this is seen by other threads.
 
     Raises:
-        LoadError: transformers has no such class for this configuration, or it cannot be built from it.
+        LoadError: transformers has no such class for this configuration, it cannot be built from it, or would be far
+            larger than its file.
     """
     import torch
 
@@ -158,8 +192,8 @@ def empty_model(config: PreTrainedConfig, architecture: str) -> PreTrainedModel:
     try:
         # Tensors made in inference mode would count no writes.
         with torch.inference_mode(False), torch.no_grad():
-            model = compat.build(family, config, dtype)
-            with construction.zeros_in(construction.finish(model, dtype)):
+            model = compat.build(family, config, dtype, limits.most_tensors)
+            with construction.zeros_in(construction.finish(model, dtype, limits.most_bytes)):
                 compat.compute_buffers(model)
     except IncompatibleLibraryError:
         raise

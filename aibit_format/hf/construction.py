@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ..errors import LoadError
+
 _INITIALIZERS = "torch.nn.init"
 _META = {"device": "meta"}
 Place = tuple[dict[str, "torch.Tensor | None"], str, torch.Tensor]  # buffers of a module, a name, what it stands for
@@ -50,11 +52,15 @@ class OnMeta(TorchFunctionMode):
     """Puts new tensors on the meta device, in ``dtype`` where their dtype is left to torch; runs no initializer.
 
     A dtype is left to torch where a function is given none, and no floating-point tensor to take it from.
+
+    Raises:
+        LoadError: more than ``most`` tensors are made.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, most: int) -> None:
         super().__init__()
         self._dtype, self._default = dtype, torch.get_default_dtype()
+        self._most = self._left = most
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -74,6 +80,10 @@ class OnMeta(TorchFunctionMode):
             options.pop("device", None)
             if func in _floats() and options.get("dtype") is None:
                 options["dtype"] = self._dtype
+        if made:
+            self._left -= 1
+            if self._left < 0:
+                raise LoadError(f"more than {self._most} tensors, which the file has not")
         result = func(*args, **options, **_META) if made else func(*args, **options)
         if type(result) is not torch.Tensor:
             return result
@@ -103,11 +113,17 @@ def _has_a_dtype(value: Any) -> bool:
     return isinstance(value, (np.ndarray, np.generic))
 
 
-def finish(model: torch.nn.Module, dtype: torch.dtype) -> list[Place]:
+def finish(model: torch.nn.Module, dtype: torch.dtype, most: int) -> list[Place]:
     """Move parameters to the meta device that no mode saw, such as ``torch.Tensor(3)``, and make simple buffers real.
 
     A buffer is simple if it is what a function made of plain values, as ``torch.zeros(3)`` does. Returns the others.
+
+    Raises:
+        LoadError: all buffers together have more than ``most`` bytes.
     """
+    wanted = sum(value.nbytes for value in {id(value): value for value in model.buffers()}.values())
+    if wanted > most:
+        raise LoadError(f"its buffers would have {wanted} bytes, and at most {most} are believed of this file")
     default = torch.get_default_dtype()
     others: list[Place] = []
     real: dict[int, torch.Tensor] = {}  # a buffer may belong to several modules

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import interop
 from ..errors import SourceError
 from . import compat
-from .config import CONFIG_DTYPES, build_config, dtype_name, empty_model
+from .config import CONFIG_DTYPES, build_config, dropped_keys, dtype_name, empty_model
+from .limits import Limits
 
 if TYPE_CHECKING:
     import torch
@@ -46,10 +47,16 @@ class MetaModel:
     parameters: dict[str, ParameterSpec]
     ties: dict[str, str]  # name -> the first name, in execution order, of the tensor that both share
     module: Any  # on the meta device
+    dropped_keys: tuple[str, ...]  # of its config, that reach no configuration class
 
 
-def build_meta_model(config: Mapping[str, Any], architecture: str | None = None) -> MetaModel:
+def build_meta_model(config: Mapping[str, Any], limits: Limits, architecture: str | None = None) -> MetaModel:
     """Build the model that a parsed ``config.json`` describes, without memory for its weights.
+
+    Args:
+        config: the parsed document.
+        limits: what there is of tensors, which bounds what the config may ask for.
+        architecture: the class, if the config names none or another is wanted.
 
     Raises:
         SourceError: the config names no architecture and none is given.
@@ -59,8 +66,8 @@ def build_meta_model(config: Mapping[str, Any], architecture: str | None = None)
     name = architecture or (listed[0] if listed else None)
     if not isinstance(name, str):
         raise SourceError("config.json names no architecture; say which: --architecture LlamaForCausalLM")
-    built = build_config(config)
-    model = empty_model(built, name)
+    built = build_config(config, limits)
+    model = empty_model(built, name, limits)
     kept = compat.skipped_by_default(model)
     # A buffer on the meta device is one that only a checkpoint can fill.
     buffers = {key for key, value in model.named_buffers() if value.device.type != "meta"}
@@ -71,7 +78,8 @@ def build_meta_model(config: Mapping[str, Any], architecture: str | None = None)
         stored = "f32" if value.is_floating_point() and in_float32(key) else interop.dtype_name(value.dtype)
         parameters[key] = ParameterSpec(key, tuple(value.shape), stored, role)
     dtype = CONFIG_DTYPES[dtype_name(config)]
-    return MetaModel(name, built.model_type, dtype, parameters, _ties(model, parameters), model)
+    dropped = tuple(dropped_keys(config))
+    return MetaModel(name, built.model_type, dtype, parameters, _ties(model, parameters), model, dropped)
 
 
 def _ties(model: Any, parameters: Iterable[str]) -> dict[str, str]:
@@ -86,8 +94,11 @@ def _ties(model: Any, parameters: Iterable[str]) -> dict[str, str]:
 def _role(model: torch.nn.Module, key: str, value: torch.Tensor, kept: list[str]) -> Role:
     owner, _, leaf = key.rpartition(".")
     module = model.get_submodule(owner)
-    if leaf == "weight" and compat.is_linear(module):
-        if not compat.is_quantized_beside(owner, kept):
+    if leaf == "weight" and (compat.is_linear(module) or compat.multiplies(module)):
+        user = model.get_submodule(owner.rpartition(".")[0])
+        if not compat.is_quantized_beside(owner, kept) or owner.rpartition(".")[2] in compat.cast_for(
+            type(user).__module__
+        ):
             return "kept"
         return "conv1d" if compat.is_conv1d(module) else "linear"
     return "experts" if value.ndim == 3 and value.is_floating_point() and "expert" in key else "other"

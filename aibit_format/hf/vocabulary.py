@@ -13,7 +13,8 @@ from typing import Any
 from ..errors import LoadError
 
 # Keys of config.json and generation_config.json that hold one id or several; -1, in old checkpoints, means none.
-_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_FED = ("bos_token_id", "decoder_start_token_id")  # a text begins with them
+_COMPARED = ("eos_token_id", "pad_token_id")  # a text ends with them, or they fill up what is masked
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
@@ -27,6 +28,9 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
 def check_special_ids(name: str, document: Mapping[str, Any], size: int | None, family: type) -> None:
     """Check the special ids of a parsed ``config.json`` or ``generation_config.json`` against the vocabulary's size.
 
+    An id that only ends a text, or pads one, is often one past the embedding, as a token for padding is added to the
+    tokenizer alone. Of that is warned.
+
     Args:
         family: transformers' class of the configuration. Its own defaults are accepted: a checkpoint with a smaller
             vocabulary often still has them (GPT-2's 50256) without meaning them.
@@ -34,17 +38,23 @@ def check_special_ids(name: str, document: Mapping[str, Any], size: int | None, 
     Raises:
         LoadError: names document, key and id.
     """
-    for key in _SPECIAL:
+    for key in (*_FED, *_COMPARED):
         value, usual = document.get(key), getattr(family, key, None)
         for found in value if isinstance(value, list) else [value]:
             if found is not None and type(found) is not int:
                 raise LoadError(f"{name}: {key} is {str(found)[:80]!r}, not a token id")
-            if isinstance(found, int) and size is not None and found != usual and not -1 <= found < size:
+            if found is None or size is None or found == usual or -1 <= found < size:
+                continue
+            if key in _FED or found < 0:
                 raise LoadError(f"{name}: {key} is {found}, and the vocabulary has {size} tokens")
+            warnings.warn(f"{name}: {key} is {found}, and the vocabulary has {size} tokens", stacklevel=4)
 
 
 def check_tokenizer(tokenizer: Mapping[str, Any], size: int | None) -> None:
     """Check the ids of a parsed ``tokenizer.json`` against the size of the model's vocabulary.
+
+    Added tokens may have the ids that follow the vocabulary: one for padding, or for images, often has no row in the
+    embedding. ``check_built`` warns of them.
 
     Raises:
         LoadError: names the token.
@@ -52,6 +62,9 @@ def check_tokenizer(tokenizer: Mapping[str, Any], size: int | None) -> None:
     if size is None:
         return
     _check_ids("tokenizer.json", _ids(tokenizer), size)
+    added = tokenizer.get("added_tokens")
+    found = [each for each in added if isinstance(each, Mapping)] if isinstance(added, list) else []
+    _check_ids("tokenizer.json", [(each.get("content"), each.get("id")) for each in found], size, len(found))
 
 
 def check_added_tokens(name: str, document: Mapping[str, Any], size: int | None) -> None:
@@ -73,7 +86,7 @@ def check_added_tokens(name: str, document: Mapping[str, Any], size: int | None)
                 raise LoadError(f"{name}: added_tokens_decoder: {key[:80]!r} is not an id with a token")
             ids.append((token.get("content"), int(key)))
     if size is not None:
-        _check_ids(name, ids, size)
+        _check_ids(name, ids, size, len(ids))
 
 
 def check_built(tokenizer: Any, size: int | None) -> None:
@@ -105,9 +118,10 @@ def check_built(tokenizer: Any, size: int | None) -> None:
 _IN_TEXTS = ("bos_token", "eos_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 
-def _check_ids(name: str, ids: Iterable[tuple[Any, Any]], size: int) -> None:
+def _check_ids(name: str, ids: Iterable[tuple[Any, Any]], size: int, beyond: int = 0) -> None:
+    """Raise LoadError if an id is not below ``size``, or not among the ``beyond`` that follow it."""
     for token, found in ids:
-        if isinstance(found, int) and not 0 <= found < size:
+        if isinstance(found, int) and not 0 <= found < size + beyond:
             raise LoadError(
                 f"{name}: token {str(token)[:80]!r} has the id {found}, and the vocabulary has {size} tokens"
             )
@@ -131,15 +145,11 @@ def _processed(processor: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _ids(tokenizer: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield tokens and ids, as far as the document has the form that the tokenizers library writes."""
+    """Yield the tokens that texts are made of, with ids, as far as the document has the usual form."""
     model = tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
     if isinstance(vocabulary, Mapping):
         yield from vocabulary.items()
     elif isinstance(vocabulary, list) and vocabulary:  # ids are list indices: the last is the largest
         yield vocabulary[-1], len(vocabulary) - 1
-    added = tokenizer.get("added_tokens")
-    for token in added if isinstance(added, list) else ():
-        if isinstance(token, Mapping):
-            yield token.get("content"), token.get("id")
     yield from _processed(tokenizer.get("post_processor"))

@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
 
 import aibit_format as aibit
-from aibit_format.errors import FormatError
+from aibit_format.errors import FormatError, LoadError
+from aibit_format.hf import compat
+from aibit_format.hf.config import allowed, build_config, model_class
+from aibit_format.hf.limits import Limits
 from tests.support import architectures
 from tests.support.documents import rebuilt_with
 from tests.support.edited_configs import refused
@@ -74,20 +81,113 @@ def test_a_file_with_config_keys_that_run_code_is_refused_before_transformers_se
         assert caught.value.code == "AIB-E706"
 
 
-def test_unknown_config_keys_never_reach_a_constructor():
-    from transformers import LlamaConfig
+LIMITS = Limits(tensors=10, largest=1 << 20)
 
-    from aibit_format.hf.config import allowed, build_config
 
+def test_keys_that_a_class_does_not_declare_reach_it_unless_they_are_no_data():
     given = {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "rope_theta": 5000.0,
-        "_private": 1,
-        "made_up": "x",
-        "use_kernels": 1,
-    }
+        "model_type": "llama", "hidden_size": 64, "rope_theta": 5000.0, "made_up": [1, {"a": None}], "_private": 1,
+        "use_kernels": 1, "push_to_hub": True, "attribute_map": {"hidden_size": "vocab_size"}, "head_dim": 24,
+    }  # fmt: skip
     kept, dropped = allowed(given, LlamaConfig)
-    assert set(dropped) == {"_private", "made_up", "use_kernels"} and "hidden_size" in kept
-    config = build_config(given)
-    assert config.rope_parameters["rope_theta"] == 5000.0 and not hasattr(config, "made_up")
+    assert dropped == ["_private", "push_to_hub", "attribute_map"] and "use_kernels" not in kept
+    config = build_config(given, LIMITS)
+    assert config.rope_parameters["rope_theta"] == 5000.0 and config.made_up == [1, {"a": None}]
+    assert config.head_dim == 24 and config.hidden_size == 64 and callable(config.push_to_hub)
+
+
+def test_a_private_key_that_is_declared_is_passed_on():
+    for value in (True, False):
+        config = build_config({"model_type": "opt", "_remove_final_layer_norm": value}, LIMITS)
+        assert config._remove_final_layer_norm is value
+
+
+def test_a_key_that_is_left_out_and_read_is_refused():
+    with pytest.raises(LoadError, match=r"get_text_config is the name of a part of transformers' DogeConfig, and"):
+        build_config({"model_type": "doge", "get_text_config": 1}, LIMITS)
+    assert compat.mentioned(LlamaConfig, ["hidden_size", "no_such_key"]) == ["hidden_size"]
+
+
+@pytest.mark.parametrize("written", ["Infinity", '{"__float__": "Infinity"}'])
+def test_infinity_in_a_config_is_kept_in_either_form(written, tmp_path):
+    config = transformers.Mamba2Config(
+        vocab_size=64, hidden_size=32, state_size=8, num_hidden_layers=1, num_heads=8, head_dim=8, n_groups=1, expand=2
+    )
+    transformers.Mamba2ForCausalLM(config).save_pretrained(tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    stored = json.loads(path.read_text()) | {"time_step_limit": "HERE"}
+    path.write_text(json.dumps(stored).replace('"HERE"', f"[0.0, {written}]"))
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit")
+    with aibit.open(tmp_path / "m.aibit", verify="full") as file:
+        assert file.check_document("config.json")["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    assert tuple(aibit.load_model(tmp_path / "m.aibit").config.time_step_limit) == (0.0, float("inf"))
+
+
+@pytest.mark.parametrize("family", [transformers.Qwen2Config, transformers.Phi3Config, transformers.GraniteConfig])
+def test_a_head_dim_that_is_not_declared_counts(family, tmp_path):
+    config = family(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path / "hf")
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="f32")
+    ids = torch.arange(1, 9)[None]
+    with torch.inference_mode():
+        assert torch.equal(aibit.load_model(tmp_path / "m.aibit")(ids).logits, model(ids).logits)
+
+
+def test_a_config_without_a_dtype_has_that_of_its_weights(tmp_path):
+    architectures.save("llama-untied", tmp_path / "hf", torch.bfloat16)
+    path = tmp_path / "hf" / "config.json"
+    config = json.loads(path.read_text())
+    del config["dtype"]
+    path.write_text(json.dumps(config))
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit")
+    expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").dtype
+    assert aibit.load_model(tmp_path / "m.aibit").dtype == expected == torch.bfloat16
+
+
+def test_what_reaches_no_configuration_is_reported(tmp_path):
+    architectures.save("llama-untied", tmp_path / "hf")
+    edit_config(tmp_path / "hf", push_to_hub=True, made_up=1)
+    report = aibit.convert(tmp_path / "hf", tmp_path / "m.aibit")
+    assert report.dropped_keys == ("config.json:push_to_hub",)
+
+
+def test_a_class_outside_the_tables_of_tasks_is_found(tmp_path):
+    config = transformers.BertConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48
+    )
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "hf")
+    edit_config(tmp_path / "hf", architectures=["BertLMHeadModel"])
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="f32")
+    assert type(aibit.load_model(tmp_path / "m.aibit")).__name__ == "BertLMHeadModel"
+
+
+@pytest.mark.parametrize("name", ["PreTrainedModel", "BertPreTrainedModel", "RobertaModel", "load_tf_weights_in_bert"])
+def test_classes_of_no_model_or_of_another_are_none(name):
+    with pytest.raises(LoadError, match="is not one of transformers'"):
+        model_class(build_config({"model_type": "bert"}, LIMITS), name)
+
+
+def test_positions_that_a_checkpoint_lacks_are_computed(tmp_path):
+    config = transformers.MarianConfig(
+        vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=48, decoder_ffn_dim=48,
+        encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=40, pad_token_id=0,
+        decoder_start_token_id=0, eos_token_id=1, forced_eos_token_id=1, dtype="float32",
+    )  # fmt: skip
+    model = transformers.MarianMTModel(config).eval()
+    model.save_pretrained(tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(path)
+    assert not any("embed_positions" in name for name in tensors) and "final_logits_bias" in tensors
+    del tensors["final_logits_bias"]
+    save_file(tensors, path, {"format": "pt"})
+    before = torch.random.get_rng_state()
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="f32")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    loaded, ids = aibit.load_model(tmp_path / "m.aibit"), torch.arange(1, 9)[None]
+    with torch.inference_mode():
+        found, expected = (each(input_ids=ids, decoder_input_ids=ids).logits for each in (loaded, model))
+    assert torch.equal(found, expected)

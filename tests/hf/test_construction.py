@@ -10,8 +10,10 @@ import transformers as tf
 
 from aibit_format.hf import compat, construction
 from aibit_format.hf.config import empty_model
+from aibit_format.hf.limits import Limits
 from tests.support import architectures
 
+LIMITS = Limits(1000, 1 << 20)
 GPTJ = (tf.GPTJForCausalLM, lambda: tf.GPTJConfig(vocab_size=160, n_embd=64, n_layer=2, n_head=4, rotary_dim=8))
 M2M = (tf.M2M100Model, lambda: tf.M2M100Config(
     vocab_size=160, d_model=64, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64, decoder_ffn_dim=64,
@@ -27,7 +29,7 @@ def test_an_empty_model_has_the_tensors_of_from_pretrained(name, dtype, tmp_path
     family(copy.deepcopy(config)).to(dtype).save_pretrained(tmp_path)
     expected = family.from_pretrained(tmp_path, dtype=dtype)
     config.dtype = dtype
-    found = empty_model(config, family.__name__)
+    found = empty_model(config, family.__name__, LIMITS)
     in_float32 = compat.float32_names(found)  # which is applied when weights are placed
     assert {
         key: (value.shape, torch.float32 if in_float32(key) else value.dtype)
@@ -45,10 +47,10 @@ def test_an_empty_model_has_the_tensors_of_from_pretrained(name, dtype, tmp_path
 def test_buffers_are_not_computed_in_half_precision():
     config = GPTJ[1]()
     config.dtype = torch.float16
-    half = dict(empty_model(config, "GPTJForCausalLM").named_buffers())
+    half = dict(empty_model(config, "GPTJForCausalLM", LIMITS).named_buffers())
     config = GPTJ[1]()
     config.dtype = torch.float32
-    for key, value in empty_model(config, "GPTJForCausalLM").named_buffers():
+    for key, value in empty_model(config, "GPTJForCausalLM", LIMITS).named_buffers():
         assert torch.equal(half[key], value.to(half[key].dtype)), key
 
 
@@ -80,9 +82,9 @@ class Made(torch.nn.Module):
 
 
 def made(dtype):
-    with construction.OnMeta(dtype):
+    with construction.OnMeta(dtype, 100):
         module = Made()
-    return module, construction.finish(module, dtype)
+    return module, construction.finish(module, dtype, 1 << 20)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -119,6 +121,6 @@ def test_an_empty_model_is_the_same_in_inference_mode():
     config = M2M[1]()
     config.dtype = torch.bfloat16
     with torch.inference_mode():
-        found = dict(empty_model(config, "M2M100Model").named_buffers())
-    for key, value in empty_model(config, "M2M100Model").named_buffers():
+        found = dict(empty_model(config, "M2M100Model", LIMITS).named_buffers())
+    for key, value in empty_model(config, "M2M100Model", LIMITS).named_buffers():
         assert not found[key].is_inference() and torch.equal(found[key], value)

@@ -17,7 +17,7 @@ from tests.support.hostile_documents import good as good
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("change", [{"eos_token_id": 1024}, {"eos_token_id": [1, 1 << 62]}, {"bos_token_id": -2}])
+@pytest.mark.parametrize("change", [{"bos_token_id": 1024}, {"bos_token_id": 1 << 30}, {"eos_token_id": [1, -2]}])
 def test_special_ids_beyond_the_vocabulary_are_refused(change, name, good, tmp_path):
     key = next(iter(change))
     with pytest.raises(LoadError, match=rf"{name}: {key} is .*, and the vocabulary has 1024 tokens"):
@@ -25,6 +25,22 @@ def test_special_ids_beyond_the_vocabulary_are_refused(change, name, good, tmp_p
     (tmp_path / "none").mkdir()
     none = with_document(good, tmp_path / "none", name, {key: None} if name == "config.json" else {key: -1})
     assert aibit.load_model(none) is not None
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("change", [{"eos_token_id": 1024}, {"eos_token_id": [1, 1 << 30]}])
+def test_of_ids_that_only_end_a_text_is_warned(change, name, good, tmp_path):
+    with pytest.warns(UserWarning, match=rf"{name}: eos_token_id is .*, and the vocabulary has 1024 tokens"):
+        model = aibit.load_model(with_document(good, tmp_path, name, change))
+    model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2, do_sample=False, pad_token_id=0)
+
+
+def test_of_an_added_token_one_past_the_vocabulary_is_warned(good, tmp_path):
+    value = json.loads((MODEL / "tokenizer.json").read_text())
+    value["added_tokens"].append({**value["added_tokens"][0], "content": "<image_soft_token>", "id": 1024})
+    path = with_document(good, tmp_path, "tokenizer.json", json.dumps(value).encode())
+    with pytest.warns(UserWarning, match="the tokenizer has 1025 tokens and the model's vocabulary 1024"):
+        assert aibit.load_tokenizer(path).convert_tokens_to_ids("<image_soft_token>") == 1024
 
 
 def test_special_ids_that_are_the_defaults_of_a_family_pass():

@@ -26,6 +26,7 @@ from aibit_format.container import documents
 from aibit_format.errors import FormatError, LoadError
 from aibit_format.file.reader import File
 from aibit_format.hf.config import build_config, model_class
+from aibit_format.hf.limits import Limits
 from tests.support.hostile_documents import MESSAGES, MODEL, with_document
 from tests.support.hostile_documents import good as good
 from tools.fixtures import file_builder
@@ -264,18 +265,18 @@ def test_a_config_of_nonsense_is_refused_by_its_name(change, good, tmp_path):
         aibit.load_model(with_document(good, tmp_path, "config.json", change))
 
 
-def test_keys_that_no_one_knows_reach_no_constructor(good, tmp_path):
-    change = {"made_up": "x", "_private": 1, "name_or_path": "evil/evil", "transformers_weights": "elsewhere"}
-    assert hasattr(transformers.LlamaConfig.from_dict(change), "made_up")  # control: set as an attribute, unasked
+def test_keys_that_name_files_or_are_private_reach_no_constructor(good, tmp_path):
+    change = {"_private": 1, "name_or_path": "evil/evil", "transformers_weights": "elsewhere"}
+    assert hasattr(transformers.LlamaConfig.from_dict(change), "_private")  # control: set as an attribute, unasked
     model = aibit.load_model(with_document(good, tmp_path, "config.json", change))
-    assert not any(hasattr(model.config, key) for key in ("made_up", "_private", "transformers_weights"))
+    assert not any(hasattr(model.config, key) for key in ("_private", "transformers_weights"))
     assert model.config.name_or_path != "evil/evil"
 
 
 def test_an_architecture_is_no_name_to_be_looked_up():
     names = ("pipeline", "LlamaConfig", "AutoModel", "os", "__loader__", "T5Model", "LlamaForCausalLM.generate", "")
     assert callable(getattr(transformers, names[0]))  # control: what a program that gets attributes by name would call
-    config = build_config({"model_type": "llama"})
+    config = build_config({"model_type": "llama"}, Limits(1, 1))
     for name in names:
         with pytest.raises(LoadError, match="is not one of"):
             model_class(config, name)

@@ -22,6 +22,7 @@ from ...errors import WriteError
 from ...file.progress import Progress
 from ...file.sharded_reader import Opened
 from ...hf import compat
+from ...hf.limits import Limits
 from ...hf.meta_model import MetaModel, build_meta_model
 from ...schemes import capabilities
 from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
@@ -65,7 +66,8 @@ def export(
     config = config_of(file)
     if config is None or "model.architecture" not in file.metadata:
         raise WriteError(f"{file.path}: holds tensors but no model; --to safetensors writes them")
-    model = build_meta_model(config, file.metadata["model.architecture"])
+    limits = Limits.of(prod(file.info(name).shape) for name in file)
+    model = build_meta_model(config, limits, file.metadata["model.architecture"])
     places = _places(model)
     family = _family(file, places)
     items, kept = [], []

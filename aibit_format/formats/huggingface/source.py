@@ -155,7 +155,7 @@ def read_config(folder: str) -> dict[str, Any]:
     """
     path = os.path.join(folder, "config.json")
     try:
-        config = parse_json("config.json", read_file(path, MAX_DOCUMENT))
+        config = parse_json("config.json", read_file(path, MAX_DOCUMENT), constants=True)
     except FormatError as error:
         raise SourceError(f"{path}: {error}") from error
     if not isinstance(config, dict):

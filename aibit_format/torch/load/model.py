@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -16,7 +17,8 @@ from ...file import sharded_reader
 from ...file.reader import File, Level
 from ...file.sharded_reader import Opened
 from ...hf import compat, generation
-from ...hf.config import build_config, empty_model, refuse_absurd
+from ...hf.config import build_config, empty_model
+from ...hf.limits import Limits
 from ...hf.vocabulary import check_special_ids, vocabulary_size
 from ...io.mapped import Path
 from ...schemes.base import FLOATS
@@ -124,11 +126,11 @@ def _load(
     passing = verify == "full" and device.type in LINKS and tp is None and not isinstance(path, Opened)
     file = path if isinstance(path, Opened) else sharded_reader.open(path, "touched" if passing else verify, signed_by)
     config, architecture = _config(file)
-    refuse_absurd(config, len(file))
-    built = build_config(config)
+    limits = Limits.of(math.prod(file.info(name).shape) for name in file)
+    built = build_config(config, limits)
     vocabulary = vocabulary_size(config)
     check_special_ids("config.json", config, vocabulary, type(built))
-    model = empty_model(built, architecture)
+    model = empty_model(built, architecture, limits)
     # Elsewhere everything is a copy. Each model has pages of its own, or they would write to each other's weights.
     mine, writable = open_writable(file) if device.type == "cpu" else (file, True)
     slices = _slices(mine, model, tp)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ...container.tables import Plane, TensorInfo
-from ...hf.compat import is_conv1d, is_linear
+from ...hf.compat import is_conv1d, is_linear, multiplies
 from ...interop import torch_dtypes
 from ...schemes import capabilities
 from ...schemes.fourbit import FourBit
@@ -137,6 +137,8 @@ def builder_for(module: nn.Module, leaf: str, info: TensorInfo, target: Target) 
         return _dequantized_linear
     if is_linear(module) and is_conv1d(module) == info.transposed:
         return build or _dequantized_linear
+    if multiplies(module) and not info.transposed:
+        return _dequantized_linear  # transformers makes no layer of bitsandbytes of it, and could not load one
     return _dequantized_embedding if type(module) is nn.Embedding and not info.transposed else None
 
 

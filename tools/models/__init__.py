@@ -1,0 +1,1 @@
+"""Tries every model type of the installed transformers: ``python -m tools.models``."""
