@@ -12,13 +12,13 @@ import copy
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import IncompatibleLibraryError, MissingPackageError
 
@@ -113,11 +113,11 @@ def inside(name: str) -> Any:
         import transformers
     except ImportError as error:
         raise MissingPackageError("this needs transformers: pip install 'aibit-format[hf]'") from error
-    return _found(INSIDES[name], transformers)
+    return _found(INSIDES[name], cast("Hashable", transformers))
 
 
 @cache
-def _found(entry: Inside, transformers: Any) -> Any:
+def _found(entry: Inside, transformers: Hashable) -> Any:
     """Return what is found once for each import of transformers, as a program may import it anew."""
     try:
         found = reduce(getattr, entry.attribute.split("."), import_module(f"transformers.{entry.module}"))

@@ -27,7 +27,7 @@ DEFAULT_DTYPE = "float32"  # transformers' own default for a config without a dt
 # Left out without a word: they choose how a model is run, where its weights are or came from, not what it computes.
 _WITHOUT_EFFECT = FORBIDDEN_KEYS | FORBIDDEN_IN["config.json"] | {
     "_name_or_path", "name_or_path", "_commit_hash", "_auto_class", "_output_attentions", "_flash_attn_2_enabled",
-    "use_pretrained_backbone", "transformers_weights",
+    "_post_init_done", "use_pretrained_backbone", "transformers_weights",
 }  # fmt: skip
 # Any key that ends so names an attribute of torch in some class.
 _A_DTYPE = "dtype"
@@ -109,8 +109,7 @@ def _is_data(family: type[PreTrainedConfig], key: str) -> bool:
     if key in compat.declared(family):
         return True
     part = inspect.getattr_static(family, key, None)
-    settable = isinstance(part, property) and part.fset is not None
-    return not key.startswith("_") and (part is None or settable)
+    return part is None or (isinstance(part, property) and part.fset is not None)
 
 
 def _check_values(values: Any, path: str = "") -> None:
