@@ -195,7 +195,7 @@ def _without(value: Any, keys: frozenset[str], path: str, dropped: list[str]) ->
     kept = {}
     for key, inner in value.items():
         here = f"{path}.{key}" if path else key
-        if key in keys or (key in _PATHS and not _HUB_NAME.fullmatch(str(inner))):
+        if key in keys or (key in _PATHS and inner and not _HUB_NAME.fullmatch(str(inner))):
             dropped.append(here)
         else:
             kept[key] = _without(inner, keys, here, dropped)

@@ -383,6 +383,7 @@ def is_linear(module: object) -> bool:
 
 # Layers whose inputs a model casts to the dtype of their weights, unless it knows of weights in 8 bits.
 _CAST = re.compile(r"\.to\(\s*(?:dtype=)?self\.(\w+)\.weight\.dtype\s*\)")
+_DTYPE_OF = re.compile(r"(\w+) = self\.(\w+)\.weight\.dtype")
 
 
 @cache
@@ -393,6 +394,9 @@ def cast_for(module: str) -> frozenset[str]:
     """
     code = _code(module)
     names = set(_CAST.findall(code))
+    for dtype, name in _DTYPE_OF.findall(code):
+        if re.search(rf"self\.{name}\([^()]*\.to\(\s*(?:dtype=)?{dtype}\s*\)", code):
+            names.add(name)
     return frozenset(name for name in names if not re.search(rf"\b{name}\.weight\.dtype\s*!=\s*torch\.int8", code))
 
 

@@ -23,7 +23,7 @@ _BOUNDS = tuple(
         (r"position|length|context|ctx|window", 1 << 24, "largest"),  # become buffers
         (r"dim|size|hidden|inner|emb|vocab|token|_ids?$|channel|feature|patch|frame|bins|mels|fft|rate|codes|points",
          1 << 31, "largest"),
-        (r"^n_|^num_|_num_|layer|depth|block|stage|level|group|codebook|repeat|steps", 1000, "tensors"),
+        (r"^n_|^num_|_num_|layer|depth|block|stage|level|group|codebook|repeat|steps", 1 << 16, "tensors"),
         (r"", 1 << 31, "largest"),
     )
 )  # fmt: skip

@@ -15,8 +15,8 @@ LIMITS = Limits(tensors=10, largest=1 << 20)
     ("change", "message"),
     [
         ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, and at most 1000 is believed of a file with 10"),
-        ({"layer_types": ["full_attention"], "n_stages": [3, 10**9]}, r"n_stages\.1 is 1000000000, and at most 1000"),
-        ({"inner": {"num_experts": 2000}}, r"inner\.num_experts is 2000"),
+        ({"layer_types": ["full_attention"], "n_stages": [3, 10**9]}, r"n_stages\.1 is 1000000000, and at most 1000 "),
+        ({"inner": {"num_experts": 70_000}}, r"inner\.num_experts is 70000, and at most 65536"),
         ({"max_position_embeddings": 1 << 40}, "at most 16777216"),
         ({"vocab_size": 1 << 40}, "at most 2147483648"),
         ({"id": 10**4000}, "beyond 2"),

@@ -141,8 +141,8 @@ def compared(found: list[torch.Tensor], expected: list[torch.Tensor]) -> str:
     return "equal" if worst == 0 else f"off by {worst:.2g}"
 
 
-def tried(action: Callable[[], str]) -> str:
-    """Return what an action finds, or its error in a line."""
+def tried(action: Callable[[], Any]) -> Any:
+    """Return what an action returns, or its error in a line."""
     try:
         return action()
     except Exception as error:
@@ -157,21 +157,28 @@ def check(model_type: str, folder: Path) -> dict[str, Any]:
         return {"type": model_type, "built": " ".join(f"{error}".split())[:300]}
     family = type(model)
     found: dict[str, Any] = {"type": model_type, "class": family.__name__, "inputs": sorted(given)}
-    found["saved"] = tried(lambda: str(model.save_pretrained(folder / "hf")))
+    found["saved"] = tried(lambda: model.save_pretrained(folder / "hf"))
     for way, (scheme, options) in WAYS.items():
 
-        def one(scheme: str = scheme, options: dict[str, Any] = options) -> str:
-            expected = family.from_pretrained(folder / "hf", dtype=torch.bfloat16, **options).eval()
+        def theirs(options: dict[str, Any] = options) -> list[torch.Tensor]:
+            return outputs(family.from_pretrained(folder / "hf", dtype=torch.bfloat16, **options).eval(), given)
+
+        def ours(scheme: str = scheme) -> list[torch.Tensor]:
             report = aibit.convert(folder / "hf", folder / "m.aibit", scheme=scheme, overwrite=True)
+            if report.dropped_keys:
+                raise ValueError(f"left out {', '.join(report.dropped_keys)}")
             loaded = aibit.load_model(folder / "m.aibit")
             if type(loaded) is not family:
-                return f"a {type(loaded).__name__}"
-            result = compared(outputs(loaded, given), outputs(expected, given))
-            if report.dropped_keys:
-                result += f"; left out {', '.join(report.dropped_keys)}"
-            return result
+                raise ValueError(f"a {type(loaded).__name__}")
+            return outputs(loaded, given)
 
-        found[way] = tried(one)
+        expected, result = tried(theirs), tried(ours)
+        if isinstance(result, str):
+            found[way] = result + (f" (and in transformers: {expected})" if isinstance(expected, str) else "")
+        elif isinstance(expected, str):
+            found[way] = f"runs; not in transformers: {expected}"
+        else:
+            found[way] = compared(result, expected)
     return found
 
 

@@ -14,12 +14,15 @@ VOCABULARY, WIDTH, HEADS, LAYERS = 160, 64, 4, 2
 _SMALLER = tuple(
     (re.compile(expression), value)
     for expression, value in (
-        (r"^(vocab_size|.*_vocab_size|n_vocab|n_words|num_codes|codebook_size|semantic_vocab_size)$", VOCABULARY),
+        (r"^(vocab_size|.*_vocab_size|n_vocab|n_words|semantic_vocab_size)$", VOCABULARY),
+        (r"codebook_size|num_codes", 128),
         (r"(key_value_heads|kv_heads|num_kv|n_kv)", 2),
         (r"^(head_dim|d_kv|.*_head_dim|attention_head_size|kv_channels|attention_key_dim|dim_head|qk_.*dim)$", 16),
         (r"rotary_dim", 8),
         (r"kv_lora_rank|q_lora_rank|_rank$", 16),
         (r"heads?$|heads_per|^n_head|_heads", HEADS),
+        (r"^(n_group|num_expert_groups?)$", 2),
+        (r"topk_group", 1),
         (r"(per_tok|top_k|topk|experts_per)", 2),
         (r"experts", 4),
         (r"(layers|n_layer|blocks|depth|num_stages?)$", LAYERS),
@@ -38,7 +41,7 @@ _IDS = re.compile(r"token_id$|token_index$|_token$|_idx$|token_ids$")
 
 _LEFT_OUT = frozenset({
     "transformers_version", "architectures", "dtype", "model_type", "layer_types", "mlp_layer_types", "rope_parameters",
-    "id2label", "label2id",
+    "id2label", "label2id", "out_features", "out_indices", "stage_names", "per_layer_config",
 })  # fmt: skip
 
 # What cannot be read from the keys: values that have to agree with each other.
