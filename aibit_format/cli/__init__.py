@@ -1,13 +1,15 @@
 """Runs the command line. Each verb has its own module; this one parses arguments and reports errors for all of them.
 
 Results go to stdout, everything else to stderr. The exit status is 0 for success, 1 for a failure or a difference, 2
-for wrong usage, 3 for an invalid aibit file, and 130 after an interrupt. Only the module of the verb used is imported.
+for wrong usage, 3 for an invalid aibit file, 130 after an interrupt, and 143 after a request to end. Only the module of
+the verb used is imported.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -81,11 +83,19 @@ def _complain(args: argparse.Namespace, *lines: str) -> None:
 
 
 def entry() -> None:
-    """Run ``main``, then end the process without the cleanup of libraries, which takes seconds."""
+    """Run ``main``, then end the process without the cleanup of libraries, which takes seconds.
+
+    A process that is told to end, by ``kill`` or a service manager, first removes what it has half written.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def status_of(error: AibitError) -> int:

@@ -176,8 +176,12 @@ class _Group:
         converter = deepcopy(self._converter)
         for key, pattern in self._members:
             converter.add_tensor(self._target, key, pattern, lambda key=key: self._tensor(key))
-        with torch.no_grad():
-            made = converter.convert(self._target, model=self._model, config=self._model.config)
+        try:
+            with torch.no_grad():
+                made = converter.convert(self._target, model=self._model, config=self._model.config)
+        except RuntimeError as error:  # of torch, which was to view or join what does not fit
+            keys = listed([key for key, _ in self._members])
+            raise SourceError(f"{self._source.path}: {keys} cannot become {self._target}: {error}") from error
         return {name: interop.to_numpy(value[0] if isinstance(value, list) else value) for name, value in made.items()}
 
     def _tensor(self, key: str) -> torch.Tensor:

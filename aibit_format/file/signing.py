@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..container import layout, plan, signatures
 from ..container.signatures import Keys, Read, Signature
 from ..container.tables import ExtraSection, FileInfo
 from ..errors import FormatError, Problem, SigningError, WriteError
-from ..io.atomic import AtomicFile
+from ..io.atomic import AtomicFile, insist
 from ..io.mapped import Path
 from .reader import File
 from .writer import Writer
@@ -41,10 +42,21 @@ def new_key(name: Path, password: bytes | None = None) -> str:
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, encryption)
     public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
     name = os.fspath(name)
-    if os.path.lexists(name + PUBLIC):
-        raise WriteError(f"{name}{PUBLIC}: exists, and keys are never replaced; choose another name")
-    _write_new(name + PRIVATE, private, 0o600)
-    _write_new(name + PUBLIC, public, 0o666)
+    for path in (name + PRIVATE, name + PUBLIC):
+        if os.path.lexists(path):
+            raise WriteError(f"{path}: exists, and keys are never replaced; choose another name")
+    try:
+        with AtomicFile(name + PRIVATE, mode=0o600) as secret, AtomicFile(name + PUBLIC) as shared:
+            secret.write(private)
+            shared.write(public)
+            shared.publish()  # first: by itself it does no harm
+            try:
+                secret.publish()
+            except BaseException:
+                insist(partial(os.unlink, name + PUBLIC))
+                raise
+    except OSError as error:
+        raise WriteError(f"{name}: {error.strerror or error}") from error
     return signatures.key_id(key.public_key().public_bytes_raw())
 
 
@@ -172,21 +184,3 @@ def _all_verify(found: list[Signature], file: File) -> None:
         if not signatures.verifies(signature, content):
             what = f"the existing signature by {signature.key_id} does not verify"
             raise FormatError(Problem("AIB-E605", what), file.path)
-
-
-def _write_new(path: str, data: bytes, mode: int) -> None:
-    """Write a new key file, which is never readable by more than ``mode`` allows."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode)
-    except FileExistsError:
-        raise WriteError(f"{path}: exists") from None
-    except OSError as error:
-        raise WriteError(f"{path}: {error.strerror}") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        os.unlink(path)
-        raise WriteError(f"{path}: {error.strerror}") from error

@@ -27,7 +27,7 @@ from ..container.signatures import Read
 from ..container.tables import HEADER_SIZE, ROOT_OFFSET, FileInfo, Plane, TensorInfo
 from ..dtypes import DTYPES
 from ..errors import SchemeError, WriteError
-from ..io.atomic import AtomicFile
+from ..io.atomic import AtomicFile, insist
 from ..io.mapped import Path
 from ..io.preallocate import make_room
 from ..schemes.base import PlaneSpec, matrix
@@ -85,9 +85,11 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self._disk.shutdown(cancel_futures=True)
-        self._file = -1
-        self._partial.discard()
+        try:
+            self._disk.shutdown(cancel_futures=True)
+        finally:  # a signal may come while it waits
+            self._file = -1
+            insist(self._partial.discard)
 
     @property
     def published(self) -> bool:

@@ -381,19 +381,35 @@ def is_linear(module: object) -> bool:
     return type(module) is nn.Linear or is_conv1d(module)
 
 
-# Layers whose inputs a model casts to the dtype of their weights, unless it knows of weights in 8 bits.
-_CAST = re.compile(r"\.to\(\s*(?:dtype=)?self\.(\w+)\.weight\.dtype\s*\)")
+# What the code of a model does with the weight of a layer besides calling the layer: casts inputs to its dtype (unless
+# it knows of weights in 8 bits), multiplies with it, takes it apart, or hands it to torch's own attention.
+_USES = (
+    re.compile(r"\.to\(\s*(?:dtype=)?self\.(\w+)\.weight\.dtype\s*\)"),
+    re.compile(r"self\.(\w+)\.weight @"),
+    re.compile(r"@ self\.(\w+)\.weight\b"),
+    re.compile(r"self\.(\w+)\.weight\.(?:T\b|(?:t|chunk|split|squeeze|unsqueeze|view|reshape|transpose|float)\()"),
+)
+_ATTENTION = re.compile(r"multi_head_attention_forward\(.*?\n\s*\)", re.DOTALL)
+_WEIGHT = re.compile(r"self\.(\w+)\.weight\b")
 _DTYPE_OF = re.compile(r"(\w+) = self\.(\w+)\.weight\.dtype")
 
 
 @cache
-def cast_for(module: str) -> frozenset[str]:
-    """Return the names of layers whose inputs the models of a file cast to the dtype of the layer's weight.
+def weights_used(family: type) -> frozenset[str]:
+    """Return the attributes of a class of modules that are layers whose weights its code uses by themselves.
 
-    The codes of a quantized weight are integers, and so would be the inputs: such layers have to keep their values.
+    The codes of a quantized weight are integers, and would be taken for values: such layers have to keep theirs.
     """
-    code = _code(module)
-    names = set(_CAST.findall(code))
+    methods = [
+        value
+        for base in family.__mro__
+        if base.__module__.startswith("transformers.")
+        for value in map(inspect.unwrap, filter(inspect.isfunction, vars(base).values()))
+        if "weight" in value.__code__.co_names
+    ]
+    code = "\n".join(inspect.getsource(method) for method in methods)
+    names = {name for use in _USES for name in use.findall(code)}
+    names |= {name for call in _ATTENTION.findall(code) for name in _WEIGHT.findall(call)}
     for dtype, name in _DTYPE_OF.findall(code):
         if re.search(rf"self\.{name}\([^()]*\.to\(\s*(?:dtype=)?{dtype}\s*\)", code):
             names.add(name)

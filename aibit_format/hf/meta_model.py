@@ -95,10 +95,9 @@ def _role(model: torch.nn.Module, key: str, value: torch.Tensor, kept: list[str]
     owner, _, leaf = key.rpartition(".")
     module = model.get_submodule(owner)
     if leaf == "weight" and (compat.is_linear(module) or compat.multiplies(module)):
-        user = model.get_submodule(owner.rpartition(".")[0])
-        if not compat.is_quantized_beside(owner, kept) or owner.rpartition(".")[2] in compat.cast_for(
-            type(user).__module__
-        ):
+        around, _, name = owner.rpartition(".")
+        used = compat.weights_used(type(model.get_submodule(around)))
+        if name in used or not compat.is_quantized_beside(owner, kept):
             return "kept"
         return "conv1d" if compat.is_conv1d(module) else "linear"
     return "experts" if value.ndim == 3 and value.is_floating_point() and "expert" in key else "other"

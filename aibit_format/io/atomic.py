@@ -11,12 +11,13 @@ tell whether it is in use.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,15 +35,19 @@ _NAMES = re.compile(r"\.aibit-[0-9a-f]{16}\.partial")
 class AtomicFile:
     """A file that becomes ``path`` when it is published. Used as a context, it leaves nothing without ``publish``.
 
-    ``file`` is a descriptor for reading and writing. A file that replaces another has its permissions from the start.
+    ``file`` is a descriptor for reading and writing. A file that replaces another has its permissions from the start;
+    a new one has ``mode``, without what the process's umask takes away.
 
     Raises:
         WriteError: ``path`` exists, and ``overwrite`` is off; it is a directory; or its own directory is missing.
         OSError: no file can be created there.
     """
 
-    def __init__(self, path: str, overwrite: bool = False) -> None:
+    def __init__(self, path: str, overwrite: bool = False, mode: int = 0o666) -> None:
         self.path, self._overwrite = path, overwrite
+        self._hidden: str | None = None  # its temporary name, if it has one
+        self.file = self._folder = -1
+        self.published = False  # whether it has its final name
         if not os.path.basename(path) or (os.path.isdir(path) and not os.path.islink(path)):
             raise WriteError(f"{path}: is a directory; give the name of the file to write")
         if not overwrite and os.path.lexists(path):
@@ -53,15 +58,12 @@ class AtomicFile:
         except (FileNotFoundError, NotADirectoryError) as error:
             folder = os.path.dirname(path)
             raise WriteError(f"{path}: {error.strerror}: {folder}; it must exist to write into") from error
-        self._hidden: str | None = None  # its temporary name, if it has one
-        self.file = -1
-        self.published = False  # whether it has its final name
         try:
             sweep(self._folder)
-            self._open()
+            self._open(mode)
             if overwrite:
                 keep_mode(self.file, self._target, self._folder)
-        except OSError:
+        except BaseException:  # a signal, too
             self.discard()
             raise
 
@@ -69,7 +71,10 @@ class AtomicFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self.discard()
+        insist(self.discard)
+
+    def __del__(self):
+        insist(self.discard)  # where a signal came between its making and the context
 
     @property
     def name(self) -> str:
@@ -98,14 +103,13 @@ class AtomicFile:
         os.fsync(self.file)
         if self._overwrite:
             if self._hidden is None:  # only renaming replaces a file
-                hidden = _hidden_name()
-                self._link(hidden)
-                self._hidden = hidden
+                old, self._hidden = self.name, _hidden_name()
+                self._link(self._hidden, old)
             os.replace(self._hidden, self._target, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             self._hidden = None
         else:
             try:  # a link fails if the name has been taken meanwhile; a rename would replace it
-                self._link(self._target)
+                self._link(self._target, self.name if self._hidden is None else self._hidden)
             except FileExistsError:
                 raise self._appeared() from None
             except PermissionError:
@@ -122,30 +126,30 @@ class AtomicFile:
             with contextlib.suppress(OSError):  # the next writer in this directory will try again
                 os.unlink(self._hidden, dir_fd=self._folder)
             self._hidden = None
-        for descriptor in (self.file, self._folder):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self.file = self._folder = -1
+        # Forgotten first: closed twice, a number may be another file's.
+        file, self.file = self.file, -1
+        _close(file)
+        folder, self._folder = self._folder, -1
+        _close(folder)
 
-    def _open(self) -> None:
-        nameless = _nameless(self._folder)
+    def _open(self, mode: int) -> None:
+        nameless = _nameless(self._folder, mode)
         if nameless is not None:
             self.file = nameless
             _lock(self.file)
             return
         while True:
-            name, flags = _hidden_name(), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self.file = os.open(name, flags, 0o666, dir_fd=self._folder)
+            self._hidden = name = _hidden_name()
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self.file = os.open(name, flags, mode, dir_fd=self._folder)
             if _lock(self.file) and _is(name, self._folder, self.file):
-                self._hidden = name
                 return
             os.close(self.file)  # another process swept it up before it was locked
             self.file = -1
 
-    def _link(self, name: str) -> None:
-        """Link the file to another name in its directory."""
-        old = self.name if self._hidden is None else self._hidden
-        os.link(old, name, src_dir_fd=self._folder, dst_dir_fd=self._folder, follow_symlinks=self._hidden is None)
+    def _link(self, name: str, old: str) -> None:
+        """Link the file to another name in its directory; ``old`` is one that it has, or its path in /proc."""
+        os.link(old, name, src_dir_fd=self._folder, dst_dir_fd=self._folder, follow_symlinks="/" in old)
 
     def _rename(self) -> None:
         if self._hidden is None or os.path.lexists(self.path):
@@ -160,42 +164,63 @@ class AtomicFile:
 class AtomicFolder:
     """A temporary directory that will become the directory ``path``, or whose files will move into it.
 
-    Leaving the context removes it, unless it was renamed. ``name`` is its path; renaming it publishes it.
+    Leaving the context removes it, unless it was renamed. ``name`` is its path; renaming it publishes it. If it is
+    ``private``, nobody else may look into it.
 
     Raises:
         OSError: it cannot be created there.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, private: bool = False) -> None:
+        self.name, self._file, self._parent = "", -1, -1
         self._parent = _open_folder(os.path.dirname(path))
-        self._file = -1
         try:
             sweep(self._parent)
             while True:
                 hidden = _hidden_name()
-                os.mkdir(hidden, dir_fd=self._parent)
+                self.name = os.path.join(os.path.dirname(path), hidden)
+                os.mkdir(hidden, 0o700 if private else 0o777, dir_fd=self._parent)
                 self._file = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._parent)
                 if _lock(self._file) and _is(hidden, self._parent, self._file):
                     break
-                os.close(self._file)
+                os.close(self._file)  # another process swept it up before it was locked
                 self._file = -1
-        except OSError:
-            self._close()
+        except BaseException:  # a signal, too
+            insist(self._discard)
             raise
-        self.name = os.path.join(os.path.dirname(path), hidden)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        shutil.rmtree(os.path.basename(self.name), ignore_errors=True, dir_fd=self._parent)
-        self._close()
+        insist(self._discard)
 
-    def _close(self) -> None:
-        for descriptor in (self._file, self._parent):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._file = self._parent = -1
+    def __del__(self):
+        insist(self._discard)  # where a signal came between its making and the context
+
+    def _discard(self) -> None:
+        if self._parent < 0:
+            return
+        if self.name:
+            shutil.rmtree(os.path.basename(self.name), ignore_errors=True, dir_fd=self._parent)
+        file, self._file = self._file, -1
+        _close(file)
+        parent, self._parent = self._parent, -1
+        _close(parent)
+
+
+def insist(cleanup: Callable[[], None]) -> None:
+    """Clean up, and do it again if a signal raises an exception meanwhile, as Ctrl+C does."""
+    try:
+        cleanup()
+    except (KeyboardInterrupt, SystemExit):
+        cleanup()
+        raise
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)
 
 
 def sweep(folder: int) -> None:
@@ -241,6 +266,17 @@ def keep_mode(file: int | str, replaced: str, folder: int | None = None) -> None
             os.chmod(file, stat.S_IMODE(mode) & 0o777)
 
 
+def exchange(a: str, b: str) -> bool:
+    """Swap two directories in one step; returns False, with both as they were, where the system cannot."""
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    if swap is None:
+        return False
+    return swap(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _EXCHANGE) == 0
+
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD: paths are those of this process; RENAME_EXCHANGE
+
+
 def sync_folder(path: str) -> None:
     """Sync the names in a directory to the disk."""
     folder = _open_folder(path)
@@ -250,20 +286,25 @@ def sync_folder(path: str) -> None:
         os.close(folder)
 
 
-def _nameless(folder: int) -> int | None:
+def _nameless(folder: int, mode: int) -> int | None:
     """Create a file without a name in the directory; ``None`` where that, or naming it later, is impossible."""
     if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
         return None
     flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
     trial = _hidden_name()
+
+    def unlink() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(trial, dir_fd=folder)
+
     try:  # a link that fails after hours of work would be too late
         probe = os.open(".", flags, 0o600, dir_fd=folder)
         try:
             os.link(f"/proc/self/fd/{probe}", trial, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
-            os.unlink(trial, dir_fd=folder)
         finally:
             os.close(probe)
-        return os.open(".", flags, 0o666, dir_fd=folder)
+            insist(unlink)
+        return os.open(".", flags, mode, dir_fd=folder)
     except OSError:
         return None
 

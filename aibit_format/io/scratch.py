@@ -7,12 +7,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
+from .atomic import AtomicFolder
+
 _IN_MEMORY = "/dev/shm"  # noqa: S108 - a file system in memory, where Linux has one; the directory made there is private
 
 
 @contextmanager
 def folder_of(files: Mapping[str, bytes] | Mapping[str, memoryview]) -> Iterator[str]:
-    """Yield the path of a private folder with these files, which is removed afterwards.
+    """Yield the path of a private folder with these files, which is removed afterwards, or by the next who makes one.
 
     It is in memory where the system has room for it there, and else where temporary files are: a container's
     ``/dev/shm`` is small, and often full.
@@ -30,12 +32,12 @@ def folder_of(files: Mapping[str, bytes] | Mapping[str, memoryview]) -> Iterator
             folder = _filled(stack, files, _IN_MEMORY)
         except OSError:
             stack.close()  # what there was room for
-            folder = _filled(stack, files, None)
+            folder = _filled(stack, files, tempfile.gettempdir())
         yield folder
 
 
-def _filled(stack: ExitStack, files: Mapping[str, bytes] | Mapping[str, memoryview], where: str | None) -> str:
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="aibit-", dir=where))
+def _filled(stack: ExitStack, files: Mapping[str, bytes] | Mapping[str, memoryview], where: str) -> str:
+    folder = stack.enter_context(AtomicFolder(os.path.join(where, ""), private=True)).name
     for name, data in files.items():
         target = os.path.join(folder, *name.split("/"))
         os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -22,7 +22,7 @@ NAMELESS, NAMED = "without a name", "under a hidden name"
 
 def unlinkable(monkeypatch):
     """A system on which every file has a name."""
-    monkeypatch.setattr(atomic, "_nameless", lambda folder: None)
+    monkeypatch.setattr(atomic, "_nameless", lambda folder, mode: None)
 
 
 def test_what_a_killed_writer_left_is_swept_up_and_what_a_live_one_writes_is_not(tmp_path, monkeypatch):
@@ -44,7 +44,7 @@ def test_what_a_killed_writer_left_is_swept_up_and_what_a_live_one_writes_is_not
 
 
 def test_a_file_without_a_name_is_in_no_folder(tmp_path):
-    if atomic._nameless(folder := os.open(tmp_path, os.O_RDONLY)) is None:
+    if atomic._nameless(folder := os.open(tmp_path, os.O_RDONLY), 0o666) is None:
         pytest.skip("files here have names")
     os.close(folder)
     with atomic.AtomicFile(str(tmp_path / "m")) as file:

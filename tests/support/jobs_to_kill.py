@@ -79,7 +79,7 @@ def overwrite(folder, source):
 
 def named(folder, source):
     """The same where every file has a name."""
-    atomic._nameless = lambda folder: None
+    atomic._nameless = lambda folder, mode: None
     return overwrite(folder, source)
 
 

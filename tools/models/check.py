@@ -1,4 +1,4 @@
-"""Tries one model type: ``python -m tools.models.check TYPE`` prints a JSON object of what was found.
+"""Tries model types: ``python -m tools.models.check TYPE ...`` prints a JSON object for each.
 
 A small model with random weights is saved as transformers saves it, and converted. What the loaded file gives is
 compared, bit for bit, with what ``from_pretrained`` gives: as it is, with ``load_in_8bit``, and with nf4.
@@ -17,15 +17,19 @@ from typing import Any
 
 import torch
 import transformers
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import aibit_format as aibit
+from aibit_format.torch.layers.dequantized import Quantized
 from tools.models.tiny import VOCABULARY, tiny_config
 
 # The tables of classes, those that generate first.
 _FIRST = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM")
 _MOST_PARAMETERS = 20_000_000
+_LAYERS = (Linear4bit, Linear8bitLt, Quantized)
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "16 bits": ("bf16", {}),
     "int8": ("int8", {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}),
@@ -160,8 +164,12 @@ def check(model_type: str, folder: Path) -> dict[str, Any]:
     found["saved"] = tried(lambda: model.save_pretrained(folder / "hf"))
     for way, (scheme, options) in WAYS.items():
 
+        quantized: list[bool] = []
+
         def theirs(options: dict[str, Any] = options) -> list[torch.Tensor]:
-            return outputs(family.from_pretrained(folder / "hf", dtype=torch.bfloat16, **options).eval(), given)
+            model = family.from_pretrained(folder / "hf", dtype=torch.bfloat16, **options).eval()
+            quantized.append(any(isinstance(module, _LAYERS) for module in model.modules()))
+            return outputs(model, given)
 
         def ours(scheme: str = scheme) -> list[torch.Tensor]:
             report = aibit.convert(folder / "hf", folder / "m.aibit", scheme=scheme, overwrite=True)
@@ -170,6 +178,7 @@ def check(model_type: str, folder: Path) -> dict[str, Any]:
             loaded = aibit.load_model(folder / "m.aibit")
             if type(loaded) is not family:
                 raise ValueError(f"a {type(loaded).__name__}")
+            quantized.append(any(isinstance(module, _LAYERS) for module in loaded.modules()))
             return outputs(loaded, given)
 
         expected, result = tried(theirs), tried(ours)
@@ -177,9 +186,16 @@ def check(model_type: str, folder: Path) -> dict[str, Any]:
             found[way] = result + (f" (and in transformers: {expected})" if isinstance(expected, str) else "")
         elif isinstance(expected, str):
             found[way] = f"runs; not in transformers: {expected}"
+        elif quantized == [False, True]:
+            found[way] = "runs; not in transformers: it quantizes no layer of this model"
         else:
             found[way] = compared(result, expected)
     return found
+
+
+def types() -> list[str]:
+    """Return all model types that transformers has a class of models for."""
+    return [model_type for model_type in CONFIG_MAPPING_NAMES if classes(model_type)]
 
 
 def main() -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -20,11 +22,11 @@ from ...dtypes import DTYPES
 from ...errors import WriteError
 from ...file.progress import Progress
 from ...file.sharded_writer import parse_size
-from ...io.atomic import AtomicFolder, keep_mode, sync_folder
+from ...io.atomic import AtomicFolder, exchange, keep_mode, sync_folder
 from .reader import DTYPE_NAMES
 
 SHARD_BYTES = 5_000_000_000
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SINGLE, _INDEX, _CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _THEIR_NAMES = {ours: theirs for theirs, ours in DTYPE_NAMES.items()}
 # The order of dtypes in the reference implementation, which writes the last ones first.
 _ORDER = (
@@ -204,21 +206,69 @@ def _write_text(path: str, text: bytes) -> None:
 
 
 def _publish(partial: str, path: str, names: Sequence[str]) -> None:
-    """Give the finished directory its name, or move its files into the existing one."""
+    """Give the finished directory its name, or put its files in the place of those in the existing one."""
     sync_folder(partial)
     if not os.path.isdir(path):
         os.rename(partial, path)  # fails if something was put there meanwhile
     else:
+        path = os.path.realpath(path)
         for name in names:
-            target = os.path.join(path, *name.split("/"))
-            if os.path.islink(os.path.dirname(target)):
-                raise WriteError(f"{os.path.dirname(target)}: is a link; nothing is written through it")
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            source = os.path.join(partial, *name.split("/"))
-            keep_mode(source, target)
-            os.replace(source, target)
-        for name in set(os.listdir(path)) - set(names):
-            # A loader would take old weights, or an old index, for the model's.
-            if name in (_SINGLE, _INDEX) or (name.startswith("model-") and name.endswith(".safetensors")):
-                os.unlink(os.path.join(path, name))
+            folder = os.path.dirname(os.path.join(path, *name.split("/")))
+            if folder != path and os.path.islink(folder):
+                raise WriteError(f"{folder}: is a link; nothing is written through it")
+        if _in_use(path) or not _adopt(path, partial, names) or not exchange(partial, path):
+            _move(partial, path, names)
     sync_folder(os.path.dirname(path) or ".")
+
+
+def _in_use(path: str) -> bool:
+    """Tell whether this process, and whoever started it, is in a directory, and would be left in the old one."""
+    here = os.getcwd()
+    return os.path.commonpath([here, path]) == path
+
+
+def _stale(name: str) -> bool:
+    """Tell whether a loader would take an older file for the model's weights, or their index."""
+    return name in (_SINGLE, _INDEX) or (name.startswith("model-") and name.endswith(".safetensors"))
+
+
+def _adopt(path: str, partial: str, names: Sequence[str]) -> bool:
+    """Link what else is in a directory into the one that will take its place, and take over all permissions.
+
+    Returns whether that could be done: another file system may be mounted inside.
+    """
+    try:
+        for folder, inner, files in os.walk(path):
+            here = os.path.relpath(folder, path)
+            there = os.path.normpath(os.path.join(partial, here))
+            os.makedirs(there, exist_ok=True)
+            os.chmod(there, stat.S_IMODE(os.stat(folder).st_mode))
+            for name in [*files, *(each for each in inner if os.path.islink(os.path.join(folder, each)))]:
+                relative, old = os.path.normpath(os.path.join(here, name)), os.path.join(folder, name)
+                if relative.replace(os.sep, "/") in names:
+                    keep_mode(os.path.join(there, name), old)
+                elif not _stale(relative):
+                    os.link(old, os.path.join(there, name), follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _move(partial: str, path: str, names: Sequence[str]) -> None:
+    """Move files into a directory, ``config.json`` last: whoever loads it meanwhile finds no model, and none mixed."""
+    moves = {os.path.join(partial, *name.split("/")): os.path.join(path, *name.split("/")) for name in names}
+    for source, target in moves.items():
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        keep_mode(source, target)
+    config = os.path.join(path, _CONFIG)
+    with suppress(FileNotFoundError):
+        os.unlink(config)
+    last = {source: target for source, target in moves.items() if target == config}
+    for source, target in moves.items():
+        if target != config:
+            os.replace(source, target)
+    for name in set(os.listdir(path)) - set(names):
+        if _stale(name):
+            os.unlink(os.path.join(path, name))
+    for source, target in last.items():
+        os.replace(source, target)
