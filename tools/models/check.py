@@ -163,34 +163,39 @@ def check(model_type: str, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"type": model_type, "class": family.__name__, "inputs": sorted(given)}
     found["saved"] = tried(lambda: model.save_pretrained(folder / "hf"))
     for way, (scheme, options) in WAYS.items():
-
-        quantized: list[bool] = []
-
-        def theirs(options: dict[str, Any] = options) -> list[torch.Tensor]:
-            model = family.from_pretrained(folder / "hf", dtype=torch.bfloat16, **options).eval()
-            quantized.append(any(isinstance(module, _LAYERS) for module in model.modules()))
-            return outputs(model, given)
-
-        def ours(scheme: str = scheme) -> list[torch.Tensor]:
-            report = aibit.convert(folder / "hf", folder / "m.aibit", scheme=scheme, overwrite=True)
-            if report.dropped_keys:
-                raise ValueError(f"left out {', '.join(report.dropped_keys)}")
-            loaded = aibit.load_model(folder / "m.aibit")
-            if type(loaded) is not family:
-                raise ValueError(f"a {type(loaded).__name__}")
-            quantized.append(any(isinstance(module, _LAYERS) for module in loaded.modules()))
-            return outputs(loaded, given)
-
-        expected, result = tried(theirs), tried(ours)
-        if isinstance(result, str):
-            found[way] = result + (f" (and in transformers: {expected})" if isinstance(expected, str) else "")
-        elif isinstance(expected, str):
-            found[way] = f"runs; not in transformers: {expected}"
-        elif quantized == [False, True]:
-            found[way] = "runs; not in transformers: it quantizes no layer of this model"
-        else:
-            found[way] = compared(result, expected)
+        found[way] = tried(lambda: tried_in(folder, family, given, scheme, options))  # noqa: B023 - called at once
     return found
+
+
+def tried_in(
+    folder: Path, family: type[PreTrainedModel], given: dict[str, torch.Tensor], scheme: str, options: dict[str, Any]
+) -> str:
+    """Convert and load in a scheme; return how the outputs compare with those of ``from_pretrained(**options)``."""
+    quantized: list[bool] = []
+
+    def theirs() -> list[torch.Tensor]:
+        model = family.from_pretrained(folder / "hf", dtype=torch.bfloat16, **options).eval()
+        quantized.append(any(isinstance(module, _LAYERS) for module in model.modules()))
+        return outputs(model, given)
+
+    def ours() -> list[torch.Tensor]:
+        report = aibit.convert(folder / "hf", folder / "m.aibit", scheme=scheme, overwrite=True)
+        if report.dropped_keys:
+            raise ValueError(f"left out {', '.join(report.dropped_keys)}")
+        model = aibit.load_model(folder / "m.aibit")
+        if type(model) is not family:
+            raise ValueError(f"a {type(model).__name__}")
+        quantized.append(any(isinstance(module, _LAYERS) for module in model.modules()))
+        return outputs(model, given)
+
+    expected, result = tried(theirs), tried(ours)
+    if isinstance(result, str):
+        return result + (f" (and in transformers: {expected})" if isinstance(expected, str) else "")
+    if isinstance(expected, str):
+        return f"runs; not in transformers: {expected}"
+    if quantized == [False, True]:
+        return "runs; not in transformers: it quantizes no layer of this model"
+    return compared(result, expected)
 
 
 def types() -> list[str]:

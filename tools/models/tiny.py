@@ -14,7 +14,12 @@ VOCABULARY, WIDTH, HEADS, LAYERS = 160, 64, 4, 2
 _SMALLER = tuple(
     (re.compile(expression), value)
     for expression, value in (
-        (r"^(vocab_size|.*_vocab_size|n_vocab|n_words|semantic_vocab_size)$", VOCABULARY),
+        (r"feat_extract", 1 << 30),  # a list has as many numbers
+        (r"vocab_size|^n_vocab$|^n_words$", VOCABULARY),
+        (r"mamba_.*heads$|n_mamba_heads", 8),  # of 16 each: twice the width
+        (r"mamba_d_ssm", 2 * WIDTH),
+        (r"mamba_d_head", 16),
+        (r"n_groups$|num_groups$|mamba_n_groups", 2),
         (r"codebook_size|num_codes", 128),
         (r"(key_value_heads|kv_heads|num_kv|n_kv)", 2),
         (r"^(head_dim|d_kv|.*_head_dim|attention_head_size|kv_channels|attention_key_dim|dim_head|qk_.*dim)$", 16),
@@ -45,7 +50,9 @@ _LEFT_OUT = frozenset({
 })  # fmt: skip
 
 # What cannot be read from the keys: values that have to agree with each other.
-_OVER: dict[str, dict[str, Any]] = {}
+_OVER: dict[str, dict[str, Any]] = {
+    "mamba2": {"num_heads": 8, "head_dim": 16},
+}
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:
@@ -71,6 +78,15 @@ def _shrunk(family: type[PreTrainedConfig], model_type: str) -> PreTrainedConfig
             for name in ("num_hidden_layers", "num_layers", "n_layer"):
                 if name in values:
                     values[name] = len(values[key])
+    if "qk_rope_head_dim" in values:  # attention over a latent: each head has its own keys
+        values["num_key_value_heads"] = values["num_attention_heads"]
+        if "qk_head_dim" in values:
+            values["qk_head_dim"] = values["qk_rope_head_dim"] + values["qk_nope_head_dim"]
+    if "head_dim" in values and values["head_dim"] is None:
+        values["head_dim"] = WIDTH // HEADS
+    rope = getattr(whole, "rope_parameters", None)
+    if isinstance(rope, dict) and "mrope_section" in rope:
+        values["rope_parameters"] = {**rope, "mrope_section": [2, 3, 3]}
     values |= _OVER.get(model_type, {})
     return family(**values)
 
