@@ -28,7 +28,7 @@ _BOUNDS = tuple(
     )
 )  # fmt: skip
 
-_FREE_BYTES = 1 << 30  # of buffers, whatever the size of the file
+_FREE_BYTES = 1 << 28  # of buffers, whatever the size of the file
 _FREE_TENSORS = 1000  # that a model may have, whatever the file has
 _TENSORS_FOR_EACH = 8  # of the file: a checkpoint may hold fused what a model has apart
 
@@ -69,11 +69,12 @@ class Limits:
                 stack += [(f"{path}.{name}" if path else name, str(name), inner) for name, inner in value.items()]
             elif isinstance(value, list):
                 stack += [(f"{path}.{i}", key, inner) for i, inner in enumerate(value)]
-            elif isinstance(value, int) and value > (most := self._most(key)):
+            elif isinstance(value, int) and value > (most := self.most(key)):
                 raise LoadError(
                     f"config.json: {path} is {value if value < 1 << 64 else 'beyond 2^64'}, and at most {most} is "
                     f"believed of a file with {self.tensors} tensors, the largest of {self.largest} elements"
                 )
 
-    def _most(self, key: str) -> int:
+    def most(self, key: str) -> int:
+        """Return the largest number that is believed under a key."""
         return next(max(most, getattr(self, of)) for expression, most, of in _BOUNDS if expression.search(key))

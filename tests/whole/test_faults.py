@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,9 @@ from aibit_format.file.reader import File
 from aibit_format.file.writer import Tensor, write
 from aibit_format.schemes import make
 from tests.support.faults import python
+from tests.support.paths import ROOT
 from tools.fixtures import file_builder
+from tools.fuzz import disk
 
 GOOD = file_builder.good()
 
@@ -124,6 +127,20 @@ def test_killed_at_every_step(job, model, tmp_path):
 @pytest.mark.parametrize("job", SHOTS)
 def test_killed_at_a_thousand_moments(job, model, tmp_path):
     kill(job, tmp_path, model, 1000, seed=1)
+
+
+# Call by call
+
+FAST = "sign --new-key"  # the others take a minute or two each
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+@pytest.mark.parametrize("verb", [pytest.param(v, marks=[pytest.mark.slow] * (v != FAST)) for v in disk.VERBS])
+def test_every_call_that_changes_a_file_may_fail(verb):
+    command = [sys.executable, "-m", "tools.fuzz.disk", verb]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1].split("|")[3]) >= 30  # so many ways were tried
 
 
 # Disks and folders
