@@ -123,3 +123,9 @@ class SigningError(AibitError):
     """Raised when a key cannot be used: it is missing, of the wrong kind, or its password is wrong."""
 
     code = "AIB-E906"
+
+
+def told_by(error: BaseException, most: int = 300) -> str:
+    """Return what another library's error says, in one line of at most so many characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= most else text[:most] + " ..."

@@ -6,7 +6,7 @@ import tomllib
 import pytest
 
 from aibit_format import errors
-from aibit_format.errors import AibitError, FormatError, Problem
+from aibit_format.errors import AibitError, FormatError, Problem, told_by
 from tests.support.paths import ROOT
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, AibitError)]
@@ -47,3 +47,8 @@ def test_every_code_is_explained():
     rules = tomllib.loads((ROOT / "spec" / "rules.toml").read_text("utf-8"))
     codes = {code["code"] for code in rules["code"]}
     assert {kind.code for kind in KINDS if kind is not FormatError} <= codes
+
+
+def test_what_other_libraries_say_is_one_line():
+    assert told_by(ValueError("a field:\n    TypeError: \t of many\nlines")) == "a field: TypeError: of many lines"
+    assert told_by(ValueError("x" * 1000), 10) == "x" * 10 + " ..."

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LoadError
+from ..errors import LoadError, told_by
 from .output import ProgressBar, emit
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _reference(path: str, device: str) -> Any:
     try:
         found = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map=device, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise LoadError(f"{path}: transformers cannot load it: {error}") from error
+        raise LoadError(f"{path}: transformers cannot load it: {told_by(error)}") from error
     return found.eval()
 
 

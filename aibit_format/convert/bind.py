@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import interop
 from ..dtypes import DTYPES
-from ..errors import SourceError
+from ..errors import SourceError, told_by
 from ..formats.sources import Source, SourceTensor, values
 from ..hf.compat import CheckpointNames, derived, not_used_on_purpose
 from ..hf.meta_model import MetaModel
@@ -181,7 +181,7 @@ class _Group:
                 made = converter.convert(self._target, model=self._model, config=self._model.config)
         except RuntimeError as error:  # of torch, which was to view or join what does not fit
             keys = listed([key for key, _ in self._members])
-            raise SourceError(f"{self._source.path}: {keys} cannot become {self._target}: {error}") from error
+            raise SourceError(f"{self._source.path}: {keys} cannot become {self._target}: {told_by(error)}") from error
         return {name: interop.to_numpy(value[0] if isinstance(value, list) else value) for name, value in made.items()}
 
     def _tensor(self, key: str) -> torch.Tensor:

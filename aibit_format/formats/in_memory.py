@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from .. import interop
-from ..errors import MissingPackageError, SourceError
+from ..errors import MissingPackageError, SourceError, told_by
 from ..hf.compat import replaced_conv1d
 from ..schemes import Scheme
 from .huggingface.bitsandbytes import QuantizedStateDict, computed_with
@@ -95,7 +95,7 @@ class Pretrained:
                 if self._tokenizer is not None:
                     self._tokenizer.save_pretrained(folder)
             except (OSError, ValueError, TypeError, AttributeError) as error:
-                raise SourceError(f"{self.path}: transformers cannot save its documents: {error}") from error
+                raise SourceError(f"{self.path}: transformers cannot save its documents: {told_by(error)}") from error
             return read_documents(folder)
 
     def planes(self, name: str) -> dict[str, np.ndarray]:

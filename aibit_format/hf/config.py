@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..container.documents import FORBIDDEN_IN, FORBIDDEN_KEYS, with_floats
-from ..errors import IncompatibleLibraryError, LoadError
+from ..errors import IncompatibleLibraryError, LoadError, told_by
 from . import compat
 from .limits import Limits
 
@@ -74,7 +74,7 @@ def build_config(config: Mapping[str, Any], limits: Limits) -> PreTrainedConfig:
     try:
         return family.from_dict(values)
     except Exception as error:  # many kinds of validators run inside
-        raise LoadError(f"config.json: refused by {family.__name__}: {error}") from error
+        raise LoadError(f"config.json: refused by {family.__name__}: {told_by(error)}") from error
 
 
 def allowed(config: Mapping[str, Any], family: type[PreTrainedConfig]) -> tuple[dict[str, Any], list[str]]:
@@ -197,5 +197,5 @@ def empty_model(config: PreTrainedConfig, architecture: str, limits: Limits) -> 
     except IncompatibleLibraryError:
         raise
     except Exception as error:  # of many kinds: what a config says reaches every part of a model
-        raise LoadError(f"config.json: {architecture} cannot be built from it: {error}") from error
+        raise LoadError(f"config.json: {architecture} cannot be built from it: {told_by(error)}") from error
     return model

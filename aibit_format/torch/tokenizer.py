@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LoadError, MissingPackageError
+from ..errors import LoadError, MissingPackageError, told_by
 from ..file import sharded_reader
 from ..file.sharded_reader import Opened
 from ..hf import compat
@@ -60,7 +60,7 @@ def load_tokenizer(path: Path | Opened) -> PreTrainedTokenizerBase:
         except BaseException as error:  # of many kinds, from many libraries
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # tokenizers, in Rust
                 raise
-            raise LoadError(f"{file.path}: transformers cannot build the tokenizer: {error}") from error
+            raise LoadError(f"{file.path}: transformers cannot build the tokenizer: {told_by(error)}") from error
     name = os.fspath(file.path) if file.path else ""
     tokenizer.name_or_path = name
     tokenizer.init_kwargs["name_or_path"] = name

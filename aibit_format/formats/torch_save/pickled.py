@@ -20,7 +20,7 @@ import numpy as np
 
 from ... import interop
 from ...dtypes import DTYPES
-from ...errors import MissingPackageError, SourceError
+from ...errors import MissingPackageError, SourceError, told_by
 from ..files import pages
 from ..source import SourceTensor
 
@@ -135,7 +135,7 @@ class PickledFile:
             with zipfile.ZipFile(Bytes(self._data)) as archive:
                 members = archive.infolist()
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise SourceError(f"{self.label}: not a torch file, or truncated: {error}") from error
+            raise SourceError(f"{self.label}: not a torch file, or truncated: {told_by(error)}") from error
         for member in members:
             start = self._start_of(member)
             self._records[start] = member.file_size

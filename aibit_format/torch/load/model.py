@@ -12,7 +12,7 @@ import numpy as np
 
 from ...container.signatures import Keys
 from ...container.tables import Plane, TensorInfo
-from ...errors import LoadError, MissingPackageError
+from ...errors import LoadError, MissingPackageError, told_by
 from ...file import sharded_reader
 from ...file.reader import File, Level
 from ...file.sharded_reader import Opened
@@ -378,7 +378,9 @@ def _finish(file: Opened, model: PreTrainedModel, vocabulary: int | None, traina
         try:
             model.generation_config = GenerationConfig.from_dict(values)
         except Exception as error:  # validators of many kinds run inside
-            raise LoadError(f"{file.path}: generation_config.json is refused by transformers: {error}") from error
+            raise LoadError(
+                f"{file.path}: generation_config.json is refused by transformers: {told_by(error)}"
+            ) from error
     _mark_quantized(model)
     let_save(model)
 

@@ -24,7 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...container.tables import TensorInfo
-from ...errors import LoadError
+from ...errors import LoadError, told_by
 from ...file.sharded_reader import Opened
 from ...file.slice_rows import obstacle, slice_rows
 from ...hf import compat
@@ -106,7 +106,7 @@ def ranks_of(tp: Any) -> RankGroup:
             raise LoadError(f"tp={tp!r}: 'auto', the number of processes, a process group or a device mesh")
         rank, count = dist.get_rank(group), dist.get_world_size(group)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise LoadError(f"tp={tp!r}: {error}") from error
+        raise LoadError(f"tp={tp!r}: {told_by(error)}") from error
     if type(tp) is int and tp != count:  # what torch gives to who is not in a new group is an int as well
         raise LoadError(f"tp={tp!r}: there are {count} processes")
     if rank < 0:
