@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+import transformers
 
 import aibit_format as aibit
+from aibit_format.torch.layers.dequantized import QuantizedLinear
 from tests.support import architectures
 from tests.support.arenas import CPU
 from tests.support.arenas import on_a_cpu as on_a_cpu
@@ -53,3 +55,22 @@ def test_tiles_are_for_a_cpu_alone(tmp_path):
     info = aibit.open(tmp_path / "m.aibit").info("model.layers.0.mlp.up_proj.weight")
     assert [plane.role for plane in planes_for(info, Target(torch.device("cuda")))] == ["codes", "absmax"]
     assert planes_for(info, Target(CPU)) == info.planes
+
+
+def test_linear_layers_of_a_class_of_its_own_are_quantized_and_saved_as_values(tmp_path):
+    config = transformers.FalconConfig(
+        vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, dtype="float32"
+    )
+    torch.manual_seed(0)
+    model = transformers.FalconForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "hf")
+    report = aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="int8")
+    assert report.compression_ratio > 2.5
+    loaded, ids = aibit.load_model(tmp_path / "m.aibit"), torch.arange(1, 9)[None]
+    assert isinstance(loaded.transformer.h[0].mlp.dense_h_to_4h, QuantizedLinear)
+    loaded.save_pretrained(tmp_path / "again")
+    again = transformers.FalconForCausalLM.from_pretrained(tmp_path / "again").eval()
+    with torch.inference_mode():
+        found, expected, saved = (each(ids).logits for each in (loaded, model, again))
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+    assert torch.allclose(saved, found, atol=1e-4)
