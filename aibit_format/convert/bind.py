@@ -166,7 +166,14 @@ class _Group:
         def make() -> tuple[np.ndarray, str]:
             if name not in self._made:
                 self._made.update(self._convert())
-            return self._made.pop(name)
+            made = self._made.pop(name)
+            if made[0].shape != (wanted := tuple(self._model.get_parameter_or_buffer(name).shape)):
+                keys = listed([key for key, _ in self._members])
+                raise SourceError(
+                    f"{self._source.path}: {keys} become {name!r} of shape {list(made[0].shape)}, and the model with "
+                    f"this config wants {list(wanted)}"
+                )
+            return made
 
         return make
 

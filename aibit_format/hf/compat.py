@@ -208,6 +208,13 @@ def declared(family: type[PreTrainedConfig]) -> frozenset[str]:
     return frozenset({"model_type", *names, *older, *sub_configs(family)})
 
 
+def is_of_all(name: str) -> bool:
+    """Tell whether an attribute belongs to the class of all configurations, which acts on it."""
+    from transformers import PreTrainedConfig
+
+    return hasattr(PreTrainedConfig, name)
+
+
 def mentioned(family: type[PreTrainedConfig], keys: Collection[str]) -> list[str]:
     """Return those of the keys that the code of the models of a configuration class reads from a configuration."""
     if not keys:
@@ -387,7 +394,7 @@ _USES = (
     re.compile(r"\.to\(\s*(?:dtype=)?self\.(\w+)\.weight\.dtype\s*\)"),
     re.compile(r"self\.(\w+)\.weight @"),
     re.compile(r"@ self\.(\w+)\.weight\b"),
-    re.compile(r"self\.(\w+)\.weight\.(?:T\b|(?:t|chunk|split|squeeze|unsqueeze|view|reshape|transpose|float)\()"),
+    re.compile(r"self\.(\w+)\.weight\.(?:T\b|(?:t|chunk|split|squeeze|unsqueeze|view|reshape|transpose|float|type)\()"),
 )
 _ATTENTION = re.compile(r"multi_head_attention_forward\(.*?\n\s*\)", re.DOTALL)
 _WEIGHT = re.compile(r"self\.(\w+)\.weight\b")
@@ -408,6 +415,8 @@ def weights_used(family: type) -> frozenset[str]:
         if "weight" in value.__code__.co_names
     ]
     code = "\n".join(inspect.getsource(method) for method in methods)
+    if "_is_quantized" in code:  # it does something else then
+        return frozenset()
     names = {name for use in _USES for name in use.findall(code)}
     names |= {name for call in _ATTENTION.findall(code) for name in _WEIGHT.findall(call)}
     for dtype, name in _DTYPE_OF.findall(code):

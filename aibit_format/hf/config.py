@@ -109,7 +109,8 @@ def _is_data(family: type[PreTrainedConfig], key: str) -> bool:
     if key in compat.declared(family):
         return True
     part = inspect.getattr_static(family, key, None)
-    return part is None or (isinstance(part, property) and part.fset is not None)
+    settable = isinstance(part, property) and part.fset is not None
+    return part is None or settable or (isinstance(part, (str, list)) and not compat.is_of_all(key))
 
 
 def _check_values(values: Any, path: str = "") -> None:

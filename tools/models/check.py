@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 import tempfile
 import warnings
@@ -150,7 +151,8 @@ def tried(action: Callable[[], Any]) -> Any:
     try:
         return action()
     except Exception as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        return re.sub(rf"{tempfile.gettempdir()}/\S*?/", "", text)[:300]
 
 
 def check(model_type: str, folder: Path) -> dict[str, Any]:
