@@ -57,6 +57,29 @@ _FLOATS = frozenset({"f16", "bf16", "f32", "f64", "f8_e4m3", "f8_e5m2", "f8_e8m0
 
 DTYPES: dict[str, DType] = {dtype.name: dtype for dtype in _TABLE}
 BY_CODE: dict[int, DType] = {dtype.code: dtype for dtype in _TABLE}
+_UNKNOWN = "unknown_"
+
+
+def name_of(code: int) -> str:
+    """Return the name of any dtype's number, also of one that is not known here."""
+    return BY_CODE[code].name if code in BY_CODE else f"{_UNKNOWN}{code}"
+
+
+def storage_of(name: str) -> np.dtype:
+    """Return the numpy dtype that holds one element; bytes, for a dtype that is not known here."""
+    return DTYPES[name].numpy if name in DTYPES else np.dtype("<u1")
+
+
+def code_of(name: str) -> int:
+    """Return the number of a dtype by its name, also of one that is not known here.
+
+    Raises:
+        KeyError: no dtype has this name.
+    """
+    number = name.removeprefix(_UNKNOWN)
+    if name.startswith(_UNKNOWN) and number.isdecimal() and int(number) < 256 and int(number) not in BY_CODE:
+        return int(number)
+    return DTYPES[name].code
 
 
 @cache

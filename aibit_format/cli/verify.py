@@ -68,6 +68,7 @@ def _text(result: dict) -> str:
         missing = []
     else:
         checked, missing = tables, ["the checksums, padding and values of documents and planes"]
+    missing += [f"the values of {count} tensors: {reason}" for reason, count in result["unknown"].items()]
     if result["signed_by"]:
         checked += f", the signature by {result['signed_by']} over all bytes"
     else:

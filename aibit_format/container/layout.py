@@ -26,7 +26,7 @@ import numpy as np
 c: Any = construct  # its fields have no types that a type checker could follow
 
 SIGNATURE = b"\x89aibit\r\n\x1a\n"
-VERSION = (1, 0)
+VERSION = (1, 1)
 
 ALIGNMENT = 64  # of sections, documents and pooled planes: one cache line
 ALIGNMENTS = (64, 4096, 2 << 20)  # allowed for bulk planes
@@ -90,10 +90,11 @@ ROLES = {
 }
 ROLE_NAMES = {code: name for name, code in ROLES.items()}
 # Roles of the weights themselves. Planes of other roles (scales, orders of columns) are pooled whatever their size, so
-# that the codes of one tensor end where the next one's begin. Private roles count as weights.
+# that the codes of one tensor end where the next one's begin, and so will be those of roles that are added: readers that
+# do not know a role have to find its place, too. Private roles count as weights.
 WEIGHT_ROLES = ("values", "codes", "tiles", "blocks")
 _PRIVATE = 0x8000
-_POOLED = np.array([code for name, code in ROLES.items() if name not in WEIGHT_ROLES], np.uint16)
+_WEIGHTS = np.array([ROLES[name] for name in WEIGHT_ROLES], np.uint16)
 
 
 def role_code(name: str) -> int:
@@ -104,10 +105,12 @@ def role_code(name: str) -> int:
     """
     if name in ROLES:
         return ROLES[name]
-    code = int(name.removeprefix("private_"), 16) if re.fullmatch("private_[89a-f][0-9a-f]{3}", name) else 0
-    if code < _PRIVATE:
-        raise KeyError(name)
-    return code
+    if re.fullmatch("private_[89a-f][0-9a-f]{3}", name):
+        return int(name.removeprefix("private_"), 16)
+    number = name.removeprefix("unknown_")
+    if name.startswith("unknown_") and number.isdecimal() and int(number) < _PRIVATE and int(number) not in ROLE_NAMES:
+        return int(number)
+    raise KeyError(name)
 
 
 def pooled(roles: np.ndarray, lengths: np.ndarray, alignment: int) -> np.ndarray:
@@ -117,7 +120,7 @@ def pooled(roles: np.ndarray, lengths: np.ndarray, alignment: int) -> np.ndarray
 
 def is_pooled_role(roles: np.ndarray) -> np.ndarray:
     """Tell which planes have a role that is pooled whatever their size, bool [planes]."""
-    return np.isin(roles, _POOLED)
+    return ~np.isin(roles, _WEIGHTS) & (roles < _PRIVATE)
 
 
 def role_name(code: int) -> str:

@@ -13,9 +13,10 @@ from functools import cached_property
 
 import numpy as np
 
-from ..dtypes import DTYPES
+from ..dtypes import DTYPES, code_of
 from ..errors import FormatError, Problem, SchemeError, WriteError
 from ..schemes import PlaneSpec, Scheme
+from ..schemes.opaque import Opaque
 from . import layout, parse, validate
 from .layout import dtype_of
 from .metadata import Value
@@ -69,14 +70,14 @@ def plan(
     for tensor in tensors:
         _check_shape(tensor)
     index = {tensor.name: i for i, tensor in enumerate(tensors)}
-    schemes = sorted({tensor.scheme for tensor in tensors}, key=_scheme_key)
+    schemes = sorted({_stated(tensor.scheme) for tensor in tensors})
     numbers = {scheme: i for i, scheme in enumerate(schemes)}
     names = _Pool()
     scheme_table = np.zeros(len(schemes), dtype_of(layout.SCHEME))
-    for row, scheme in zip(scheme_table, schemes, strict=True):
-        row["name_offset"], row["name_length"] = names.add(scheme.name)
-        row["version"] = scheme.version
-        row["parameters"][: len(scheme.parameters)] = scheme.parameters
+    for row, (scheme, version, parameters) in zip(scheme_table, schemes, strict=True):
+        row["name_offset"], row["name_length"] = names.add(scheme)
+        row["version"] = version
+        row["parameters"][: len(parameters)] = parameters
     document_table = np.zeros(len(document_sizes), dtype_of(layout.DOCUMENT))
     for row, name in zip(document_table, sorted(document_sizes), strict=True):
         row["name_offset"], row["name_length"] = names.add(name)
@@ -85,7 +86,7 @@ def plan(
     planes: list[tuple[int, int, int, int]] = []
     for i, (row, tensor) in enumerate(zip(tensor_table, tensors, strict=True)):
         row["name_offset"], row["name_length"] = names.add(tensor.name)
-        row["scheme"], row["dtype"] = numbers[tensor.scheme], DTYPES[tensor.dtype].code
+        row["scheme"], row["dtype"] = numbers[_stated(tensor.scheme)], code_of(tensor.dtype)
         row["rank"] = len(tensor.shape)
         row["shape"][: len(tensor.shape)] = tensor.shape
         row["flags"] = layout.TENSOR_TRANSPOSED * tensor.transposed
@@ -95,7 +96,7 @@ def plan(
             continue
         specs = _specs(tensor)
         row["first_plane"], row["plane_count"] = len(planes), len(specs)
-        planes += [(i, layout.role_code(s.role), DTYPES[s.dtype].code, s.nbytes) for s in specs]
+        planes += [(i, layout.role_code(s.role), code_of(s.dtype), s.nbytes) for s in specs]
     plane_table = np.zeros(len(planes), dtype_of(layout.PLANE))
     for field, column in zip(("tensor", "role", "dtype", "length"), zip(*planes, strict=True), strict=False):
         plane_table[field] = column
@@ -136,7 +137,8 @@ def as_read(info: FileInfo) -> tuple[FileInfo, bytes]:
     return found, head + front_matter
 
 
-def _scheme_key(scheme: Scheme) -> tuple[str, int, tuple[int, ...]]:
+def _stated(scheme: Scheme) -> tuple[str, int, tuple[int, ...]]:
+    """Return what the scheme table states of a scheme, by which its entries are sorted."""
     return scheme.name, scheme.version, scheme.parameters
 
 
@@ -147,7 +149,7 @@ def _check_shape(tensor: Tensor) -> None:
         raise FormatError(Problem("AIB-E402", "rank", tensor.name, expected=limit, found=len(tensor.shape)))
     if not all(0 <= size <= layout.MAX_SIZE for size in tensor.shape):
         raise FormatError(Problem("AIB-E403", "shape is larger than any file", tensor.name, found=tensor.shape))
-    if tensor.dtype not in DTYPES:
+    if tensor.dtype not in DTYPES and not isinstance(tensor.scheme, Opaque):
         raise FormatError(Problem("AIB-E404", "unknown dtype", tensor.name, found=tensor.dtype))
 
 

@@ -6,14 +6,16 @@ when asked for, so that opening a file costs nothing per tensor. ``parse`` makes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from ..dtypes import BY_CODE
+from ..dtypes import BY_CODE, name_of, storage_of
+from ..errors import SchemeError
 from ..schemes import Scheme, make
+from ..schemes.opaque import Opaque, StoredPlane
 from . import checksums, layout, metadata
 from .layout import align, dtype_of
 from .placement import Placement, place
@@ -172,15 +174,21 @@ class FileInfo:
 
     @cached_property
     def schemes(self) -> tuple[Scheme, ...]:
-        """Return the scheme of each entry of the scheme table.
+        """Return the scheme of each entry of the scheme table, an ``Opaque`` one where it is not known here.
 
         Raises:
-            SchemeError: this reader does not know a scheme, version or parameter.
+            SchemeError: AIB-E407: a scheme that is known here does not take its parameters.
         """
         return tuple(
-            make(name, int(record["version"]), tuple(record["parameters"].tolist()))
+            _scheme(name, int(record["version"]), tuple(record["parameters"].tolist()))
             for name, record in zip(self.scheme_names, self.scheme_table, strict=True)
         )
+
+    @property
+    def opaque(self) -> np.ndarray:
+        """Tell which tensors have a scheme or a dtype that is not known here, bool [tensors]."""
+        unknown = np.array([isinstance(scheme, Opaque) for scheme in self.schemes], bool)
+        return unknown[self.tensor_table["scheme"]] | ~_KNOWN_DTYPES[self.tensor_table["dtype"]]
 
     @cached_property
     def documents(self) -> dict[str, DocumentInfo]:
@@ -216,20 +224,29 @@ class FileInfo:
             alias_of, owner = self.names[record["target"]], self._row(record["target"])
         scheme = self.schemes[owner["scheme"]]
         shape = tuple(record["shape"][: record["rank"]].tolist())
-        dtype = BY_CODE[record["dtype"]].name
-        first = owner["first_plane"]
-        specs = scheme.planes(shape, dtype)
+        dtype = name_of(record["dtype"])
+        rows = self.plane_table[owner["first_plane"] : owner["first_plane"] + owner["plane_count"]]
+        if isinstance(scheme, Opaque) or record["dtype"] not in BY_CODE:
+            scheme = self._opaque(scheme, dtype, rows)
         planes = tuple(
             Plane(spec.role, spec.dtype, spec.shape, offset, length)
             for spec, offset, length in zip(
-                specs,
-                self.plane_table["offset"][first : first + len(specs)].tolist(),
-                self.plane_table["length"][first : first + len(specs)].tolist(),
-                strict=True,
+                scheme.planes(shape, dtype), rows["offset"].tolist(), rows["length"].tolist(), strict=True
             )
         )
         transposed = bool(record["flags"] & layout.TENSOR_TRANSPOSED)
         return TensorInfo(name, shape, dtype, scheme, planes, alias_of, transposed)
+
+    def _opaque(self, scheme: Scheme, dtype: str, rows: np.ndarray) -> Opaque:
+        """Return the scheme of a tensor whose values are not known here, with the planes of the plane table."""
+        specs = []
+        for role, code, length in zip(*(rows[field].tolist() for field in ("role", "dtype", "length")), strict=True):
+            shape = (length // storage_of(name_of(code)).itemsize,)
+            specs.append(StoredPlane(layout.role_name(role), name_of(code), shape, length))
+        if isinstance(scheme, Opaque):
+            return replace(scheme, specs=tuple(specs))
+        reason = f"dtype {dtype.removeprefix('unknown_')} is unknown here"
+        return _as_stored(scheme.name, scheme.version, scheme.parameters, "AIB-E404", reason, tuple(specs))
 
     def _row(self, place: int) -> dict[str, Any]:
         """Return a record of the tensor table as Python numbers, all at once: numpy takes as long for each field."""
@@ -291,6 +308,29 @@ class FileInfo:
         tables = (self.scheme_table, self.document_table, self.tensor_table)
         starts = np.concatenate([table["name_offset"] for table in tables]).astype(np.int64)
         return starts, starts + np.concatenate([table["name_length"] for table in tables])
+
+
+_KNOWN_DTYPES = np.isin(np.arange(256), list(BY_CODE))
+
+
+def _scheme(name: str, version: int, parameters: tuple[int, ...]) -> Scheme:
+    try:
+        return make(name, version, parameters)
+    except SchemeError as error:
+        if error.code != "AIB-E406":
+            raise
+        return _as_stored(name, version, parameters, error.code, str(error))
+
+
+def _as_stored(
+    name: str,
+    version: int,
+    parameters: tuple[int, ...],
+    code: str,
+    reason: str,
+    specs: tuple[StoredPlane, ...] = (),
+) -> Opaque:
+    return Opaque(name=name, version=version, stored=parameters, code=code, reason=reason, specs=specs)
 
 
 def _padded(data: bytes) -> bytes:

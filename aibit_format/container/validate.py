@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import BY_CODE, DTYPES
+from ..dtypes import BY_CODE, DTYPES, name_of, storage_of
 from ..errors import Problem, SchemeError
 from ..schemes import make
 from . import layout
@@ -25,7 +25,6 @@ from .tables import FileInfo
 
 EACH = 100  # most problems of one kind that are reported
 _FLAGS = next(field.offset for field in layout.fields_of(layout.TENSOR) if field.name == "flags")
-_KNOWN_DTYPES = np.isin(np.arange(256), list(BY_CODE))
 
 # Metadata keys with a meaning, and the types of their values. Other keys may be present with any value.
 KNOWN_KEYS: dict[str, str] = {
@@ -61,6 +60,10 @@ _TABLES = [
     [key for key in KNOWN_KEYS if key.startswith("quantization.error.")],
     ["source.files", "source.sizes", "source.xxh3_128"],
 ]
+
+
+# Bytes of an element, by the dtype's code; 1 for those that are not known here.
+_SIZES = np.array([storage_of(name_of(code)).itemsize for code in range(256)], np.uint64)
 
 
 def check(info: FileInfo, size: int) -> list[Problem]:
@@ -124,8 +127,8 @@ def _schemes(info: FileInfo) -> Iterator[Problem]:
         try:
             scheme = make(name, int(record["version"]), tuple(record["parameters"].tolist()))
         except SchemeError as error:
-            code = error.code if error.code == "AIB-E406" else "AIB-E407"
-            yield Problem(code, f"scheme table entry {at}: {error}")
+            if error.code != "AIB-E406":  # one that is not known here has its own rules
+                yield Problem("AIB-E407", f"scheme table entry {at}: {error}")
             continue
         stored = tuple(record["parameters"].tolist())
         if stored[: len(scheme.parameters)] != scheme.parameters or any(stored[len(scheme.parameters) :]):
@@ -156,8 +159,6 @@ def _tensor_records(info: FileInfo) -> Iterator[Problem]:
         beyond |= (table["shape"][:, k] != 0) & (table["rank"] <= k)
     bad = np.flatnonzero(beyond)
     yield from _some("AIB-E402", "a dimension beyond the rank is not zero", bad, tensor=names)
-    bad = np.flatnonzero(~_KNOWN_DTYPES[table["dtype"]])
-    yield from _some("AIB-E404", "unknown dtype code", bad, tensor=names, found=table["dtype"])
     bad = np.flatnonzero(table["flags"] & ~np.uint16(layout.TENSOR_FLAGS))
     yield from _some("AIB-E415", "unknown flags", bad, tensor=names, found=table["flags"])
     bad = np.flatnonzero((table["flags"] & layout.TENSOR_TRANSPOSED > 0) & (table["rank"] != 2))
@@ -203,15 +204,18 @@ def _aliases(info: FileInfo) -> Iterator[Problem]:
 def _planes(info: FileInfo) -> Iterator[Problem]:
     tensors, planes, names = info.tensor_table, info.plane_table, info.names
     group, firsts = _groups(tensors)
+    unknown = info.opaque
     wanted, problems = [], []
     for i in firsts.tolist():
-        specs, problem = _specs(info, i)
+        specs, problem = _specs(info, i, bool(unknown[i]))
         wanted.append(specs)
         problems += [problem] if problem else []
     if problems:  # tensors whose planes are unknown would only make others look wrong
         yield from problems
         return
+    is_alias = (tensors["flags"] & layout.TENSOR_ALIAS).astype(bool)
     counts = np.array([len(specs) for specs in wanted], np.int64)[group]
+    counts[unknown & ~is_alias] = tensors["plane_count"][unknown & ~is_alias]
     if len(tensors) and not np.array_equal(counts, tensors["plane_count"]):
         bad = np.flatnonzero(counts != tensors["plane_count"])
         yield from _some("AIB-E401", "number of planes", bad, tensor=names, expected=counts,
@@ -220,27 +224,46 @@ def _planes(info: FileInfo) -> Iterator[Problem]:
         yield Problem("AIB-E401", "planes in the table", expected=int(counts.sum()), found=len(planes))
         return
     first = np.where(counts > 0, np.cumsum(counts) - counts, 0)
-    is_alias = (tensors["flags"] & layout.TENSOR_ALIAS).astype(bool)
     first[is_alias] = 0
     bad = np.flatnonzero(first != tensors["first_plane"])
     yield from _some("AIB-E401", "first plane", bad, tensor=names, expected=first, found=tensors["first_plane"])
 
     owner = np.repeat(np.arange(len(tensors)), counts)
-    # The specs of all groups in one list, and for each plane the index of its spec.
+    # The specs of all groups in one list, and for each plane of a known scheme the index of its spec.
     every = [spec for specs in wanted for spec in specs]
     starts = np.cumsum([0, *map(len, wanted)])
-    at = np.arange(len(planes)) + np.repeat(starts[group] - first, counts)
+    known = np.flatnonzero(~unknown[owner])
+    at = (np.arange(len(planes)) + np.repeat(starts[group] - first, counts))[known]
 
-    def differ(code: str, column: str, expected: np.ndarray) -> Iterator[Problem]:
-        bad = np.flatnonzero(planes[column] != expected)
-        yield from _some(code, f"plane {column}", bad, tensor=lambda i: names[owner[i]],
-                         plane=lambda i: layout.role_name(int(planes["role"][i])), expected=expected,
-                         found=planes[column])  # fmt: skip
+    def differ(code: str, column: str, expected: np.ndarray, places: np.ndarray) -> Iterator[Problem]:
+        differs = np.flatnonzero(planes[column][places] != expected)
+        yield from _some(code, f"plane {column}", differs, tensor=lambda k: names[owner[places[k]]],
+                         plane=lambda k: layout.role_name(int(planes["role"][places[k]])), expected=expected,
+                         found=planes[column][places])  # fmt: skip
 
-    yield from differ("AIB-E412", "tensor", owner)
-    yield from differ("AIB-E412", "role", np.array([layout.role_code(spec.role) for spec in every], np.uint64)[at])
-    yield from differ("AIB-E412", "dtype", np.array([DTYPES[spec.dtype].code for spec in every], np.uint64)[at])
-    yield from differ("AIB-E405", "length", np.array([spec.nbytes for spec in every], np.uint64)[at])
+    yield from differ("AIB-E412", "tensor", owner, np.arange(len(planes)))
+    if len(known) < len(planes):
+        yield from _unknown_planes(info, owner, np.flatnonzero(unknown[owner]))
+    roles, dtypes = [layout.role_code(spec.role) for spec in every], [DTYPES[spec.dtype].code for spec in every]
+    yield from differ("AIB-E412", "role", np.array(roles, np.uint64)[at], known)
+    yield from differ("AIB-E412", "dtype", np.array(dtypes, np.uint64)[at], known)
+    yield from differ("AIB-E405", "length", np.array([spec.nbytes for spec in every], np.uint64)[at], known)
+
+
+def _unknown_planes(info: FileInfo, owner: np.ndarray, places: np.ndarray) -> Iterator[Problem]:
+    """Check planes of tensors in unknown schemes: each role is there once, and lengths are whole elements."""
+    planes = info.plane_table[places]
+    where: dict[str, Any] = {
+        "tensor": lambda k: info.names[owner[places[k]]],
+        "plane": lambda k: layout.role_name(int(planes["role"][k])),
+    }
+    _, firsts = np.unique(owner[places].astype(np.uint64) << np.uint64(16) | planes["role"], return_index=True)
+    repeated = np.setdiff1d(np.arange(len(places)), firsts)
+    yield from _some("AIB-E412", "role of two planes", repeated, **where, found=planes["role"])
+    sizes = _SIZES[planes["dtype"]]
+    bad = np.flatnonzero(planes["length"] % sizes)
+    expected = [f"a multiple of {size}" for size in sizes.tolist()]
+    yield from _some("AIB-E405", "plane length", bad, **where, expected=expected, found=planes["length"])
 
 
 def _groups(tensors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -256,13 +279,13 @@ def _groups(tensors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return group.reshape(-1), firsts
 
 
-def _specs(info: FileInfo, i: int) -> tuple[tuple[Any, ...], Problem | None]:
-    """Return the planes that tensor ``i`` must have, and the problem if it cannot have any."""
+def _specs(info: FileInfo, i: int, unknown: bool) -> tuple[tuple[Any, ...], Problem | None]:
+    """Return the planes that tensor ``i`` must have, and the problem if it cannot have any; none if it is unknown."""
     record = info.tensor_table[i]
     shape = tuple(record["shape"][: record["rank"]].tolist())
     name = info.names[i]
     try:
-        specs = info.schemes[record["scheme"]].planes(shape, BY_CODE[int(record["dtype"])].name)
+        specs = () if unknown else info.schemes[record["scheme"]].planes(shape, BY_CODE[int(record["dtype"])].name)
     except SchemeError as error:
         return (), Problem("AIB-E413", str(error), tensor=name)
     # Python integers: no shape can make this wrap. Zeros are left out, so that an array of any of the dimensions,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -18,11 +19,12 @@ from ..container.metadata import Value
 from ..container.placement import Region
 from ..container.signatures import Keys, Signature
 from ..container.tables import FileInfo, Plane, TensorInfo
-from ..dtypes import DTYPES
+from ..dtypes import storage_of
 from ..errors import FormatError, Problem, SigningError
 from ..io.lease import still
 from ..io.mapped import InMemory, Mapped, Path, Storage, is_url
 from ..schemes import Scheme
+from ..schemes.opaque import Opaque
 
 Level = Literal["structure", "touched", "full"]
 LEVELS = get_args(Level)
@@ -42,6 +44,7 @@ class Verified:
     root: str
     signed_by: str | None = None  # the key whose signature over all bytes was verified
     shards: int = 1  # number of files that the model lies in
+    unknown: Mapping[str, int] = field(default_factory=dict)  # why values were not checked -> number of tensors
 
 
 class Documents(Mapping[str, memoryview]):
@@ -238,7 +241,14 @@ class File:
         return Verified(
             reached, len(info.tensor_table), len(info.plane_table), len(info.document_table),
             len(info.leaves) if full else 0, info.file_size if full else front, self.root, self.signed_by,
+            unknown=dict(Counter(self._unknown())),
         )  # fmt: skip
+
+    def _unknown(self) -> Iterator[str]:
+        """Yield, for each tensor whose values are not known here, why."""
+        for i in np.flatnonzero(self.tables.opaque).tolist():
+            scheme = self.info(self.tables.names[i]).scheme
+            yield scheme.reason if isinstance(scheme, Opaque) else scheme.text
 
     @property
     def root(self) -> str:
@@ -287,7 +297,14 @@ class File:
         return self.signed_by
 
     def check_values(self, info: TensorInfo, planes: Mapping[str, np.ndarray]) -> None:
-        """Raise FormatError AIB-E502 if planes hold values that no encoder writes, such as an infinite scale."""
+        """Check planes before their values are used.
+
+        Raises:
+            FormatError: AIB-E502: they hold values that no encoder writes, such as an infinite scale; AIB-E404 or
+                AIB-E406: the dtype or the scheme is not known here, so that nobody can tell.
+        """
+        if isinstance(info.scheme, Opaque):
+            raise FormatError(Problem(info.scheme.code, str(info.scheme.unknown()), info.name), self.path)
         for role, reason in info.scheme.bad_values(planes):
             raise FormatError(_bad_plane("AIB-E502", info, role, reason), self.path)
 
@@ -302,7 +319,7 @@ class File:
         """Run ``check_values`` on tensors, and raise AIB-E503 for codes that no encoder writes; returns nothing."""
         for name in names:
             info = self.info(name)
-            if info.alias_of is None:
+            if info.alias_of is None and not isinstance(info.scheme, Opaque):
                 planes = _Asked(storage, info)
                 self.check_values(info, planes)
                 for role, reason in info.scheme.bad_codes(planes, info.shape):
@@ -417,7 +434,7 @@ class _Asked(Mapping[str, np.ndarray]):
 
 def _array(storage: Storage, plane: Plane) -> np.ndarray:
     """Read a plane in its dtype and shape."""
-    return storage.read_at(plane.offset, plane.length).view(DTYPES[plane.dtype].numpy).reshape(plane.shape)
+    return storage.read_at(plane.offset, plane.length).view(storage_of(plane.dtype)).reshape(plane.shape)
 
 
 def _leaves(storage: Storage, start: int, end: int, jobs: int | None = None) -> np.ndarray:

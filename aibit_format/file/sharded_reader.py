@@ -13,6 +13,7 @@ import contextlib
 import copy
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -207,6 +208,7 @@ class Sharded:
             level or self.level, sum(v.tensors for v in found), sum(v.planes for v in found),
             sum(v.documents for v in found), sum(v.leaves for v in found), sum(v.bytes for v in found),
             self.root, found[0].signed_by if len({v.signed_by for v in found}) == 1 else None, len(found),
+            dict(sum((Counter(v.unknown) for v in found), Counter())),
         )  # fmt: skip
 
 

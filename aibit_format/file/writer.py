@@ -25,7 +25,7 @@ from ..container.placement import Region
 from ..container.plan import Tensor, as_read, plan
 from ..container.signatures import Read
 from ..container.tables import HEADER_SIZE, ROOT_OFFSET, FileInfo, Plane, TensorInfo
-from ..dtypes import DTYPES
+from ..dtypes import DTYPES, storage_of
 from ..errors import SchemeError, WriteError
 from ..io.atomic import AtomicFile, insist
 from ..io.mapped import Path
@@ -319,7 +319,7 @@ def _check(
         raise WriteError(f"{path}: tensor {info.name!r}: planes {list(planes)} do not fit {info.scheme.name}")
     for spec in specs:
         array = planes[spec.role]
-        if array.dtype != DTYPES[spec.dtype].numpy or array.shape != spec.shape:
+        if array.dtype != storage_of(spec.dtype) or array.shape != spec.shape:
             raise WriteError(
                 f"{path}: tensor {info.name!r} plane {spec.role!r}: {array.dtype}{list(array.shape)}, "
                 f"planned {spec.dtype}{list(spec.shape)}"

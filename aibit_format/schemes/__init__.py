@@ -53,12 +53,12 @@ def make(name: str, version: int = 1, parameters: tuple[int, ...] = ()) -> Schem
     """
     target = BUILTIN.get(name) or _outside().get(name)
     if target is None:
-        raise _unknown(f"unknown scheme {name!r}; known: {', '.join(names())}", "AIB-E406")
+        raise _unknown(f"scheme {name!r} is unknown here", "AIB-E406")
     module, attribute = target.split(":")
     # The names come from the table above or from installed packages, never from a file.
     family: type[Scheme] = vars(import_module(module))[attribute]
     if version != family.version:
-        raise _unknown(f"scheme {name!r} version {version}, this reader knows {family.version}", "AIB-E406")
+        raise _unknown(f"scheme {name!r} version {version} is unknown here, where {family.version} is", "AIB-E406")
     return family.build(name, parameters)
 
 
@@ -69,6 +69,8 @@ def parse(text: str) -> Scheme:
         SchemeError: a scheme or parameter is unknown, or a value is not allowed.
     """
     name, *options = text.split(",")
+    if name not in names():
+        raise _unknown(f"unknown scheme {name!r}; known: {', '.join(names())}", "AIB-E406")
     default = make(name)
     known = parameters_of(type(default))
     values = dict(known)

@@ -70,12 +70,16 @@ def test_numbers_of_the_format():
     assert layout.MAX_STRINGS == layout.MAX_TENSORS == 1 << 20 and layout.MAX_SIZE == (1 << 63) - 1
 
 
-@pytest.mark.parametrize(("code", "name"), [(2, "codes"), (0x8001, "private_8001"), (0xFFFF, "private_ffff")])
+@pytest.mark.parametrize(
+    ("code", "name"), [(2, "codes"), (77, "unknown_77"), (0x8001, "private_8001"), (0xFFFF, "private_ffff")]
+)
 def test_roles_and_their_names(code, name):
     assert (layout.role_code(name), layout.role_name(code)) == (code, name)
 
 
-@pytest.mark.parametrize("name", ["", "values2", "unknown_0", "private_7fff", "private_10000", "private_800G"])
+@pytest.mark.parametrize(
+    "name", ["", "values2", "unknown_1", "unknown_40000", "private_7fff", "private_10000", "private_800G"]
+)
 def test_no_role_has_this_name(name):
     with pytest.raises(KeyError):
         layout.role_code(name)
