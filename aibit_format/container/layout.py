@@ -90,7 +90,7 @@ ROLES = {
 }
 ROLE_NAMES = {code: name for name, code in ROLES.items()}
 # Roles of the weights themselves. Planes of other roles (scales, orders of columns) are pooled whatever their size, so
-# that the codes of one tensor end where the next one's begin. So will be those of roles that are added: who does not know
+# that the codes of one tensor end where the next one's begin. So will be those of roles to come: who does not know
 # a role has to find its place, too. Private roles count as weights.
 WEIGHT_ROLES = ("values", "codes", "tiles", "blocks")
 _PRIVATE = 0x8000
