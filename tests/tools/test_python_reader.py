@@ -20,15 +20,19 @@ from aibit_format.schemes import BUILTIN, make
 from tests.support import vectors
 from tests.support.paths import ROOT
 from tools.conformance.python import contents, numbers, reader, schemes, xxh3
+from tools.conformance.python_1_0 import reader as reader_1_0
 from tools.fixtures import file_builder
 
 FILES = sorted((ROOT / "tools" / "conformance" / "python").glob("*.py"))
 
 
-def code_of(path):
-    """Return the code the reference reader refuses a file with, or None."""
+def code_of(path, values=False):
+    """Return the code the reference reader refuses a file with, or None; with ``values``, also those of all tensors."""
     try:
-        reader.verify(reader.File(str(path)))
+        file = reader.File(str(path))
+        reader.verify(file)
+        for tensor in file.tensors if values else ():
+            file.values(tensor)
     except numbers.RuleError as error:
         return error.code
     return None
@@ -46,8 +50,19 @@ def test_a_good_file_is_what_its_twin_says(path):
 
 
 def test_a_bad_file_gets_the_code_of_its_rule(tmp_path):
-    found = [(path.stem, code_of(path), code) for path, code, _ in vectors.bad(tmp_path)]
+    found = [(path, code_of(path, level == "decode"), code, level) for path, code, level in vectors.bad(tmp_path)]
     assert found and [row for row in found if row[1] != row[2]] == []
+    assert not any(code_of(path) for path, *_, level in found if level == "decode")
+
+
+@pytest.mark.parametrize("path", vectors.GOOD, ids=lambda path: path.stem)
+def test_a_reader_of_version_1_0_reads_it(path):
+    """It is the reader as it was; a file of 1.1 that needs nothing new is one of 1.0 to it."""
+    file = reader_1_0.File(str(path))
+    reader_1_0.verify(file)
+    found = json.loads(json.dumps(reader_1_0.describe(file)))
+    wanted = vectors.twin(path)
+    assert json.dumps(found["tensors"]) == json.dumps(wanted["tensors"])
 
 
 def test_badly_shaped_signatures_are_refused(tmp_path):

@@ -22,7 +22,8 @@ from itertools import pairwise
 from typing import Any
 
 from . import contents
-from .numbers import BY_NAME, DTYPES, Record, RuleError, align, need, product, size_of, unpack, up
+from .numbers import BY_NAME, DTYPES, Record, RuleError, align, need, product, size_of, unpack
+from .places import LEAF, check_leaf_table, check_places
 from .schemes import SCHEMES
 from .xxh3 import xxh3_64, xxh3_128
 
@@ -60,7 +61,16 @@ class File:
         planes = self.planes[owner["first_plane"] :][: owner["plane_count"]]
         return {plane["role"]: BY_NAME[plane["dtype"]].elements(self.piece(plane)) for plane in planes}
 
+    def unknown(self, tensor: Record) -> tuple[str, str] | None:
+        """Why nobody here knows the tensor's values: a code and a text."""
+        scheme = self.schemes[tensor["scheme"]]
+        if (scheme["name"], scheme["version"]) not in SCHEMES:
+            return "AIB-E406", f"scheme {scheme['name']} of version {scheme['version']}"
+        return None if tensor["dtype"] in BY_NAME else ("AIB-E404", f"{tensor['name']}: dtype {tensor['dtype']}")
+
     def values(self, tensor: Record) -> list[float]:
+        if why := self.unknown(tensor):
+            raise RuleError(*why)
         scheme = self.schemes[tensor["scheme"]]
         return of(scheme).decode(scheme["parameters"], tensor["shape"], self.elements(tensor))
 
@@ -191,8 +201,8 @@ def of(record: Record) -> Any:
 def check_schemes(schemes: list[Record], tensors: list[Record]) -> None:
     keys = [(s["name"], s["version"], s["parameters"]) for s in schemes]
     for name, version, parameters in keys:
-        need((name, version) in SCHEMES, "AIB-E406", f"scheme {name} of version {version}")
-        need(SCHEMES[name, version].parameters(parameters), "AIB-E407", f"parameters {parameters} of {name}")
+        scheme = SCHEMES.get((name, version))
+        need(not scheme or scheme.parameters(parameters), "AIB-E407", f"parameters {parameters} of {name}")
     need(all(a < b for a, b in pairwise(keys)), "AIB-E416", "schemes are not strictly increasing")
     used = {tensor["scheme"] for tensor in tensors}
     need(used == {*range(len(schemes))}, "AIB-E416", f"{len(schemes)} schemes, and tensors use {sorted(used)[-5:]}")
@@ -211,8 +221,7 @@ def check_tensors(tensors: list[Record], schemes: list[Record]) -> None:
         need(flags, "AIB-E415", f"{name}: flags {t['flags']}, rank {t['rank']}")
         need(t["rank"] <= 8 and not any(t["shape"][t["rank"] :]), "AIB-E402", f"{name}: rank {t['rank']}")
         t["shape"] = t["shape"][: t["rank"]]
-        need(t["dtype"] in DTYPES, "AIB-E404", f"{name}: dtype {t['dtype']}")
-        t["dtype"] = DTYPES[t["dtype"]].name
+        t["dtype"] = name_of(t["dtype"])
         elements = product([d for d in t["shape"] if d])
         need(elements < 1 << 60, "AIB-E403", f"{name}: shape {t['shape']}")
         if alias:
@@ -222,10 +231,14 @@ def check_tensors(tensors: list[Record], schemes: list[Record]) -> None:
             flags = (other["flags"] ^ t["flags"]) == ALIAS
             need(same and flags, "AIB-E411", f"{name} is not as {other['name']}, which it is an alias of")
         need(alias or t["target"] == 0, "AIB-E411", f"{name}: target {t['target']}, and no alias")
-        scheme, parameters = of(schemes[t["scheme"]]), schemes[t["scheme"]]["parameters"]
-        takes = t["dtype"] in scheme.dtypes and scheme.takes(parameters, t["shape"])
-        need(takes, "AIB-E413", f"{name}: {t['dtype']} {t['shape']} in {schemes[t['scheme']]['name']}")
-        t["planes"] = [] if alias else scheme.planes(parameters, t["shape"], t["dtype"])
+        stated = schemes[t["scheme"]]
+        scheme, parameters = SCHEMES.get((stated["name"], stated["version"])), stated["parameters"]
+        if scheme and t["dtype"] in BY_NAME:
+            takes = t["dtype"] in scheme.dtypes and scheme.takes(parameters, t["shape"])
+            need(takes, "AIB-E413", f"{name}: {t['dtype']} {t['shape']} in {stated['name']}")
+            t["planes"] = [] if alias else scheme.planes(parameters, t["shape"], t["dtype"])
+        else:  # as many as it says, of which nothing is known
+            t["planes"] = [] if alias else [None] * t["plane_count"]
         need(t["plane_count"] == len(t["planes"]), "AIB-E401", f"{name}: {t['plane_count']} planes")
         need(t["first_plane"] == (first if t["planes"] else 0), "AIB-E401", f"{name}: first plane {t['first_plane']}")
         first += len(t["planes"])
@@ -240,15 +253,32 @@ ROLES = dict(enumerate((ROLES + " outlier_values tiles blocks tile_absmax").spli
 
 
 def check_planes(planes: list[Record], tensors: list[Record]) -> None:
-    wanted = [(i, *spec) for i, tensor in enumerate(tensors) for spec in tensor["planes"]]
+    wanted = [(i, spec) for i, tensor in enumerate(tensors) for spec in tensor["planes"]]
     need(len(planes) == len(wanted), "AIB-E401", f"{len(planes)} planes, and the tensors have {len(wanted)}")
-    for plane, (tensor, role, dtype, shape) in zip(planes, wanted, strict=True):
-        found = plane["tensor"], ROLES.get(plane["role"]), plane["dtype"]
-        right = found[:2] == (tensor, role) and plane["dtype"] in DTYPES and DTYPES[plane["dtype"]].name == dtype
-        need(right, "AIB-E412", f"plane {found}, and tensor {tensor} has {role} of {dtype}")
+    seen = set()
+    for plane, (tensor, spec) in zip(planes, wanted, strict=True):
+        need(plane["tensor"] == tensor, "AIB-E412", f"plane of tensor {plane['tensor']}, not {tensor}")
+        found = ROLES.get(plane["role"], role_name(plane["role"])), name_of(plane["dtype"])
+        if spec is None:
+            need((tensor, plane["role"]) not in seen, "AIB-E412", f"tensor {tensor}: two planes of role {found[0]}")
+            seen.add((tensor, plane["role"]))
+            size = BY_NAME[found[1]].size if found[1] in BY_NAME else 1
+            need(plane["length"] % size == 0, "AIB-E405", f"tensor {tensor}, {found[0]}: {plane['length']} bytes")
+            plane |= {"role": found[0], "dtype": found[1], "shape": [plane["length"] // size]}
+            continue
+        role, dtype, shape = spec
+        need(found == (role, dtype), "AIB-E412", f"plane {found}, and tensor {tensor} has {role} of {dtype}")
         length = product(shape) * BY_NAME[dtype].size
         need(plane["length"] == length, "AIB-E405", f"tensor {tensor}, {role}: {plane['length']} bytes, not {length}")
         plane |= {"role": role, "dtype": dtype, "shape": shape}
+
+
+def name_of(dtype: int) -> str:
+    return DTYPES[dtype].name if dtype in DTYPES else f"unknown_{dtype}"
+
+
+def role_name(role: int) -> str:
+    return f"private_{role:04x}" if role >= 0x8000 else f"unknown_{role}"
 
 
 # 11. Documents
@@ -262,60 +292,6 @@ def check_documents(documents: list[Record]) -> None:
     need(len({*lower}) == len(lower) and not folders & {*lower}, "AIB-E703", "names of documents clash")
     for document in documents:
         need(document["length"] <= 1 << 28, "AIB-E702", f"{document['name']}: {document['length']} bytes")
-
-
-# 12. Leaf table
-
-LEAF = 1 << 20
-
-
-def check_leaf_table(body: bytes, count: int, regions: Sequence[range]) -> list[int]:
-    wanted = sum(up(len(region), LEAF) for region in regions)
-    need(count == wanted and len(body) == 8 * wanted, "AIB-E601", f"{count} leaves, and {wanted} are needed")
-    return list(struct.unpack(f"<{wanted}Q", body))
-
-
-# 13. Placement
-
-
-def pack(lengths: list[int], start: int, a: int) -> tuple[list[int], int]:
-    offsets, position, end = [], start, start
-    for length in lengths:
-        offsets.append(position)
-        end = position + length
-        position += align(length, a)
-    return offsets, end
-
-
-def check_places(file: File) -> tuple[range, range]:
-    planes, size, alignment = file.planes, file.header["file_size"], file.header["alignment"]
-    need(sum(plane["length"] for plane in planes) <= size, "AIB-E408", "planes are larger than the file")
-    start = 128 + file.header["front_matter_length"]
-    offsets, end = pack([d["length"] for d in file.documents], start, 64)
-    documents_end = align(end, 64)
-    for document, offset in zip(file.documents, offsets, strict=True):
-        need(document["offset"] == offset, "AIB-E704", f"{document['name']} at {document['offset']}, not {offset}")
-    weights = ("values", "codes", "tiles", "blocks")
-    for plane in planes:
-        plane["bulk"] = plane["length"] >= alignment and plane["role"] in weights
-    pooled, bulk = ([p for p in planes if p["bulk"] is which] for which in (False, True))
-    offsets, data_length = pack([p["length"] for p in pooled], 0, 64)
-    step = alignment if bulk else 64
-    if bulk:
-        more, data_length = pack([p["length"] for p in bulk], align(data_length, alignment), alignment)
-        offsets += more
-    if data_length >= 64 << 20:
-        step = max(step, 2 << 20)
-    data_start = align(documents_end, step)
-    for plane in planes:
-        at, length, where = plane["offset"], plane["length"], f"{plane['role']} of tensor {plane['tensor']}"
-        inside = data_start <= at <= size and length <= size - at
-        need(inside, "AIB-E408", f"{where}: at {at}, {length} bytes")
-        need(at % (alignment if plane["bulk"] else 64) == 0, "AIB-E409", f"{where}: at {at}")
-    for plane, offset in zip(pooled + bulk, offsets, strict=True):
-        need(plane["offset"] == data_start + offset, "AIB-E410", f"{plane['role']}: at {plane['offset']}")
-    need(data_start + data_length == size, "AIB-E108", f"ends at {data_start + data_length}, and has {size} bytes")
-    return range(start, documents_end), range(data_start, size)
 
 
 # 14. Verification
@@ -335,7 +311,7 @@ def verify(file: File) -> None:
         position = max(position, offset + length)
     for tensor in file.tensors:
         scheme = file.schemes[tensor["scheme"]]
-        if not tensor["flags"] & ALIAS:
+        if not tensor["flags"] & ALIAS and not file.unknown(tensor):
             of(scheme).check(scheme["parameters"], tensor["shape"], file.elements(tensor))
     for document in file.documents:
         if (name := document["name"].lower()).endswith(".json"):
@@ -359,7 +335,8 @@ def describe(file: File) -> Record:
         "tensors": [
             row(t, "name shape dtype scheme flags target first_plane plane_count")
             | {"alias_of": file.tensors[t["target"]]["name"] if t["flags"] & ALIAS else None}
-            | {"transposed": bool(t["flags"] & TRANSPOSED), "values": file.values(t)}
+            | {"transposed": bool(t["flags"] & TRANSPOSED)}
+            | ({"unknown": why[0]} if (why := file.unknown(t)) else {"values": file.values(t)})
             for t in file.tensors
         ],
         "planes": [row(plane, "tensor role dtype shape offset length data") for plane in planes],

@@ -1,0 +1,111 @@
+"""Decode the schemes `gguf:q4_0` to `gguf:q6_k` in plain Python, from spec/schemes/ggml.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from .numbers import FLOATS, Planes, Scheme, Shape, f32, need, no_parameters, packed
+
+
+def spread(field: Sequence[int], bits: int, width: int) -> list[int]:
+    """The codes of a field in the order of elements."""
+    c = 8 // bits
+    return [
+        field[i // (c * width) * width + i % width] >> bits * (i // width % c) & ((1 << bits) - 1)
+        for i in range(len(field) * c)
+    ]
+
+
+def signed(field: Sequence[int]) -> list[int]:
+    return [byte - 256 if byte > 127 else byte for byte in field]
+
+
+def added(low: list[int], high: list[int], factor: int, base: int = 0) -> list[int]:
+    return [a + factor * b + base for a, b in zip(low, high, strict=True)]
+
+
+def six_bits(scales: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The scales s and minima t of q4_k and q5_k."""
+    low, minimum, high = scales[:4], scales[4:8], scales[8:]
+    s = [x % 64 for x in low] + [h % 16 + 16 * (x // 64) for x, h in zip(low, high, strict=True)]
+    t = [x % 64 for x in minimum] + [h // 16 + 16 * (x // 64) for x, h in zip(minimum, high, strict=True)]
+    return s, t
+
+
+def with_minima(d: float, dmin: float, s: list[int], t: list[int], q: list[int]) -> list[float]:
+    size = len(q) // len(s)
+    return [f32(f32(f32(d * s[i // size]) * x) - f32(dmin * t[i // size])) for i, x in enumerate(q)]
+
+
+def scaled(d: float, s: list[int], q: list[int]) -> list[float]:
+    return [f32(f32(d * s[i // 16]) * x) for i, x in enumerate(q)]
+
+
+def around(d: float, q: list[int], zero: int = 0) -> list[float]:
+    return [f32(d * (x - zero)) for x in q]
+
+
+def above(d: float, m: float, q: list[int]) -> list[float]:
+    return [f32(f32(d * x) + m) for x in q]
+
+
+def five_bits(qs: Sequence[int], qh: Sequence[int]) -> list[int]:
+    return added(spread(qs, 4, 16), [qh[i // 8] >> i % 8 & 1 for i in range(32)], 16)
+
+
+def q3_k(hmask: list[int], qs: list[int], scales: list[int], d: float) -> list[float]:
+    s = added(spread(scales[:8], 4, 8), spread(scales[8:], 2, 4), 16, -32)
+    return scaled(d, s, added(spread(qs, 2, 32), spread(hmask, 1, 32), 4, -4))
+
+
+def q6_k(ql: list[int], qh: list[int], scales: list[int], d: float) -> list[float]:
+    return scaled(d, signed(scales), added(spread(ql, 4, 64), spread(qh, 2, 32), 16, -32))
+
+
+# Elements of a block, its fields with their bytes (0: an f16), and what they decode to.
+GGML = {
+    "q4_0": (32, {"d": 0, "qs": 16}, lambda d, qs: around(d, spread(qs, 4, 16), 8)),
+    "q4_1": (32, {"d": 0, "m": 0, "qs": 16}, lambda d, m, qs: above(d, m, spread(qs, 4, 16))),
+    "q5_0": (32, {"d": 0, "qh": 4, "qs": 16}, lambda d, qh, qs: around(d, five_bits(qs, qh), 16)),
+    "q5_1": (32, {"d": 0, "m": 0, "qh": 4, "qs": 16}, lambda d, m, qh, qs: above(d, m, five_bits(qs, qh))),
+    "q8_0": (32, {"d": 0, "qs": 32}, lambda d, qs: around(d, signed(qs))),
+    "q2_k": (256, {"scales": 16, "qs": 64, "d": 0, "dmin": 0}, lambda s, qs, d, dmin: with_minima(
+        d, dmin, [x % 16 for x in s], [x // 16 for x in s], spread(qs, 2, 32))),
+    "q3_k": (256, {"hmask": 32, "qs": 64, "scales": 12, "d": 0}, q3_k),
+    "q4_k": (256, {"d": 0, "dmin": 0, "scales": 12, "qs": 128}, lambda d, dmin, scales, qs: with_minima(
+        d, dmin, *six_bits(scales), spread(qs, 4, 32))),
+    "q5_k": (256, {"d": 0, "dmin": 0, "scales": 12, "qh": 32, "qs": 128}, lambda d, dmin, scales, qh, qs: with_minima(
+        d, dmin, *six_bits(scales), added(spread(qs, 4, 32), spread(qh, 1, 32), 16))),
+    "q6_k": (256, {"ql": 128, "qh": 64, "scales": 16, "d": 0}, q6_k),
+}  # fmt: skip
+
+
+def ggml(elements: int, fields: dict[str, int], decoded: Callable[..., list[float]]) -> Scheme:
+    size = sum(width or 2 for width in fields.values())
+
+    def blocks(planes: Planes) -> Iterator[list]:
+        for start in range(0, len(planes["blocks"]), size):
+            values, at = [], start
+            for width in fields.values():
+                piece = planes["blocks"][at : at + (width or 2)]
+                values.append(piece if width else packed("e")(bytes(piece))[0])
+                at += width or 2
+            yield values
+
+    def check(p: Shape, s: Shape, planes: Planes) -> None:
+        for i, values in enumerate(blocks(planes)):
+            for name, value in zip(fields, values, strict=True):
+                need(fields[name] > 0 or math.isfinite(value), "AIB-E503", f"{name} of block {i} is {value}")
+
+    return Scheme(
+        no_parameters,
+        lambda p, s: len(s) >= 1 and s[-1] % elements == 0,
+        FLOATS,
+        lambda p, s, dtype: [("blocks", "u8", [*s[:-1], s[-1] // elements * size])],
+        check,
+        lambda p, s, planes: [x for values in blocks(planes) for x in decoded(*values)],
+    )
+
+
+SCHEMES = {f"gguf:{name}": ggml(*row) for name, row in GGML.items()}
