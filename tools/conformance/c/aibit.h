@@ -266,8 +266,8 @@ static inline const char *aibit_check_schemes(const aibit_file *f) { /* section 
     for (uint32_t i = 0; i < f->schemes.count; i++) {
         aibit_scheme s = aibit_scheme_at(f, i);
         aibit_kind kind = aibit_kind_of(&s);
-        AIBIT_NEED(kind.family != AIBIT_UNKNOWN && s.version == 1, "E406: unknown scheme, or version of one");
-        AIBIT_NEED(aibit_parameters_fit(kind, s.parameters), "E407: parameters of a scheme");
+        bool fit = kind.family == AIBIT_UNKNOWN || aibit_parameters_fit(kind, s.parameters);
+        AIBIT_NEED(fit, "E407: parameters of a scheme");
     }
     bool used[1 << 12] = {false};
     for (uint32_t i = 0; i < f->tensors.count; i++) {
@@ -294,13 +294,17 @@ static inline const char *aibit_check_shape(const aibit_tensor *t) {
     AIBIT_NEED(t->flags <= 3 && (!(t->flags & AIBIT_TRANSPOSED) || t->rank == 2), "E415: flags of a tensor");
     AIBIT_NEED(t->rank <= 8, "E402: rank of a tensor");
     for (int k = t->rank; k < 8; k++) AIBIT_NEED(t->shape[k] == 0, "E402: a dimension beyond the rank");
-    AIBIT_NEED(aibit_dtype_size(t->dtype) > 0, "E404: dtype of a tensor");
     uint64_t left = (UINT64_C(1) << 60) - 1; /* divide, so that nothing wraps */
     for (int k = 0; k < t->rank; k++) {
         AIBIT_NEED(t->shape[k] <= left, "E403: the shape is beyond any file");
         if (t->shape[k]) left /= t->shape[k];
     }
     return NULL;
+}
+
+/* Whether planes follow from the scheme; if it or the dtype is unknown here, the plane table alone says which there are. */
+static inline bool aibit_is_known(const aibit_scheme *s, const aibit_tensor *t) {
+    return aibit_kind_of(s).family != AIBIT_UNKNOWN && aibit_dtype_size(t->dtype) > 0;
 }
 
 static inline const char *aibit_check_tensors(const aibit_file *f) {
@@ -319,23 +323,35 @@ static inline const char *aibit_check_tensors(const aibit_file *f) {
             bool same = !memcmp(record + 18, other + 18, 4) && !memcmp(record + 32, other + 32, 64);
             AIBIT_NEED(same && (aibit_u16(other + 16) ^ t.flags) == AIBIT_ALIAS, "E411: an alias of something else");
         }
-        unsigned count = aibit_planes_of(aibit_kind_of(&s), s.parameters, &t, planes);
-        AIBIT_NEED(count > 0, "E413: the scheme cannot hold the tensor");
+        unsigned count = t.plane_count;
+        if (aibit_is_known(&s, &t)) {
+            count = aibit_planes_of(aibit_kind_of(&s), s.parameters, &t, planes);
+            AIBIT_NEED(count > 0, "E413: the scheme cannot hold the tensor");
+        }
         if (alias) count = 0;
         AIBIT_NEED(t.plane_count == count && t.first_plane == (count ? first : 0), "E401: planes of a tensor");
         first += count;
     }
     AIBIT_NEED(f->planes.count == first, "E401: number of planes");
+    uint8_t roles[1 << 13];
     for (uint32_t i = 0; i < f->tensors.count; i++) {
         aibit_tensor t = aibit_tensor_at(f, i);
         aibit_scheme s = aibit_scheme_at(f, t.scheme);
         aibit_plane planes[6];
-        aibit_planes_of(aibit_kind_of(&s), s.parameters, &t, planes);
+        bool known = aibit_is_known(&s, &t);
+        if (known) aibit_planes_of(aibit_kind_of(&s), s.parameters, &t, planes);
         for (unsigned k = 0; k < t.plane_count; k++) {
             aibit_plane p = aibit_plane_at(f, t.first_plane + k);
-            bool right = p.tensor == i && p.role == planes[k].role && p.dtype == planes[k].dtype;
+            bool right = p.tensor == i && (!known || (p.role == planes[k].role && p.dtype == planes[k].dtype));
+            if (!known) { /* each role once */
+                if (k == 0) memset(roles, 0, sizeof roles);
+                right = right && !(roles[p.role / 8] & 1 << p.role % 8);
+                roles[p.role / 8] |= (uint8_t)(1 << p.role % 8);
+            }
             AIBIT_NEED(right, "E412: tensor, role or dtype of a plane");
-            AIBIT_NEED(p.length == planes[k].length, "E405: length of a plane");
+            unsigned size = aibit_dtype_size(p.dtype);
+            bool whole = known ? p.length == planes[k].length : size == 0 || p.length % size == 0;
+            AIBIT_NEED(whole, "E405: length of a plane");
             const uint8_t *reserved = f->planes.at + 32 * (size_t)(t.first_plane + k) + 7;
             AIBIT_NEED(aibit_zero(reserved, 9), "E415: reserved bytes of a plane");
         }
@@ -386,7 +402,8 @@ static inline const char *aibit_check_unique(const aibit_file *f) {
 /* --- placement (section 13) ------------------------------------------------------------------------------------ */
 
 static inline bool aibit_is_bulk(const aibit_file *f, const aibit_plane *p) {
-    return p->length >= f->alignment && (p->role <= 2 || p->role == 13 || p->role == 14);
+    return p->length >= f->alignment && 
+           (p->role == 1 || p->role == 2 || p->role == 13 || p->role == 14 || p->role >= 0x8000);
 }
 
 static inline const char *aibit_check_places(aibit_file *f) {

@@ -42,7 +42,14 @@ static const char *check_unchanged(const char *path, const struct stat *before) 
     return "AIB-E802: the file has changed while it was read";
 }
 
+/* The name of a dtype or role, or of one that is not known here: then its number, in `room`. */
+static const char *named(const char *name, unsigned code, char room[16]) {
+    if (!name) snprintf(room, 16, code < 0x8000 ? "unknown_%u" : "private_%04x", code);
+    return name ? name : room;
+}
+
 static void list(const aibit_file *f) {
+    char a[16], b[16];
     for (uint32_t i = 0; i < f->documents.count; i++) {
         aibit_document d = aibit_document_at(f, i);
         printf("document\t%.*s\t%" PRIu64 "\t%" PRIu64 "\n", d.name_length, d.name, d.offset, d.length);
@@ -58,14 +65,16 @@ static void list(const aibit_file *f) {
     for (uint32_t i = 0; i < f->tensors.count; i++) {
         aibit_tensor t = aibit_tensor_at(f, i), target = aibit_tensor_at(f, t.target);
         aibit_scheme s = aibit_scheme_at(f, t.scheme);
-        printf("tensor\t%.*s\t%.*s\t%s\t", t.name_length, t.name, s.name_length, s.name, aibit_dtype_name(t.dtype));
+        printf("tensor\t%.*s\t%.*s\t%s\t", t.name_length, t.name, s.name_length, s.name,
+               named(aibit_dtype_name(t.dtype), t.dtype, a));
         for (int k = 0; k < t.rank; k++) printf("%s%" PRIu64, k ? "," : "", t.shape[k]);
         printf("\t%s\t", t.flags & AIBIT_TRANSPOSED ? "transposed" : "");
         if (t.flags & AIBIT_ALIAS) printf("%.*s", target.name_length, target.name);
         printf("\n");
         for (uint32_t k = t.first_plane; k < t.first_plane + t.plane_count; k++) {
             aibit_plane p = aibit_plane_at(f, k);
-            printf("plane\t%s\t%s\t", aibit_role_name(p.role), aibit_dtype_name(p.dtype));
+            printf("plane\t%s\t%s\t", named(aibit_role_name(p.role), p.role, a),
+                   named(aibit_dtype_name(p.dtype), p.dtype, b));
             printf("%" PRIu64 "\t%" PRIu64 "\n", p.offset, p.length);
         }
     }

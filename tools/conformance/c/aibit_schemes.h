@@ -20,9 +20,9 @@ static inline aibit_kind aibit_kind_of(const aibit_scheme *s) {
         {"gguf:q5_0", AIBIT_GGML, 1, 22}, {"gguf:q5_1", AIBIT_GGML, 1, 24}, {"gguf:q8_0", AIBIT_GGML, 1, 34},
         {"gguf:q2_k", AIBIT_GGML, 8, 84}, {"gguf:q3_k", AIBIT_GGML, 8, 110}, {"gguf:q4_k", AIBIT_GGML, 8, 144},
         {"gguf:q5_k", AIBIT_GGML, 8, 176}, {"gguf:q6_k", AIBIT_GGML, 8, 210}};
-    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+    for (size_t i = 0; s->version == 1 && i < sizeof kinds / sizeof *kinds; i++)
         if (aibit_is(s->name, s->name_length, kinds[i].name)) return kinds[i];
-    for (uint8_t dtype = 1; dtype <= 16; dtype++)
+    for (uint8_t dtype = 1; s->version == 1 && dtype <= 16; dtype++)
         if (aibit_is(s->name, s->name_length, aibit_dtype_name(dtype))) return (aibit_kind){"", AIBIT_PLAIN, dtype, 0};
     return (aibit_kind){"", AIBIT_UNKNOWN, 0, 0};
 }
