@@ -15,7 +15,7 @@ from .. import interop
 from ..dtypes import DTYPES
 from ..errors import SourceError, told_by
 from ..formats.sources import Source, SourceTensor, values
-from ..hf.compat import CheckpointNames, derived, not_used_on_purpose
+from ..hf.checkpoint_names import CheckpointNames, derived, not_used_on_purpose
 from ..hf.meta_model import MetaModel
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ for behaviour that is not documented. The entry gives the reason for using it. A
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import re
@@ -122,13 +121,14 @@ def _found(entry: Inside, transformers: Hashable) -> Any:
     try:
         found = reduce(getattr, entry.attribute.split("."), import_module(f"transformers.{entry.module}"))
     except (ImportError, AttributeError) as error:
-        raise _incompatible(entry) from error
+        raise incompatible(entry) from error
     if entry.arguments is not None and not _takes(found, entry.arguments):
-        raise _incompatible(entry)
+        raise incompatible(entry)
     return found
 
 
-def _incompatible(entry: Inside) -> IncompatibleLibraryError:
+def incompatible(entry: Inside) -> IncompatibleLibraryError:
+    """Return the error for a name that the installed transformers does not have as expected."""
     from transformers import __version__
 
     name = f"transformers.{entry.module}.{entry.attribute}"
@@ -275,72 +275,6 @@ def _several(entry: Any) -> Sequence[Any]:
     return entry if isinstance(entry, (tuple, list)) else (entry,)
 
 
-# Building a model without weights.
-
-
-def build(family: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype, most: int) -> PreTrainedModel:
-    """Build a model of at most so many tensors, its parameters on the meta device, in ``dtype``.
-
-    transformers would set the default dtype of the whole process, which other threads would see. It does not for a
-    configuration without one; the model's configurations get theirs afterwards.
-    """
-    from .construction import OnMeta
-
-    inside("PreTrainedModel._from_config")
-    _require_no_initializing(inside("get_torch_context_manager_or_global_device"))
-    _set_dtype(config, None)
-    with OnMeta(dtype, most):
-        model = family._from_config(config, dtype=None)
-    configs = {id(found): found for module in model.modules() if (found := getattr(module, "config", None)) is not None}
-    for found in configs.values():
-        _set_dtype(found, dtype)
-    return model
-
-
-@cache
-def _require_no_initializing(device: Callable[[], torch.device | None]) -> None:
-    """Check once that transformers takes new tensors to be on the meta device, where it initializes none."""
-    import torch
-
-    from .construction import OnMeta
-
-    with OnMeta(torch.get_default_dtype(), most=8):
-        if getattr(device(), "type", None) != "meta":
-            raise _incompatible(INSIDES["get_torch_context_manager_or_global_device"])
-
-
-def _set_dtype(config: Any, dtype: torch.dtype | None) -> None:
-    from transformers import PreTrainedConfig
-
-    if isinstance(config, PreTrainedConfig):
-        config.dtype = dtype
-        for name in sub_configs(type(config)):
-            _set_dtype(getattr(config, name, None), dtype)
-
-
-def compute_buffers(model: Any) -> None:
-    """Compute the buffers that constructors compute, as ``from_pretrained`` does, in the default dtype.
-
-    Parameters are on the meta device. Those beside buffers are marked as finished, so that they are left as they are.
-    """
-    from transformers import PreTrainedModel
-
-    inside("PreTrainedModel._init_weights")
-
-    def compute(module: torch.nn.Module, model: Any) -> bool:
-        """Let each model compute the buffers of its own modules, those inside a module first, where there are any."""
-        model = module if isinstance(module, PreTrainedModel) else model
-        found = [compute(child, model) for child in module.children()]
-        if not module._buffers and not any(found):
-            return False
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
-        model._init_weights(module)
-        return True
-
-    compute(model, model)
-
-
 # What a model says of its tensors.
 
 
@@ -375,154 +309,24 @@ def is_quantized_beside(name: str, skipped: list[str]) -> bool:
     return inside("should_convert_module")(name, skipped)
 
 
+def fill(model: PreTrainedModel, module: torch.nn.Module) -> None:
+    """Fill the parameters and compute the buffers of a module of the model, where they are not marked as finished."""
+    of(model, "PreTrainedModel", "_init_weights")(module)
+
+
+def made(family: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a model as transformers does without a checkpoint, in the default dtype."""
+    return of(family, "PreTrainedModel", "_from_config")(config, dtype=None)
+
+
+# Subclasses of Linear that only write the same product down in another way; others, such as routers, do more.
+WRITTEN_OUT = frozenset({("transformers.models.falcon.modeling_falcon", "FalconLinear")})
+
+
 def is_conv1d(module: object) -> bool:
     """Tell whether a module, or a class of modules, is a Conv1D."""
     family = inside("Conv1D")
     return issubclass(module, family) if isinstance(module, type) else isinstance(module, family)
-
-
-def is_linear(module: object) -> bool:
-    """Tell whether transformers can replace a module by a bitsandbytes layer."""
-    from torch import nn
-
-    return type(module) is nn.Linear or is_conv1d(module)
-
-
-# What the code of a model does with the weight of a layer besides calling the layer: casts inputs to its dtype (unless
-# it knows of weights in 8 bits), multiplies with it, takes it apart, or hands it to torch's own attention.
-_USES = (
-    re.compile(r"\.to\(\s*(?:dtype=)?self\.(\w+)\.weight\.dtype\s*\)"),
-    re.compile(r"self\.(\w+)\.weight @"),
-    re.compile(r"@ self\.(\w+)\.weight\b"),
-    re.compile(r"self\.(\w+)\.weight\.(?:T\b|(?:t|chunk|split|squeeze|unsqueeze|view|reshape|transpose|float|type)\()"),
-)
-_ATTENTION = re.compile(r"multi_head_attention_forward\(.*?\n\s*\)", re.DOTALL)
-_WEIGHT = re.compile(r"self\.(\w+)\.weight\b")
-_DTYPE_OF = re.compile(r"(\w+) = self\.(\w+)\.weight\.dtype")
-
-
-@cache
-def weights_used(family: type) -> frozenset[str]:
-    """Return the attributes of a class of modules that are layers whose weights its code uses by themselves.
-
-    The codes of a quantized weight are integers, and would be taken for values: such layers have to keep theirs.
-    """
-    methods = [
-        value
-        for base in family.__mro__
-        if base.__module__.startswith("transformers.")
-        for value in map(inspect.unwrap, filter(inspect.isfunction, vars(base).values()))
-        if "weight" in value.__code__.co_names
-    ]
-    code = "\n".join(inspect.getsource(method) for method in methods)
-    if "_is_quantized" in code:  # it does something else then
-        return frozenset()
-    names = {name for use in _USES for name in use.findall(code)}
-    names |= {name for call in _ATTENTION.findall(code) for name in _WEIGHT.findall(call)}
-    for dtype, name in _DTYPE_OF.findall(code):
-        if re.search(rf"self\.{name}\([^()]*\.to\(\s*(?:dtype=)?{dtype}\s*\)", code):
-            names.add(name)
-    return frozenset(name for name in names if not re.search(rf"\b{name}\.weight\.dtype\s*!=\s*torch\.int8", code))
-
-
-# Subclasses of Linear that only write the same product down in another way; others, such as routers, do more.
-_WRITTEN_OUT = frozenset({("transformers.models.falcon.modeling_falcon", "FalconLinear")})
-
-
-def multiplies(module: object) -> bool:
-    """Tell whether a module only multiplies with a weight [out, in] and adds a bias, as Linear does."""
-    from torch import nn
-
-    family = type(module)
-    if not issubclass(family, nn.Linear):
-        return False
-    name = family.__module__, family.__name__
-    return (family.forward is nn.Linear.forward and name[0].startswith("transformers.")) or name in _WRITTEN_OUT
-
-
-# How names in a checkpoint become names in the model.
-
-
-class CheckpointNames:
-    """Turn names of a checkpoint into names of a model, as transformers does when it loads the checkpoint."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        renaming, converter = inside("WeightRenaming"), inside("WeightConverter")
-        for method in ("add_tensor", "convert"):  # callers use them on ``converters``
-            inside(f"WeightConverter.{method}")
-        mapping = inside("get_model_conversion_mapping")(model)
-        self._renamings = [entry for entry in mapping if isinstance(entry, renaming)]
-        self._converters = [entry for entry in mapping if isinstance(entry, converter)]
-        self._prefix, self._state = model.base_model_prefix, model.state_dict()
-        self._rename = inside("rename_source_key")
-        # The converters that join or split tensors, by the pattern that ``rename`` returns.
-        self.converters: dict[str, Any] = {
-            pattern: entry for entry in self._converters for pattern in entry.source_patterns
-        }
-
-    def rename(self, name: str) -> tuple[str, str | None]:
-        """Return the name in the model, and the pattern of the converter that makes the tensor, or ``None``."""
-        return self._rename(name, self._renamings, self._converters, self._prefix, self._state)
-
-
-# Buffers of old checkpoints: the expressions of ``PreTrainedModel._adjust_missing_and_unexpected_keys``.
-_OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
-
-
-def not_used_on_purpose(model: PreTrainedModel) -> Callable[[str], bool]:
-    """Return a function that tells whether a model does not use a tensor of its checkpoints because it needs not.
-
-    Either the class lists it, or it is a buffer that the constructor computes.
-    """
-    listed = of(model, "PreTrainedModel", "_keys_to_ignore_on_load_unexpected")
-    expression = re.compile("|".join(f"(?:{pattern})" for pattern in (*sorted(listed or ()), *_OLD_BUFFERS)))
-    buffers = {name for name, _ in model.named_buffers()}
-    return lambda name: name in buffers or expression.search(name) is not None
-
-
-def derived(model: PreTrainedModel, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Compute those of the named parameters that a checkpoint may lack, as the model fills them itself.
-
-    They are those that the class lists and that are no random numbers, such as sinusoidal positions.
-    """
-    import torch
-
-    listed = of(model, "PreTrainedModel", "_keys_to_ignore_on_load_missing") or ()
-    expression = re.compile("|".join(f"(?:{pattern})" for pattern in (*sorted(listed), *_TRAINED_WITH)))
-    found = {}
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for name in filter(expression.search, names):
-            first, second = _initial(model, name), _initial(model, name)
-            if re.search(_TRAINED_WITH[0], name):
-                found[name] = torch.zeros_like(first)
-            elif torch.equal(first, second):  # neither random nor left as it was, which is NaN
-                found[name] = first
-    return found
-
-
-# Parameters that stand for masked inputs in training, and are not used else; many checkpoints lack them.
-_TRAINED_WITH = (r"(^|\.)masked_spec_embed$",)
-
-
-def _initial(model: PreTrainedModel, name: str) -> torch.Tensor:
-    """Return a parameter as transformers fills it where a checkpoint lacks it."""
-    from transformers import PreTrainedModel
-
-    owner, _, leaf = name.rpartition(".")
-    path = [model, *(model.get_submodule(owner[:end]) for end in _ends(owner))]
-    filling: Any = next(module for module in reversed(path) if isinstance(module, PreTrainedModel))
-    module = copy.copy(path[-1])
-    module._parameters = {
-        key: None if value is None else type(value)(value.new_full(value.shape, float("nan"), device="cpu"), False)
-        for key, value in module._parameters.items()
-    }
-    filling._init_weights(module)
-    return module._parameters[leaf].data  # type: ignore[union-attr]
-
-
-def _ends(path: str) -> list[int]:
-    """Return where the parts of a module's path end: 5 and 11 in ``"model.layers"``."""
-    return [place for place, letter in enumerate(path + ".") if letter == "." and place]
 
 
 # What a loaded model is marked with.

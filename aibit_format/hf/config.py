@@ -192,9 +192,9 @@ def empty_model(config: PreTrainedConfig, architecture: str, limits: Limits) -> 
     try:
         # Tensors made in inference mode would count no writes.
         with torch.inference_mode(False), torch.no_grad():
-            model = compat.build(family, config, dtype, limits.most_tensors)
+            model = construction.build(family, config, dtype, limits.most_tensors)
             with construction.zeros_in(construction.finish(model, dtype, limits.most_bytes)):
-                compat.compute_buffers(model)
+                construction.compute_buffers(model)
     except IncompatibleLibraryError:
         raise
     except Exception as error:  # of many kinds: what a config says reaches every part of a model

@@ -13,13 +13,18 @@ from contextlib import contextmanager
 from functools import cache
 from operator import attrgetter
 from types import FrameType, MethodWrapperType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
 from ..errors import LoadError
+from . import compat
+from .compat import INSIDES, incompatible, inside
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _INITIALIZERS = "torch.nn.init"
 _META = {"device": "meta"}
@@ -160,3 +165,57 @@ def zeros_in(places: Sequence[Place]) -> Iterator[None]:
     for buffers, name, value in places:
         if buffers[name] is zeros[id(value)] and zeros[id(value)]._version == versions[id(value)]:
             buffers[name] = value
+
+
+def build(family: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype, most: int) -> PreTrainedModel:
+    """Build a model of at most so many tensors, its parameters on the meta device, in ``dtype``.
+
+    transformers would set the default dtype of the whole process, which other threads would see. It does not for a
+    configuration without one; the model's configurations get theirs afterwards.
+    """
+    _require_no_initializing(inside("get_torch_context_manager_or_global_device"))
+    _set_dtype(config, None)
+    with OnMeta(dtype, most):
+        model = compat.made(family, config)
+    configs = {id(found): found for module in model.modules() if (found := getattr(module, "config", None)) is not None}
+    for found in configs.values():
+        _set_dtype(found, dtype)
+    return model
+
+
+@cache
+def _require_no_initializing(device: Callable[[], torch.device | None]) -> None:
+    """Check once that transformers takes new tensors to be on the meta device, where it initializes none."""
+    with OnMeta(torch.get_default_dtype(), most=8):
+        if getattr(device(), "type", None) != "meta":
+            raise incompatible(INSIDES["get_torch_context_manager_or_global_device"])
+
+
+def _set_dtype(config: Any, dtype: torch.dtype | None) -> None:
+    from transformers import PreTrainedConfig
+
+    if isinstance(config, PreTrainedConfig):
+        config.dtype = dtype
+        for name in compat.sub_configs(type(config)):
+            _set_dtype(getattr(config, name, None), dtype)
+
+
+def compute_buffers(model: Any) -> None:
+    """Compute the buffers that constructors compute, as ``from_pretrained`` does, in the default dtype.
+
+    Parameters are on the meta device. Those beside buffers are marked as finished, so that they are left as they are.
+    """
+    from transformers import PreTrainedModel
+
+    def compute(module: torch.nn.Module, model: Any) -> bool:
+        """Let each model compute the buffers of its own modules, those inside a module first, where there are any."""
+        model = module if isinstance(module, PreTrainedModel) else model
+        found = [compute(child, model) for child in module.children()]
+        if not module._buffers and not any(found):
+            return False
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+        compat.fill(model, module)
+        return True
+
+    compute(model, model)

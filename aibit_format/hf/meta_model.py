@@ -14,6 +14,7 @@ from .. import interop
 from ..errors import SourceError
 from . import compat
 from .config import CONFIG_DTYPES, build_config, dropped_keys, dtype_name, empty_model
+from .layers import is_linear, multiplies, weights_used
 from .limits import Limits
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ def _ties(model: Any, parameters: Iterable[str]) -> dict[str, str]:
 def _role(model: torch.nn.Module, key: str, value: torch.Tensor, kept: list[str]) -> Role:
     owner, _, leaf = key.rpartition(".")
     module = model.get_submodule(owner)
-    if leaf == "weight" and (compat.is_linear(module) or compat.multiplies(module)):
+    if leaf == "weight" and (is_linear(module) or multiplies(module)):
         around, _, name = owner.rpartition(".")
-        used = compat.weights_used(type(model.get_submodule(around)))
+        used = weights_used(type(model.get_submodule(around)))
         if name in used or not compat.is_quantized_beside(owner, kept):
             return "kept"
         return "conv1d" if compat.is_conv1d(module) else "linear"

@@ -22,6 +22,7 @@ from ...errors import WriteError
 from ...file.progress import Progress
 from ...file.sharded_reader import Opened
 from ...hf import compat
+from ...hf.layers import is_linear
 from ...hf.limits import Limits
 from ...hf.meta_model import MetaModel, build_meta_model
 from ...schemes import capabilities
@@ -118,7 +119,7 @@ def _places(model: MetaModel) -> dict[str, _Place]:
 def _linears(model: MetaModel) -> dict[str, bool]:
     """Map the modules that transformers can replace by a bitsandbytes layer to whether each is a Conv1D."""
     modules = model.module.named_modules()
-    return {name: compat.is_conv1d(module) for name, module in modules if compat.is_linear(module)}
+    return {name: compat.is_conv1d(module) for name, module in modules if is_linear(module)}
 
 
 def _family(file: Opened, places: Mapping[str, _Place]) -> str | None:

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from ...container.tables import Plane, TensorInfo
-from ...hf.compat import is_conv1d, is_linear, multiplies
+from ...hf.compat import is_conv1d
+from ...hf.layers import is_linear, multiplies
 from ...interop import torch_dtypes
 from ...schemes import capabilities
 from ...schemes.fourbit import FourBit
