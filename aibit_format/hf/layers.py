@@ -38,7 +38,7 @@ def weights_used(family: type) -> frozenset[str]:
     methods = [
         value
         for base in family.__mro__
-        if base.__module__.startswith("transformers.")
+        if base.__module__.split(".")[0] == "transformers"
         for value in map(inspect.unwrap, filter(inspect.isfunction, vars(base).values()))
         if "weight" in value.__code__.co_names
     ]
@@ -61,4 +61,4 @@ def multiplies(module: object) -> bool:
     if not issubclass(family, nn.Linear):
         return False
     name = family.__module__, family.__name__
-    return (family.forward is nn.Linear.forward and name[0].startswith("transformers.")) or name in WRITTEN_OUT
+    return (family.forward is nn.Linear.forward and name[0].split(".")[0] == "transformers") or name in WRITTEN_OUT

@@ -8,7 +8,8 @@ import pytest
 from aibit_format.errors import SchemeError
 from aibit_format.schemes.opaque import Opaque, StoredPlane
 
-INT9 = Opaque(name="int9", version=2, stored=(7, 0, 0, 0, 0, 0), code="AIB-E406", reason="scheme 'int9' is unknown here")
+WHY = "scheme 'int9' is unknown here"
+INT9 = Opaque(name="int9", version=2, stored=(7, 0, 0, 0, 0, 0), code="AIB-E406", reason=WHY)
 
 
 def test_planes_are_those_that_the_file_has():
