@@ -1,0 +1,138 @@
+// Reads `.aibit` without packages, in the order of spec/aibit-1.md and written from it. It runs in node and in browsers.
+//
+//     const file = await open(source);   // every rule of level open
+//     await verify(file);                // those of level full
+//     await file.bytes(record);          // a document or a plane, its leaves checked
+//     await file.values(tensor);         // decoded, as float32
+//
+// A source has `size`, `read(offset, length)`, which promises a Uint8Array of that many bytes, and `check()`, which
+// fails if the file is no longer what it was (AIB-E802). sources.js has those of browsers, cli.js that of node. A file
+// that breaks a rule is a RuleError with its `code`.
+
+import {
+  LEAF, checkDocuments, checkLeafTable, checkPlaces, checkPlanes, checkSchemes, checkTensors,
+} from './checks.js';
+import { checkKnownKeys, readMetadata, readSignatures } from './contents.js';
+import { checkJson } from './json.js';
+import { RuleError, align, elements, isZero, need, product, whole } from './numbers.js';
+import { TABLES, nameAll, readHeader, readSectionTable, records } from './tables.js';
+import { xxh3_64 } from './xxh3.js';
+
+export { RuleError };
+
+// 2. The file
+
+class File {
+  // Every check of level open but those of readHeader.
+  constructor(source, header, front) {
+    this.source = source;
+    this.header = header;
+    this.sections = readSectionTable(front, header);
+    const { metadata, leaves, strings, signatures, ...rest } = Object.fromEntries(this.sections.map((s) => [s.name, s]));
+    this.metadata = readMetadata(metadata.body, metadata.count);
+    for (const [name, table] of Object.entries(TABLES)) this[name] = records(table, rest[name].body);
+    const { schemes, documents, tensors, planes } = this;
+    this.pool = nameAll(strings.body, { schemes, documents, tensors });
+    checkSchemes(schemes, tensors);
+    checkTensors(tensors, schemes);
+    checkPlanes(planes, tensors);
+    checkDocuments(documents);
+    this.regions = checkPlaces(this);
+    this.leaves = checkLeafTable(leaves.body, leaves.count, this.regions);
+    this.signatures = readSignatures(signatures?.body, signatures?.count);
+    const parameters = whole(
+      tensors.reduce((sum, { alias_of: alias, shape }) => sum + (alias === null ? BigInt(product(shape)) : 0n), 0n),
+    );
+    checkKnownKeys(this.metadata, documents.map(({ name }) => name), parameters, tensors.length);
+  }
+
+  // The bytes of a document or a plane, once the leaves that they lie in are right.
+  async bytes({ offset, length }) {
+    if (length === 0) return new Uint8Array(0);
+    const region = this.regions.find(({ start, end }) => offset >= start && offset < end);
+    const from = offset - ((offset - region.start) % LEAF);
+    const to = Math.min(region.start + align(offset + length - region.start, LEAF), region.end);
+    const bytes = await this.leavesBetween(region, from, to);
+    return bytes.subarray(offset - from, offset - from + length);
+  }
+
+  // Whole leaves of a region. The last one is kept, as small planes lie side by side.
+  async leavesBetween(region, from, to) {
+    if (this.kept?.from === from && this.kept.to === to) return this.kept.bytes;
+    const bytes = await this.source.read(from, to - from);
+    for (let at = 0; at < bytes.length; at += LEAF) this.checkLeaf(region, from + at, bytes.subarray(at, at + LEAF));
+    if (bytes.length <= LEAF) this.kept = { from, to, bytes };
+    return bytes;
+  }
+
+  checkLeaf(region, at, bytes) {
+    const wanted = this.leaves.at(region.firstLeaf + (at - region.start) / LEAF);
+    const found = xxh3_64(bytes);
+    need(found === wanted, 'AIB-E602', () => `leaf at ${at}: ${found.toString(16)}, not ${wanted.toString(16)}`);
+  }
+
+  // The tensor that a tensor stands for: itself, unless it is an alias.
+  owner(tensor) {
+    return tensor.alias_of === null ? tensor : this.tensors[tensor.target];
+  }
+
+  planesOf(tensor) {
+    const { first_plane: first, plane_count: count } = this.owner(tensor);
+    return this.planes.slice(first, first + count);
+  }
+
+  // The planes of a tensor as numbers, by role. Bytes are kept as they are.
+  async elements(tensor) {
+    const found = {};
+    for (const plane of this.planesOf(tensor)) found[plane.role] = elements(plane.dtype, await this.bytes(plane));
+    return found;
+  }
+
+  // The values of a tensor as float32, once those of its planes are right (R4.3).
+  async values(tensor) {
+    const { rules, parameters } = this.schemes[tensor.scheme];
+    const planes = await this.elements(tensor);
+    rules.check(parameters, tensor.shape, planes);
+    return rules.decode(parameters, tensor.shape, planes);
+  }
+}
+
+export async function open(source) {
+  return new File(source, ...(await readHeader(source)));
+}
+
+// 14. Verification: the rules of level full; `open` has checked the others. Calls onProgress(bytes, of).
+
+export async function verify(file, onProgress = () => {}) {
+  const { source, regions, header } = file;
+  for (const region of regions) {
+    for (let at = region.start; at < region.end; at += LEAF) {
+      file.checkLeaf(region, at, await source.read(at, Math.min(LEAF, region.end - at)));
+      onProgress(at, header.file_size);
+    }
+  }
+  await checkPadding(file);
+  for (const tensor of file.tensors) if (tensor.alias_of === null) await checkValues(file, tensor);
+  for (const document of file.documents) {
+    const name = document.name.toLowerCase();
+    if (name.endsWith('.json')) checkJson(name, await file.bytes(document));
+  }
+  await source.check();
+}
+
+async function checkPadding({ source, regions, documents, planes }) {
+  const pieces = [...documents, ...planes].sort((a, b) => a.offset - b.offset);
+  let position = regions[0].start;
+  for (const { offset, length } of [...pieces, { offset: source.size, length: 0 }]) {
+    if (offset > position) {
+      const found = await source.read(position, offset - position);
+      need(isZero(found), 'AIB-E603', `padding from ${position} to ${offset} is not zero`);
+    }
+    position = Math.max(position, offset + length);
+  }
+}
+
+async function checkValues(file, tensor) {
+  const { rules, parameters } = file.schemes[tensor.scheme];
+  rules.check(parameters, tensor.shape, await file.elements(tensor));
+}

@@ -1,0 +1,290 @@
+// The schemes of `.aibit`, page by page of spec/schemes/; ggml.md is in ggml.js.
+//
+// A scheme is functions of the six parameters p of the scheme table and of the tensor's shape s:
+//
+//     parameters(p)          does its page allow them
+//     takes(p, s)            can it hold the shape
+//     dtypes                 logical dtypes that it can hold
+//     planes(p, s, dtype)    [role, dtype, shape] of each plane
+//     check(p, s, planes)    AIB-E502 and AIB-E503 about the elements of the planes, by role
+//     decode(p, s, planes)   the values, as float32
+//
+// `check` and `decode` get planes that are there, so their numbers fit a Number; the others may get any shape.
+
+import { GGML_SCHEMES } from './ggml.js';
+import {
+  DTYPES, FLOATS, bf16Bits, divided, f32, f32OfBigInt, isAbsmax, isArrayEqual, isRowAbsmax, isScale, need, needValues,
+  product, remainder, unpacked, unpackedRows, up,
+} from './numbers.js';
+
+const noneFrom = (p, i) => p.slice(i).every((x) => x === 0);
+const rowsOf = (s) => s.slice(0, -1);
+const atLeast = (rank) => (p, s) => s.length >= rank;
+
+// plain.md
+
+function plain(name) {
+  return {
+    parameters: (p) => noneFrom(p, 0),
+    takes: () => true,
+    dtypes: [name],
+    planes: (p, s, dtype) => [['values', dtype, [...s]]],
+    check(p, s, planes) {
+      if (name === 'bool') needValues(planes.values, (x) => x <= 1, 'bool');
+    },
+    decode: (p, s, planes) => Array.from(planes.values, (x) => (typeof x === 'bigint' ? f32OfBigInt(x) : f32(x))),
+  };
+}
+
+// int8.md
+
+const INV127 = f32(1 / 127);
+
+const INT8 = {
+  parameters: (p) => noneFrom(p, 0),
+  takes: atLeast(2),
+  dtypes: FLOATS,
+  planes: (p, s) => [['codes', 'i8', [...s]], ['row_absmax', 'f32', rowsOf(s)]],
+  check: (p, s, planes) => needValues(planes.row_absmax, isRowAbsmax, 'row_absmax'),
+  decode: (p, s, planes) => Array.from(planes.codes, (code, i) =>
+    f32(f32(code * planes.row_absmax[Math.floor(i / s.at(-1))]) * INV127)),
+};
+
+// int8_affine.md and fp8.md
+
+const TENSOR = 0xffffffff; // group=tensor
+
+function scaleShape(group, s) {
+  if (group === TENSOR) return [1];
+  return [...rowsOf(s), group ? up(s.at(-1), group) : 1];
+}
+
+// Which scale element i has.
+function scaleIndex(group, s, i) {
+  if (group === TENSOR) return 0;
+  const row = Math.floor(i / s.at(-1));
+  return group ? row * up(s.at(-1), group) + Math.floor((i % s.at(-1)) / group) : row;
+}
+
+function affine(dtype, groups, zeroPoints) {
+  return {
+    parameters([group, ...rest]) {
+      const multiple = groups && group >= 16 && group <= 65536 && group % 16 === 0;
+      return (group === 0 || group === TENSOR || multiple) && noneFrom(rest, 0);
+    },
+    takes: atLeast(1),
+    dtypes: FLOATS,
+    planes([group], s) {
+      const scales = scaleShape(group, s);
+      const found = [['codes', dtype, [...s]], ['scale', 'f32', scales]];
+      return zeroPoints ? [...found, ['zero_point', 'u8', scales]] : found;
+    },
+    check(p, s, { codes, scale, zero_point: zeros = [] }) {
+      needValues(scale, isScale, 'scale');
+      zeros.forEach((zero, i) => {
+        need(scale[i] !== 0 || zero === 0, 'AIB-E502', () => `zero point ${zero} where scale ${i} is 0`);
+      });
+      need(!codes.some(Number.isNaN), 'AIB-E503', 'a code is NaN');
+    },
+    decode: ([group], s, { codes, scale, zero_point: zeros }) => Array.from(codes, (code, i) => {
+      const j = scaleIndex(group, s, i);
+      return f32((zeros ? code - zeros[j] : code) * scale[j]);
+    }),
+  };
+}
+
+// int8_outlier.md
+
+const OUTLIER = {
+  parameters: (p) => p[0] >= 1 && p[0] <= 65535 && noneFrom(p, 2),
+  takes: (p, s) => s.length >= 2 && p[1] <= product(rowsOf(s)) && product(rowsOf(s)) <= 2 ** 32,
+  dtypes: FLOATS,
+  planes: (p, s) => [
+    ...INT8.planes(p, s), ['outlier_index', 'u32', [p[1]]], ['outlier_values', 'f16', [p[1], s.at(-1)]],
+  ],
+  check(p, s, planes) {
+    INT8.check(p, s, planes);
+    const { outlier_index: index, row_absmax: absmax, codes } = planes;
+    const k = s.at(-1);
+    need(index.every((row, i) => i === 0 || index[i - 1] < row), 'AIB-E502', 'outlier_index is not strictly increasing');
+    needValues(index, (row) => row < product(rowsOf(s)), 'outlier_index');
+    needValues(planes.outlier_values, Number.isFinite, 'outlier_values');
+    for (const row of index) {
+      const free = absmax[row] === 0 && codes.subarray(row * k, (row + 1) * k).every((code) => code === 0);
+      need(free, 'AIB-E502', () => `row ${row} is an outlier, and row_absmax or codes are not 0`);
+    }
+  },
+  decode(p, s, planes) {
+    const values = INT8.decode(p, s, planes);
+    const k = s.at(-1);
+    planes.outlier_index.forEach((row, m) => {
+      for (let i = 0; i < k; i++) values[row * k + i] = planes.outlier_values[m * k + i];
+    });
+    return values;
+  },
+};
+
+// cluster.md
+
+const CLUSTER = {
+  parameters: (p) => p[0] >= 2 && p[0] <= 8 && noneFrom(p, 1),
+  takes: atLeast(1),
+  dtypes: FLOATS,
+  planes: ([bits], s) => [
+    ['codes', 'u8', [...rowsOf(s), up(product([s.at(-1), bits]), 8)]], ['codebook', 'f32', [2 ** bits]],
+  ],
+  check([bits], s, { codes, codebook }) {
+    needValues(codebook, (x) => Math.abs(x) <= 65504 && !Object.is(x, -0), 'codebook');
+    const largest = codebook.reduce((a, b) => Math.max(a, b));
+    const used = codebook.indexOf(largest) + 1;
+    const rises = codebook.every((x, i) => (i === 0 || i >= used ? i === 0 || x === largest : codebook[i - 1] < x));
+    need(rises, 'AIB-E502', 'the codebook is not strictly increasing');
+    const fits = unpackedRows(codes, bits, s).every((code) => code < used);
+    need(fits, 'AIB-E503', 'a code of an entry that only repeats the largest value');
+  },
+  decode: ([bits], s, { codes, codebook }) => Array.from(unpackedRows(codes, bits, s), (code) => codebook[code]),
+};
+
+// int4_group.md: parameters group, symmetric, ordered
+
+const int4Groups = ([group], s) => up(s.at(-1), group || s.at(-1) || 1);
+
+const INT4_GROUP = {
+  parameters([group, symmetric, ordered, ...rest]) {
+    const allowed = [0, 16, 32, 64, 128, 256, 512, 1024].includes(group) && symmetric <= 1 && ordered <= 1;
+    return allowed && !(ordered && group === 0) && noneFrom(rest, 0);
+  },
+  takes: atLeast(2),
+  dtypes: FLOATS,
+  planes(p, s) {
+    const scales = [...rowsOf(s), int4Groups(p, s)];
+    const found = [['codes', 'u8', [...rowsOf(s), up(s.at(-1), 2)]], ['scale', 'f16', scales]];
+    if (!p[1]) found.push(['zero_point', 'u8', scales]);
+    if (p[2]) found.push(['group_index', 'i32', [s.at(-1)]]);
+    return found;
+  },
+  check(p, s, { codes, scale, zero_point: zeros = [], group_index: index = [] }) {
+    needValues(scale, Number.isFinite, 'scale');
+    needValues(zeros, (zero) => zero <= 16, 'zero_point');
+    needValues(index, (group) => group >= 0 && group < int4Groups(p, s), 'group_index');
+    unpackedRows(codes, 4, s);
+  },
+  decode(p, s, { codes, scale, zero_point: zeros, group_index: index }) {
+    const groups = int4Groups(p, s);
+    return Array.from(unpackedRows(codes, 4, s), (code, i) => {
+      const [n, k] = [Math.floor(i / s.at(-1)), i % s.at(-1)];
+      const j = n * groups + (index ? index[k] : p[0] ? Math.floor(k / p[0]) : 0);
+      return f32((code - (zeros ? zeros[j] : 8)) * scale[j]);
+    });
+  },
+};
+
+// fourbit.md: parameters block_size, nested
+
+const NF4_BITS = [
+  0xbf800000, 0xbf3239b1, 0xbf066b30, 0xbeca32a0, 0xbe91a24d, 0xbe3d353f, 0xbdba7871, 0x00000000, 0x3da2faff, 0x3e24cae3,
+  0x3e7c04dd, 0x3ead033a, 0x3ee1a4b8, 0x3f1007ab, 0x3f3913b3, 0x3f800000,
+];
+const NF4_BOOK = new Float32Array(Uint32Array.from(NF4_BITS).buffer);
+const FP4_BOOK = [1, -1].flatMap((sign) => [0, 1 / 16, 8, 12, 4, 6, 2, 3].map((x) => f32((sign * x) / 12)));
+
+// The values of the codes of nested scales.
+function nestedMap() {
+  const values = [0, 1];
+  const tenth = f32(0.1);
+  for (let p = 0; p < 7; p++) {
+    const n = 2 ** p;
+    const step = f32(f32(1 - tenth) / n);
+    const edges = Array.from({ length: n + 1 }, (_, i) =>
+      f32(i < Math.floor((n + 1) / 2) ? tenth + step * i : 1 - step * (n - i)));
+    for (let i = 0; i < n; i++) {
+      const middle = f32(f32(10 ** (p - 6)) * f32(f32(edges[i] + edges[i + 1]) / 2));
+      values.push(middle, -middle);
+    }
+  }
+  return values.sort((a, b) => a - b);
+}
+
+export const NESTED = nestedMap();
+
+function fourbitScales(p, planes) {
+  if (!p[1]) return planes.absmax;
+  const { absmax, nested_absmax: groups, nested_offset: offset } = planes;
+  return Float32Array.from(absmax, (code, j) => f32(NESTED[code] * groups[j >> 8]) + offset[0]);
+}
+
+function fourbit(book) {
+  return {
+    parameters: (p) => [32, 64, 128, 256, 512, 1024, 2048, 4096].includes(p[0]) && p[1] <= 1 && noneFrom(p, 2),
+    takes: atLeast(1),
+    dtypes: FLOATS,
+    planes([size, nested], s) {
+      const blocks = up(product(s), size);
+      const codes = ['codes', 'u8', [up(product(s), 2)]];
+      if (!nested) return [codes, ['absmax', 'f32', [blocks]]];
+      return [
+        codes, ['absmax', 'u8', [blocks]], ['nested_absmax', 'f32', [up(blocks, 256)]], ['nested_offset', 'f32', [1]],
+      ];
+    },
+    check(p, s, planes) {
+      const role = p[1] ? 'nested_absmax' : 'absmax';
+      needValues(planes[role], isAbsmax, role);
+      needValues(planes.nested_offset || [], Number.isFinite, 'nested_offset');
+    },
+    decode(p, s, planes) {
+      const scales = fourbitScales(p, planes);
+      const codes = unpacked(planes.codes, 4);
+      return Array.from({ length: product(s) }, (_, i) => f32(book[codes[i]] * scales[Math.floor(i / p[0])]));
+    },
+  };
+}
+
+// nf4_cpu.md
+
+const NF4 = fourbit(NF4_BOOK);
+
+const NF4_CPU = {
+  ...NF4,
+  takes: (p, s) =>
+    s.length === 2 && [[s[0], 32], [s[1], 64], [s[1], p[0]]].every(([size, unit]) => remainder(size, unit) === 0),
+  planes: (p, [n, k], dtype) => [
+    ...NF4.planes(p, [n, k], dtype), ['tiles', 'u8', [n, divided(k, 2)]], ['tile_absmax', 'bf16', [divided(k, p[0]), n]],
+  ],
+  check(p, [n, k], planes) {
+    NF4.check(p, [n, k], planes);
+    needValues(planes.tile_absmax, Number.isFinite, 'tile_absmax');
+    const codes = unpacked(planes.codes, 4);
+    const tiles = new Uint8Array((n * k) / 2);
+    let at = 0;
+    for (let g = 0; g < n; g += 32) {
+      for (let pair = 0; pair < k; pair += 2) {
+        const code = (i) => codes[(g + (i >> 1)) * k + pair + (i & 1)];
+        for (let i = 0; i < 32; i++) tiles[at++] = code(i) | (code(i + 32) << 4);
+      }
+    }
+    need(isArrayEqual(tiles, planes.tiles), 'AIB-E503', 'tiles are not the codes in the order of tiles');
+    const scales = fourbitScales(p, planes);
+    const blocks = k / p[0];
+    const right = planes.tile_absmax.every((x, i) => bf16Bits(x) === bf16Bits(scales[(i % n) * blocks + Math.floor(i / n)]));
+    need(right, 'AIB-E503', 'tile_absmax are not the scales in bfloat16');
+  },
+};
+
+const ROWS = [
+  ...[...DTYPES.values()].map(({ name }) => [name, plain(name)]),
+  ['int8', INT8],
+  ['int8-absmax', affine('i8', true, false)],
+  ['int8-zp', affine('u8', true, true)],
+  ['fp8-e4m3', affine('f8_e4m3', false, false)],
+  ['int8-outlier', OUTLIER],
+  ['cluster', CLUSTER],
+  ['int4-group', INT4_GROUP],
+  ['nf4', NF4],
+  ['fp4', fourbit(FP4_BOOK)],
+  ['nf4-cpu', NF4_CPU],
+  ...GGML_SCHEMES,
+];
+const VERSION_1 = new Map(ROWS);
+
+// The scheme of this name and version, or nothing.
+export const schemeOf = (name, version) => (version === 1 ? VERSION_1.get(name) : undefined);
