@@ -1,20 +1,20 @@
 """The files that every reader is tried on: good ones with what they say, bad ones with the code that they must get."""
 
-import json
+import random
 
-from aibit_format.errors import FormatError
+from aibit_format.dtypes import DTYPES
+from aibit_format.errors import AibitError, FormatError
 from aibit_format.file.reader import File
+from aibit_format.schemes import BUILTIN, make
 from tests.support.paths import FIXTURES
+from tools.conformance import corpus
+from tools.conformance.corpus import GOOD, INDEX, twin
 from tools.fixtures import file_builder
 
-GOOD = sorted(path for path in FIXTURES.rglob("*.aibit") if path.with_suffix(".json").exists())
-INDEX = json.loads((FIXTURES / "bad" / "index.json").read_text("utf-8"))
-
-
-def twin(path):
-    """What the file says, but for what only the twin does."""
-    content = json.loads(path.with_suffix(".json").read_text("utf-8"))
-    return {key: value for key, value in content.items() if key not in ("file", "about")}
+__all__ = [
+    "GOOD", "INDEX", "JSON_NAMES", "bad", "badly_signed", "damaged", "json_documents", "of_several_leaves",
+    "planes_by_scheme", "reference_code_of", "twin",
+]  # fmt: skip
 
 
 def of_several_leaves():
@@ -47,20 +47,7 @@ def badly_signed():
 
 def bad(folder):
     """(path, code, level) of every bad file; one that is stored without a hole is put together in ``folder``."""
-    for entry in INDEX:
-        path = FIXTURES / "bad" / entry["file"]
-        if hole := entry.get("hole"):
-            path = _with_hole(path.read_bytes(), folder / entry["file"], **hole)
-        yield path, entry["code"], entry["level"]
-
-
-def _with_hole(data, path, offset, length):
-    with path.open("wb") as file:
-        file.write(data[:offset])
-        file.truncate(offset + length)
-        file.seek(offset + length)
-        file.write(data[offset:])
-    return path
+    return [(case.path, case.code, case.level) for case in corpus.bad(folder)]
 
 
 def reference_code_of(data):
@@ -88,3 +75,53 @@ def damaged(rng, good):
         at = rng.randrange(128, end) if kind == "front" else rng.randrange(end, len(data))
         data[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, data[at] ^ 1 << rng.randrange(8)))
     return file_builder.reseal(data, leaves=kind == "body")
+
+
+NUMBERS = [0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 32, 64, 128, 256, 4096, 4097, 65535, 65536, 65552, (1 << 32) - 1]
+LENGTHS = [0, 1, 2, 3, 16, 31, 32, 33, 64, 96, 128, 255, 256, 257, 512]
+
+
+def planes_by_scheme(count):
+    """(scheme, parameters, shape, dtype, its planes or None where they do not fit), at random and always the same."""
+    rng = random.Random(0)
+    for _ in range(count):
+        name = rng.choice(list(BUILTIN))
+        parameters = [0] * 6
+        for i in range(rng.choice((0, 1, 2, 2, 3, 3))):
+            parameters[i] = rng.choice(NUMBERS if i == 0 else (0, 1, 2))
+        parameters[rng.randrange(6)] += rng.random() < 0.05
+        shape = tuple(rng.choice(LENGTHS) for _ in range(rng.choice((0, 1, 2, 2, 2, 3, 4))))
+        dtype = rng.choice(["f16", "bf16", "f32", "i8", name if name in DTYPES else "f32"])
+        try:
+            wanted = [(p.role, p.dtype, list(p.shape)) for p in make(name, 1, tuple(parameters)).planes(shape, dtype)]
+        except AibitError:
+            wanted = None
+        yield name, parameters, shape, dtype, wanted
+
+
+JSON_NAMES = [
+    "config.json", "a/config.json", "tokenizer.json", "a/vocab.json", "other.json", "x.JSON", "config.jsonx",
+]  # fmt: skip
+JSON = [
+    "{}", " [1] ", '"a"', "true", "nul", "1 2", "[1,]", "{'a':1}", '{"a":1}x', "01", "+1", ".5", "1.", "-", "-0",
+    "[1e999]", "NaN",
+    "[Infinity]", "-Infinity", '{"a":NaN}', '{"a":1,"a":2}', '{"a":1,"\\u0061":2}', '{"":1}', '"\x01"', '"\t"',
+    '"\x7f"', '"\\ud800"', '"\\u00zz"', '"\\x"', '"\\', "\ufeff{}", "\xa01", "\x0c1", "\x00", "\u0661", '"\u0661"',
+    "9" * 4300, "9" * 4301, "-" + "9" * 4300, "-" + "9" * 4301, "1" * 5000 + ".5", "1" * 5000 + "e5", "1e" + "1" * 5000,
+    "[" * 64 + "]" * 64, "[" * 65 + "]" * 65, "[" * 63 + "1" + "]" * 63, "[" * 64 + "1" + "]" * 64, "[" * 100_000,
+    '{"a":' * 63 + "1" + "}" * 63, '{"a":' * 64 + "1" + "}" * 64, '{"a":' * 64 + "{}" + "}" * 64, '{"a":"[[[\\"["}',
+    '{"auto_map":null}', '{"auto_map":{}}', '{"x":[{"auto_map":0}]}', '{"auto_\\u006dap":1}',
+    '{"trust_remote_code":false}', '{"quantization_config":1}', '{"x":{"quantization_config":1}}',
+    '{"quantization_config":null}', b'"\xff"', b'"\xed\xa0\x80"', b"\xff",
+]  # fmt: skip
+
+
+def json_documents(name):
+    """(content, file) of a document of this name with each content, good or bad."""
+    for content in JSON:
+        content = content if isinstance(content, bytes) else content.encode()
+        # The writer refuses what is tried here: it gets spaces and a digit, which are written over.
+        data = bytearray(file_builder.good([], {}, {name: b" " * (len(content) - 1) + b"1"}))
+        start = int(file_builder.table(data, "document")["offset"][0])
+        data[start : start + len(content)] = content
+        yield content, file_builder.reseal(data, leaves=True)

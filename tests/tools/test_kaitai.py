@@ -4,18 +4,14 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-from tests.support import vectors
+from tests.support import node, vectors
 from tests.support.paths import ROOT
 
 TOOLS = ROOT / "tools" / "conformance" / "kaitai"
 IN_CI = bool(os.environ.get("CI"))
-# Programs beside the interpreter, where tools/test puts node if the machine has none, and then those of the machine.
-PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +20,7 @@ def folder(tmp_path_factory):
 
     Without node, npm or a registry to be reached the tests are skipped, but not in CI.
     """
-    missing = [program for program in ("node", "npm") if not shutil.which(program, path=PATH)]
-    if missing and not IN_CI:
-        pytest.skip(f"{' and '.join(missing)} not found: the Kaitai description is not tried here")
+    node.require("node", "npm", what="the Kaitai description")
     folder = tmp_path_factory.mktemp("kaitai")
     for file in TOOLS.iterdir():
         if file.is_file():
@@ -42,11 +36,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder, *command):
-    program = shutil.which(command[0], path=PATH)
-    environment = os.environ | {"PATH": PATH}
-    return subprocess.run(
-        [program, *command[1:]], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+    return node.run(*command, cwd=folder)
 
 
 @pytest.fixture(scope="module")

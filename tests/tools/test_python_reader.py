@@ -15,13 +15,11 @@ import xxhash
 
 from aibit_format.container import documents, layout, validate
 from aibit_format.dtypes import DTYPES
-from aibit_format.errors import AibitError
-from aibit_format.schemes import BUILTIN, make
+from aibit_format.schemes import BUILTIN
 from tests.support import vectors
 from tests.support.paths import ROOT
 from tools.conformance.python import contents, numbers, reader, schemes, xxh3
 from tools.conformance.python_1_0 import reader as reader_1_0
-from tools.fixtures import file_builder
 
 FILES = sorted((ROOT / "tools" / "conformance" / "python").glob("*.py"))
 
@@ -130,24 +128,9 @@ def test_the_formula_of_the_nested_values_gives_the_table():
     assert f"CRC-32 of these 256 values, little-endian: 0x{checksum:08X};" in text
 
 
-NUMBERS = [0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 32, 64, 128, 256, 4096, 4097, 65535, 65536, 65552, (1 << 32) - 1]
-LENGTHS = [0, 1, 2, 3, 16, 31, 32, 33, 64, 96, 128, 255, 256, 257, 512]
-
-
 def test_planes_follow_from_scheme_shape_and_dtype_as_in_the_package():
-    rng, planes = random.Random(0), 0
-    for _ in range(20_000):
-        name = rng.choice(list(BUILTIN))
-        parameters = [0] * 6
-        for i in range(rng.choice((0, 1, 2, 2, 3, 3))):
-            parameters[i] = rng.choice(NUMBERS if i == 0 else (0, 1, 2))
-        parameters[rng.randrange(6)] += rng.random() < 0.05
-        shape = tuple(rng.choice(LENGTHS) for _ in range(rng.choice((0, 1, 2, 2, 2, 3, 4))))
-        dtype = rng.choice(["f16", "bf16", "f32", "i8", name if name in DTYPES else "f32"])
-        try:
-            wanted = [(p.role, p.dtype, list(p.shape)) for p in make(name, 1, tuple(parameters)).planes(shape, dtype)]
-        except AibitError:
-            wanted = None
+    planes = 0
+    for name, parameters, shape, dtype, wanted in vectors.planes_by_scheme(20_000):
         scheme = schemes.SCHEMES[name, 1]
         fits = scheme.parameters(parameters) and dtype in scheme.dtypes and scheme.takes(parameters, shape)
         found = scheme.planes(parameters, shape, dtype) if fits else None
@@ -156,32 +139,10 @@ def test_planes_follow_from_scheme_shape_and_dtype_as_in_the_package():
     assert planes > 1000
 
 
-JSON = [
-    "{}", " [1] ", '"a"', "true", "nul", "1 2", "[1,]", "{'a':1}", '{"a":1}x', "01", "+1", ".5", "1.", "-", "-0",
-    "[1e999]", "NaN",
-    "[Infinity]", "-Infinity", '{"a":NaN}', '{"a":1,"a":2}', '{"a":1,"\\u0061":2}', '{"":1}', '"\x01"', '"\t"',
-    '"\x7f"', '"\\ud800"', '"\\u00zz"', '"\\x"', '"\\', "\ufeff{}", "\xa01", "\x0c1", "\x00", "\u0661", '"\u0661"',
-    "9" * 4300, "9" * 4301, "-" + "9" * 4300, "-" + "9" * 4301, "1" * 5000 + ".5", "1" * 5000 + "e5", "1e" + "1" * 5000,
-    "[" * 64 + "]" * 64, "[" * 65 + "]" * 65, "[" * 63 + "1" + "]" * 63, "[" * 64 + "1" + "]" * 64, "[" * 100_000,
-    '{"a":' * 63 + "1" + "}" * 63, '{"a":' * 64 + "1" + "}" * 64, '{"a":' * 64 + "{}" + "}" * 64, '{"a":"[[[\\"["}',
-    '{"auto_map":null}', '{"auto_map":{}}', '{"x":[{"auto_map":0}]}', '{"auto_\\u006dap":1}',
-    '{"trust_remote_code":false}', '{"quantization_config":1}', '{"x":{"quantization_config":1}}',
-    '{"quantization_config":null}', b'"\xff"', b'"\xed\xa0\x80"', b"\xff",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "name", ["config.json", "a/config.json", "tokenizer.json", "a/vocab.json", "other.json", "x.JSON", "config.jsonx"]
-)
+@pytest.mark.parametrize("name", vectors.JSON_NAMES)
 def test_json_documents_get_the_verdict_of_the_package(name, tmp_path):
     verdicts = set()
-    for content in JSON:
-        content = content if isinstance(content, bytes) else content.encode()
-        # The writer refuses what is tried here: it gets spaces and a digit, which are written over.
-        data = bytearray(file_builder.good([], {}, {name: b" " * (len(content) - 1) + b"1"}))
-        start = int(file_builder.table(data, "document")["offset"][0])
-        data[start : start + len(content)] = content
-        data = file_builder.reseal(data, leaves=True)
+    for content, data in vectors.json_documents(name):
         path = tmp_path / "m.aibit"
         path.write_bytes(data)
         found = code_of(path)

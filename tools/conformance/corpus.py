@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tools import ROOT
+
 FIXTURES = ROOT / "fixtures"
 GOOD = sorted(path for path in FIXTURES.rglob("*.aibit") if path.with_suffix(".json").exists())
 INDEX = json.loads((FIXTURES / "bad" / "index.json").read_text("utf-8"))

@@ -2,14 +2,14 @@
 
     python -m tools.conformance.run [--name NAME] [--lines] [--verdicts] [--jobs N] -- COMMAND [ARG ...]
 
-COMMAND is run with the path of one file after its own arguments, and verifies that file in full. It accepts the file by
-exit status 0 and all that the file says, as JSON in the form of the twins, on standard output. It refuses it by any other
-exit status and a code: the first AIB-Ennn that it prints, on standard output or, if there is none, on standard error.
-Anything else is no verdict: a signal, more than --timeout seconds, a status without JSON or a code. spec/IMPLEMENTING.md
-says more.
+COMMAND is run with the path of one file after its own arguments, and verifies that file in full. It accepts the file
+by exit status 0 and all that the file says, as JSON in the form of the twins, on standard output. It refuses it by any
+other exit status and a code: the first AIB-Ennn that it prints, on standard output or, if there is none, on standard
+error. Anything else is no verdict: a signal, more than --timeout seconds, a status without JSON or a code.
+spec/IMPLEMENTING.md says more.
 
-    --lines      run COMMAND once with the paths of all files, and read one line of standard output for each: JSON or a code
-    --verdicts   judge only which files are refused and with which code; what is printed of good files does not matter
+    --lines      run COMMAND once with the paths of all files: it prints one line for each, JSON or a code
+    --verdicts   judge only which files are refused and with which code, not what is printed of good files
 
 The exit status is 0 if every verdict is right, and 1 otherwise.
 """

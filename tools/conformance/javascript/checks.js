@@ -94,7 +94,8 @@ const MOST_DOCUMENT = 1 << 28;
 
 export function checkDocuments(documents) {
   const names = documents.map(({ name }) => name);
-  need(names.every((name, i) => i === 0 || names[i - 1] < name), 'AIB-E703', 'documents are not strictly increasing by name');
+  const increasing = names.every((name, i) => i === 0 || names[i - 1] < name);
+  need(increasing, 'AIB-E703', 'documents are not strictly increasing by name');
   const lower = new Set(names.map((name) => name.toLowerCase()));
   const folders = [...lower].flatMap((name) => [...name.matchAll('/')].map(({ index }) => name.slice(0, index)));
   const apart = lower.size === names.length && !folders.some((folder) => lower.has(folder));
@@ -119,7 +120,8 @@ function pack(lengths, start, a) {
 // The two regions, once every document and plane lies where it should.
 export function checkPlaces({ header, documents, planes }) {
   const { file_size: size, alignment } = header;
-  need(planes.reduce((sum, { length }) => sum + BigInt(length), 0n) <= size, 'AIB-E408', 'planes are larger than the file');
+  const total = planes.reduce((sum, { length }) => sum + BigInt(length), 0n);
+  need(total <= size, 'AIB-E408', `planes of ${total} bytes in a file of ${size}`);
   const start = HEADER.size + header.front_matter_length;
   const lengths = (pieces) => pieces.map(({ length }) => length);
   const [places, end] = pack(lengths(documents), start, 64);

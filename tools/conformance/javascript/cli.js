@@ -1,8 +1,8 @@
 // Judges files: node cli.js FILE ... [--list]
 //
-// Each is verified in full and printed as one line: all that it says, in the form of the twins in fixtures/container/, or
-// the code of the rule that it breaks and why. --list prints the tensors of a file instead. The exit status is 0, or 3 if
-// a file was refused.
+// Each is verified in full and printed as one line: all that it says, in the form of the twins in fixtures/container/,
+// or the code of the rule that it breaks and why. --list prints the tensors of a file instead. The exit status is 0, or
+// 3 if a file was refused.
 
 import fs from 'node:fs';
 import process from 'node:process';
@@ -54,7 +54,8 @@ class FileSource {
 }
 
 function listed({ tensors, schemes }) {
-  return tensors.map(({ name, scheme, dtype, shape }) => [name, schemes[scheme].name, dtype, toJson(shape)].join('\t')).join('\n');
+  const row = ({ name, scheme, dtype, shape }) => [name, schemes[scheme].name, dtype, toJson(shape)].join('\t');
+  return tensors.map(row).join('\n');
 }
 
 // What is printed of a file, and whether it was refused.

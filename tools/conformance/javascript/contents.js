@@ -138,7 +138,8 @@ export function checkKnownKeys(metadata, documents, parameters, tensors) {
   }
   // In a shard, what is said of all tensors is said of those of the set.
   if ([...metadata.keys()].some((key) => key.startsWith('shard.'))) return checkShard(metadata, valueOf, documents);
-  need(valueOf('model.parameters', parameters) === parameters, 'AIB-E310', () => `the file has ${parameters} parameters`);
+  const agrees = valueOf('model.parameters', parameters) === parameters;
+  need(agrees, 'AIB-E310', () => `model.parameters, and the file has ${parameters}`);
   const places = valueOf('quantization.error.tensor', []);
   need(places.every((i) => i >= 0 && i < tensors), 'AIB-E310', 'quantization.error.tensor: no such tensor');
 }

@@ -1,6 +1,6 @@
 // JSON as documents may have it: RFC 8259 and AIB-E705 and AIB-E706 of spec/aibit-1.md, section 11.
 //
-// JSON.parse takes a key twice and says nothing, and keeps neither depth nor digits; hence a parser. It makes no values.
+// JSON.parse takes a key twice and says nothing, and tells neither depth nor digits. This parser makes no values.
 
 import { RuleError, need } from './numbers.js';
 
@@ -8,9 +8,9 @@ const DEPTH = 64;
 const DIGITS = 4300;
 const VOCABULARIES = ['tokenizer.json', 'vocab.json', 'added_tokens.json', 'tekken.json'];
 export const FORBIDDEN = [
-  '_attn_implementation', '_attn_implementation_internal', '_experts_implementation', '_experts_implementation_internal',
-  'attn_implementation', 'auto_map', 'code_revision', 'custom_generate', 'custom_pipelines', 'experts_implementation',
-  'kernel_config', 'trust_remote_code', 'use_kernels',
+  '_attn_implementation', '_attn_implementation_internal', '_experts_implementation',
+  '_experts_implementation_internal', 'attn_implementation', 'auto_map', 'code_revision', 'custom_generate',
+  'custom_pipelines', 'experts_implementation', 'kernel_config', 'trust_remote_code', 'use_kernels',
 ];
 export const FORBIDDEN_IN = new Map([
   ['config.json', ['quantization_config']],

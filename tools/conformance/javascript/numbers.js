@@ -1,7 +1,7 @@
 // Rules, whole numbers, records and dtypes of `.aibit`: sections 1, 10 and 16 of spec/aibit-1.md.
 //
 // A whole number of a file is a Number up to 2^53 - 1 and a BigInt beyond, so that none is ever rounded. JavaScript
-// compares the two exactly; whoever calculates with one that may be large uses `product`, `up`, `divided` or `remainder`.
+// compares the two exactly. Calculations with one that may be large use `product`, `up`, `divided` and `remainder`.
 
 export class RuleError extends Error {
   constructor(code, reason) {
@@ -157,7 +157,7 @@ export function elements(dtype, bytes) {
 
 export const half = (bytes, at) => small(viewOf(bytes).getUint16(at, true), 5, 10, true);
 
-// The float32 nearest to an integer of 64 bits: what lies below its 53 highest bits is only remembered as not being zero.
+// The float32 nearest to an integer of 64 bits. What lies below its 53 highest bits counts only as zero or not.
 export function f32OfBigInt(n) {
   const magnitude = n < 0n ? -n : n;
   const low = BigInt(Math.max(magnitude.toString(2).length - 53, 0));

@@ -1,4 +1,4 @@
-// Reads `.aibit` without packages, in the order of spec/aibit-1.md and written from it. It runs in node and in browsers.
+// Reads `.aibit` without packages, written from spec/aibit-1.md. It runs in node and in browsers.
 //
 //     const file = await open(source);   // every rule of level open
 //     await verify(file);                // those of level full
@@ -28,9 +28,10 @@ class File {
     this.source = source;
     this.header = header;
     this.sections = readSectionTable(front, header);
-    const { metadata, leaves, strings, signatures, ...rest } = Object.fromEntries(this.sections.map((s) => [s.name, s]));
+    const byName = Object.fromEntries(this.sections.map((section) => [section.name, section]));
+    const { metadata, leaves, strings, signatures } = byName;
     this.metadata = readMetadata(metadata.body, metadata.count);
-    for (const [name, table] of Object.entries(TABLES)) this[name] = records(table, rest[name].body);
+    for (const [name, table] of Object.entries(TABLES)) this[name] = records(table, byName[name].body);
     const { schemes, documents, tensors, planes } = this;
     this.pool = nameAll(strings.body, { schemes, documents, tensors });
     checkSchemes(schemes, tensors);

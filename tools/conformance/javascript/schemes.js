@@ -106,7 +106,8 @@ const OUTLIER = {
     INT8.check(p, s, planes);
     const { outlier_index: index, row_absmax: absmax, codes } = planes;
     const k = s.at(-1);
-    need(index.every((row, i) => i === 0 || index[i - 1] < row), 'AIB-E502', 'outlier_index is not strictly increasing');
+    const increasing = index.every((row, i) => i === 0 || index[i - 1] < row);
+    need(increasing, 'AIB-E502', 'outlier_index is not strictly increasing');
     needValues(index, (row) => row < product(rowsOf(s)), 'outlier_index');
     needValues(planes.outlier_values, Number.isFinite, 'outlier_values');
     for (const row of index) {
@@ -182,8 +183,8 @@ const INT4_GROUP = {
 // fourbit.md: parameters block_size, nested
 
 const NF4_BITS = [
-  0xbf800000, 0xbf3239b1, 0xbf066b30, 0xbeca32a0, 0xbe91a24d, 0xbe3d353f, 0xbdba7871, 0x00000000, 0x3da2faff, 0x3e24cae3,
-  0x3e7c04dd, 0x3ead033a, 0x3ee1a4b8, 0x3f1007ab, 0x3f3913b3, 0x3f800000,
+  0xbf800000, 0xbf3239b1, 0xbf066b30, 0xbeca32a0, 0xbe91a24d, 0xbe3d353f, 0xbdba7871, 0x00000000, 0x3da2faff,
+  0x3e24cae3, 0x3e7c04dd, 0x3ead033a, 0x3ee1a4b8, 0x3f1007ab, 0x3f3913b3, 0x3f800000,
 ];
 const NF4_BOOK = new Float32Array(Uint32Array.from(NF4_BITS).buffer);
 const FP4_BOOK = [1, -1].flatMap((sign) => [0, 1 / 16, 8, 12, 4, 6, 2, 3].map((x) => f32((sign * x) / 12)));
@@ -248,7 +249,9 @@ const NF4_CPU = {
   takes: (p, s) =>
     s.length === 2 && [[s[0], 32], [s[1], 64], [s[1], p[0]]].every(([size, unit]) => remainder(size, unit) === 0),
   planes: (p, [n, k], dtype) => [
-    ...NF4.planes(p, [n, k], dtype), ['tiles', 'u8', [n, divided(k, 2)]], ['tile_absmax', 'bf16', [divided(k, p[0]), n]],
+    ...NF4.planes(p, [n, k], dtype),
+    ['tiles', 'u8', [n, divided(k, 2)]],
+    ['tile_absmax', 'bf16', [divided(k, p[0]), n]],
   ],
   check(p, [n, k], planes) {
     NF4.check(p, [n, k], planes);
@@ -265,7 +268,8 @@ const NF4_CPU = {
     need(isArrayEqual(tiles, planes.tiles), 'AIB-E503', 'tiles are not the codes in the order of tiles');
     const scales = fourbitScales(p, planes);
     const blocks = k / p[0];
-    const right = planes.tile_absmax.every((x, i) => bf16Bits(x) === bf16Bits(scales[(i % n) * blocks + Math.floor(i / n)]));
+    const scale = (i) => scales[(i % n) * blocks + Math.floor(i / n)];
+    const right = planes.tile_absmax.every((x, i) => bf16Bits(x) === bf16Bits(scale(i)));
     need(right, 'AIB-E503', 'tile_absmax are not the scales in bfloat16');
   },
 };
@@ -285,6 +289,7 @@ const ROWS = [
   ...GGML_SCHEMES,
 ];
 const VERSION_1 = new Map(ROWS);
+export const SCHEME_NAMES = [...VERSION_1.keys()];
 
 // The scheme of this name and version, or nothing.
 export const schemeOf = (name, version) => (version === 1 ? VERSION_1.get(name) : undefined);

@@ -19,7 +19,8 @@ export async function readHeader(source) {
   const head = await source.read(0, Math.min(HEADER.size, source.size));
   const start = ascii(head.subarray(0, SIGNATURE.length));
   if (!SIGNATURE.startsWith(start)) {
-    throw new RuleError(/^[\x89\x09]?aibit/.test(start) ? 'AIB-E103' : 'AIB-E102', `begins with ${hex(head.subarray(0, 10))}`);
+    const damaged = /^[\x89\x09]?aibit/.test(start);
+    throw new RuleError(damaged ? 'AIB-E103' : 'AIB-E102', `begins with ${hex(head.subarray(0, 10))}`);
   }
   need(head.length === HEADER.size, 'AIB-E101', `${source.size} bytes`);
   const view = viewOf(head);
@@ -27,8 +28,8 @@ export async function readHeader(source) {
   need(view.getBigUint64(32, true) === 0n, 'AIB-E105', `feature bits 0x${view.getBigUint64(32, true).toString(16)}`);
   const header = unpack(HEADER, head, 0, 'AIB-E106');
   need(ALIGNMENTS.includes(header.alignment), 'AIB-E107', `alignment ${header.alignment}`);
-  need(header.file_size === source.size, 'AIB-E108', `file_size ${header.file_size}, and ${source.size} bytes are there`);
-  const { section_count: count, front_matter_length: length } = header;
+  const { section_count: count, front_matter_length: length, file_size: size } = header;
+  need(size === source.size, 'AIB-E108', `file_size ${size}, and ${source.size} bytes are there`);
   need(count >= 7 && count <= 64, 'AIB-E110', `${count} sections`);
   const most = Math.min(MOST_FRONT_MATTER, source.size - HEADER.size);
   const fits = length >= align(SECTION.size * count, 64) && length <= most && length % 64 === 0;
@@ -43,7 +44,7 @@ export async function readHeader(source) {
 
 // 4. Section table
 
-const SECTION = layout('H kind H flags I count Q offset Q length 8s -');
+export const SECTION = layout('H kind H flags I count Q offset Q length 8s -');
 const KINDS = new Map(
   'metadata schemes documents tensors planes strings leaves'.split(' ').map((name, i) => [i + 1, name]),
 );
@@ -51,7 +52,8 @@ export const TABLES = {
   schemes: layout('I name_offset H name_length H version 6I parameters'), // 7
   documents: layout('I name_offset H name_length 10s - Q offset Q length'), // 11
   tensors: layout(
-    'I name_offset H name_length 2s - I first_plane I target H flags H scheme B dtype B rank H plane_count 8s - 8Q shape',
+    'I name_offset H name_length 2s - I first_plane I target H flags H scheme B dtype B rank H plane_count' +
+      ' 8s - 8Q shape',
   ), // 8
   planes: layout('I tensor H role B dtype 9s - Q offset Q length'), // 9
 };

@@ -3,8 +3,8 @@
 //     xxh3_64(bytes) -> BigInt       any length: the leaves of a file
 //     xxh3_128(bytes) -> Uint8Array  more than 240 bytes, canonical form: its root, which covers 368 or more
 //
-// Written from the description that xxHash publishes (doc/xxhash_spec.md). Long inputs are accumulated in 32-bit halves,
-// about a hundred times as fast as BigInt; what happens once for each input is in BigInt, which is easier to read.
+// Written from the description that xxHash publishes (doc/xxhash_spec.md). Long inputs are accumulated in halves of 32
+// bits, at hundreds of MiB a second; what happens once for each input is in BigInt, which is easier to read.
 
 const SECRET = Uint8Array.from(
   (
@@ -103,7 +103,7 @@ export function xxh3_64(bytes) {
 
 export function xxh3_128(bytes) {
   const size = bytes.length;
-  if (size <= 240) throw new RangeError(`${size} bytes: shorter inputs than 241 have another formula, which no root needs`);
+  if (size <= 240) throw new RangeError(`${size} bytes: below 241 there is another formula, which no root needs`);
   const lanes = accumulated(bytes);
   const root = new DataView(new ArrayBuffer(16));
   root.setBigUint64(0, merged(lanes, 192 - 64 - 11, ~(BigInt(size) * P64[1])));

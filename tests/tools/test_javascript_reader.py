@@ -1,0 +1,213 @@
+"""The reader in JavaScript agrees with the corpus in all of it, and with the package in what the corpus has not."""
+
+import json
+import os
+import random
+import re
+import struct
+import zlib
+
+import pytest
+import xxhash
+
+from aibit_format.container import documents, layout, validate
+from aibit_format.dtypes import DTYPES
+from aibit_format.schemes import BUILTIN
+from tests.support import node, vectors
+from tests.support.paths import ROOT
+from tools.conformance import run
+
+SOURCE = ROOT / "tools" / "conformance" / "javascript"
+CODE = re.compile(r"AIB-E\d{3}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def needs_node():
+    node.require("node", what="the reader in JavaScript")
+
+
+def program():
+    return [node.found("node"), str(SOURCE / "cli.js")]
+
+
+def codes(paths):
+    """The code of each file, or None."""
+    result = node.run(*program(), *paths)
+    assert result.returncode in (0, 3), result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(paths)
+    return [found[0] if (found := CODE.match(line)) else None for line in lines]
+
+
+def codes_of(files, folder):
+    """The code of each of some bytes, or None."""
+    paths = []
+    for i, data in enumerate(files):
+        paths.append(folder / f"{i}.aibit")
+        paths[-1].write_bytes(data)
+    return codes(paths)
+
+
+def asked(folder, text, given=None):
+    """What some JavaScript prints as JSON, with the reader's modules beside it and `given` to read."""
+    script = folder / "script.mjs"
+    script.write_text(re.sub(r"from '\./", f"from '{SOURCE.as_uri()}/", text))
+    (folder / "given.json").write_text(json.dumps(given))
+    result = node.run("node", script, folder / "given.json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_it_agrees_with_the_whole_corpus():
+    judgements = run.run(program(), lines=True)
+    assert len(judgements) == len(vectors.GOOD) + len(vectors.INDEX)
+    assert [(j.case.name, j.reason) for j in judgements if j.outcome not in run.RIGHT] == []
+
+
+def test_one_file_is_judged_as_many_are(tmp_path):
+    hello = ROOT / "fixtures" / "container" / "hello.aibit"
+    broken = tmp_path / "m.aibit"
+    broken.write_bytes(hello.read_bytes()[:-1])
+    for path, status, out in ((hello, 0, '{"header": {'), (broken, 3, "AIB-E108: ")):
+        result = node.run(*program(), path)
+        assert (result.returncode, result.stderr) == (status, "")
+        assert result.stdout.startswith(out) and result.stdout.count("\n") == 1
+    listed = node.run(*program(), hello, "--list")
+    assert listed.stdout == "linear.weight\tint8\tbf16\t[2, 4]\nnorm.weight\tf32\tf32\t[4]\n"
+    assert node.run(*program()).returncode == 2
+
+
+def test_badly_shaped_signatures_are_refused(tmp_path):
+    files = [data for _, data in vectors.badly_signed()]
+    assert codes_of(files, tmp_path) == ["AIB-E604"] * len(files)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    paths = [tmp_path, tmp_path / "none", tmp_path / "pipe"]
+    assert codes(paths) == ["AIB-E801", "AIB-E803", "AIB-E801"]
+
+
+def test_every_leaf_is_looked_at(tmp_path):
+    good, places = vectors.of_several_leaves()
+    files, wanted = [good], [None]
+    for code, offsets in places.items():
+        for offset in offsets:
+            files.append(good[:offset] + bytes([good[offset] ^ 1]) + good[offset + 1 :])
+            wanted.append(code)
+    assert codes_of(files, tmp_path) == wanted
+
+
+@pytest.mark.parametrize("name", vectors.JSON_NAMES)
+def test_json_documents_get_the_verdict_of_the_package(name, tmp_path):
+    contents, files = zip(*vectors.json_documents(name), strict=True)
+    found = codes_of(files, tmp_path)
+    wanted = [vectors.reference_code_of(data) for data in files]
+    rows = zip(contents, found, wanted, strict=True)
+    assert [(content[:60], a, b) for content, a, b in rows if a != b] == []
+
+
+def test_damage_gets_the_verdict_of_the_package(tmp_path):
+    """Whether a file is good never differs. Which of several broken rules is named may, so codes need not agree."""
+    rng, count = random.Random(2), 1500
+    good = [data for data in (path.read_bytes() for path in vectors.GOOD) if len(data) < 20_000]
+    files = [vectors.damaged(rng, rng.choice(good)) for _ in range(count)]
+    pairs = [*zip(codes_of(files, tmp_path), map(vectors.reference_code_of, files), strict=True)]
+    assert [pair for pair in pairs if (pair[0] is None) != (pair[1] is None)] == []
+    assert sum(a == b for a, b in pairs) > 0.98 * count
+    assert 0.5 * count < sum(a is not None for a, _ in pairs) < count
+
+
+def test_its_digests_are_those_of_xxhash(tmp_path):
+    sizes = [*range(1100), 2047, 2048, 2049, 5000, (1 << 20) - 1, 1 << 20]
+    found = asked(
+        tmp_path,
+        """
+        import fs from 'node:fs';
+        import { xxh3_64, xxh3_128 } from './xxh3.js';
+        import { hex } from './numbers.js';
+        const sizes = JSON.parse(fs.readFileSync(process.argv[2]));
+        const data = Uint8Array.from({ length: (1 << 20) + 3 }, (_, i) => (i % 65521) * (i % 65521) * 31 + i / 7);
+        const of = (start, size) => {
+          const bytes = data.subarray(start, start + size);
+          return [xxh3_64(bytes).toString(16), size > 240 ? hex(xxh3_128(bytes)) : ''];
+        };
+        console.log(JSON.stringify(sizes.map((size) => [...of(0, size), ...of(3, size)])));
+        """,
+        sizes,
+    )
+    data = bytes((i % 65521) ** 2 * 31 + i // 7 & 0xFF for i in range((1 << 20) + 3))
+    for size, digests in zip(sizes, found, strict=True):
+        wanted = []
+        for start in (0, 3):  # aligned, and not
+            piece = data[start : start + size]
+            wanted += [f"{xxhash.xxh3_64_intdigest(piece):x}", xxhash.xxh3_128_hexdigest(piece) if size > 240 else ""]
+        assert digests == wanted, size
+
+
+def test_planes_follow_from_scheme_shape_and_dtype_as_in_the_package(tmp_path):
+    rows = [*vectors.planes_by_scheme(20_000)]
+    found = asked(
+        tmp_path,
+        """
+        import fs from 'node:fs';
+        import { schemeOf } from './schemes.js';
+        const rows = JSON.parse(fs.readFileSync(process.argv[2]));
+        console.log(JSON.stringify(rows.map(([name, parameters, shape, dtype]) => {
+          const scheme = schemeOf(name, 1);
+          const fits = scheme.parameters(parameters) && scheme.dtypes.includes(dtype);
+          return fits && scheme.takes(parameters, shape) ? scheme.planes(parameters, shape, dtype) : null;
+        })));
+        """,
+        [row[:4] for row in rows],
+    )
+    for row, planes in zip(rows, found, strict=True):
+        assert planes == (None if row[4] is None else [[*spec] for spec in row[4]]), row[:4]
+    assert sum(row[4] is not None for row in rows) > 1000
+
+
+def test_its_tables_are_those_of_the_package(tmp_path):
+    """A key, a scheme or a dtype that is new in the package is wanted here too."""
+    found = asked(
+        tmp_path,
+        """
+        import { DTYPES } from './numbers.js';
+        import { FORBIDDEN, FORBIDDEN_IN } from './json.js';
+        import { HEADER, SECTION, TABLES } from './tables.js';
+        import { NESTED, SCHEME_NAMES } from './schemes.js';
+        import { ROLES } from './checks.js';
+        import { TYPE_OF } from './contents.js';
+        const records = { header: HEADER, section: SECTION, ...TABLES };
+        console.log(JSON.stringify({
+          dtypes: [...DTYPES.values()].map(({ code, name, bits }) => [code, name, bits]),
+          schemes: SCHEME_NAMES, roles: [...ROLES], nested: NESTED,
+          keys: [...TYPE_OF].map(([key, { type, isArray }]) => [key, type + (isArray ? 's' : '')]),
+          forbidden: FORBIDDEN, inDocuments: [...FORBIDDEN_IN],
+          sizes: Object.entries(records).map(([name, { size }]) => [name, size]),
+        }));
+        """,
+    )
+    assert found["dtypes"] == [[d.code, d.name, d.bits] for d in DTYPES.values()]
+    assert set(found["schemes"]) == set(BUILTIN)
+    assert dict(found["roles"]) == layout.ROLE_NAMES
+    assert dict(found["keys"]) == validate.KNOWN_KEYS
+    assert set(found["forbidden"]) == set(documents.FORBIDDEN_KEYS)
+    for name, size in found["sizes"]:
+        assert size == layout.RECORDS[name.removesuffix("s")].sizeof(), name
+    checksum = zlib.crc32(struct.pack("<256f", *found["nested"]))
+    text = (ROOT / "spec" / "schemes" / "fourbit.md").read_text("utf-8")
+    assert f"CRC-32 of these 256 values, little-endian: 0x{checksum:08X};" in text
+
+
+def test_it_is_small_and_needs_no_package():
+    """Only cli.js needs node: browsers import the others."""
+    for path in SOURCE.glob("*.js"):
+        text = path.read_text("utf-8")
+        assert text.count("\n") < 300, path.name
+        assert max(map(len, text.splitlines())) <= 120, path.name
+        imported = set(re.findall(r"from '([^']+)'", text))
+        allowed = {"node:fs", "node:process"} if path.name == "cli.js" else set()
+        assert {name for name in imported if not name.startswith("./")} <= allowed, path.name
+        assert "import(" not in text and "require(" not in text, path.name
+    package = json.loads((SOURCE / "package.json").read_text())
+    assert package["type"] == "module" and not package.keys() & {"dependencies", "devDependencies", "scripts"}
