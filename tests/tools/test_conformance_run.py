@@ -96,8 +96,8 @@ def test_the_same(found, wanted):
 @pytest.mark.parametrize(
     "found, wanted",
     [(0, -0.0), (-0.0, 0), (True, 1), (1, True), (False, 0), (None, 0), ("1", 1), (float(2**63), 2**63 - 1),
-     ([1], [1, 2]), ({}, []), ({"a": 1}, {}), ({}, {"a": 1}), (math.nan, 1.0), (math.inf, -math.inf), ("b", "a"), (0.1, 0.100001),
-     ({"a": [{"b": 1}]}, {"a": [{"b": 2}]})],
+     ([1], [1, 2]), ({}, []), ({"a": 1}, {}), ({}, {"a": 1}), (math.nan, 1.0), (math.inf, -math.inf), ("b", "a"),
+     (0.1, 0.100001), ({"a": [{"b": 1}]}, {"a": [{"b": 2}]})],
 )  # fmt: skip
 def test_not_the_same(found, wanted):
     assert corpus.difference(found, wanted)

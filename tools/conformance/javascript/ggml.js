@@ -82,6 +82,7 @@ function ggml(length, fields, decoded) {
     takes: (p, s) => s.length >= 1 && remainder(s.at(-1), length) === 0,
     dtypes: FLOATS,
     planes: (p, s) => [['blocks', 'u8', [...s.slice(0, -1), product([divided(s.at(-1), length), size])]]],
+    checked: ['blocks'],
     check(p, s, planes) {
       let i = 0;
       for (const block of blocks(planes)) {

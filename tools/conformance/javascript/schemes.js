@@ -6,10 +6,12 @@
 //     takes(p, s)            can it hold the shape
 //     dtypes                 logical dtypes that it can hold
 //     planes(p, s, dtype)    [role, dtype, shape] of each plane
-//     check(p, s, planes)    AIB-E502 and AIB-E503 about the elements of the planes, by role
+//     checked                roles of the planes that `check` looks at
+//     check(p, s, planes)    AIB-E502 and AIB-E503 about the elements of these planes, by role
 //     decode(p, s, planes)   the values, as float32
 //
-// `check` and `decode` get planes that are there, so their numbers fit a Number; the others may get any shape.
+// `check` and `decode` get planes that are there, so their numbers fit a Number; the others may get any shape. A new
+// scheme is a row of the table at the end.
 
 import { GGML_SCHEMES } from './ggml.js';
 import {
@@ -29,8 +31,9 @@ function plain(name) {
     takes: () => true,
     dtypes: [name],
     planes: (p, s, dtype) => [['values', dtype, [...s]]],
-    check(p, s, planes) {
-      if (name === 'bool') needValues(planes.values, (x) => x <= 1, 'bool');
+    checked: name === 'bool' ? ['values'] : [],
+    check(p, s, { values }) {
+      if (name === 'bool') needValues(values, (x) => x <= 1, 'bool');
     },
     decode: (p, s, planes) => Array.from(planes.values, (x) => (typeof x === 'bigint' ? f32OfBigInt(x) : f32(x))),
   };
@@ -45,6 +48,7 @@ const INT8 = {
   takes: atLeast(2),
   dtypes: FLOATS,
   planes: (p, s) => [['codes', 'i8', [...s]], ['row_absmax', 'f32', rowsOf(s)]],
+  checked: ['row_absmax'],
   check: (p, s, planes) => needValues(planes.row_absmax, isRowAbsmax, 'row_absmax'),
   decode: (p, s, planes) => Array.from(planes.codes, (code, i) =>
     f32(f32(code * planes.row_absmax[Math.floor(i / s.at(-1))]) * INV127)),
@@ -79,7 +83,8 @@ function affine(dtype, groups, zeroPoints) {
       const found = [['codes', dtype, [...s]], ['scale', 'f32', scales]];
       return zeroPoints ? [...found, ['zero_point', 'u8', scales]] : found;
     },
-    check(p, s, { codes, scale, zero_point: zeros = [] }) {
+    checked: dtype === 'f8_e4m3' ? ['codes', 'scale'] : ['scale', 'zero_point'],
+    check(p, s, { codes = [], scale, zero_point: zeros = [] }) {
       needValues(scale, isScale, 'scale');
       zeros.forEach((zero, i) => {
         need(scale[i] !== 0 || zero === 0, 'AIB-E502', () => `zero point ${zero} where scale ${i} is 0`);
@@ -102,6 +107,7 @@ const OUTLIER = {
   planes: (p, s) => [
     ...INT8.planes(p, s), ['outlier_index', 'u32', [p[1]]], ['outlier_values', 'f16', [p[1], s.at(-1)]],
   ],
+  checked: ['codes', 'row_absmax', 'outlier_index', 'outlier_values'],
   check(p, s, planes) {
     INT8.check(p, s, planes);
     const { outlier_index: index, row_absmax: absmax, codes } = planes;
@@ -134,6 +140,7 @@ const CLUSTER = {
   planes: ([bits], s) => [
     ['codes', 'u8', [...rowsOf(s), up(product([s.at(-1), bits]), 8)]], ['codebook', 'f32', [2 ** bits]],
   ],
+  checked: ['codes', 'codebook'],
   check([bits], s, { codes, codebook }) {
     needValues(codebook, (x) => Math.abs(x) <= 65504 && !Object.is(x, -0), 'codebook');
     const largest = codebook.reduce((a, b) => Math.max(a, b));
@@ -164,6 +171,7 @@ const INT4_GROUP = {
     if (p[2]) found.push(['group_index', 'i32', [s.at(-1)]]);
     return found;
   },
+  checked: ['codes', 'scale', 'zero_point', 'group_index'],
   check(p, s, { codes, scale, zero_point: zeros = [], group_index: index = [] }) {
     needValues(scale, Number.isFinite, 'scale');
     needValues(zeros, (zero) => zero <= 16, 'zero_point');
@@ -227,6 +235,7 @@ function fourbit(book) {
         codes, ['absmax', 'u8', [blocks]], ['nested_absmax', 'f32', [up(blocks, 256)]], ['nested_offset', 'f32', [1]],
       ];
     },
+    checked: ['absmax', 'nested_absmax', 'nested_offset'],
     check(p, s, planes) {
       const role = p[1] ? 'nested_absmax' : 'absmax';
       needValues(planes[role], isAbsmax, role);
@@ -253,6 +262,7 @@ const NF4_CPU = {
     ['tiles', 'u8', [n, divided(k, 2)]],
     ['tile_absmax', 'bf16', [divided(k, p[0]), n]],
   ],
+  checked: ['codes', 'absmax', 'nested_absmax', 'nested_offset', 'tiles', 'tile_absmax'],
   check(p, [n, k], planes) {
     NF4.check(p, [n, k], planes);
     needValues(planes.tile_absmax, Number.isFinite, 'tile_absmax');
