@@ -174,7 +174,8 @@ def test_its_tables_are_those_of_the_package(tmp_path):
         import { DTYPES } from './numbers.js';
         import { FORBIDDEN, FORBIDDEN_IN } from './json.js';
         import { HEADER, SECTION, TABLES } from './tables.js';
-        import { NESTED, SCHEME_NAMES } from './schemes.js';
+        import { NESTED } from './fourbit.js';
+        import { SCHEME_NAMES } from './schemes.js';
         import { ROLES } from './checks.js';
         import { TYPE_OF } from './contents.js';
         const records = { header: HEADER, section: SECTION, ...TABLES };

@@ -1,6 +1,6 @@
 // The schemes `gguf:q4_0` to `gguf:q6_k`: spec/schemes/ggml.md.
 
-import { FLOATS, divided, f32, half, need, product, remainder } from './numbers.js';
+import { FLOATS, divided, f32, half, need, noneFrom, product, remainder } from './numbers.js';
 
 // The codes of a field in the order of elements.
 function spread(field, bits, width) {
@@ -78,7 +78,7 @@ function ggml(length, fields, decoded) {
   }
 
   return {
-    parameters: (p) => p.every((x) => x === 0),
+    parameters: (p) => noneFrom(p, 0),
     takes: (p, s) => s.length >= 1 && remainder(s.at(-1), length) === 0,
     dtypes: FLOATS,
     planes: (p, s) => [['blocks', 'u8', [...s.slice(0, -1), product([divided(s.at(-1), length), size])]]],

@@ -168,6 +168,8 @@ export function f32OfBigInt(n) {
 // What schemes share
 
 export const f32 = Math.fround;
+export const noneFrom = (p, i) => p.slice(i).every((x) => x === 0);
+export const atLeast = (rank) => (p, s) => s.length >= rank;
 
 export function needValues(values, allowed, what) {
   for (let i = 0; i < values.length; i++) {

@@ -27,7 +27,7 @@ async function request(url, options) {
   try {
     return await fetch(url, { credentials: 'omit', referrerPolicy: 'no-referrer', ...options });
   } catch (error) {
-    throw new RuleError('AIB-E803', `${url} is out of reach, or does not let this page read it (CORS): ${error.message}`);
+    throw new RuleError('AIB-E803', `${url}: out of reach, or not for this page to read (CORS): ${error.message}`);
   }
 }
 
