@@ -1,4 +1,5 @@
-// The schemes of `.aibit`, page by page of spec/schemes/; fourbit.md and nf4_cpu.md are in fourbit.js, ggml.md in ggml.js.
+// The schemes of `.aibit`, page by page of spec/schemes/. Those of fourbit.md and nf4_cpu.md are in fourbit.js, those of
+// ggml.md in ggml.js.
 //
 // A scheme is functions of the six parameters p of the scheme table and of the tensor's shape s:
 //
@@ -16,7 +17,8 @@
 import { FP4, NF4, NF4_CPU } from './fourbit.js';
 import { GGML_SCHEMES } from './ggml.js';
 import {
-  DTYPES, FLOATS, atLeast, f32, f32OfBigInt, isRowAbsmax, isScale, need, needValues, noneFrom, product, unpackedRows, up,
+  DTYPES, FLOATS, atLeast, f32, f32OfBigInt, isRowAbsmax, isScale, need, needValues, noneFrom, product, unpackedRows,
+  up,
 } from './numbers.js';
 
 const rowsOf = (s) => s.slice(0, -1);

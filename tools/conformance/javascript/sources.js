@@ -2,6 +2,7 @@
 
 import { RuleError, need } from './numbers.js';
 
+const HEAD = 128; // bytes that are read first: a header
 const WHOLE = 16 << 20; // bytes up to which a file is taken whole where the server has no ranges
 
 export class BlobSource {
@@ -53,12 +54,17 @@ async function sizeOf(url, response) {
 }
 
 class RemoteSource {
-  constructor(url, size, version) {
-    Object.assign(this, { url, size, version });
+  constructor(url, size, version, head) {
+    Object.assign(this, { url, size, version, head });
   }
 
   async read(offset, length) {
+    if (offset + length <= this.head.length) return this.head.subarray(offset, offset + length);
     if (length === 0) return new Uint8Array(0);
+    return this.fetched(offset, length);
+  }
+
+  async fetched(offset, length) {
     const response = await ranged(this.url, offset, length);
     need(response.status === 206, 'AIB-E803', `${this.url}: status ${response.status} for a range`);
     this.compare(response);
@@ -72,7 +78,7 @@ class RemoteSource {
   }
 
   async check() {
-    await this.read(0, Math.min(1, this.size));
+    await this.fetched(0, 1);
   }
 }
 
@@ -80,12 +86,11 @@ const versionOf = ({ headers }) => headers.get('ETag') ?? headers.get('Last-Modi
 
 // A source at an address. A server without ranges sends the file whole, if it is small.
 export async function remote(url) {
-  const response = await ranged(url, 0, 1);
+  const response = await ranged(url, 0, HEAD);
   const { status } = response;
   if (status === 206) {
     const size = await sizeOf(url, response);
-    await bodyOf(response);
-    return new RemoteSource(url, size, versionOf(response));
+    return new RemoteSource(url, size, versionOf(response), await bodyOf(response));
   }
   const empty = status === 416 && /^bytes \*\/0$/.test(response.headers.get('Content-Range') ?? 'bytes */0');
   if (empty) return new BlobSource(new Blob([]));
