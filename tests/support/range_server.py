@@ -9,7 +9,21 @@ from contextlib import contextmanager
 class _Handler(http.server.SimpleHTTPRequestHandler):
     """One range of bytes a request; python -m http.server has none."""
 
-    ranges = True
+    ranges, pages, headers_sent = True, {}, {}
+
+    def end_headers(self):
+        for name, value in self.headers_sent.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def do_GET(self):
+        page = self.pages.get(self.path.split("?")[0])
+        if page is None:
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(page.encode())
 
     def send_head(self):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -48,9 +62,9 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder, ranges=True):
-    """Yield the address of the folder, and a list of (path, range) that grows."""
-    handler = type("Handler", (_Handler,), {"ranges": ranges})
+def serving(folder, *, ranges=True, pages=None, headers=None):
+    """Yield the address of the folder and of some pages by path, and a list of (path, range) that grows."""
+    handler = type("Handler", (_Handler,), {"ranges": ranges, "pages": pages or {}, "headers_sent": headers or {}})
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), lambda *arguments: handler(*arguments, directory=folder)
     ) as server:
