@@ -18,8 +18,8 @@ from aibit_format.container import layout, signatures
 from tests.support.paths import ROOT
 
 PAGES = [
-    "README.md", "docs/using.md", "SECURITY.md", "spec/README.md", "spec/schemes/README.md", "spec/COMPATIBILITY.md",
-    "spec/ERRATA.md", "spec/PERMISSIVE.md", "spec/media-type.md",
+    "README.md", "docs/using.md", "SECURITY.md", "spec/README.md", "spec/IMPLEMENTING.md", "spec/schemes/README.md",
+    "spec/COMPATIBILITY.md", "spec/ERRATA.md", "spec/PERMISSIVE.md", "spec/media-type.md",
 ]  # fmt: skip
 MAGIC = ROOT / "spec" / "aibit.magic"
 
