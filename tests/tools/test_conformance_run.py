@@ -117,7 +117,7 @@ def test_the_page_and_the_exit_status(monkeypatch, capsys, cases):
     judged = [run.Judgement(cases[0], "read"), run.Judgement(cases[1], "differs", "tensors[0].values[1]: 0, not -0.0"),
               run.Judgement(cases[2], "right"), run.Judgement(cases[3], "none", "signal 11")]  # fmt: skip
     monkeypatch.setattr(run, "run", lambda command, **options: judged)
-    assert run.main(["--name", "Mine", "--", "mine", "--all"]) == 1
+    assert run.main(["--name", "Mine", "--", "true", "--all"]) == 1
     page = capsys.readouterr().out
     assert page.startswith("# Mine and `.aibit`\n\nCorpus: ")
     for line in ("| good files read | 1 of 2 |", "| bad files refused with the right code | 1 of 2 |",
@@ -125,11 +125,17 @@ def test_the_page_and_the_exit_status(monkeypatch, capsys, cases):
                  "- `container/shapes.aibit`: tensors[0].values[1]: 0, not -0.0"):  # fmt: skip
         assert line in page.splitlines()
     del judged[1], judged[2]
-    assert run.main(["mine"]) == 0
+    assert run.main(["true"]) == 0
     page = capsys.readouterr().out
-    assert page.startswith("# mine and") and page.endswith("No misses.\n")
-    assert run.main(["--json", "mine"]) == 0
+    assert page.startswith("# true and") and page.endswith("No misses.\n")
+    assert run.main(["--json", "true"]) == 0
     assert json.loads(capsys.readouterr().out)[0] == {"file": "container/hello.aibit", "outcome": "read", "reason": ""}
+
+
+def test_a_program_that_is_not_there_is_an_error_of_usage(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["--", "no-such-reader"])
+    assert "there is no program no-such-reader" in capsys.readouterr().err
 
 
 def test_the_version_tells_corpora_apart(monkeypatch):

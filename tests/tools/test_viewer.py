@@ -19,7 +19,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium not found: the viewer is not tried here")
 
 # A page around the viewer that does what a person would, and leaves what it saw in its own text.
-AROUND = """<!doctype html><meta charset="utf-8"><iframe id="viewer" width="1200" height="2000"></iframe><pre id="seen"></pre>
+AROUND = """<!doctype html><meta charset="utf-8">
+<iframe id="viewer" width="1200" height="2000"></iframe><pre id="seen"></pre>
 <script type="module">
 const frame = document.getElementById('viewer');
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -32,7 +33,8 @@ async function until(test) {
   }
   throw new Error(`waited in vain for ${test}`);
 }
-const find = (selector, text) => [...page.querySelectorAll(selector)].find((e) => !text || e.textContent.includes(text));
+const all = (selector) => [...page.querySelectorAll(selector)];
+const find = (selector, text = '') => all(selector).find((element) => element.textContent.includes(text));
 const state = (wanted) => until(() => page.body.dataset.state === wanted);
 async function visit(query) {
   await new Promise((done) => { frame.onload = done; frame.src = `VIEWER${query}`; });
@@ -97,7 +99,8 @@ def test_a_remote_file_is_read_by_ranges(looks):
     assert 'data-state="ready"' in document
     front = twin["header"]["front_matter_length"]
     assert ranges == [(0, 127), (128, 127 + front)]
-    for text in ("hello.aibit", twin["header"]["root"], "config.json", "model.parameters", "int8", "structure is right"):
+    wanted = ("hello.aibit", twin["header"]["root"], "config.json", "model.parameters", "int8", "structure is right")
+    for text in wanted:
         assert text in document
 
 
@@ -116,6 +119,11 @@ def test_a_server_without_ranges_sends_small_files_whole(looks):
     assert ranges == [None]
 
 
+def test_a_shard_is_not_taken_for_a_model(looks):
+    document, _ = looks("/fixtures/container/sharded-00002-of-00003.aibit")
+    assert "Shard 2 of 3" in document
+
+
 def test_every_good_file_is_shown(does):
     names = [path.name for path in vectors.GOOD]
     seen, _ = does(f"""
@@ -125,7 +133,7 @@ def test_every_good_file_is_shown(does):
         seen[name] = [page.body.dataset.state, page.querySelectorAll('section.card').length];
       }}
     """)
-    assert seen == dict.fromkeys(names, ["ready", 6])
+    assert seen == {name: ["ready", 6] for name in names}
 
 
 def test_local_files_are_chosen_or_dropped(does):
@@ -193,7 +201,8 @@ def test_the_map_is_gone_through_with_keys(does):
       await state('ready');
       const canvas = find('canvas');
       canvas.focus();
-      const press = (key) => canvas.dispatchEvent(new frame.contentWindow.KeyboardEvent('keydown', { key, bubbles: true }));
+      const { KeyboardEvent, PointerEvent } = frame.contentWindow;
+      const press = (key) => canvas.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
       press('ArrowRight');
       seen.first = find('.readout').textContent;
       press('End');
@@ -201,8 +210,8 @@ def test_the_map_is_gone_through_with_keys(does):
       press('Enter');
       seen.chosen = find('.detail h3').textContent;
       const box = canvas.getBoundingClientRect();
-      canvas.dispatchEvent(new frame.contentWindow.PointerEvent('pointermove',
-        { clientX: box.left + 1, clientY: box.top + 1, bubbles: true }));
+      const place = { clientX: box.left + 1, clientY: box.top + 1, bubbles: true };
+      canvas.dispatchEvent(new PointerEvent('pointermove', place));
       seen.hovered = find('.tip').textContent;
       const select = page.getElementById('way');
       select.value = 'role';
@@ -245,6 +254,6 @@ def test_one_page_opens_from_a_disk(tmp_path):
         document, said = browse(f"{page.as_uri()}?url={base}/fixtures/container/hello.aibit", tmp_path)
     assert said == []
     assert 'data-state="ready"' in document and "linear.weight" not in document and "model.parameters" in document
-    assert [span for _, span in asked] == [(0, 127), None, (128, 1087)]  # HEAD in between: the size is not for all to see
+    assert [span for _, span in asked] == [(0, 127), None, (128, 1087)]  # HEAD asks for the size
     document, said = browse((ROOT / "tools" / "viewer" / "index.html").as_uri(), tmp_path)
     assert "python -m tools.viewer.bundle" in document and 'data-state="empty"' in document

@@ -21,6 +21,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -169,6 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, help="files at a time (default: as many as there are processors)")
     parser.add_argument("--json", action="store_true", help="print the judgement of every file as JSON instead")
     options = parser.parse_args(arguments)
+    if not shutil.which(options.command[0]):
+        parser.error(f"there is no program {options.command[0]}")
     judgements = run(
         options.command, lines=options.lines, verdicts=options.verdicts, timeout=options.timeout, jobs=options.jobs
     )

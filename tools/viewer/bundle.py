@@ -34,7 +34,8 @@ def modules(path: Path, found: dict[Path, str]) -> dict[Path, str]:
     names = EXPORT.findall(text)
     for listed in EXPORTS.findall(text):
         names += re.findall(r"\w+", listed)
-    body = re.sub(r"^export (?=async|const|let|class|function)", "", EXPORTS.sub("", IMPORT.sub(local, text)), flags=re.M)
+    body = EXPORTS.sub("", IMPORT.sub(local, text))
+    body = re.sub(r"^export (?=async|const|let|class|function)", "", body, flags=re.MULTILINE)
     found[path] = f"const {name_of(path)} = (() => {{\n{body}return {{ {', '.join(names)} }};\n}})();\n"
     return found
 

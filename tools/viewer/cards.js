@@ -57,6 +57,7 @@ export function summaryCard(file, name, verify) {
       h('span', {}, h('span', { className: 'level' }, '✓ structure is right '), button)),
     note('Checked: header, digest of the front matter, every table, name and place. Documents and tensors are checked' +
       ' when they are shown.'),
+    shardNote(file),
     source.isWhole ? note('The server has no ranges: this small file was taken whole.') : null,
     result,
     h('dl', { className: 'facts' },
@@ -67,6 +68,12 @@ export function summaryCard(file, name, verify) {
       fact('Signatures', signatures.length ? many(signatures.length, 'claim') : 'none'),
       fact('Root', h('span', { className: 'mono' }, header.root), 'wide')),
     signatures.length ? signatureClaims(signatures) : null);
+}
+
+// One shard is never taken for a model (R14).
+function shardNote({ metadata }) {
+  const [index, of] = ['shard.index', 'shard.count'].map((key) => metadata.get(key)?.value);
+  return of === undefined ? null : note(`Shard ${count(index)} of ${count(of)}: all figures are of this file alone.`);
 }
 
 function signatureClaims(signatures) {

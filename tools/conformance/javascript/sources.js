@@ -12,11 +12,14 @@ export class BlobSource {
   }
 
   async read(offset, length) {
+    let bytes;
     try {
-      return new Uint8Array(await this.blob.slice(offset, offset + length).arrayBuffer());
+      bytes = new Uint8Array(await this.blob.slice(offset, offset + length).arrayBuffer());
     } catch (error) {
       throw new RuleError('AIB-E802', `the file cannot be read any more: ${error.message}`);
     }
+    need(bytes.length === length, 'AIB-E802', `${bytes.length} bytes of ${length} at ${offset}`);
+    return bytes;
   }
 
   async check() {
