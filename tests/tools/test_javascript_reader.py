@@ -7,12 +7,14 @@ import re
 import struct
 import zlib
 
+import numpy as np
 import pytest
 import xxhash
 
 from aibit_format.container import documents, layout, validate
-from aibit_format.dtypes import DTYPES
-from aibit_format.schemes import BUILTIN
+from aibit_format.dtypes import DTYPES, to_float32
+from aibit_format.file import reader, writer
+from aibit_format.schemes import BUILTIN, make
 from tests.support import node, vectors
 from tests.support.paths import ROOT
 from tools.conformance import run
@@ -164,6 +166,102 @@ def test_planes_follow_from_scheme_shape_and_dtype_as_in_the_package(tmp_path):
     for row, planes in zip(rows, found, strict=True):
         assert planes == (None if row[4] is None else [[*spec] for spec in row[4]]), row[:4]
     assert sum(row[4] is not None for row in rows) > 1000
+
+
+def test_plain_values_are_those_of_the_package(tmp_path):
+    """Every code of up to 16 bits; of others many, and those whose float32 is a tie or nearly one."""
+    rng = np.random.default_rng(0)
+    edges = [n + d for n in (0, 2**24, 2**25, 2**31, 2**53, 2**54, 2**62, 2**63) for d in range(-3, 4)]
+    edges += [(2**24 + 1 << k) + d for k in range(1, 39) for d in (-1, 0, 1)]
+    plain = {}
+    for name, dtype in DTYPES.items():
+        width = dtype.bits // 8
+        codes = np.arange(1 << 8 * width, dtype=f"u{width}") if width < 3 else rng.integers(0, 256, 4000 * width, "u1")
+        integers = b"".join((n % (1 << 64)).to_bytes(8, "little") for n in edges) if width == 8 else b""
+        plain[name] = (codes[:2] if name == "bool" else codes).tobytes() + integers
+    found = asked(
+        tmp_path,
+        """
+        import fs from 'node:fs';
+        import { elements } from './numbers.js';
+        import { schemeOf } from './schemes.js';
+        import { toJson } from './twin.js';
+        const rows = Object.entries(JSON.parse(fs.readFileSync(process.argv[2])));
+        console.log(toJson(rows.map(([name, hex]) => {
+          const bytes = Uint8Array.from(Buffer.from(hex, 'hex'));
+          return schemeOf(name, 1).decode([], [], { values: elements(name, bytes) });
+        })));
+        """,
+        {name: data.hex() for name, data in plain.items()},
+    )
+    for (name, data), values in zip(plain.items(), found, strict=True):
+        with np.errstate(over="ignore", invalid="ignore"):
+            wanted = to_float32(np.frombuffer(data, DTYPES[name].numpy), name)
+        numbers = ~np.isnan(wanted)
+        same = np.array(values, np.float32).view(np.uint32) == wanted.view(np.uint32)
+        assert same[numbers].all(), name
+        assert np.isnan(np.array(values, np.float64)[~numbers]).all(), name
+
+
+VARIANTS = {
+    "int8-absmax": [(0,), (48,), (0xFFFFFFFF,)], "int8-zp": [(0,), (16,), (0xFFFFFFFF,)],
+    "fp8-e4m3": [(0,), (0xFFFFFFFF,)], "cluster": [(bits,) for bits in range(2, 9)], "int8-outlier": [(1, 3)],
+    "int4-group": [(32, 0, 0), (64, 1, 0), (16, 0, 1), (0, 0, 0), (0, 1, 0)],
+    "nf4": [(64, 0), (32, 1)], "fp4": [(64, 0), (32, 1)], "nf4-cpu": [(64, 0), (64, 1)],
+}  # fmt: skip
+
+
+def planes_at_random(rng, scheme, shape):
+    """Planes that keep the rules of their scheme, with every code there is."""
+    planes = {}
+    for spec in scheme.planes(shape, "f32"):
+        storage = DTYPES[spec.dtype].numpy
+        if storage.kind == "f":
+            planes[spec.role] = np.abs(rng.standard_normal(spec.shape)).astype(storage)
+        else:
+            planes[spec.role] = rng.integers(0, 256, spec.nbytes, "u1").view(storage).reshape(spec.shape)
+    name, p = scheme.name, scheme.parameters
+    if name == "fp8-e4m3":
+        planes["codes"][planes["codes"] & 0x7F == 0x7F] = 0x7E
+    if "zero_point" in planes and name == "int4-group":
+        planes["zero_point"] %= 17
+    if "group_index" in planes:
+        planes["group_index"][:] = rng.integers(0, planes["scale"].shape[-1], shape[-1])
+    if name == "cluster":
+        planes["codebook"] = np.sort(rng.standard_normal(2 ** p[0])).astype(np.float32)
+    if name in ("cluster", "int4-group"):
+        width = p[0] if name == "cluster" else 4
+        planes["codes"][..., -1] &= 0xFF & -1 << -shape[-1] * width % 8
+    if name == "int8-outlier":
+        planes["outlier_index"][:] = rows = np.sort(rng.permutation(shape[0])[: p[1]])
+        planes["row_absmax"][rows], planes["codes"][rows] = 0, 0
+    if name == "nf4-cpu":
+        planes = scheme.encode(rng.standard_normal(shape).astype(np.float32), "f32")
+    if name.startswith("gguf:"):
+        blocks = planes["blocks"].reshape(-1, planes["blocks"].shape[-1] // (shape[-1] // 256))
+        for row in blocks:  # d, m and dmin must be finite, wherever they lie
+            while any(True for _ in scheme.bad_codes({"blocks": row[None]}, (1, 256))):
+                row[:] = rng.integers(0, 256, row.size, "u1")
+    return planes
+
+
+def test_values_of_every_scheme_are_those_of_the_package(tmp_path):
+    rng, tensors = np.random.default_rng(0), {}
+    for name in sorted(set(BUILTIN) - set(DTYPES)):
+        for parameters in VARIANTS.get(name, [()]):
+            scheme = make(name, 1, (*parameters, *[0] * (6 - len(parameters))))
+            shape = (64, 512) if name.startswith("gguf:") or name == "nf4-cpu" else (33, 131)
+            tensor = writer.Tensor(f"{name}/{parameters}".replace(" ", ""), shape, "f32", scheme)
+            tensors[tensor] = planes_at_random(rng, scheme, shape)
+    path = tmp_path / "m.aibit"
+    writer.write(path, tensors, {}, {})
+    result = node.run(*program(), path)
+    assert result.returncode == 0, result.stdout[:500]
+    with reader.open(path, verify="full") as file:
+        found = {tensor["name"]: tensor["values"] for tensor in json.loads(result.stdout)["tensors"]}
+        for name in file.keys():
+            wanted = file.dequantize(name).reshape(-1).view(np.uint32)
+            assert np.array_equal(np.array(found[name], np.float32).view(np.uint32), wanted), name
 
 
 def test_its_tables_are_those_of_the_package(tmp_path):

@@ -12,7 +12,8 @@ const NF4_BITS = [
   0x3e24cae3, 0x3e7c04dd, 0x3ead033a, 0x3ee1a4b8, 0x3f1007ab, 0x3f3913b3, 0x3f800000,
 ];
 const NF4_BOOK = new Float32Array(Uint32Array.from(NF4_BITS).buffer);
-const FP4_BOOK = [1, -1].flatMap((sign) => [0, 1 / 16, 8, 12, 4, 6, 2, 3].map((x) => f32((sign * x) / 12)));
+// Code 8 is zero like code 0, not minus zero: adding 0 makes it so.
+const FP4_BOOK = [1, -1].flatMap((sign) => [0, 1 / 16, 8, 12, 4, 6, 2, 3].map((x) => f32((sign * x) / 12) + 0));
 
 // The values of the codes of nested scales.
 function nestedMap() {

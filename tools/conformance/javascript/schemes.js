@@ -1,5 +1,5 @@
-// The schemes of `.aibit`, page by page of spec/schemes/. Those of fourbit.md and nf4_cpu.md are in fourbit.js, those of
-// ggml.md in ggml.js.
+// The schemes of `.aibit`, page by page of spec/schemes/. Those of fourbit.md and nf4_cpu.md are in fourbit.js, those
+// of ggml.md in ggml.js.
 //
 // A scheme is functions of the six parameters p of the scheme table and of the tensor's shape s:
 //
