@@ -259,9 +259,9 @@ def test_values_of_every_scheme_are_those_of_the_package(tmp_path):
     assert result.returncode == 0, result.stdout[:500]
     with reader.open(path, verify="full") as file:
         found = {tensor["name"]: tensor["values"] for tensor in json.loads(result.stdout)["tensors"]}
-        for name in file.keys():
+        for name, values in found.items():
             wanted = file.dequantize(name).reshape(-1).view(np.uint32)
-            assert np.array_equal(np.array(found[name], np.float32).view(np.uint32), wanted), name
+            assert np.array_equal(np.array(values, np.float32).view(np.uint32), wanted), name
 
 
 def test_its_tables_are_those_of_the_package(tmp_path):

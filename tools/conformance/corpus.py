@@ -108,14 +108,18 @@ def difference(found: Any, wanted: Any, place: str = "") -> str | None:
 
 
 def _is_same(found: Any, wanted: Any) -> bool:
-    if found == wanted and type(found) is type(wanted) and not isinstance(wanted, float):
-        return True
-    a, b = (NUMBERS.get(x, x) if isinstance(x, str) else x for x in (found, wanted))
-    if isinstance(a, (str, bool, type(None))) or not isinstance(a, (int, float)) or type(b) not in (int, float):
-        return False
+    a, b = _number(found), _number(wanted)
+    if a is None or b is None:
+        return type(found) is type(wanted) and found == wanted
     if math.isnan(a) or math.isnan(b):
         return math.isnan(a) and math.isnan(b)
     return a == b and (a != 0 or math.copysign(1, a) == math.copysign(1, b))
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, str):
+        return NUMBERS.get(value)
+    return value if type(value) in (int, float) else None
 
 
 def _short(value: Any) -> str:
