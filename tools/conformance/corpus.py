@@ -66,6 +66,15 @@ def _with_hole(data: bytes, path: Path, offset: int, length: int) -> Path:
     return path
 
 
+def says_unknown(content: Any, code: str) -> bool:
+    """Tell whether a reader read a file, and says of a tensor that its values are not known to it, and why.
+
+    So it is with files of level *decode*, which are valid: {"name": ..., "unknown": "AIB-E406"} without "values".
+    """
+    tensors = content.get("tensors") if isinstance(content, dict) else None
+    return isinstance(tensors, list) and any(isinstance(t, dict) and t.get("unknown") == code for t in tensors)
+
+
 def version() -> str:
     """Return what tells this corpus from another: how many files it has, and a digest of their names and bytes."""
     digest = hashlib.sha256()

@@ -1,6 +1,6 @@
 // What the tables say of one another: sections 7 to 13 of spec/aibit-1.md.
 
-import { BY_NAME, DTYPES, align, isArrayEqual, isZero, need, product, up, viewOf } from './numbers.js';
+import { BY_NAME, DTYPES, RuleError, align, isArrayEqual, isZero, need, product, up, viewOf } from './numbers.js';
 import { schemeOf } from './schemes.js';
 import { HEADER } from './tables.js';
 
@@ -17,8 +17,8 @@ export function checkSchemes(schemes, tensors) {
   for (const scheme of schemes) {
     const { name, version, parameters } = scheme;
     scheme.rules = schemeOf(name, version);
-    need(scheme.rules, 'AIB-E406', () => `scheme ${name} of version ${version}`);
-    need(scheme.rules.parameters(parameters), 'AIB-E407', () => `parameters ${parameters} of ${name}`);
+    const fit = !scheme.rules || scheme.rules.parameters(parameters);
+    need(fit, 'AIB-E407', () => `parameters ${parameters} of ${name}`);
   }
   const increasing = schemes.every((scheme, i) => i === 0 || isBefore(schemes[i - 1], scheme));
   need(increasing, 'AIB-E416', 'schemes are not strictly increasing');
@@ -42,8 +42,7 @@ export function checkTensors(tensors, schemes) {
     need(known, 'AIB-E415', () => `${name}: flags ${flags}, rank ${t.rank}`);
     need(t.rank <= 8 && isZero(t.shape.slice(t.rank)), 'AIB-E402', () => `${name}: rank ${t.rank}`);
     t.shape = t.shape.slice(0, t.rank);
-    need(DTYPES.has(t.dtype), 'AIB-E404', () => `${name}: dtype ${t.dtype}`);
-    t.dtype = DTYPES.get(t.dtype).name;
+    t.dtype = dtypeName(t.dtype);
     const size = product(t.shape.filter((dimension) => dimension !== 0));
     need(size < MOST_ELEMENTS, 'AIB-E403', () => `${name}: shape ${t.shape}`);
     if (alias) {
@@ -53,10 +52,14 @@ export function checkTensors(tensors, schemes) {
       need(same && (other.flags ^ flags) === ALIAS, 'AIB-E411', () => `${name} is not as ${other.name}`);
     }
     need(alias || t.target === 0, 'AIB-E411', () => `${name}: target ${t.target}, and no alias`);
-    const { name: schemeName, rules, parameters } = schemes[t.scheme];
-    const takes = rules.dtypes.includes(t.dtype) && rules.takes(parameters, t.shape);
+    const { name: schemeName, version, rules, parameters } = schemes[t.scheme];
+    if (!rules) t.unknown = new RuleError('AIB-E406', `scheme ${schemeName} of version ${version}`);
+    else if (!BY_NAME.has(t.dtype)) t.unknown = new RuleError('AIB-E404', `${name}: ${t.dtype}`);
+    const takes = t.unknown || (rules.dtypes.includes(t.dtype) && rules.takes(parameters, t.shape));
     need(takes, 'AIB-E413', () => `${name}: ${t.dtype} [${t.shape}] in ${schemeName}`);
-    t.specs = alias ? [] : rules.planes(parameters, t.shape, t.dtype);
+    // Of planes in an unknown scheme or of an unknown dtype, only their number is known here.
+    const specs = () => (t.unknown ? Array(t.plane_count).fill(null) : rules.planes(parameters, t.shape, t.dtype));
+    t.specs = alias ? [] : specs();
     const count = t.specs.length;
     need(t.plane_count === count, 'AIB-E401', () => `${name}: ${t.plane_count} planes, not ${count}`);
     need(t.first_plane === (count ? first : 0), 'AIB-E401', () => `${name}: first plane ${t.first_plane}`);
@@ -73,13 +76,30 @@ const NAMES = 'values codes row_absmax absmax nested_absmax nested_offset scale 
   + ' outlier_index outlier_values tiles blocks tile_absmax';
 export const ROLES = new Map(NAMES.split(' ').map((name, i) => [i + 1, name]));
 const BULK = ['values', 'codes', 'tiles', 'blocks'];
+const PRIVATE = 0x8000;
+
+// The names of any role and dtype, also of those that are unknown here.
+const roleName = (code) => ROLES.get(code) ?? (code < PRIVATE ? `unknown_${code}` : `private_${code.toString(16)}`);
+const dtypeName = (code) => DTYPES.get(code)?.name ?? `unknown_${code}`;
 
 export function checkPlanes(planes, tensors) {
-  const wanted = tensors.flatMap(({ specs }, i) => specs.map((spec) => [i, ...spec]));
+  const wanted = tensors.flatMap(({ specs }, i) => specs.map((spec) => [i, spec]));
   need(planes.length === wanted.length, 'AIB-E401', `${planes.length} planes, and the tensors have ${wanted.length}`);
+  const seen = new Set();
   planes.forEach((plane, i) => {
-    const [tensor, role, dtype, shape] = wanted[i];
-    const [foundRole, foundDtype] = [ROLES.get(plane.role), DTYPES.get(plane.dtype)?.name];
+    const [tensor, spec] = wanted[i];
+    const [foundRole, foundDtype] = [roleName(plane.role), dtypeName(plane.dtype)];
+    if (!spec) {
+      const key = `${tensor} ${foundRole}`;
+      const right = plane.tensor === tensor && !seen.has(key);
+      need(right, 'AIB-E412', () => `plane ${i}: tensor ${plane.tensor}, ${foundRole}`);
+      seen.add(key);
+      const size = (BY_NAME.get(foundDtype)?.bits ?? 8) / 8;
+      need(plane.length % size === 0, 'AIB-E405', () => `tensor ${tensor}, ${foundRole}: ${plane.length} bytes`);
+      Object.assign(plane, { role: foundRole, dtype: foundDtype, shape: [plane.length / size] });
+      return;
+    }
+    const [role, dtype, shape] = spec;
     const right = plane.tensor === tensor && foundRole === role && foundDtype === dtype;
     need(right, 'AIB-E412', () => `plane ${i}: tensor ${plane.tensor}, ${foundRole} of ${foundDtype}`);
     const length = product([...shape, BY_NAME.get(dtype).bits / 8]);
@@ -105,6 +125,8 @@ export function checkDocuments(documents) {
 
 // 13. Placement
 
+const isWeights = (role) => BULK.includes(role) || role.startsWith('private_');
+
 // Where pieces lie one after another, each at a multiple of a, and where the last one ends.
 function pack(lengths, start, a) {
   let [position, end] = [start, start];
@@ -129,7 +151,7 @@ export function checkPlaces({ header, documents, planes }) {
   documents.forEach(({ name, offset }, i) => {
     need(offset === places[i], 'AIB-E704', () => `${name} at ${offset}, not ${places[i]}`);
   });
-  for (const plane of planes) plane.isBulk = plane.length >= alignment && BULK.includes(plane.role);
+  for (const plane of planes) plane.isBulk = plane.length >= alignment && isWeights(plane.role);
   const [pooled, bulk] = [false, true].map((which) => planes.filter(({ isBulk }) => isBulk === which));
   let [offsets, dataLength] = pack(lengths(pooled), 0, 64);
   if (bulk.length) {

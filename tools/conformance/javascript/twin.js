@@ -26,7 +26,8 @@ export async function describe(file) {
   for (const document of documents) described.documents.push(await withData(document, 'name offset length'));
   for (const tensor of tensors) {
     const fields = 'name shape dtype scheme flags target first_plane plane_count alias_of transposed';
-    described.tensors.push({ ...pick(tensor, fields), values: await file.values(tensor) });
+    const values = tensor.unknown ? { unknown: tensor.unknown.code } : { values: await file.values(tensor) };
+    described.tensors.push({ ...pick(tensor, fields), ...values });
   }
   for (const plane of planes) described.planes.push(await withData(plane, 'tensor role dtype shape offset length'));
   return described;
