@@ -21,6 +21,7 @@ from tests.support import vectors
 from tests.support.paths import ROOT
 from tools.conformance.python import contents, numbers, reader, schemes, xxh3
 from tools.fixtures import file_builder
+from tools.spec import xxh3_vectors
 
 FILES = sorted((ROOT / "tools" / "conformance" / "python").glob("*.py"))
 
@@ -102,10 +103,16 @@ def test_its_digests_are_those_of_xxhash():
     for size in [*range(300), 1023, 1024, 1025, 2047, 2048, 2049, 10_000]:
         data = rng.randbytes(size)
         assert xxh3.xxh3_64(data) == xxhash.xxh3_64_intdigest(data), size
-        if size > 240:
-            assert xxh3.xxh3_128(data) == xxhash.xxh3_128(data).digest(), size
-    with pytest.raises(ValueError, match="240 bytes"):
-        xxh3.xxh3_128(bytes(240))
+        assert xxh3.xxh3_128(data) == xxhash.xxh3_128(data).digest(), size
+
+
+def test_its_digests_are_the_vectors_of_the_specification():
+    listed = json.loads((ROOT / "spec" / "xxh3.json").read_text("utf-8"))
+    data = xxh3_vectors.inputs(listed[-1][0])
+    assert [length for length, *_ in listed[:1026]] == list(range(1026))
+    for length, short, long in listed:
+        assert f"{xxh3.xxh3_64(data[:length]):016x}" == short, length
+        assert xxh3.xxh3_128(data[:length]).hex() == long, length
 
 
 def test_the_formula_of_the_nested_values_gives_the_table():

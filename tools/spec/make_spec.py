@@ -34,7 +34,7 @@ from aibit_format.schemes.ggml import GGML
 from tools import ROOT
 from tools.fixtures import make_bad, scheme_examples
 from tools.fixtures.scheme_examples import Example
-from tools.spec import kaitai_records
+from tools.spec import kaitai_records, xxh3_vectors
 
 SPEC = ROOT / "spec"
 FOLDERS = (SPEC, ROOT / "fixtures" / "bad")  # of pages
@@ -560,9 +560,14 @@ GENERATED: dict[str, Callable[[], str]] = {
     "example int8": example_int8,
     "four-bit values": four_bit_values,
     "nested codebook": nested_codebook,
+    "xxh3 secret": xxh3_vectors.secret,
+    "xxh3 edges": xxh3_vectors.edges,
     "kaitai records": kaitai_records.records,
     "kaitai enums": kaitai_records.enums,
 }
+
+
+WHOLE: dict[Path, Callable[[], str]] = {SPEC / "xxh3.json": xxh3_vectors.text}  # files without a line by hand
 
 
 def rendered(text: str) -> str:
@@ -580,9 +585,13 @@ def sources() -> list[Path]:
 
 
 def stale() -> dict[Path, str]:
-    """Pages whose generated parts are not up to date, with what they should be."""
+    """Pages whose generated parts are not up to date, and files made as a whole, with what they should be."""
     pages = {path: path.read_text("utf-8") for path in sources()}
-    return {path: fresh for path, text in pages.items() if (fresh := rendered(text)) != text}
+    found = {path: fresh for path, text in pages.items() if (fresh := rendered(text)) != text}
+    for path, make_whole in WHOLE.items():
+        if not path.exists() or path.read_text("utf-8") != make_whole():
+            found[path] = make_whole()
+    return found
 
 
 def main() -> int:
