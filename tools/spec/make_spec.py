@@ -199,6 +199,31 @@ def rules() -> str:
     return "\n".join(parts)
 
 
+PHASES = {
+    "open": "**Level *open***",
+    "demanded": "**A signature that is demanded**",
+    "full": "**Level *full***",
+    "set": "**A set of shards that is opened by its first** (section 25); the first shard has passed all steps above",
+}
+
+
+def order() -> str:
+    """The steps of the procedure of checks, numbered, a table for each phase."""
+    parts, rows = dict.fromkeys(PHASES, ""), dict[str, list[tuple[object, ...]]]()
+    for number, step in enumerate(_toml()["step"], 1):
+        groups = [rule if isinstance(rule, str) else _bracketed(rule) for rule in step["rules"]]
+        through = f" (*through {step['each']}*)" if "each" in step else ""
+        rows.setdefault(step["phase"], []).append((number, step["of"] + through, ", ".join(groups)))
+    for phase, title in PHASES.items():
+        parts[phase] = f"{title}\n\n" + table(("step", "looks at", "rules, in order"), rows[phase])
+    return "\n".join(parts.values())
+
+
+def _bracketed(rules: list[str]) -> str:
+    """Rules of one code: the first and the last if there are more than three."""
+    return f"({rules[0]} to {rules[-1]})" if len(rules) > 3 else f"({', '.join(rules)})"
+
+
 def duties(letter: str) -> str:
     """The requirements on writers (W) or readers (R), as a list."""
     items = [f"- **{duty['id']}** {duty['text']}" for duty in _toml()["duty"] if duty["id"][0] == letter]
@@ -547,6 +572,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "known keys": known_keys,
     "limits": limits,
     "rules": rules,
+    "order": order,
     "writers": partial(duties, "W"),
     "readers": partial(duties, "R"),
     "errors": errors,

@@ -24,7 +24,7 @@ EDGES = (
 
 
 def inputs(length: int) -> bytes:
-    """Return the first ``length`` bytes of the sequence: the highest byte of each power, times the first, in 64 bits."""
+    """Return the first ``length`` bytes of the sequence."""
     state, found = 0x9E3779B1, bytearray(length)
     for i in range(length):
         found[i] = state >> 56
