@@ -34,7 +34,7 @@ from aibit_format.schemes.ggml import GGML
 from tools import ROOT
 from tools.fixtures import make_bad, scheme_examples
 from tools.fixtures.scheme_examples import Example
-from tools.spec import kaitai_records, xxh3_vectors
+from tools.spec import kaitai_records, plain_examples, scheme_parameters, xxh3_vectors
 
 SPEC = ROOT / "spec"
 FOLDERS = (SPEC, ROOT / "fixtures" / "bad")  # of pages
@@ -586,6 +586,11 @@ GENERATED: dict[str, Callable[[], str]] = {
     "example int8": example_int8,
     "four-bit values": four_bit_values,
     "nested codebook": nested_codebook,
+    "codes f8_e5m2": partial(plain_examples.codes, "f8_e5m2"),
+    "codes f8_e8m0": partial(plain_examples.codes, "f8_e8m0"),
+    "rounded values": plain_examples.rounded,
+    "scheme parameters": scheme_parameters.parameters,
+    "empty shapes": scheme_parameters.empty_shapes,
     "xxh3 secret": xxh3_vectors.secret,
     "xxh3 edges": xxh3_vectors.edges,
     "kaitai records": kaitai_records.records,
