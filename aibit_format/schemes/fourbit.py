@@ -285,7 +285,8 @@ class FourBit(Scheme):
     def _blocks_of_zeros(self, codes: np.ndarray, absmax: np.ndarray, spare: int) -> Iterator[tuple[str, str]]:
         """Yield what is otherwise in blocks of zeros; with ``spare``, the last nibble is no code."""
         book, each = CODEBOOKS[self.name], self.block_size // 2
-        nonzero = book.both.view(np.float32).reshape(256, 2).any(axis=1)  # by byte
+        first, second = np.repeat(book.values, 16), np.tile(book.values, 16)
+        nonzero = (first != 0) | (second != 0)  # by byte
         idle = other = False
         for start in range(0, len(codes), _PIECE_ELEMENTS // 2):
             piece = codes[start : start + _PIECE_ELEMENTS // 2]

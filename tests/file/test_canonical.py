@@ -18,8 +18,8 @@ from tools.fixtures import mutators
 SCHEMES = (
     "int8", "int8-absmax", "int8-absmax,group=16", "int8-absmax,group=tensor", "int8-zp", "int8-zp,group=16",
     "int8-zp,group=tensor", "int8-outlier,threshold=2", "fp8-e4m3", "fp8-e4m3,group=tensor", "cluster",
-    "cluster,bits=2", "cluster,bits=3", "cluster,bits=8", "int4-group,group=16", "int4-group,group=row,symmetric=1", "nf4,block_size=32",
-    "nf4,nested=1", "fp4,block_size=32", "nf4-cpu", "gguf:q4_0",
+    "cluster,bits=2", "cluster,bits=3", "cluster,bits=8", "int4-group,group=16", "int4-group,group=row,symmetric=1",
+    "nf4,block_size=32", "nf4,nested=1", "fp4,block_size=32", "nf4-cpu", "gguf:q4_0",
 )  # fmt: skip
 
 

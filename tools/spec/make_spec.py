@@ -34,7 +34,7 @@ from aibit_format.schemes.ggml import GGML
 from tools import ROOT
 from tools.fixtures import make_bad, scheme_examples
 from tools.fixtures.scheme_examples import Example
-from tools.spec import kaitai_records, plain_examples, scheme_parameters, xxh3_vectors
+from tools.spec import kaitai_records, plain_examples, scheme_parameters, short_dump, xxh3_vectors
 
 SPEC = ROOT / "spec"
 FOLDERS = (SPEC, ROOT / "fixtures" / "bad")  # of pages
@@ -555,6 +555,11 @@ def hello() -> str:
     return "```text\n" + "".join(lines).lstrip("\n") + "```\n"
 
 
+def first_page() -> str:
+    """`hello.aibit` in lines of 16 bytes."""
+    return short_dump.lines((piece.data, piece.label) for piece in pieces(HELLO.read_bytes()))
+
+
 def _rows(data: bytes) -> Iterator[tuple[int, str]]:
     if len(data) > 4 and not any(data):
         yield 0, f"00 x {len(data)}"
@@ -580,6 +585,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "bad files": bad_files,
     "schemes": schemes,
     "hello": hello,
+    "first page": first_page,
     "example bf16": partial(example_plain, "bf16", [1.0, -2.5, 0.1, 3.140625, 1.00390625, 1.01171875]),
     "example f8_e4m3": partial(example_plain, "f8_e4m3", [1.0, -0.5, 0.3, 448.0, 0.001953125, 1.0625]),
     **{f"example {name}": partial(example, name) for name in scheme_examples.names()},
