@@ -9,6 +9,7 @@ import pytest
 
 from aibit_format.container import layout
 from aibit_format.errors import FormatError
+from aibit_format.file import sharded_reader
 from aibit_format.file.reader import File
 from tests.support.paths import ROOT
 from tools.conformance.python import contents, ggml, numbers, reader, schemes
@@ -152,3 +153,41 @@ def test_the_order_decides_the_code_of_fixtures_that_break_two_rules(name, rule,
     with pytest.raises(numbers.RuleError) as caught:
         reader.verify(reader.File(str(ROOT / "fixtures" / "bad" / f"{name}.aibit")))
     assert caught.value.code == f"AIB-{other.split('.')[0]}"
+
+
+PUBLIC = ROOT / "fixtures" / "keys" / "test-only.pub"
+
+
+def test_a_signature_is_looked_at_after_the_tables_and_before_the_rest():
+    bad_table = file_builder.put("tensor", 0, rank=9)(mutators.TINY)
+    bad_leaf = file_builder.flip(-1)(mutators.TINY)
+    for data, code in ((bad_table, "AIB-E402"), (bad_leaf, "AIB-E606")):
+        with pytest.raises(FormatError) as caught:
+            File(data, "full", signed_by=PUBLIC)
+        assert caught.value.code == code
+
+
+def test_a_shard_is_looked_at_as_a_file_before_its_set_is(tmp_path):
+    """Level full of the first; then its name; then each other one as a file, and then its place in the set."""
+    names = [f"sharded-{i:05d}-of-00003.aibit" for i in (1, 2, 3)]
+    good = {name: (ROOT / "fixtures" / "container" / name).read_bytes() for name in names}
+    first, second, third = names
+
+    def code(level, **changed):
+        for name, data in (good | {names[int(key[1]) - 1]: data for key, data in changed.items()}).items():
+            (tmp_path / name).unlink(missing_ok=True)
+            if data is not None:
+                (tmp_path / name).write_bytes(data)
+        try:
+            sharded_reader.open(tmp_path / first, level).close()
+        except FormatError as error:
+            return error.code
+        return None
+
+    damaged = file_builder.flip(-1)
+    assert code("full") is None
+    assert code("full", _1=damaged(good[first]), _2=None) == "AIB-E602"
+    assert code("structure", _1=damaged(good[first]), _2=None) == "AIB-E607"
+    assert code("full", _2=damaged(good[third])) == "AIB-E602"  # of another place in the set, and damaged
+    assert code("structure", _2=damaged(good[third])) == "AIB-E608"
+    assert code("structure", _2=good[third], _3=None) == "AIB-E608"
