@@ -91,11 +91,14 @@ def _text(result: dict) -> str:
         missing.append(_NO_SIGNATURE)
         missing += [f"what claims to be a signature by {key} (use --key)" for key in result["signatures"]]
     lines = [f"{path}: valid", f"  checked: {checked}", f"  root {result['root']}"]
-    forms = [f"  not as this program writes it: {_place(form)}{form['what']}" for form in result.get("other_forms", ())]
+    forms = [
+        f"  not as this program writes it: {_place(form, path)}{form['what']}" for form in result.get("other_forms", ())
+    ]
     if "other_forms" in result and not forms:
         forms = ["  canonical: nothing would have been written otherwise"]
     return "\n".join(lines[:2] + [f"  not checked: {'; '.join(missing)}"] * bool(missing) + lines[2:] + forms)
 
 
-def _place(form: dict) -> str:
-    return f"tensor {printable(form['tensor'])}, plane {form['plane']}: " if form["tensor"] else ""
+def _place(form: dict, path: str) -> str:
+    shard = f"{form['file']}: " if form["file"] != path else ""
+    return shard + (f"tensor {printable(form['tensor'])}, plane {form['plane']}: " if form["tensor"] else "")

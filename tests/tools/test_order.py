@@ -171,7 +171,7 @@ def test_a_shard_is_looked_at_as_a_file_before_its_set_is(tmp_path):
     """Level full of the first; then its name; then each other one as a file, and then its place in the set."""
     names = [f"sharded-{i:05d}-of-00003.aibit" for i in (1, 2, 3)]
     good = {name: (ROOT / "fixtures" / "container" / name).read_bytes() for name in names}
-    first, second, third = names
+    first, _, third = names
 
     def code(level, **changed):
         for name, data in (good | {names[int(key[1]) - 1]: data for key, data in changed.items()}).items():
