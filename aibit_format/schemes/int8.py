@@ -72,7 +72,7 @@ class Int8(Scheme):
 
     def other_forms(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         codes, absmax = planes["codes"].reshape(matrix(shape)), planes["row_absmax"].reshape(-1)
-        used = codes.any(axis=1)
+        used = np.logical_or.reduce(codes, axis=1)
         if codes.min(initial=0) < LEAST_CODE:
             yield "codes", "a code is -128"
         if absmax[~used].any():
