@@ -1,4 +1,7 @@
-"""Runs ``aibit verify``: checks files, and prints what was checked and what was not."""
+"""Runs ``aibit verify``: checks files, and prints what was checked and what was not.
+
+With ``--canonical`` it also lists what is valid, but in another form than this package writes.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from dataclasses import asdict
 
 from ..errors import FormatError
 from ..file import sharded_reader
-from . import status_of
-from .output import emit, size
+from ..file.canonical import other_forms
+from . import FAILED, OK, status_of
+from .output import emit, printable, size
 
 _NO_SIGNATURE = "where the file came from: checksums find damage, not forgery"
 
@@ -25,13 +29,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="require a signature by this Ed25519 public key, a PEM file or a folder of *.pub (or by one of several)",
     )  # fmt: skip
     parser.add_argument("--signature", metavar="SIG", help="file of the signature, if not in FILE or FILE.sig")
+    parser.add_argument(
+        "--canonical", action="store_true",
+        help="also list what is valid, but in another form than this program writes; the status is 1 if there is any",
+    )  # fmt: skip
     parser.set_defaults(parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check each file and print the results; returns 3 if a file is invalid, 1 if one cannot be read."""
+    """Check each file and print the results.
+
+    Returns 3 if a file is invalid, 1 if one cannot be read or, with ``--canonical``, has another form.
+    """
     if args.signature and (not args.key or len(args.files) > 1):
         args.parser.error("--signature needs exactly one FILE, and says nothing without --key")
+    if args.canonical and args.level != "full":
+        args.parser.error("--canonical looks at every byte: it needs --level full")
     results, status = [], 0
     for path in args.files:
         try:
@@ -41,7 +54,11 @@ def run(args: argparse.Namespace) -> int:
                 for part in file.parts if args.key else ():
                     part.check_signature(args.key, args.signature)
                 claimed = sorted({signature.key_id for part in file.parts for signature in part.signatures})
-                results.append({"file": path, "valid": True, **asdict(file.verified()), "signatures": claimed})
+                result = {"file": path, "valid": True, **asdict(file.verified()), "signatures": claimed}
+                if args.canonical:
+                    result["other_forms"] = [asdict(form) for form in other_forms(file)]
+                    status = max(status, FAILED if result["other_forms"] else OK)
+                results.append(result)
         except FormatError as error:
             status = max(status, status_of(error))
             where = f"{error.path}: " if error.path and error.path != path else ""  # a shard of the file
@@ -75,4 +92,14 @@ def _text(result: dict) -> str:
         missing.append(_NO_SIGNATURE)
         missing += [f"what claims to be a signature by {key} (use --key)" for key in result["signatures"]]
     lines = [f"{path}: valid", f"  checked: {checked}", f"  root {result['root']}"]
-    return "\n".join(lines[:2] + [f"  not checked: {'; '.join(missing)}"] * bool(missing) + lines[2:])
+    forms = [
+        f"  not as this program writes it: {_place(form, path)}{form['what']}" for form in result.get("other_forms", ())
+    ]
+    if "other_forms" in result and not forms:
+        forms = ["  canonical: nothing would have been written otherwise"]
+    return "\n".join(lines[:2] + [f"  not checked: {'; '.join(missing)}"] * bool(missing) + lines[2:] + forms)
+
+
+def _place(form: dict, path: str) -> str:
+    shard = f"{form['file']}: " if form["file"] != path else ""
+    return shard + (f"tensor {printable(form['tensor'])}, plane {form['plane']}: " if form["tensor"] else "")

@@ -55,7 +55,7 @@ def read_header(data: bytes, size: int) -> Header:
         raise _bad("AIB-E101", "empty file")
     signature = layout.SIGNATURE
     if data[: len(signature)] != signature[: len(data)]:
-        if data.lstrip(b"\x89\x09")[:5] == signature[1:6]:
+        if data[data[:1] in (b"\x89", b"\x09") :][:5] == signature[1:6]:
             raise _bad("AIB-E103", "signature damaged by a text or 7-bit transfer", 0, signature.hex(), data[:10].hex())
         raise _bad("AIB-E102", "not an aibit file", 0, signature.hex(), data[:10].hex())
     if len(data) < HEADER_SIZE:

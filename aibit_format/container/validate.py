@@ -209,9 +209,9 @@ def _planes(info: FileInfo) -> Iterator[Problem]:
     for i in firsts.tolist():
         specs, problem = _specs(info, i, bool(unknown[i]))
         wanted.append(specs)
-        problems += [problem] if problem else []
+        problems += [(i, problem)] if problem else []
     if problems:  # tensors whose planes are unknown would only make others look wrong
-        yield from problems
+        yield from (problem for _, problem in sorted(problems, key=lambda found: found[0]))
         return
     is_alias = (tensors["flags"] & layout.TENSOR_ALIAS).astype(bool)
     counts = np.array([len(specs) for specs in wanted], np.int64)[group]
@@ -303,10 +303,10 @@ def _places(info: FileInfo, size: int) -> Iterator[Problem]:
     )
     if len(bad):
         return
-    # In floating point first: a sum of 64-bit lengths may wrap; this one cannot.
-    if planes["length"].astype(np.float64).sum() > size * 1.001 + 1:
-        yield Problem("AIB-E408", "planes are larger than the file", expected=f"at most {size}",
-                      found=sum(planes["length"].tolist()))  # fmt: skip
+    # Halves of the lengths: a sum of 64-bit numbers may wrap; these cannot.
+    high, low = (planes["length"] >> np.uint64(32)).sum(), (planes["length"] & np.uint64(0xFFFF_FFFF)).sum()
+    if (total := (int(high) << 32) + int(low)) > size:
+        yield Problem("AIB-E408", "planes are larger than the file", expected=f"at most {size}", found=total)
         return
     placed = info.placement
     bad = np.flatnonzero(documents["offset"] != placed.document_offsets)
@@ -322,7 +322,8 @@ def _places(info: FileInfo, size: int) -> Iterator[Problem]:
 
 def _plane_places(info: FileInfo, placed: Placement, size: int) -> Iterator[Problem]:
     planes = info.plane_table
-    bad = np.flatnonzero(planes["offset"] != placed.plane_offsets)
+    beyond = planes["offset"] > np.uint64(size) - planes["length"]  # no length is larger than the file here
+    bad = np.flatnonzero(beyond | (planes["offset"] != placed.plane_offsets))
     pooled = layout.pooled(planes["role"], planes["length"], info.alignment)
     for i in bad.tolist()[:EACH]:
         offset, length = int(planes["offset"][i]), int(planes["length"][i])

@@ -128,6 +128,14 @@ class Scheme(ABC):
         """
         return iter(())
 
+    def other_forms(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        """Yield (role, what is otherwise) where valid planes decode like others, which ``encode`` would have written.
+
+        Examples are the spare nibble of an odd number of codes, and the scale of a row of zeros. No reader refuses
+        them. Planes that came with a checkpoint may have them too.
+        """
+        return iter(())
+
     def by_rows(self, shape: tuple[int, ...]) -> bool:
         """Tell whether each row is encoded independently of the others, to whole elements of every plane.
 

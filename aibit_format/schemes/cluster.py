@@ -135,6 +135,23 @@ class Cluster(Scheme):
         if (found := max(largest, default=0)) >= used:
             yield "codes", f"code {found} of a codebook of {used} values"
 
+    def other_forms(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        count, columns = matrix(shape)
+        packed, used = planes["codes"].reshape(count, self.width(columns)), _used(planes["codebook"])
+        occurs = np.zeros(1 << self.bits, np.int64)
+        step = max(1, _PIECE_ELEMENTS // max(columns, 1))
+        for i in range(0, count if columns else 0, step):
+            codes = unpack(packed[i : i + step], self.bits, columns)
+            occurs += np.bincount(codes.reshape(-1), minlength=len(occurs))
+        if not occurs.any():
+            if planes["codebook"].any():
+                yield "codebook", "a codebook that no code refers to is not all zeros"
+            return
+        idle = np.flatnonzero(occurs[:used] == 0)
+        # k-means may leave a centre between others without values, but never the first or the last.
+        if len(idle) and (used < len(occurs) or idle[0] == 0 or idle[-1] == used - 1):
+            yield "codebook", f"no code refers to entry {idle[0]}"
+
 
 def _half_bits(values: np.ndarray, dtype: str) -> np.ndarray:
     """Return the bits, u16, of ``values`` rounded to float16."""

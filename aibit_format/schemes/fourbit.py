@@ -85,7 +85,7 @@ def _codebook(values: np.ndarray, order: np.ndarray) -> Codebook:
 
 CODEBOOKS = {
     "nf4": _codebook(NF4, np.arange(16)),
-    # In bitsandbytes the two zeros of fp4 share a rank: the second is never written.
+    # As in bitsandbytes, code 0 stands for small values below zero and for zero, and code 8 for small ones above it.
     "fp4": _codebook(FP4, np.array([11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3])),
 }
 
@@ -272,3 +272,33 @@ class FourBit(Scheme):
         yield from bad_scales(planes, "nested_absmax" if self.nested else "absmax")
         if self.nested and not np.isfinite(planes["nested_offset"]).all():
             yield "nested_offset", "the offset of the scales is not finite"
+
+    def other_forms(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        elements, zero = math.prod(shape), CODEBOOKS[self.name].zero
+        if elements % 2 and planes["codes"][-1] & 15 != zero:
+            yield "codes", f"the nibble after the last code is not {zero}"
+        if not self.nested:
+            yield from self._blocks_of_zeros(planes["codes"], planes["absmax"], elements % 2)
+        elif not elements and planes["nested_offset"].any():
+            yield "nested_offset", "the offset of no scales is not 0"
+
+    def _blocks_of_zeros(self, codes: np.ndarray, absmax: np.ndarray, spare: int) -> Iterator[tuple[str, str]]:
+        """Yield what is otherwise in blocks of zeros; with ``spare``, the last nibble is no code."""
+        book, each = CODEBOOKS[self.name], self.block_size // 2
+        first, second = np.repeat(book.values, 16), np.tile(book.values, 16)
+        nonzero = (first != 0) | (second != 0)  # by byte
+        idle = other = False
+        for start in range(0, len(codes), _PIECE_ELEMENTS // 2):
+            piece = codes[start : start + _PIECE_ELEMENTS // 2]
+            if spare and start + len(piece) == len(codes):
+                piece = np.append(piece[:-1], piece[-1] & 0xF0 | book.zero)
+            starts = np.arange(0, len(piece), each)
+            scales = absmax[start // each :][: len(starts)]
+            used = np.logical_or.reduceat(nonzero[piece], starts)
+            idle |= bool((scales[~used] > LEAST).any())  # a scale below it may leave no code but that of 0
+            odd = np.logical_or.reduceat(np.not_equal(piece, book.zero * 17), starts)
+            other |= bool(odd[scales == 0].any())
+        if idle:
+            yield "absmax", "a block without a code but that of 0 has a scale"
+        if other:
+            yield "codes", f"a code under a scale of 0 is not {book.zero}"

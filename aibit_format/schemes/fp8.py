@@ -52,6 +52,9 @@ class Fp8E4M3(Grouped):
         values *= steps[0]
         return values
 
+    def are_zero(self, codes: np.ndarray, *steps: np.ndarray) -> np.ndarray:
+        return (codes & 0x7F) == 0  # of either sign
+
     def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         codes = planes["codes"].reshape(-1)
         if any(((codes[i : i + _PIECE_ELEMENTS] & 0x7F) == 0x7F).any() for i in range(0, codes.size, _PIECE_ELEMENTS)):

@@ -24,6 +24,7 @@ from .base import Planes, PlaneSpec, Rows, Scheme, bad_scales, check_weights, ma
 
 NO_HALF = "a value is not finite, or beyond float16's 65504, which int8 goes through"
 
+LEAST_CODE = -127  # that an encoder writes
 _LARGEST = 65504
 _ROWS = 256  # rows encoded at a time: their float32 copies stay in cache
 
@@ -68,3 +69,13 @@ class Int8(Scheme):
         yield from bad_scales(planes, "row_absmax")
         if planes["row_absmax"].max(initial=0) > _LARGEST:
             yield "row_absmax", "a scale is beyond float16's 65504, which every source went through"
+
+    def other_forms(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        codes, absmax = planes["codes"].reshape(matrix(shape)), planes["row_absmax"].reshape(-1)
+        used = np.logical_or.reduce(codes, axis=1)
+        if codes.min(initial=0) < LEAST_CODE:
+            yield "codes", "a code is -128"
+        if absmax[~used].any():
+            yield "row_absmax", "a row without a code but 0 has a scale"
+        if used[absmax == 0].any():
+            yield "codes", "a code under a scale of 0 is not 0"

@@ -41,6 +41,7 @@ import numpy as np
 from ..dtypes import DTYPES, to_float32
 from ..errors import SchemeError
 from .base import GROUPS, ROW, TENSOR, Planes, PlaneSpec, Rows, Scheme, bad_scales, check_weights, matrix
+from .int8 import LEAST_CODE
 
 GROUP_SIZES = range(16, 65536 + 1, 16)
 LEAST_SCALE = np.float32(2.0**-126)  # the smallest normal float32
@@ -124,6 +125,25 @@ class Grouped(Scheme):
         if (scale > LARGEST_SCALE).any():
             yield "scale", "a scale is above 2^119, where decoding could overflow"
 
+    def other_forms(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        rows = planes["codes"].reshape(matrix(shape))
+        steps = [planes[role].reshape(matrix(planes[role].shape)) for role in self.step_planes]
+        scale, used = steps[0], np.zeros(steps[0].shape, np.bool_)
+        starts = np.arange(used.shape[1]) * self.group if used.shape[1] > 1 else np.zeros(1, np.intp)
+        for piece in _pieces(rows):
+            at = slice(None) if self.group == TENSOR else piece
+            zeros = self.are_zero(rows[piece], *(self._spread(step[at], rows.shape[1]) for step in steps[1:]))
+            found = np.logical_or.reduceat(~zeros, starts, axis=1)
+            used[at] |= found.any(axis=0) if self.group == TENSOR else found
+        if scale[~used].any():
+            yield "scale", "a group without a code but that of 0 has a scale"
+        if used[scale == 0].any():
+            yield "codes", "a code under a scale of 0 does not stand for 0"
+
+    def are_zero(self, codes: np.ndarray, *steps: np.ndarray) -> np.ndarray:
+        """Tell which codes stand for zero, bool, given the steps of their groups but the scale."""
+        return codes == 0
+
     def _extremes(self, rows: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
         """Return each group's lowest and highest value, zero included, f32 [rows, groups]; [1, 1] for ``tensor``."""
         groups = self.groups(rows.shape[1])
@@ -160,6 +180,11 @@ class Int8Absmax(Grouped):
     def dequantized(self, codes: np.ndarray, *steps: np.ndarray) -> np.ndarray:
         return codes * steps[0]
 
+    def other_forms(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        if planes["codes"].min(initial=0) < LEAST_CODE:
+            yield "codes", "a code is -128"
+        yield from super().other_forms(planes, shape)
+
 
 @dataclass(frozen=True)
 class Int8ZeroPoint(Grouped):
@@ -191,6 +216,9 @@ class Int8ZeroPoint(Grouped):
         yield from super().bad_values(planes)
         if planes["zero_point"][planes["scale"] == 0].any():
             yield "zero_point", "a zero point is not zero where the scale is"
+
+    def are_zero(self, codes: np.ndarray, *steps: np.ndarray) -> np.ndarray:
+        return codes == steps[0]
 
 
 def usable(scale: np.ndarray) -> np.ndarray:

@@ -94,6 +94,9 @@ class Int8Outlier(Scheme):
         if planes["codes"].reshape(absmax.size, planes["codes"].shape[-1])[index].any():
             yield "codes", "a code of a float16 row is not zero"
 
+    def other_forms(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        return _INT8.other_forms(planes, shape)
+
     def _outlier_rows(self, rows: np.ndarray, dtype: str) -> np.ndarray:
         """Return the increasing indices of the rows of a matrix that stay in float16."""
         columns = rows.shape[1]

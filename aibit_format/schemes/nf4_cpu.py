@@ -90,6 +90,9 @@ class NF4CPU(Scheme):
         if not np.isfinite(to_float32(planes["tile_absmax"], "bf16")).all():
             yield "tile_absmax", "a scale is not finite"
 
+    def other_forms(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        return self.canonical.other_forms(planes, shape)
+
     def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         try:
             wanted = self.tiled({role: planes[role] for role in planes if not role.startswith("tile")}, shape)

@@ -311,3 +311,59 @@ def test_shards_without_the_first_say_so(paths, tmp_path):
     paths[0].unlink()
     with pytest.raises(LoadError, match=r"the first, s-00001-of-00004\.aibit; that is not there: .* write all of them"):
         rewrite.merge(paths[1], tmp_path / "x.aibit")
+
+
+# What section 25 of the specification answers
+
+
+def code_of(path, **options):
+    try:
+        sharded_reader.open(path, **options).close()
+    except FormatError as error:
+        return error.code
+    return None
+
+
+def test_a_set_of_one_is_a_set(fixtures, tmp_path):
+    (path,) = rewrite.split(fixtures / "container" / "hello.aibit", tmp_path / "m.aibit", "1GB")
+    with sharded_reader.open(path) as file, File(path) as alone:
+        assert path.endswith("m-00001-of-00001.aibit") and len(file.parts) == 1
+        assert alone.metadata["shard.places"].tolist() == [0, 1] and len(alone.metadata["shard.roots"]) == 0
+    other = shutil.copy(path, tmp_path / "m.aibit")
+    assert code_of(other) == "AIB-E607"
+    assert code_of(pathlib.Path(path).read_bytes()) is None  # no name, and no set
+
+
+def test_shards_are_looked_for_beside_the_name_and_not_where_a_link_leads(fixtures, tmp_path):
+    container, names = fixtures / "container", [f"sharded-{i:05d}-of-00003.aibit" for i in (1, 2, 3)]
+    linked = tmp_path / names[0]
+    linked.symlink_to(container / names[0])
+    assert code_of(linked) == "AIB-E607"
+    for name in names[1:]:
+        (tmp_path / name).symlink_to(container / name)
+    assert code_of(linked) is None
+    (tmp_path / "first.aibit").symlink_to(container / names[0])
+    assert code_of(tmp_path / "first.aibit") == "AIB-E607"
+
+
+def test_a_demanded_signature_is_demanded_of_each_shard_beside_its_own_name(fixtures, tmp_path):
+    key, public = fixtures / "keys" / "test-only.pem", fixtures / "keys" / "test-only.pub"
+    names = [f"sharded-{i:05d}-of-00003.aibit" for i in (1, 2, 3)]
+    paths = [shutil.copy(fixtures / "container" / name, tmp_path / name) for name in names]
+    signing.sign_detached(paths[0], key)
+    assert code_of(paths[0], signed_by=public) == "AIB-E606"
+    for path in paths[1:]:
+        signing.sign_detached(path, key)
+    assert code_of(paths[0], signed_by=public) is None
+    assert code_of(paths[1], signed_by=public) is None  # a lone shard is checked like any file
+    links = tmp_path / "links"
+    links.mkdir()
+    for name in names:
+        (links / name).symlink_to(tmp_path / name)
+    assert code_of(links / names[0]) is None
+    assert code_of(links / names[0], signed_by=public) == "AIB-E606"
+    os.rename(paths[1], f"{paths[1]}.previous")
+    assert code_of(paths[0]) is None
+    assert code_of(paths[0], signed_by=public) == "AIB-E606"
+    os.rename(f"{paths[1]}.sig", f"{paths[1]}.previous.sig")
+    assert code_of(paths[0], signed_by=public) is None

@@ -10,16 +10,19 @@ import sys
 import zlib
 from contextlib import redirect_stderr, redirect_stdout
 
+import numpy as np
 import pytest
 import xxhash
 
 from aibit_format.container import documents, layout, validate
-from aibit_format.dtypes import DTYPES
+from aibit_format.dtypes import DTYPES, to_float32
 from aibit_format.schemes import BUILTIN
 from tests.support import vectors
 from tests.support.paths import ROOT
 from tools.conformance.python import contents, numbers, reader, schemes, xxh3
 from tools.conformance.python_1_0 import reader as reader_1_0
+from tools.fixtures import make_fixtures, mutators
+from tools.spec import plain_examples, xxh3_vectors
 
 FILES = sorted((ROOT / "tools" / "conformance" / "python").glob("*.py"))
 
@@ -115,10 +118,42 @@ def test_its_digests_are_those_of_xxhash():
     for size in [*range(300), 1023, 1024, 1025, 2047, 2048, 2049, 10_000]:
         data = rng.randbytes(size)
         assert xxh3.xxh3_64(data) == xxhash.xxh3_64_intdigest(data), size
-        if size > 240:
-            assert xxh3.xxh3_128(data) == xxhash.xxh3_128(data).digest(), size
-    with pytest.raises(ValueError, match="240 bytes"):
-        xxh3.xxh3_128(bytes(240))
+        assert xxh3.xxh3_128(data) == xxhash.xxh3_128(data).digest(), size
+
+
+def test_its_digests_are_the_vectors_of_the_specification():
+    listed = json.loads((ROOT / "spec" / "xxh3.json").read_text("utf-8"))
+    data = xxh3_vectors.inputs(listed[-1][0])
+    assert [length for length, *_ in listed[:1026]] == list(range(1026))
+    for length, short, long in listed:
+        assert f"{xxh3.xxh3_64(data[:length]):016x}" == short, length
+        assert xxh3.xxh3_128(data[:length]).hex() == long, length
+
+
+def test_plain_values_decode_as_the_page_says():
+    """Wide integers and doubles are rounded once; every code of the small floats."""
+    rounded = {name: np.array(values, DTYPES[name].numpy) for name, values in plain_examples.ROUNDED.items()}
+    small = {name: np.arange(256, dtype=np.uint8) for name in ("f8_e4m3", "f8_e5m2", "f8_e8m0")}
+    half = np.arange(1 << 16, dtype=np.uint16)
+    for name, stored in (rounded | small | {"bf16": half, "f16": half.view(np.float16)}).items():
+        planes = {"values": numbers.BY_NAME[name].elements(stored.tobytes())}
+        found = schemes.SCHEMES[name, 1].decode([0] * 6, [len(stored)], planes)
+        with np.errstate(over="ignore"):
+            wanted = to_float32(stored, name)
+        np.testing.assert_array_equal(np.array(found, np.float32), wanted, name)
+        assert (np.signbit(found) == np.signbit(wanted))[~np.isnan(wanted)].all(), name
+
+
+def test_twins_hold_what_json_has_no_number_for(tmp_path):
+    data = mutators.altered(mutators.TINY, values={0: np.nan, 1: -np.inf})
+    path = tmp_path / "m.aibit"
+    path.write_bytes(data)
+    out = io.StringIO()
+    with redirect_stdout(out):
+        assert reader.main([str(path), "--json"]) == 0
+    for text in (out.getvalue(), make_fixtures.twin("m", "", data).decode()):
+        (tensor,) = json.loads(text, parse_constant=pytest.fail)["tensors"]
+        assert tensor["values"] == ["NaN", "-Infinity"]
 
 
 def test_the_formula_of_the_nested_values_gives_the_table():

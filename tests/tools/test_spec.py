@@ -3,6 +3,8 @@
 import json
 import re
 import struct
+import subprocess
+import sys
 import tomllib
 
 import numpy as np
@@ -66,7 +68,7 @@ def test_rules_are_complete_and_in_order():
         assert codes == sorted(set(codes))
     for code in RULES["code"]:
         assert set(code) in ({"code", "title", "means", "cure"}, {"code", "title", "means", "cure", "level", "rule"})
-        assert code.get("level", "open") in ("open", "full", "demanded")
+        assert code.get("level", "open") in ("open", "full", "demanded", "decode")
         numbers = [rule["id"] for rule in code.get("rule", ())]
         assert numbers == [f"{code['code'][4:]}.{i + 1}" for i in range(len(numbers))]
     for rule in FILE_RULES.values():
@@ -239,3 +241,27 @@ def test_all_plain_dtypes_are_in_the_fixture():
     _, twin = fixture("dtypes")
     plain = [name for name in BUILTIN if BUILTIN[name].endswith(":Plain")]
     assert [tensor["dtype"] for tensor in twin["tensors"]] == plain
+
+
+def test_the_program_of_the_first_page_reads_a_tensor():
+    page = (ROOT / "spec" / "aibit-1.md").read_text("utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page.partition("\n## 1. ")[0], re.DOTALL)
+    assert len([line for line in program.splitlines() if line and not line.startswith("import")]) <= 20
+    command = [sys.executable, "-I", "-S", "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = np.array([json.loads(line) for line in done.stdout.splitlines()])
+    with reader.open(fixture("hello")[0]) as file:
+        wanted = file.dequantize("linear.weight")
+    np.testing.assert_allclose(found, wanted, rtol=2.0**-22)
+    assert found.shape == wanted.shape
+
+
+def test_the_dump_of_the_first_page_leaves_out_zeros_alone():
+    """Its lines are those of the file, and what lies between them is zero."""
+    data, _ = fixture("hello")
+    page = (ROOT / "spec" / "aibit-1.md").read_text("utf-8").partition("\n## 1. ")[0]
+    found = bytearray(len(data))
+    for offset, line in re.findall(r"^([0-9a-f]{6})  ((?:[0-9a-f]{2} ){0,15}[0-9a-f]{2})(?=  |$)", page, re.MULTILINE):
+        row = bytes.fromhex(line)
+        found[int(offset, 16) : int(offset, 16) + len(row)] = row
+    assert bytes(found) == data

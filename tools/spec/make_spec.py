@@ -34,7 +34,7 @@ from aibit_format.schemes.ggml import GGML
 from tools import ROOT
 from tools.fixtures import make_bad, scheme_examples
 from tools.fixtures.scheme_examples import Example
-from tools.spec import kaitai_records
+from tools.spec import kaitai_records, plain_examples, scheme_parameters, short_dump, xxh3_vectors
 
 SPEC = ROOT / "spec"
 FOLDERS = (SPEC, ROOT / "fixtures" / "bad")  # of pages
@@ -180,6 +180,7 @@ def limits() -> str:
         ("alignment of sections, documents, pooled planes", layout.ALIGNMENT),
         ("a leaf", f"{leaf} bytes"),
         ("signatures in a file, or in a file of detached ones", f"1 to {layout.SIGNATURE_ROOM}"),
+        ("shards of a model", f"1 to {layout.MAX_SHARDS}"),
         ("data region that starts at 2 MiB", f"{layout.LARGE_DATA} bytes (64 MiB) or more"),
     ]
     return table(("what", "limit"), rows)
@@ -197,6 +198,32 @@ def rules() -> str:
         rows = [(rule["id"], rule["must"], code["level"]) for rule, code in found]
         parts.append(f"**{title}**\n\n" + table(("rule", "", "level"), rows))
     return "\n".join(parts)
+
+
+PHASES = {
+    "open": "**Level *open***",
+    "demanded": "**A signature that is demanded**",
+    "full": "**Level *full***",
+    "decode": "**Level *decode***: whenever values of a tensor are asked for",
+    "set": "**A set of shards that is opened by its first** (section 25); the first shard has passed all steps above",
+}
+
+
+def order() -> str:
+    """The steps of the procedure of checks, numbered, a table for each phase."""
+    parts, rows = dict.fromkeys(PHASES, ""), dict[str, list[tuple[object, ...]]]()
+    for number, step in enumerate(_toml()["step"], 1):
+        groups = [rule if isinstance(rule, str) else _bracketed(rule) for rule in step["rules"]]
+        through = f" (*through {step['each']}*)" if "each" in step else ""
+        rows.setdefault(step["phase"], []).append((number, step["of"] + through, ", ".join(groups)))
+    for phase, title in PHASES.items():
+        parts[phase] = f"{title}\n\n" + table(("step", "looks at", "rules, in order"), rows[phase])
+    return "\n".join(parts.values())
+
+
+def _bracketed(rules: list[str]) -> str:
+    """Rules of one code: the first and the last if there are more than three."""
+    return f"({rules[0]} to {rules[-1]})" if len(rules) > 3 else f"({', '.join(rules)})"
 
 
 def duties(letter: str) -> str:
@@ -530,6 +557,11 @@ def hello() -> str:
     return "```text\n" + "".join(lines).lstrip("\n") + "```\n"
 
 
+def first_page() -> str:
+    """`hello.aibit` in lines of 16 bytes."""
+    return short_dump.lines((piece.data, piece.label) for piece in pieces(HELLO.read_bytes()))
+
+
 def _rows(data: bytes) -> Iterator[tuple[int, str]]:
     if len(data) > 4 and not any(data):
         yield 0, f"00 x {len(data)}"
@@ -547,6 +579,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "known keys": known_keys,
     "limits": limits,
     "rules": rules,
+    "order": order,
     "writers": partial(duties, "W"),
     "readers": partial(duties, "R"),
     "errors": errors,
@@ -554,15 +587,26 @@ GENERATED: dict[str, Callable[[], str]] = {
     "bad files": bad_files,
     "schemes": schemes,
     "hello": hello,
+    "first page": first_page,
     "example bf16": partial(example_plain, "bf16", [1.0, -2.5, 0.1, 3.140625, 1.00390625, 1.01171875]),
     "example f8_e4m3": partial(example_plain, "f8_e4m3", [1.0, -0.5, 0.3, 448.0, 0.001953125, 1.0625]),
     **{f"example {name}": partial(example, name) for name in scheme_examples.names()},
     "example int8": example_int8,
     "four-bit values": four_bit_values,
     "nested codebook": nested_codebook,
+    "codes f8_e5m2": partial(plain_examples.codes, "f8_e5m2"),
+    "codes f8_e8m0": partial(plain_examples.codes, "f8_e8m0"),
+    "rounded values": plain_examples.rounded,
+    "scheme parameters": scheme_parameters.parameters,
+    "empty shapes": scheme_parameters.empty_shapes,
+    "xxh3 secret": xxh3_vectors.secret,
+    "xxh3 edges": xxh3_vectors.edges,
     "kaitai records": kaitai_records.records,
     "kaitai enums": kaitai_records.enums,
 }
+
+
+WHOLE: dict[Path, Callable[[], str]] = {SPEC / "xxh3.json": xxh3_vectors.text}  # files without a line by hand
 
 
 def rendered(text: str) -> str:
@@ -580,9 +624,13 @@ def sources() -> list[Path]:
 
 
 def stale() -> dict[Path, str]:
-    """Pages whose generated parts are not up to date, with what they should be."""
+    """Pages whose generated parts are not up to date, and files made as a whole, with what they should be."""
     pages = {path: path.read_text("utf-8") for path in sources()}
-    return {path: fresh for path, text in pages.items() if (fresh := rendered(text)) != text}
+    found = {path: fresh for path, text in pages.items() if (fresh := rendered(text)) != text}
+    for path, make_whole in WHOLE.items():
+        if not path.exists() or path.read_text("utf-8") != make_whole():
+            found[path] = make_whole()
+    return found
 
 
 def main() -> int:

@@ -93,6 +93,11 @@ def bf16_bits(x: float) -> int:
     return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
 
 
+def in_json(x: float) -> float | str:
+    """A decoded value as twins write it: JSON has no numbers for NaN and infinities, so these are strings."""
+    return x if math.isfinite(x) else "NaN" if math.isnan(x) else "Infinity" if x > 0 else "-Infinity"
+
+
 def packed(letter: str) -> Callable[[bytes], list]:
     size = struct.calcsize("<" + letter)
     return lambda data: list(struct.unpack(f"<{len(data) // size}{letter}", data))

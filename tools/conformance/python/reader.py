@@ -22,7 +22,7 @@ from itertools import pairwise
 from typing import Any
 
 from . import contents
-from .numbers import BY_NAME, DTYPES, Record, RuleError, align, need, product, size_of, unpack
+from .numbers import BY_NAME, DTYPES, Record, RuleError, align, in_json, need, product, size_of, unpack
 from .places import LEAF, check_leaf_table, check_places
 from .schemes import SCHEMES
 from .xxh3 import xxh3_64, xxh3_128
@@ -336,7 +336,7 @@ def describe(file: File) -> Record:
             row(t, "name shape dtype scheme flags target first_plane plane_count")
             | {"alias_of": file.tensors[t["target"]]["name"] if t["flags"] & ALIAS else None}
             | {"transposed": bool(t["flags"] & TRANSPOSED)}
-            | ({"unknown": why[0]} if (why := file.unknown(t)) else {"values": file.values(t)})
+            | ({"unknown": why[0]} if (why := file.unknown(t)) else {"values": [in_json(x) for x in file.values(t)]})
             for t in file.tensors
         ],
         "planes": [row(plane, "tensor role dtype shape offset length data") for plane in planes],

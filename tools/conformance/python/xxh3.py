@@ -1,10 +1,10 @@
-"""XXH3 in plain Python, as far as `.aibit` needs it: seed 0 and the default secret.
+"""Compute XXH3 in plain Python, with seed 0 and the default secret, as spec/xxh3.md describes it.
 
-    xxh3_64(data) -> int        any length: the leaves of a file
-    xxh3_128(data) -> bytes     more than 240 bytes, canonical form: its root, which covers 368 or more
+    xxh3_64(data) -> int        of the leaves of a file
+    xxh3_128(data) -> bytes     of its root, in canonical form
 
-Written from the description of the algorithm that xxHash publishes (doc/xxhash_spec.md, Yann Collet). It is here so
-that `reader.py` needs no package.
+Both take any length, though a root covers 368 bytes or more. Written from the description of the algorithm that xxHash
+publishes (doc/xxhash_spec.md, Yann Collet). It is here so that `reader.py` needs no package.
 """
 
 from __future__ import annotations
@@ -88,11 +88,71 @@ def xxh3_64(data: bytes) -> int:
 
 def xxh3_128(data: bytes) -> bytes:
     size = len(data)
-    if size <= 240:
-        raise ValueError(f"{size} bytes: shorter inputs than 241 have another formula, which no root needs")
-    lanes = accumulated(data)
-    low, high = merged(lanes, 11, size * P64[0]), merged(lanes, 192 - 64 - 11, ~(size * P64[1]))
+    low, high = (
+        halves_long(data) if size > 240 else halves_mixed(data) if size > 16 else halves_9(data) if size > 8
+        else halves_4(data) if size > 3 else halves_1(data) if size else halves_0()
+    )  # fmt: skip
     return struct.pack(">QQ", high, low)
+
+
+def halves_long(data: bytes) -> tuple[int, int]:
+    size, lanes = len(data), accumulated(data)
+    return merged(lanes, 11, size * P64[0]), merged(lanes, 192 - 64 - 11, ~(size * P64[1]))
+
+
+def halves_mixed(data: bytes) -> tuple[int, int]:
+    """17 to 240 bytes: pairs of 16 bytes, from both ends inwards up to 128 bytes, and then side by side."""
+    size = len(data)
+    low, high = size * P64[0] & M, 0
+    if size <= 128:
+        pairs = [(16 * i, size - 16 * (i + 1), 32 * i) for i in reversed(range((size - 1) // 32 + 1))]
+    else:
+        pairs = [(32 * i, 32 * i + 16, 32 * i if i < 4 else 32 * (i - 4) + 3) for i in range(size // 32)]
+        pairs.append((size - 16, size - 32, 136 - 17 - 16))
+    for i, (a, b, secret) in enumerate(pairs):
+        if size > 128 and i == 4:
+            low, high = avalanche(low), avalanche(high)
+        low = (low + mix(data, a, secret) & M) ^ (u64(data, b) + u64(data, b + 8) & M)
+        high = (high + mix(data, b, secret + 16) & M) ^ (u64(data, a) + u64(data, a + 8) & M)
+    return avalanche(low + high & M), -avalanche((low * P64[0] + high * P64[3] + size * P64[1]) & M) & M
+
+
+def halves_9(data: bytes) -> tuple[int, int]:
+    """9 to 16 bytes."""
+    size = len(data)
+    first, last = u64(data, 0), u64(data, size - 8)
+    product = (first ^ last ^ KEYS[32] ^ KEYS[40]) * P64[0]
+    low, high = product + (size - 1 << 54) & M, product >> 64
+    last ^= KEYS[48] ^ KEYS[56]
+    high = high + last + (last & 0xFFFFFFFF) * (P32[1] - 1) & M
+    product = (low ^ swapped(high)) * P64[1]
+    return avalanche(product & M), avalanche((product >> 64) + high * P64[1] & M)
+
+
+def halves_4(data: bytes) -> tuple[int, int]:
+    """4 to 8 bytes."""
+    size = len(data)
+    product = ((u32(data, 0) | u32(data, size - 4) << 32) ^ KEYS[16] ^ KEYS[24]) * (P64[0] + (size << 2))
+    low, high = product & M, product >> 64
+    high = high + (low << 1) & M
+    low ^= high >> 3
+    low = (low ^ low >> 35) * 0x9FB21C651E98DF25 & M
+    return low ^ low >> 28, avalanche(high)
+
+
+def halves_1(data: bytes) -> tuple[int, int]:
+    """1 to 3 bytes."""
+    low = data[0] << 16 | data[len(data) >> 1] << 24 | data[-1] | len(data) << 8
+    high = int.from_bytes(low.to_bytes(4, "little"), "big")
+    high = (high << 13 | high >> 19) & 0xFFFFFFFF
+    return (
+        avalanche_64(low ^ u32(SECRET, 0) ^ u32(SECRET, 4)),
+        avalanche_64(high ^ u32(SECRET, 8) ^ u32(SECRET, 12)),
+    )
+
+
+def halves_0() -> tuple[int, int]:
+    return avalanche_64(KEYS[64] ^ KEYS[72]), avalanche_64(KEYS[80] ^ KEYS[88])
 
 
 def mix(data: bytes, at: int, secret: int) -> int:

@@ -1,0 +1,49 @@
+"""Make the tables of `spec/schemes/README.md`: which parameter has which index, and planes where dimensions are 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aibit_format.dtypes import DTYPES
+from aibit_format.errors import SchemeError
+from aibit_format.schemes import BUILTIN, Scheme, make, parameters_of, parse
+
+# As users write them: each way to share scales.
+SHARING = (
+    "int8", "int8-outlier", "int8-absmax", "int8-absmax,group=16", "int8-absmax,group=tensor", "fp8-e4m3",
+    "fp8-e4m3,group=tensor", "int4-group", "int4-group,group=row", "nf4", "nf4,nested=1", "nf4-cpu", "cluster",
+    "gguf:q4_0",
+)  # fmt: skip
+SHAPES = ((2, 0), (0, 32), (0,))
+
+
+def parameters() -> str:
+    """Return the table of what `parameters[0]`, `parameters[1]` and so on are, with what is stored by default."""
+    rows = []
+    for name in BUILTIN:
+        if name in DTYPES or name.startswith("gguf:"):
+            continue
+        scheme = make(name)
+        cells = [f"`{key}`, {default}" for key, default in parameters_of(type(scheme)).items()]
+        stored = [*scheme.parameters, *[0] * (6 - len(scheme.parameters))]
+        rows.append((f"`{name}`", *cells, *["0"] * (3 - len(cells)), f"`{stored}`"))
+    rows.append(("plain dtypes and `gguf:...`", "0", "0", "0", f"`{[0] * 6}`"))
+    return _table(("scheme", "[0]", "[1]", "[2]", "all six by default"), rows)
+
+
+def empty_shapes() -> str:
+    """Return the table of planes of tensors without elements."""
+    head = ("scheme", *(f"planes of {list(shape)}" for shape in SHAPES))
+    return _table(head, [(f"`{text}`", *(_planes(parse(text), shape) for shape in SHAPES)) for text in SHARING])
+
+
+def _planes(scheme: Scheme, shape: tuple[int, ...]) -> str:
+    try:
+        return ", ".join(f"`{plane.role}` {list(plane.shape)}" for plane in scheme.planes(shape, "f32"))
+    except SchemeError:
+        return "not allowed"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [tuple(head), ("---",) * len(tuple(head)), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
