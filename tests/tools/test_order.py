@@ -21,7 +21,7 @@ APART = layout.TENSOR.sizeof()  # bytes between two faults, so that neither undo
 OF_DIGESTS = ("AIB-E111", "AIB-E601", "AIB-E602")  # sealing a file with another fault would take these away
 
 
-def places():
+def steps():
     """Map each rule to where it first comes: rules of one code, and all rules of a step through a table, share one."""
     found, at = {}, itertools.count()
     for step in RULES["step"]:
@@ -33,7 +33,7 @@ def places():
     return found
 
 
-PLACE = places()
+PLACE = steps()
 
 
 def code_of(data):
