@@ -41,6 +41,8 @@ ALIASES = {"show": "inspect"}
 
 _NO_FILE = ("AIB-E102", "AIB-E801", "AIB-E803")  # not this format; not a regular file; cannot be opened
 
+_OF_VALID_FILES = ("AIB-E8", "AIB-E404", "AIB-E406")  # it cannot be read; values in it are unknown here
+
 OK, FAILED, USAGE, INVALID, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -99,8 +101,8 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def status_of(error: AibitError) -> int:
-    """Return the exit status for an error. AIB-E8xx is a failure to read a file and does not make it invalid."""
-    if isinstance(error, FormatError) and not error.code.startswith("AIB-E8"):
+    """Return the exit status for an error. Some that are about a file do not make it invalid."""
+    if isinstance(error, FormatError) and not error.code.startswith(_OF_VALID_FILES):
         return INVALID
     return USAGE if isinstance(error, RecipeError) else FAILED
 

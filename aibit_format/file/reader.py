@@ -296,6 +296,11 @@ class File:
             raise (error if error.path or not self.path else error.at(self.path)) from None
         return self.signed_by
 
+    def check_known(self, info: TensorInfo) -> None:
+        """Raise FormatError AIB-E404 or AIB-E406 if the tensor's dtype or scheme is not known here."""
+        if isinstance(info.scheme, Opaque):
+            raise FormatError(Problem(info.scheme.code, str(info.scheme.unknown()), info.name), self.path)
+
     def check_values(self, info: TensorInfo, planes: Mapping[str, np.ndarray]) -> None:
         """Check planes before their values are used.
 
@@ -303,8 +308,7 @@ class File:
             FormatError: AIB-E502: they hold values that no encoder writes, such as an infinite scale; AIB-E404 or
                 AIB-E406: the dtype or the scheme is not known here, so that nobody can tell.
         """
-        if isinstance(info.scheme, Opaque):
-            raise FormatError(Problem(info.scheme.code, str(info.scheme.unknown()), info.name), self.path)
+        self.check_known(info)
         for role, reason in info.scheme.bad_values(planes):
             raise FormatError(_bad_plane("AIB-E502", info, role, reason), self.path)
 

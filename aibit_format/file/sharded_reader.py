@@ -187,6 +187,10 @@ class Sharded:
         """See ``File.dequantize``."""
         return self.part(name).dequantize(name)
 
+    def check_known(self, info: TensorInfo) -> None:
+        """See ``File.check_known``."""
+        self.part(info.name).check_known(info)
+
     def check_values(self, info: TensorInfo, planes: Mapping[str, np.ndarray]) -> None:
         """See ``File.check_values``."""
         self.part(info.name).check_values(info, planes)

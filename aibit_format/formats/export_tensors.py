@@ -37,11 +37,15 @@ def stored(file: Opened) -> Iterator[TensorInfo]:
     """Yield the tensors to write, in file order. Ties are left out: transformers restores them from the config.
 
     If the config says that nothing is tied, an alias is written like any other tensor.
+
+    Raises:
+        FormatError: AIB-E404, AIB-E406: the dtype or scheme of a tensor is not known here, and so neither are values.
     """
     untied = (config_of(file) or {}).get("tie_word_embeddings") is False
     for name in file:
         info = file.info(name)
         if info.alias_of is None or untied:
+            file.check_known(info)
             yield info
 
 

@@ -93,3 +93,19 @@ def test_a_damaged_plane_is_found(unknown, tmp_path):
     with pytest.raises(FormatError) as caught:
         File(bytes(data), "full")
     assert caught.value.code == "AIB-E602"
+
+
+@pytest.mark.parametrize("verb", ["convert", "export", "run"])
+def test_verbs_that_need_values_fail_and_name_the_scheme(verb, tmp_path, capsys, fixtures):
+    aibit.convert(fixtures / "models" / "tiny-llama", tmp_path / "m.aibit", scheme="int8")
+    data = (tmp_path / "m.aibit").read_bytes()
+    path = tmp_path / "unknown.aibit"
+    path.write_bytes(put("scheme", File(data).tables.scheme_names.index("int8"), version=3)(data))
+    more = {
+        "convert": ["-o", str(tmp_path / "other.aibit"), "--scheme", "nf4"],
+        "export": ["--to", "huggingface", "-o", str(tmp_path / "hf")],
+        "run": ["the", "--max-new-tokens", "1"],
+    }[verb]
+    assert main([verb, str(path), *more]) == 1  # and not 3: the file is valid
+    assert "scheme 'int8' version 3 is unknown here" in capsys.readouterr().err
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["m.aibit", "unknown.aibit"]
