@@ -131,8 +131,8 @@ def _value(data: bytes, kind: int, is_array: bool, count: int, key: str, positio
         return _text(data, position) if kind == STRING else data
     if count == 0:
         raise _wrong("AIB-E308", f"key {key!r}: an empty array is an array of ints", position)
-    items = list(_split(data, count, key, position))
-    return [_text(item, position) for item in items] if kind == STRING else items
+    items = _split(data, count, key, position)
+    return [_text(item, position) for item in items] if kind == STRING else list(items)
 
 
 def _split(data: bytes, count: int, key: str, position: int) -> Iterable[bytes]:
