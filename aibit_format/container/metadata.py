@@ -129,10 +129,11 @@ def _value(data: bytes, kind: int, is_array: bool, count: int, key: str, positio
         raise _wrong("AIB-E304", f"key {key!r}: unknown type", position, "1 to 5", kind)
     if not is_array:
         return _text(data, position) if kind == STRING else data
-    items = list(_split(data, count, key, position))
-    if not items:
+    items = _split(data, count, key, position)
+    if count == 0:
+        list(items)  # bytes that belong to no item are looked at first
         raise _wrong("AIB-E308", f"key {key!r}: an empty array is an array of ints", position)
-    return [_text(item, position) for item in items] if kind == STRING else items
+    return [_text(item, position) for item in items] if kind == STRING else list(items)
 
 
 def _split(data: bytes, count: int, key: str, position: int) -> Iterable[bytes]:

@@ -19,7 +19,8 @@ KEY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)+")
 
 
 def read_metadata(body: bytes, count: int) -> dict[str, Record]:
-    found, at, strings = {}, 0, 0
+    found: dict[str, Record] = {}
+    before, at, strings = "", 0, 0
     while at < len(body):
         need(len(body) - at >= 16, "AIB-E301", "the head of an entry is cut off")
         key_length, kind, is_array, items, length = struct.unpack_from("<HBBIQ", body, at)
@@ -27,7 +28,7 @@ def read_metadata(body: bytes, count: int) -> dict[str, Record]:
         need(key_length <= len(body) - at, "AIB-E301", "a key ends beyond the section")
         key, at = body[at : at + key_length].decode("latin-1"), at + key_length
         need(KEY.fullmatch(key) is not None and len(key) <= 255, "AIB-E302", f"key {key!r}")
-        need(key > max(found, default=""), "AIB-E303", f"key {key!r} after {max(found, default='')!r}")
+        need(key > before, "AIB-E303", f"key {key!r} after {before!r}")
         need(kind in TYPES, "AIB-E304", f"{key}: type {kind}")
         need(length <= len(body) - at, "AIB-E301", f"{key}: ends beyond the section")
         need(is_array <= 1 and (is_array or items == 1), "AIB-E305", f"{key}: is_array {is_array}, count {items}")
@@ -37,7 +38,7 @@ def read_metadata(body: bytes, count: int) -> dict[str, Record]:
         need(strings <= 1 << 20, "AIB-E305", "more than 2^20 strings")
         value = [checked(item, key) for item in values(name, body[at : at + length], items, is_array, key)]
         found[key] = {"type": name, "is_array": bool(is_array), "value": value if is_array else value[0]}
-        at += length
+        before, at = key, at + length
     need(len(found) == count, "AIB-E203", f"{len(found)} metadata entries, and {count} declared")
     return found
 
@@ -50,16 +51,16 @@ def values(name: str, data: bytes, count: int, is_array: int, key: str) -> Itera
             need(name != "bool" or number <= 1, "AIB-E306", f"{key}: bool {number}")
             yield bool(number) if name == "bool" else number
         return
+    at = 0
     for _ in range(count):
+        size = len(data)
         if is_array:
-            need(len(data) >= 4, "AIB-E305", f"{key}: no more room for a length")
-            size, data = int.from_bytes(data[:4], "little"), data[4:]
-        else:
-            size = len(data)
-        need(size <= len(data), "AIB-E305", f"{key}: an item ends beyond its value")
-        yield text(data[:size]) if name == "string" else bytes(data[:size]).hex()
-        data = data[size:]
-    need(not data, "AIB-E305", f"{key}: {len(data)} bytes after the last item")
+            need(len(data) - at >= 4, "AIB-E305", f"{key}: no more room for a length")
+            size, at = int.from_bytes(data[at : at + 4], "little"), at + 4
+        need(size <= len(data) - at, "AIB-E305", f"{key}: an item ends beyond its value")
+        item, at = data[at : at + size], at + size
+        yield text(item) if name == "string" else item.hex()
+    need(at == len(data), "AIB-E305", f"{key}: {len(data) - at} bytes after the last item")
 
 
 def checked(value: Any, key: str) -> Any:
