@@ -122,6 +122,8 @@ def _is_same(found: Any, wanted: Any) -> bool:
         return type(found) is type(wanted) and found == wanted
     if math.isnan(a) or math.isnan(b):
         return math.isnan(a) and math.isnan(b)
+    if isinstance(b, float):  # any digits will do that stand for this number, also without a point
+        a = float(a)
     return a == b and (a != 0 or math.copysign(1, a) == math.copysign(1, b))
 
 
