@@ -6,6 +6,7 @@ configuration is built from them, and tensors are counted while a model is.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,15 +15,19 @@ from typing import Any
 from ..errors import LoadError
 
 # The first expression that is found in a key says how large its numbers may be, unless the file has more tensors (for
-# what becomes modules) or a larger one (for what becomes a size).
+# what becomes modules) or a larger one (for what becomes a size of tensors). The numbers are above what any model has
+# whose tensors are smaller.
 _BOUNDS = tuple(
     (re.compile(expression), most, of)
     for expression, most, of in (
         (r"num_labels|num_classes", 1 << 17, "largest"),  # each has a name in a list
         (r"layers?$|depths?$|blocks?$|stages?$", 1000, "tensors"),
+        (r"_ids?$|_token$|_index$|theta|rate|pixels|seed", 1 << 31, "largest"),
         (r"position|length|context|ctx|window", 1 << 24, "largest"),  # become buffers
-        (r"dim|size|hidden|inner|emb|vocab|token|_ids?$|channel|feature|patch|frame|bins|mels|fft|rate|codes|points",
-         1 << 31, "largest"),
+        (r"image|frame", 1024, "side"),  # whose square some constructors go through
+        (r"vocab|token", 1 << 20, "largest"),
+        (r"hidden|dim|emb", 1 << 16, "side"),
+        (r"size|patch|inner|channel|feature|bins|mels|fft|codes|points", 1 << 16, "largest"),
         (r"^n_|^num_|_num_|layer|depth|block|stage|level|group|codebook|repeat|steps", 1 << 16, "tensors"),
         (r"", 1 << 31, "largest"),
     )
@@ -45,6 +50,11 @@ class Limits:
         """Return the limits for a file whose tensors have so many elements each."""
         found = list(sizes)
         return cls(len(found), max(found, default=0))
+
+    @property
+    def side(self) -> int:
+        """Return the side of a square matrix of as many elements as the largest tensor has."""
+        return math.isqrt(self.largest)
 
     @property
     def most_tensors(self) -> int:
