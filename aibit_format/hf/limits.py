@@ -22,12 +22,12 @@ _BOUNDS = tuple(
     for expression, most, of in (
         (r"num_labels|num_classes", 1 << 17, "largest"),  # each has a name in a list
         (r"layers?$|depths?$|blocks?$|stages?$", 1000, "tensors"),
-        (r"_ids?$|_token$|_index$|theta|rate|pixels|seed", 1 << 31, "largest"),
-        (r"position|length|context|ctx|window", 1 << 24, "largest"),  # become buffers
-        (r"image|frame", 1024, "side"),  # whose square some constructors go through
+        (r"_ids?$|_token$|_index$|theta|rate|pixels|pinpoints|seed", 1 << 31, "largest"),
+        (r"position|length|context|ctx|window|chunk|sample|audio", 1 << 24, "largest"),  # become buffers
+        (r"image|num_frames", 1024, "side"),  # whose square some constructors go through
         (r"vocab|token", 1 << 20, "largest"),
         (r"hidden|dim|emb", 1 << 16, "side"),
-        (r"size|patch|inner|channel|feature|bins|mels|fft|codes|points", 1 << 16, "largest"),
+        (r"size|patch|frame|inner|channel|feature|bins|mels|fft|codes|points", 1 << 16, "largest"),
         (r"^n_|^num_|_num_|layer|depth|block|stage|level|group|codebook|repeat|steps", 1 << 16, "tensors"),
         (r"", 1 << 31, "largest"),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from aibit_format.errors import LoadError
@@ -51,3 +53,11 @@ def test_a_model_with_buffers_far_larger_than_its_file_is_not_built():
     config = {"model_type": "gptj", "n_positions": 1 << 24, "n_embd": 64, "n_head": 2, "n_layer": 1, "vocab_size": 9}
     with pytest.raises(LoadError, match=r"its buffers would have .* bytes, and at most 268435456"):
         empty_model(build_config(config, LIMITS), "GPTJForCausalLM", LIMITS)
+
+
+@pytest.mark.parametrize("model_type", ["llava_onevision", "llava_next", "moss_transcribe_diarize", "gemma3", "llama4"])
+def test_what_real_models_have_is_believed(model_type):
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = json.loads(CONFIG_MAPPING[model_type]().to_json_string(use_diff=False))
+    Limits(tensors=300, largest=1 << 27).check(config)
