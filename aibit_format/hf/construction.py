@@ -85,7 +85,6 @@ class OnMeta(TorchFunctionMode):
             options.pop("device", None)
             if func in _floats() and options.get("dtype") is None:
                 options["dtype"] = self._dtype
-        if made:
             self._left -= 1
             if self._left < 0:
                 raise LoadError(f"more than {self._most} tensors, which the file has not")

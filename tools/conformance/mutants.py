@@ -33,9 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from tools import ROOT
-from tools.conformance import mutants_c, mutants_python
+from tools.conformance import corpus, mutants_c, mutants_python
 
-CORPUS = ROOT / "fixtures"
 SOURCES = ROOT / "tools" / "conformance"
 ENOUGH = 0.97  # of the faults that are not equivalent
 VALID = ""  # the place of a code
@@ -91,29 +90,16 @@ def copied(reader: str, folder: Path, mutant: Mutant | None) -> Path:
 # The corpus
 
 
-def corpus(folder: Path) -> dict[Path, str | None]:
+def fixtures(folder: Path) -> dict[Path, str | None]:
     """Return the path of every fixture and its code, None for a good one; the smallest files come first.
 
     The code of those that are valid, and whose values alone are refused, is ``VALID``: they have no twins.
 
     Files that are stored without a run of zeros are put together in ``folder``.
     """
-    found: dict[Path, str | None] = {path.with_suffix(".aibit"): None for path in (CORPUS / "container").glob("*.json")}
-    for entry in json.loads((CORPUS / "bad" / "index.json").read_text("utf-8")):
-        path = CORPUS / "bad" / entry["file"]
-        path = _with_hole(path, folder, **entry["hole"]) if "hole" in entry else path
-        found[path] = VALID if entry["level"] == "decode" else entry["code"]
+    found: dict[Path, str | None] = {path: None for path in corpus.GOOD if path.parent == corpus.FIXTURES / "container"}
+    found.update((case.path, VALID if case.level == "decode" else case.code) for case in corpus.bad(folder))
     return dict(sorted(found.items(), key=lambda item: item[0].stat().st_size))
-
-
-def _with_hole(path: Path, folder: Path, offset: int, length: int) -> Path:
-    data, whole = path.read_bytes(), folder / path.name
-    with whole.open("wb") as out:
-        out.write(data[:offset])
-        out.truncate(offset + length)
-        out.seek(offset + length)
-        out.write(data[offset:])
-    return whole
 
 
 def caught_by(says: Says, wanted: Mapping[Path, str]) -> tuple[Path, str] | None:
@@ -278,7 +264,7 @@ def results(reader: str, names: list[str] | None = None) -> Iterator[Result]:
     rows = table(reader)
     chosen = [rows[name] for name in names] if names else list(rows.values())
     with tempfile.TemporaryDirectory() as folder:
-        yield from RESULTS[reader](chosen, corpus(Path(folder)), Path(folder))
+        yield from RESULTS[reader](chosen, fixtures(Path(folder)), Path(folder))
 
 
 def main(arguments: list[str]) -> int:
