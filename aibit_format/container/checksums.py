@@ -1,20 +1,22 @@
 """Computes checksums: xxh3_64 over 1 MiB leaves, and an xxh3_128 root that also covers the leaf table.
 
 They detect damage, not malice: anyone can compute them (the spec's security chapter says what a signature adds).
-xxhash releases the GIL, so leaves are hashed by as many threads as there are cores.
+Strong leaves are the SHA-256 of the same bytes, which nobody can find other bytes for. Both hash functions release the
+GIL, so leaves are hashed by as many threads as there are cores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import xxhash
 
 from .. import native
 from ..native.cores import usable_cores
-from .layout import LEAF
+from .layout import LEAF, SHA256_SIZE
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -61,6 +63,52 @@ def leaves(region: np.ndarray, which: Iterable[int] | None = None, jobs: int | N
         return [leaf(region[i * LEAF : (i + 1) * LEAF].data) for i in indices]
 
     return np.array(in_threads(batch, wanted, jobs), dtype=np.uint64)
+
+
+def strong_leaves(region: np.ndarray, jobs: int | None = None) -> np.ndarray:
+    """Compute the SHA-256 of each of a region's leaves, u8 [number of leaves, 32]; see ``leaves``."""
+    from hashlib import sha256  # slow to import, and seldom needed
+
+    def batch(starts: Sequence[int]) -> list[bytes]:
+        return [sha256(region[start : start + LEAF].data).digest() for start in starts]
+
+    found = b"".join(in_threads(batch, range(0, len(region), LEAF), jobs))
+    return np.frombuffer(found, np.uint8).reshape(-1, SHA256_SIZE)
+
+
+class _Hash(Protocol):
+    def __call__(self, region: np.ndarray, *, jobs: int | None = None) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LeafTable:
+    """Hold what all leaves of a file should hash to, by one hash function.
+
+    Args:
+        digests: one for each leaf, u64 [leaves] or u8 [leaves, bytes].
+        compute: ``leaves`` or ``strong_leaves``.
+    """
+
+    digests: np.ndarray
+    compute: _Hash
+
+    def wrong(self, first: int, data: np.ndarray, jobs: int | None = None) -> Iterator[tuple[int, str, str]]:
+        """Yield (leaf, expected, found) for each leaf that is not as it should be, digests in hex.
+
+        Args:
+            first: the leaf that ``data`` begins with.
+            data: u8 [n], whole leaves, though the last may be the shorter one at the end of a region.
+            jobs: threads; as many as there are cores to use by default.
+        """
+        found = self.compute(data, jobs=jobs)
+        expected = self.digests[first : first + len(found)]
+        equal = expected == found
+        for i in np.flatnonzero(~(equal if equal.ndim == 1 else equal.all(1))).tolist():
+            yield first + i, _hex(expected[i]), _hex(found[i])
+
+
+def _hex(digest: np.ndarray | np.integer) -> str:
+    return digest.tobytes().hex() if isinstance(digest, np.ndarray) else f"{int(digest):016x}"
 
 
 def in_threads(

@@ -48,6 +48,7 @@ MAX_SECTIONS = 64
 MAX_RANK = 8
 MAX_NAME = 255
 MAX_SHARDS = 99_999  # files of one model: the most that five digits can number
+MAX_SLACK = 16 << 20
 
 # Feature words: no bit has a meaning in version 1.0.
 KNOWN_INCOMPATIBLE = 0
@@ -55,15 +56,28 @@ KNOWN_INCOMPATIBLE = 0
 # Section kinds, in file order. Kinds from 0x8000 up are private and never critical for others.
 SECTIONS = {1: "metadata", 2: "schemes", 3: "documents", 4: "tensors", 5: "planes", 6: "strings", 7: "leaves"}
 SECTION_CRITICAL = 1
-# An optional section, never critical: a reader that does not check signatures skips it.
-SIGNATURES = 8
-SECTION_NAMES = {**SECTIONS, SIGNATURES: "signatures"}
+# Optional sections, never critical: a reader of 1.0 skips those that came with 1.1. Kind 9 stays without a meaning.
+SIGNATURES = 8  # over the content of the whole file
+STRONG_LEAVES = 10
+FRONT_SIGNATURES = 11  # over header and front matter, which hold the strong leaves
+SLACK = 12
+SECTION_NAMES = {
+    **SECTIONS,
+    SIGNATURES: "signatures",
+    STRONG_LEAVES: "strong_leaves",
+    FRONT_SIGNATURES: "front_signatures",
+    SLACK: "slack",
+}
 
 SIGNATURE_ROOM = 8  # records in the section, used or not, so that adding a signature changes nothing already signed
-ED25519 = 1  # the only algorithm
+ED25519 = 1  # algorithm: Ed25519 over the content digest
+ED25519_FRONT = 2  # algorithm: Ed25519 over the front digest
+ALGORITHMS = {SIGNATURES: ED25519, FRONT_SIGNATURES: ED25519_FRONT}  # kind of section -> the algorithm in it
 SHA256_PIECE = 1 << 20  # bytes under one SHA-256 of the content digest
+SHA256_SIZE = 32  # bytes of a strong leaf
 CONTENT_DOMAIN = b"aibit content".ljust(16, b"\0")  # hashed and signed bytes begin with their purpose, so that no
-SIGNED_DOMAIN = b"aibit signature".ljust(16, b"\0")  # digest or signature of one kind can pass for another's
+FRONT_DOMAIN = b"aibit front".ljust(16, b"\0")  # digest or signature of one kind can pass for another's
+SIGNED_DOMAIN = b"aibit signature".ljust(16, b"\0")
 DETACHED_MAGIC = b"\x89aibsig1\r\n\x1a\n"
 
 TENSOR_ALIAS = 1
@@ -202,7 +216,7 @@ PLANE = c.Struct(
 )
 
 SIGNATURE_RECORD = c.Struct(
-    "algorithm" / c.Int16ul * "1: Ed25519 (RFC 8032); 0 in a record that is not used",
+    "algorithm" / c.Int16ul * "1, 2: Ed25519 (RFC 8032) over the content digest, the front digest; 0 if it is not used",
     "reserved" / c.Bytes(6) * "zero",
     "key" / c.Bytes(32) * "the public key, raw: it says whose the signature claims to be, and makes nobody trusted",
     "signature" / c.Bytes(64) * "of the signed message",
@@ -211,7 +225,7 @@ SIGNATURE_RECORD = c.Struct(
 SIGNED_MESSAGE = c.Struct(
     "domain" / c.Bytes(16) * "`aibit signature` in ASCII, and a zero",
     "key" / c.Bytes(32) * "the public key of the record",
-    "content" / c.Bytes(32) * "the content digest of the file",
+    "digest" / c.Bytes(32) * "the digest of the file that the algorithm of the record names",
 )
 
 DETACHED = c.Struct(

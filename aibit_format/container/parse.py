@@ -5,6 +5,7 @@ It checks only what must hold for the tables to be found at all; ``validate.chec
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +101,8 @@ def read_front_matter(head: bytes, header: Header, front_matter: bytes) -> FileI
     for kind, flags, count, body in _sections(header, front_matter):
         name = layout.SECTIONS.get(kind)
         if name is None:
-            if kind == layout.SIGNATURES:
-                signatures.read_section(body, count)
+            if kind in _OPTIONAL:
+                _OPTIONAL[kind](kind, count, body, {section.kind for section in extra})
             extra.append(ExtraSection(kind, flags, count, bytes(body)))
             continue
         if name in _RECORDS and count * _RECORDS[name].itemsize != len(body):
@@ -171,6 +172,39 @@ def _sections(header: Header, front_matter: bytes) -> list[tuple[int, int, int, 
     if any(view[position:]):
         raise _bad("AIB-E209", "padding between sections is not zero", HEADER_SIZE + position)
     return sections
+
+
+def _check_signatures(kind: int, count: int, body: memoryview, before: Collection[int]) -> None:
+    signatures.read_section(kind, body, count)
+    if kind == layout.FRONT_SIGNATURES and layout.STRONG_LEAVES not in before:
+        raise _bad("AIB-E604", "signatures of the front matter, and no strong leaves in it: they cover no weights")
+    if kind == layout.FRONT_SIGNATURES and layout.SIGNATURES in before:
+        raise _bad("AIB-E604", "signatures of both kinds")
+
+
+def _check_strong_leaves(kind: int, count: int, body: memoryview, before: Collection[int]) -> None:
+    if count * layout.SHA256_SIZE != len(body):
+        expected = count * layout.SHA256_SIZE
+        raise _bad("AIB-E601", "section strong_leaves: bytes for the digests", None, expected, len(body))
+
+
+def _check_slack(kind: int, count: int, body: memoryview, before: Collection[int]) -> None:
+    if count:
+        raise _bad("AIB-E203", "section slack: count", None, 0, count)
+    if len(body) % layout.ALIGNMENT or len(body) > layout.MAX_SLACK:
+        limits = f"a multiple of {layout.ALIGNMENT}, at most {layout.MAX_SLACK}"
+        raise _bad("AIB-E204", "section slack: bytes", None, limits, len(body))
+    if np.frombuffer(body, np.uint8).any():
+        raise _bad("AIB-E209", "slack is not zero")
+
+
+# What is checked of sections that not every file has, by their kind, given kind, count, body, and the kinds before it.
+_OPTIONAL: dict[int, Callable[[int, int, memoryview, Collection[int]], None]] = {
+    layout.SIGNATURES: _check_signatures,
+    layout.STRONG_LEAVES: _check_strong_leaves,
+    layout.FRONT_SIGNATURES: _check_signatures,
+    layout.SLACK: _check_slack,
+}
 
 
 def _check_strings(section: str, table: np.ndarray, size: int) -> None:

@@ -21,7 +21,12 @@ from . import layout, parse, validate
 from .layout import dtype_of
 from .metadata import Value
 from .metadata import encode as encode_metadata
-from .tables import FileInfo
+from .tables import ExtraSection, FileInfo
+
+# Bytes of slack for changes of metadata and names, beside those for strong leaves and signatures.
+ROOM = 4096
+# Bytes that the first signature takes: its section, and two more entries of the section table.
+_SIGNATURES = layout.SIGNATURE_ROOM * layout.SIGNATURE_RECORD.sizeof() + layout.ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,12 @@ def plan(
     metadata: Mapping[str, Value],
     document_sizes: Mapping[str, int],
     alignment: int = layout.DEFAULT_ALIGNMENT,
+    front_matter_length: int | None = None,
 ) -> FileInfo:
     """Plan a file of these tensors and documents (name -> length), complete except for its digests.
 
-    The result is what a reader finds in the file, with its ``placement``: nothing is planned or placed again.
+    The result is what a reader finds in the file, with its ``placement``: nothing is planned or placed again. For
+    ``front_matter_length`` see ``placed``.
 
     Raises:
         FormatError: the plan breaks a rule, so that a reader would refuse the file.
@@ -105,22 +112,51 @@ def plan(
         tensor_table=tensor_table, plane_table=plane_table, strings=names.bytes(),
         leaves=np.zeros(0, np.uint64), file_size=0, alignment=alignment,
     )  # fmt: skip
-    return placed(info)
+    return placed(info, front_matter_length)
 
 
-def placed(info: FileInfo) -> FileInfo:
-    """Return ``info`` as a reader finds it: with offsets, file size and a leaf table of the right length, all zeros."""
+def placed(info: FileInfo, front_matter_length: int | None = None) -> FileInfo:
+    """Return ``info`` as a reader finds it: with offsets, file size and a leaf table of the right length, all zeros.
+
+    Args:
+        info: the tables; what they say of places is ignored.
+        front_matter_length: as long as this the front matter is made by slack, so that nothing after it moves. Where it
+            needs more, it gets room for changes to come; so it does for 0. With ``None`` it gets no slack.
+    """
     # The leaf table lengthens the front matter, which moves the regions but does not change their lengths.
     total = sum(info.plane_table["length"].tolist())
     if total // layout.LEAF * 8 > layout.MAX_FRONT_MATTER:
         most = layout.MAX_FRONT_MATTER // 8 * layout.LEAF
         raise FormatError(Problem("AIB-E109", "leaf table of the data", expected=f"at most {most} bytes", found=total))
     info = replace(info, leaves=np.zeros(info.placement.leaves, np.uint64))
+    info = _with_slack(info, front_matter_length)
     places = info.placement
     documents, planes = info.document_table.copy(), info.plane_table.copy()
     documents["offset"], planes["offset"] = places.document_offsets, places.plane_offsets
     info = replace(info, document_table=documents, plane_table=planes, file_size=places.data_end)
     return as_read(info)[0]
+
+
+def _with_slack(info: FileInfo, front_matter_length: int | None) -> FileInfo:
+    """Return ``info`` with the slack that makes its front matter so long; see ``placed``."""
+    others = tuple(extra for extra in info.extra if extra.kind < layout.SLACK)
+    later = tuple(extra for extra in info.extra if extra.kind > layout.SLACK)
+    without = replace(info, extra=others + later)
+    if front_matter_length in (None, without.front_matter_length):
+        return without
+
+    def slack(length: int) -> FileInfo:
+        return replace(info, extra=(*others, ExtraSection(layout.SLACK, 0, 0, bytes(length)), *later))
+
+    least = slack(0).front_matter_length
+    length = front_matter_length - least
+    if not 0 <= length <= layout.MAX_SLACK:
+        kinds = {extra.kind for extra in others}
+        strong = 0 if layout.STRONG_LEAVES in kinds else len(info.leaves) * layout.SHA256_SIZE
+        signatures = 0 if layout.FRONT_SIGNATURES in kinds else _SIGNATURES
+        most = min(layout.MAX_SLACK, layout.MAX_FRONT_MATTER - least)
+        length = min(layout.align(strong, layout.ALIGNMENT) + signatures + ROOM, max(most, 0))
+    return slack(length)
 
 
 def as_read(info: FileInfo) -> tuple[FileInfo, bytes]:

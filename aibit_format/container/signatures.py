@@ -1,14 +1,16 @@
 """Reads, builds and checks signatures, and computes the digest that they cover. ``file/signing.py`` makes them.
 
-A signature is Ed25519 over the *content digest*: SHA-256 of the whole file except the root, which follows from the
-rest, and the signatures in it. So the same signature works inside the file and beside it, and adding one leaves
+A signature is Ed25519 over one of two digests, by its algorithm. The *front digest* is the SHA-256 of header and front
+matter, with the strong leaves of everything else in it: it is checked on opening, and each leaf when it is read. The
+*content digest*, of files without strong leaves, is that of the whole file. Both leave out the root, which follows from
+the rest, and the signatures over it: so the same signature works inside the file and beside it, and adding one leaves
 existing ones valid. ``cryptography`` is imported when a key is read.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +33,14 @@ _STRETCH = 64 << 20  # bytes read at a time
 
 @dataclass(frozen=True, slots=True, order=True)
 class Signature:
-    """Hold one record: a public key (32 bytes) and what claims to be its signature (64 bytes), not yet checked."""
+    """Hold one record: a public key (32 bytes) and what claims to be its signature (64 bytes), not yet checked.
+
+    ``algorithm`` says which digest was signed: ``layout.ED25519`` or ``layout.ED25519_FRONT``.
+    """
 
     key: bytes
     signature: bytes
+    algorithm: int = layout.ED25519_FRONT
 
     @property
     def key_id(self) -> str:
@@ -47,15 +53,15 @@ def key_id(key: bytes) -> str:
     return f"ed25519:{key.hex()}"
 
 
-def read_section(body: bytes | memoryview, count: int) -> list[Signature]:
-    """Parse the signatures in the body of a section of kind 8.
+def read_section(kind: int, body: bytes | memoryview, count: int) -> list[Signature]:
+    """Parse the signatures in the body of a section of a kind that holds some.
 
     Raises:
         FormatError: AIB-E604.
     """
     if count != layout.SIGNATURE_ROOM:
-        raise _bad("section signatures: count", layout.SIGNATURE_ROOM, count)
-    return _records(body, count, spare=True)
+        raise _bad(f"section {layout.SECTION_NAMES[kind]}: count", layout.SIGNATURE_ROOM, count)
+    return _records(body, count, {layout.ALGORITHMS[kind]}, spare=True)
 
 
 def read_detached(data: bytes | memoryview) -> list[Signature]:
@@ -67,10 +73,11 @@ def read_detached(data: bytes | memoryview) -> list[Signature]:
     size = layout.DETACHED.sizeof()
     if bytes(data[: len(layout.DETACHED_MAGIC)]) != layout.DETACHED_MAGIC or len(data) < size:
         raise _bad("no file of detached signatures", layout.DETACHED_MAGIC.hex(), bytes(data[:12]).hex())
-    return _records(data[size:], layout.DETACHED.parse(bytes(data[:size])).count, spare=False)
+    count = layout.DETACHED.parse(bytes(data[:size])).count
+    return _records(data[size:], count, {*layout.ALGORITHMS.values()}, spare=False)
 
 
-def _records(data: bytes | memoryview, count: int, *, spare: bool) -> list[Signature]:
+def _records(data: bytes | memoryview, count: int, algorithms: Collection[int], *, spare: bool) -> list[Signature]:
     """Parse ``count`` records. With ``spare``, unused ones are allowed: they are all zero and follow the others."""
     if not 1 <= count <= layout.SIGNATURE_ROOM or len(data) != count * _RECORD.itemsize:
         limit = f"{_RECORD.itemsize} for each of 1 to {layout.SIGNATURE_ROOM} signatures"
@@ -80,11 +87,11 @@ def _records(data: bytes | memoryview, count: int, *, spare: bool) -> list[Signa
     rows = table[: len(used)]
     if not len(rows) or any(table[len(rows) :].tobytes()) or not (spare or len(rows) == count):
         raise _bad("signatures must be there, and records that are not used must be zero and follow them")
-    if any(rows["algorithm"] != layout.ED25519):
-        raise _bad("signature algorithm", layout.ED25519, int(rows["algorithm"].max()))
+    if other := sorted({*rows["algorithm"].tolist()} - {*algorithms}):
+        raise _bad("signature algorithm", " or ".join(map(str, sorted(algorithms))), other[0])
     if any(rows["reserved"].tobytes()):
         raise _bad("reserved bytes of a signature are not zero")
-    found = [Signature(row["key"].tobytes(), row["signature"].tobytes()) for row in rows]
+    found = [Signature(r["key"].tobytes(), r["signature"].tobytes(), int(r["algorithm"])) for r in rows]
     keys = [signature.key for signature in found]
     if keys != sorted(set(keys)):
         raise _bad("keys of signatures are not strictly increasing")
@@ -111,12 +118,16 @@ def _packed(found: Iterable[Signature]) -> bytes:
     found = sorted(found)
     if not 1 <= len(found) <= layout.SIGNATURE_ROOM:
         raise SigningError(f"{len(found)} signatures; a file has room for 1 to {layout.SIGNATURE_ROOM}")
-    fixed = {"algorithm": layout.ED25519, "reserved": bytes(6)}
-    return b"".join(layout.SIGNATURE_RECORD.build({**fixed, "key": s.key, "signature": s.signature}) for s in found)
+    return b"".join(
+        layout.SIGNATURE_RECORD.build(
+            {"algorithm": s.algorithm, "reserved": bytes(6), "key": s.key, "signature": s.signature}
+        )
+        for s in found
+    )
 
 
 def content_digest(read: Read, size: int, unsigned: list[tuple[int, int]], jobs: int | None = None) -> bytes:
-    """Compute the 32 bytes that a file's signatures cover: SHA-256 of a domain, the size and each MiB's SHA-256.
+    """Compute the 32 bytes that signatures over a whole file cover: SHA-256 of a domain, its size, each MiB's SHA-256.
 
     Args:
         read: returns bytes of the file, given an offset and a length.
@@ -146,27 +157,31 @@ def content_digest(read: Read, size: int, unsigned: list[tuple[int, int]], jobs:
     return total.digest()
 
 
-def message(key: bytes, content: bytes) -> bytes:
-    """Build the message that is signed for a file with this content digest by the owner of the public ``key``."""
-    return layout.SIGNED_MESSAGE.build({"domain": layout.SIGNED_DOMAIN, "key": key, "content": content})
+def message(key: bytes, digest: bytes) -> bytes:
+    """Build the message that is signed for a file with this digest by the owner of the public ``key``."""
+    return layout.SIGNED_MESSAGE.build({"domain": layout.SIGNED_DOMAIN, "key": key, "digest": digest})
 
 
-def verifies(found: Signature, content: bytes) -> bool:
-    """Verify that the signature was made by its key over this content digest."""
+def verifies(found: Signature, digest: bytes) -> bool:
+    """Verify that the signature was made by its key over this digest, which its algorithm names."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        Ed25519PublicKey.from_public_bytes(found.key).verify(found.signature, message(found.key, content))
+        Ed25519PublicKey.from_public_bytes(found.key).verify(found.signature, message(found.key, digest))
     except (InvalidSignature, ValueError):
         return False
     return True
 
 
-def check(found: list[Signature], keys: Mapping[bytes, str], content: Callable[[], bytes]) -> Signature:
-    """Return the first signature by one of these keys that verifies. ``content`` computes the content digest.
+def check(found: list[Signature], keys: Mapping[bytes, str], digest: Callable[[int], bytes]) -> Signature:
+    """Return a signature by one of these keys that verifies.
 
-    It is called only if a signature claims to be by one of the keys.
+    Args:
+        found: the signatures of a file.
+        keys: public keys that are trusted, raw -> where they come from.
+        digest: computes the digest that an algorithm names. It is called only for signatures that claim to be by one
+            of the keys, and for the front digest, which costs little, first.
 
     Raises:
         FormatError: AIB-E606: none claims to be by one of the keys; AIB-E605: those that do, do not verify.
@@ -177,12 +192,18 @@ def check(found: list[Signature], keys: Mapping[bytes, str], content: Callable[[
         raise FormatError(
             Problem("AIB-E606", "a signature is demanded", expected=f"one by {_listed(keys)}", found=there)
         )
-    digest = content()
-    for signature in claimed:
-        if verifies(signature, digest):
+    digests: dict[int, bytes] = {}
+    for signature in sorted(claimed, key=lambda signature: -signature.algorithm):
+        if signature.algorithm not in digests:
+            digests[signature.algorithm] = digest(signature.algorithm)
+        if verifies(signature, digests[signature.algorithm]):
             return signature
     what = f"signature does not verify: this file is not what was signed with {_listed(s.key for s in claimed)}"
-    raise FormatError(Problem("AIB-E605", what, found=f"content digest {digest.hex()}"))
+    computed = ", ".join(f"{_DIGESTS[algorithm]} {digest.hex()}" for algorithm, digest in digests.items())
+    raise FormatError(Problem("AIB-E605", what, found=computed))
+
+
+_DIGESTS = {layout.ED25519: "content digest", layout.ED25519_FRONT: "front digest"}
 
 
 def _listed(keys: Iterable[bytes]) -> str:

@@ -132,11 +132,37 @@ class FileInfo:
     @property
     def signatures(self) -> list[Signature]:
         """Return the signatures in the file, unchecked."""
-        return [found for e in self.extra if e.kind == layout.SIGNATURES for found in read_section(e.data, e.count)]
+        return [
+            found
+            for kind in layout.ALGORITHMS
+            if (section := self.section(kind)) is not None
+            for found in read_section(kind, section.data, section.count)
+        ]
+
+    def section(self, kind: int) -> ExtraSection | None:
+        """Return the section of a kind that not every file has."""
+        return next((extra for extra in self.extra if extra.kind == kind), None)
+
+    @property
+    def strong_leaves(self) -> np.ndarray | None:
+        """Return the SHA-256 of each leaf, u8 [leaves, 32]; ``None`` if the file does not have them."""
+        found = self.section(layout.STRONG_LEAVES)
+        return None if found is None else np.frombuffer(found.data, np.uint8).reshape(-1, layout.SHA256_SIZE)
+
+    def front_digest(self) -> bytes:
+        """Compute the 32 bytes that a signature of header and front matter covers.
+
+        It is the SHA-256 of a domain, the header up to the root, and the front matter with zeros for such signatures.
+        """
+        from hashlib import sha256  # slow to import, and seldom needed
+
+        blank = (replace(e, data=bytes(len(e.data))) if e.kind == layout.FRONT_SIGNATURES else e for e in self.extra)
+        front_matter = replace(self, extra=tuple(blank)).front_matter()
+        return sha256(layout.FRONT_DOMAIN + self.header(front_matter)[:ROOT_OFFSET] + front_matter).digest()
 
     @property
     def unsigned(self) -> list[tuple[int, int]]:
-        """Return the ranges (start, end) of the file that no signature covers: the root and the signatures."""
+        """Return the ranges (start, end) of the file that no content digest covers: the root, and its signatures."""
         found = [(ROOT_OFFSET, HEADER_SIZE)]
         if self.extra and self.extra[0].kind == layout.SIGNATURES:  # the lowest kind that can be here
             start = HEADER_SIZE + self._known_length

@@ -318,6 +318,8 @@ def _places(info: FileInfo, size: int) -> Iterator[Problem]:
         yield Problem("AIB-E108", "file size in the header", offset=16, expected=size, found=info.file_size)
     if len(info.leaves) != placed.leaves:
         yield Problem("AIB-E601", "number of leaves", expected=placed.leaves, found=len(info.leaves))
+    if (strong := info.strong_leaves) is not None and len(strong) != placed.leaves:
+        yield Problem("AIB-E601", "number of strong leaves", expected=placed.leaves, found=len(strong))
 
 
 def _plane_places(info: FileInfo, placed: Placement, size: int) -> Iterator[Problem]:

@@ -43,5 +43,5 @@ def _front(file: File) -> Iterator[str]:
     if info.compatible:
         yield f"feature bits {info.compatible:#x} have no meaning in this version"
     for extra in info.extra:
-        if extra.kind != layout.SIGNATURES:
+        if extra.kind not in layout.SECTION_NAMES:
             yield f"a section of kind {extra.kind}, which this version does not know"

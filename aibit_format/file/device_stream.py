@@ -223,7 +223,7 @@ def _reopened(file: int | None) -> tuple[int | None, int | None]:
 def stream(file: File, layout: ArenaLayout, link: Link, ring: Ring, *, cached: int = 0) -> Streamed:
     """Send the parts of the file's data region in ``layout`` over the link, and return once they have arrived.
 
-    At level "touched" each leaf is checked on its way, in the memory that is sent.
+    If the file checks what is read, each leaf is checked on its way, in the memory that is sent.
 
     Args:
         cached: bytes of the file before this offset stay in the page cache, because they will be used there.
@@ -231,7 +231,7 @@ def stream(file: File, layout: ArenaLayout, link: Link, ring: Ring, *, cached: i
     Raises:
         FormatError: AIB-E602 for damage, naming tensor and offset; AIB-E802 and AIB-E803, see ``DirectReader``.
     """
-    region, check = file.data, file.level == "touched"
+    region, check = file.data, file.checks_reads
     todo = layout.pieces(region, ring.piece, LEAF if check else PAGE)
     taking, stop, source, total = Lock(), Event(), DirectReader(file.storage, cached), Streamed()
 

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
 from ..container import checksums, documents, layout, parse, signatures, validate
+from ..container.checksums import LeafTable
 from ..container.metadata import Value
 from ..container.placement import Region
 from ..container.signatures import Keys, Signature
@@ -29,6 +31,7 @@ from ..schemes.opaque import Opaque
 Level = Literal["structure", "touched", "full"]
 LEVELS = get_args(Level)
 _MUCH = 16 << 20  # bytes of scales
+_MOST_DAMAGE = 10  # leaves that are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,7 @@ class Documents(Mapping[str, memoryview]):
     def __getitem__(self, name: str) -> memoryview:
         info = self._file.tables.documents[name]
         with still(self._file.storage) as storage:
-            self._file.check_leaves(info.offset, info.length, storage)
-            return memoryview(storage.read_at(info.offset, info.length).tobytes())
+            return memoryview(self._file.read_checked(info.offset, info.length, storage).tobytes())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file.tables.document_names)
@@ -75,12 +77,14 @@ class File:
             of a plane when it is first read; ``"full"`` checks every byte before this returns. Documents are
             checked against their digests when read, at every level.
         signed_by: public keys (PEM files, folders of ``*.pub``) of which one must have signed the file, inside it or
-            in ``FILE.sig``; by default those in the environment variable ``AIBIT_SIGNED_BY``, if it is set. Checking
-            this reads every byte. A file at a URL is refused then: each read asks the server again.
+            in ``FILE.sig``; by default those in the environment variable ``AIBIT_SIGNED_BY``, if it is set. Where the
+            signature is over header and front matter, every byte is checked against its strong leaf when it is read,
+            at every level. One over the whole file reads all of it now, and cannot be used at a URL, where each read
+            asks the server again.
 
     Raises:
         FormatError: the file breaks a rule of the specification; ``.code`` says which.
-        SigningError: keys are demanded, but cannot be read, or the file is at a URL.
+        SigningError: keys are demanded, but cannot be read, or the file is at a URL and was signed as a whole.
     """
 
     def __init__(
@@ -96,7 +100,9 @@ class File:
         self.level: Level = verify
         self.tables, self._root = read_info(self.storage)
         self._placed = self.tables.placement
+        self._leaves = LeafTable(self.tables.leaves, checksums.leaves)
         self._checked = np.zeros(len(self.tables.leaves), bool)
+        self.checks_reads = verify == "touched"  # whether planes are checked against their leaves when they are read
         self.signed_by: str | None = None
         if (keys := signatures.demanded(signed_by)) is not None:
             self._check_signature(keys, None)
@@ -175,9 +181,12 @@ class File:
 
     def view(self, plane: Plane) -> np.ndarray:
         """Return a read-only view of ``plane``: one of ``info(name).planes``, or a range of the rows of one."""
-        if self.level == "touched":
-            self.check_leaves(plane.offset, plane.length)
-        return _array(self.storage, plane)
+        return self._array(self.storage, plane)
+
+    def _array(self, storage: Storage, plane: Plane) -> np.ndarray:
+        """Read a plane in its dtype and shape, checked if reads are."""
+        read = partial(self.read_checked, storage=storage) if self.checks_reads else storage.read_at
+        return _shaped(read(plane.offset, plane.length), plane)
 
     def writable(self) -> Self:
         """Return this file, open in memory of its own that tensors may write to, as ``Storage.writable`` gives it.
@@ -193,9 +202,7 @@ class File:
         """Decode the tensor to float32, in its logical shape."""
         info = self.info(name)
         with still(self.storage) as storage:
-            for plane in info.planes if self.level == "touched" else ():
-                self.check_leaves(plane.offset, plane.length, storage)
-            planes = {plane.role: _array(storage, plane) for plane in info.planes}
+            planes = {plane.role: self._array(storage, plane) for plane in info.planes}
             self.check_values(info, planes)
             return info.scheme.decode(planes, info.shape, info.dtype)
 
@@ -206,12 +213,13 @@ class File:
             FormatError: AIB-E602 for damage (with tensor or document and offset), AIB-E603 for padding that is not
                 zero, AIB-E502 for values that no encoder writes, AIB-E503 for codes that none writes.
         """
+        strong = self.tables.strong_leaves
+        tables = [self._leaves] if strong is None else [self._leaves, LeafTable(strong, checksums.strong_leaves)]
         with still(self.storage) as storage:
             for region in self._placed.regions:
-                found = _leaves(storage, region.start, region.end, jobs)
-                bad = np.flatnonzero(found != self.tables.leaves[region.first : region.first + len(found)])
-                if len(bad):
-                    raise FormatError([self._damage(region, int(i), int(found[i])) for i in bad[:10]], self.path)
+                wrong = islice(_wrong(storage, region, tables, jobs), _MOST_DAMAGE)
+                if problems := [self._damage(region, *leaf) for leaf in wrong]:
+                    raise FormatError(problems, self.path)
             return self._verify_contents(storage, jobs)
 
     def verify_rest(self) -> Verified:
@@ -262,12 +270,25 @@ class File:
         return self.tables.signatures
 
     def content_digest(self, jobs: int | None = None) -> bytes:
-        """Compute the digest that signatures cover: 32 bytes, by SHA-256 over the file."""
+        """Compute the digest that signatures over the whole file cover: 32 bytes, by SHA-256."""
         with still(self.storage) as storage:
             return signatures.content_digest(storage.read_at, storage.size, self.tables.unsigned, jobs)
 
+    def strong_leaves(self, jobs: int | None = None) -> np.ndarray:
+        """Return the SHA-256 of each leaf, u8 [leaves, 32], from the file, or computed where it does not have them."""
+        if (stated := self.tables.strong_leaves) is not None:
+            return stated
+        with still(self.storage) as storage:
+            found = [np.zeros((0, layout.SHA256_SIZE), np.uint8)]
+            for region in self._placed.regions:
+                found += (checksums.strong_leaves(data, jobs) for _, data in _pieces(storage, region))
+        return np.concatenate(found)
+
     def check_signature(self, keys: Keys, detached: Path | None = None) -> str:
         """Check that one of the public ``keys`` has signed the file; returns the key.
+
+        Where the signature is over header and front matter, what is read from then on is checked against its strong
+        leaf.
 
         Args:
             keys: PEM files, or folders of ``*.pub``.
@@ -281,20 +302,32 @@ class File:
         return self._check_signature(signatures.public_keys(keys), detached)
 
     def _check_signature(self, keys: Mapping[bytes, str], detached: Path | None) -> str:
-        if not isinstance(self.storage, (Mapped, InMemory)):
-            raise SigningError(
-                f"{self.path}: a signature is demanded, and the server may send other bytes later than those that were "
-                "checked; download the file and open that"
-            )
         try:
             found = self.signatures if detached is None else _detached(detached)
             beside = f"{self.path}{signatures.SUFFIX}" if self.path else ""
             if detached is None and not any(s.key in keys for s in found) and os.path.lexists(beside):
                 found = _detached(beside)
-            self.signed_by = signatures.check(found, keys, self.content_digest).key_id
+            signature = signatures.check(found, keys, self._signed_digest)
         except FormatError as error:
             raise (error if error.path or not self.path else error.at(self.path)) from None
+        if signature.algorithm == layout.ED25519_FRONT and (strong := self.tables.strong_leaves) is not None:
+            self._leaves, self.checks_reads = LeafTable(strong, checksums.strong_leaves), True
+            self._checked[:] = False
+        self.signed_by = signature.key_id
         return self.signed_by
+
+    def _signed_digest(self, algorithm: int) -> bytes:
+        """Compute the digest that signatures of this algorithm cover."""
+        if algorithm == layout.ED25519_FRONT:
+            if self.tables.strong_leaves is None:
+                raise FormatError(Problem("AIB-E605", "a signature of the front matter, and no strong leaves in it"))
+            return self.tables.front_digest()
+        if not self.storage.fixed:
+            raise SigningError(
+                f"{self.path}: its signature is over the whole file, and the server may send other bytes later than "
+                "those that were checked; download the file and open that, or sign it again with this version"
+            )
+        return self.content_digest()
 
     def check_known(self, info: TensorInfo) -> None:
         """Raise FormatError AIB-E404 or AIB-E406 if the tensor's dtype or scheme is not known here."""
@@ -330,6 +363,26 @@ class File:
                     raise FormatError(_bad_plane("AIB-E503", info, role, reason), self.path)
         return []
 
+    def read_checked(self, offset: int, length: int, storage: Storage) -> np.ndarray:
+        """Read bytes, u8 [length], after the leaves that cover them were checked: only once, if they stay the same.
+
+        Args:
+            offset, length: of the bytes.
+            storage: this file's own, or what ``still`` made of it.
+
+        Raises:
+            FormatError: AIB-E602: they are damaged.
+        """
+        if storage.fixed or not length:
+            self.check_leaves(offset, length, None if storage is self.storage else storage)
+            return storage.read_at(offset, length)
+        region = self._placed.region(offset)
+        covering = region.covering(offset, length)
+        start, end = region.leaf(covering[0])[0], region.leaf(covering[-1])[1]
+        data = storage.read_at(start, end - start)
+        self._check(region, covering[0], data)
+        return data[offset - start : offset - start + length]
+
     def check_leaves(self, offset: int, length: int, storage: Storage | None = None) -> None:
         """Check the leaves that cover these bytes, once each, reading them from ``storage``."""
         if not length:
@@ -338,23 +391,22 @@ class File:
         todo = [i for i in region.covering(offset, length) if not self._checked[region.first + i]]
         if not todo:
             return
-        first, end = todo[0], region.leaf(todo[-1])[1]
+        start, end = region.leaf(todo[0])[0], region.leaf(todo[-1])[1]
         with still(self.storage) if storage is None else nullcontext(storage) as reading:
-            found = _leaves(reading, region.leaf(first)[0], end)
-        for i, value in enumerate(found, first):
-            self._check_leaf(region, i, int(value))
+            step = reading.chunk_size or end - start
+            for at in range(start, end, step):
+                first = (at - region.start) // layout.LEAF
+                self._check(region, first, reading.read_at(at, min(step, end - at)))
 
     def check_brought(self, offset: int, data: np.ndarray) -> None:
         """Check whole leaves of the data region that somebody else has read: ``data`` u8 [n], from ``offset`` on."""
-        first = (offset - self.data.start) // layout.LEAF
-        for i in range(checksums.leaf_count(len(data))):
-            value = checksums.leaf(data[i * layout.LEAF : (i + 1) * layout.LEAF].data)
-            self._check_leaf(self.data, first + i, value)
+        self._check(self.data, (offset - self.data.start) // layout.LEAF, data, jobs=1)
 
-    def _check_leaf(self, region: Region, i: int, value: int) -> None:
-        if value != self.tables.leaves[region.first + i]:
-            raise FormatError(self._damage(region, i, value), self.path)
-        self._checked[region.first + i] = True
+    def _check(self, region: Region, first: int, data: np.ndarray, jobs: int | None = None) -> None:
+        """Check whole leaves of a region, ``data`` u8 [n], of which the first is leaf ``first`` of the region."""
+        for leaf in self._leaves.wrong(region.first + first, data, jobs):
+            raise FormatError(self._damage(region, *leaf), self.path)
+        self._checked[region.first + first : region.first + first + checksums.leaf_count(len(data))] = True
 
     def check_document(self, name: str) -> Any:
         """Check a document's digests and contents, and return its value if it is JSON.
@@ -367,9 +419,9 @@ class File:
         except FormatError as error:
             raise (error if error.path or not self.path else error.at(self.path)) from None
 
-    def _damage(self, region: Region, i: int, found: int) -> Problem:
-        """Describe damage in leaf ``i`` of the region by the first tensor, or else document, that lies in it."""
-        low, high = region.leaf(i)
+    def _damage(self, region: Region, i: int, expected: str, found: str) -> Problem:
+        """Describe damage in leaf ``i`` of the file by the first tensor, or else document, that lies in it."""
+        low, high = region.leaf(i - region.first)
         info = self.tables
         tensor, what = None, "leaf digest"
         for at in np.flatnonzero((info.plane_table["offset"] < high)
@@ -379,9 +431,7 @@ class File:
         else:
             inside = [d.name for d in info.documents.values() if d.offset < high and d.offset + d.length > low]
             what = f"leaf digest of document {inside[0]!r}" if inside else what
-        return Problem(
-            "AIB-E602", what, tensor, None, low, f"{int(info.leaves[region.first + i]):016x}", f"{found:016x}"
-        )
+        return Problem("AIB-E602", what, tensor, None, low, expected, found)
 
     def _check_padding(self, storage: Storage) -> None:
         """Check that every byte that belongs to no document and no plane is zero."""
@@ -426,7 +476,8 @@ class _Asked(Mapping[str, np.ndarray]):
 
     def __getitem__(self, role: str) -> np.ndarray:
         if role not in self._read:
-            self._read[role] = _array(self._storage, self._planes[role])
+            plane = self._planes[role]
+            self._read[role] = _shaped(self._storage.read_at(plane.offset, plane.length), plane)
         return self._read[role]
 
     def __iter__(self) -> Iterator[str]:
@@ -436,16 +487,26 @@ class _Asked(Mapping[str, np.ndarray]):
         return len(self._planes)
 
 
-def _array(storage: Storage, plane: Plane) -> np.ndarray:
-    """Read a plane in its dtype and shape."""
-    return storage.read_at(plane.offset, plane.length).view(storage_of(plane.dtype)).reshape(plane.shape)
+def _shaped(data: np.ndarray, plane: Plane) -> np.ndarray:
+    """Return a plane's bytes in its dtype and shape."""
+    return data.view(storage_of(plane.dtype)).reshape(plane.shape)
 
 
-def _leaves(storage: Storage, start: int, end: int, jobs: int | None = None) -> np.ndarray:
-    """Compute the digests of the leaves from ``start``, where one begins, to ``end``, u64."""
-    step = storage.chunk_size or max(end - start, 1)
-    pieces = (checksums.leaves(storage.read_at(at, min(step, end - at)), jobs=jobs) for at in range(start, end, step))
-    return np.concatenate([np.zeros(0, np.uint64), *pieces])
+def _wrong(
+    storage: Storage, region: Region, tables: Sequence[LeafTable], jobs: int | None
+) -> Iterator[tuple[int, str, str]]:
+    """Yield (leaf, expected, found) for each leaf of a region that is not as one of the tables has it."""
+    for first, data in _pieces(storage, region):
+        for table in tables:
+            yield from table.wrong(first, data, jobs)
+
+
+def _pieces(storage: Storage, region: Region) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the bytes of a region in pieces of whole leaves, each with the leaf of the file that it begins with."""
+    step = storage.chunk_size or max(region.end - region.start, 1)
+    for at in range(region.start, region.end, step):
+        data = storage.read_at(at, min(step, region.end - at))
+        yield region.first + (at - region.start) // layout.LEAF, data
 
 
 def _bad_plane(code: str, info: TensorInfo, role: str, reason: str) -> Problem:

@@ -7,7 +7,7 @@ describe what has changed (W9). No input is ever written to.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..container.metadata import Value
@@ -78,7 +78,8 @@ def edit(
 ) -> list[str]:
     """Write a copy of a model with other metadata or documents; return its paths.
 
-    A sharded model keeps its tensors in the same shards.
+    A sharded model keeps its tensors in the same shards. The front matter keeps its length, as long as the slack in it
+    is enough, so that nothing after it moves.
 
     Args:
         source: a file, or the first of a model's shards.
@@ -109,7 +110,8 @@ def edit(
         if isinstance(file, Sharded):
             place = {name: i for i, name in enumerate(file)}
             parts = [[place[name] for name in part] for part in file.parts]
-        return _write(file, path, values, texts, parts, overwrite, on_progress)
+        lengths = [part.tables.front_matter_length for part in file.parts]
+        return _write(file, path, values, texts, parts, overwrite, on_progress, lengths)
 
 
 def _tensors(file: Opened) -> list[Tensor]:
@@ -125,6 +127,7 @@ def _write(
     parts: sharded_writer.Parts | None,
     overwrite: bool,
     on_progress: Progress | None,
+    front_matter_lengths: Sequence[int] = (),
 ) -> list[str]:
     """Write the file's tensors with these metadata and documents, cut into ``parts``; returns the paths."""
     tensors, sizes = _tensors(file), {name: len(text) for name, text in texts.items()}
@@ -132,7 +135,10 @@ def _write(
     paths = [os.fspath(path)] if parts is None else [shard_path(path, i + 1, len(parts)) for i in range(len(parts))]
     _spare_inputs(file, paths)
     try:
-        out = sharded_writer.writer(path, tensors, metadata, sizes, parts, alignment, overwrite=overwrite)
+        out = sharded_writer.writer(
+            path, tensors, metadata, sizes, parts, alignment,
+            front_matter_lengths=front_matter_lengths, overwrite=overwrite,
+        )  # fmt: skip
     except FormatError as error:  # about the output, not the input
         raise WriteError(f"{paths[0]}: would not be valid: {error.problems[0]}") from error
     done, total = 0, sum(file.info(tensor.name).nbytes for tensor in tensors if tensor.alias_of is None)

@@ -71,8 +71,9 @@ def plan_shards(
     document_sizes: Mapping[str, int],
     parts: Parts,
     alignment: int = layout.DEFAULT_ALIGNMENT,
+    front_matter_lengths: Sequence[int] = (),
 ) -> list[FileInfo]:
-    """Plan the shards of a model, each complete except for its digests; see ``container/plan.py``."""
+    """Plan the shards of a model, each complete except for its digests; see ``writer`` and ``container/plan.py``."""
     count = len(parts)
     if count > layout.MAX_SHARDS:
         raise WriteError(f"{count} shards, at most {layout.MAX_SHARDS}: make them larger")
@@ -82,8 +83,9 @@ def plan_shards(
             {**metadata, **_of_set(parts)} if index == 1 else {"shard.index": index, "shard.count": count},
             document_sizes if index == 1 else {},
             alignment,
+            length,
         )
-        for index, part in enumerate(parts, 1)
+        for index, (part, length) in enumerate(zip(parts, front_matter_lengths or [0] * count, strict=True), 1)
     ]
 
 
@@ -239,13 +241,18 @@ def writer(
     parts: Parts | None,
     alignment: int = layout.DEFAULT_ALIGNMENT,
     *,
+    front_matter_lengths: Sequence[int] = (),
     overwrite: bool = False,
     ranks: Ranks = ALONE,
 ) -> Writer | ShardedWriter:
-    """Create the writer of a model: in the shards that ``parts`` lists, or in one file if it is ``None``."""
+    """Create the writer of a model: in the shards that ``parts`` lists, or in one file if it is ``None``.
+
+    Every file has slack; where ``front_matter_lengths`` are given, one for each file, it is what fills them up.
+    """
     if parts is None:
-        return Writer(path, plan(tensors, metadata, document_sizes, alignment), overwrite=overwrite)
-    plans = plan_shards(tensors, metadata, document_sizes, parts, alignment)
+        (length,) = front_matter_lengths or (0,)
+        return Writer(path, plan(tensors, metadata, document_sizes, alignment, length), overwrite=overwrite)
+    plans = plan_shards(tensors, metadata, document_sizes, parts, alignment, front_matter_lengths)
     return ShardedWriter(path, plans, parts, overwrite=overwrite, ranks=ranks)
 
 

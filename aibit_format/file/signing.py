@@ -1,6 +1,7 @@
 """Makes keys, signed copies of files, and signatures beside files. ``container.signatures`` defines what is signed.
 
-Only files that verify in full are signed. A signed copy is a new file, as the signatures move everything after them.
+Only files that verify in full are signed. A signed copy has strong leaves, and its signatures are over the front matter
+with these in it. They take the place of slack, so that nothing after them moves.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..container import layout, plan, signatures
-from ..container.signatures import Keys, Read, Signature
+from ..container.signatures import Keys, Signature
 from ..container.tables import ExtraSection, FileInfo
 from ..errors import FormatError, Problem, SigningError, WriteError
 from ..io.atomic import AtomicFile, insist
@@ -71,8 +72,8 @@ def sign(
 ) -> list[Signature]:
     """Write a copy of a file that is signed inside, with one private key or several; return its signatures.
 
-    Signatures already in the file are kept. A detached signature of an unsigned file is not valid for its signed copy,
-    nor the other way round: their bytes differ.
+    Signatures of the front matter that are already in the file are kept. Those over the whole content, which version
+    1.0 made, would not be valid for the copy, whose bytes differ; nor is a detached signature of the unsigned file.
 
     Args:
         source: the file; it is verified in full first.
@@ -84,7 +85,8 @@ def sign(
 
     Raises:
         FormatError: the file, or a signature in it, is not valid (AIB-E605).
-        SigningError: a key cannot be used, or there are more signatures than a file has room for.
+        SigningError: a key cannot be used, there are more signatures than a file has room for, or those in the file
+            would no longer be valid.
         WriteError: the copy cannot be written.
     """
     signers = _signers(keys, password)
@@ -95,17 +97,26 @@ def sign(
                 f"{file.path}: a signature inside it would change the root by which the first shard lists it; "
                 f"put one beside it (--detached)"
             )
+        if info.section(layout.SIGNATURES) is not None:
+            raise SigningError(
+                f"{file.path}: holds signatures over the whole file, which would not be valid for a copy with others; "
+                f"put one beside it (--detached), or remove them first: aibit edit FILE -o OUT"
+            )
         kept = [signature for signature in info.signatures if signature.key not in signers]
-        if kept:
-            _all_verify(kept, file)
+        for signature in kept:
+            if not signatures.verifies(signature, info.front_digest()):
+                what = f"the existing signature by {signature.key_id} does not verify"
+                raise FormatError(Problem("AIB-E605", what), file.path)
+        strong = file.strong_leaves()
         # No signature covers the places of signatures, so zeros can hold them until they are made.
-        planned = _with(info, [*kept, *(Signature(key, bytes(64)) for key in signers)])
+        planned = _with(info, strong, [*kept, *(Signature(key, bytes(64)) for key in signers)])
+        planned = plan.placed(planned, info.front_matter_length)
 
-        def put(info: FileInfo, read: Read) -> FileInfo:
+        def put(info: FileInfo) -> FileInfo:
             if not np.array_equal(info.leaves, file.tables.leaves):
                 raise FormatError(Problem("AIB-E802", "file changed while it was copied"), file.path)
-            content = signatures.content_digest(read, info.file_size, info.unsigned)
-            return _with(info, [*kept, *_made(signers, content)], moves=False)
+            made = _made(signers, info.front_digest(), layout.ED25519_FRONT)
+            return _with(info, strong, [*kept, *made])
 
         stored = [tensor for name in file if (tensor := file.info(name)).alias_of is None]
         done, total = 0, sum(tensor.nbytes for tensor in stored)
@@ -123,10 +134,16 @@ def sign(
 def sign_detached(
     source: Path, keys: Keys, path: Path | None = None, *, overwrite: bool = False, password: bytes | None = None
 ) -> list[Signature]:
-    """Sign a file without changing it, into ``path`` (``source`` with ``.sig`` added, by default); see ``sign``."""
+    """Sign a file without changing it, into ``path`` (``source`` with ``.sig`` added, by default); see ``sign``.
+
+    The signatures are over the front matter if the file has strong leaves, and over its whole content otherwise.
+    """
     signers = _signers(keys, password)
     with File(source, verify="full") as file:
-        made = _made(signers, file.content_digest())
+        if file.tables.strong_leaves is None:
+            made = _made(signers, file.content_digest(), layout.ED25519)
+        else:
+            made = _made(signers, file.tables.front_digest(), layout.ED25519_FRONT)
     path = f"{os.fspath(source)}{signatures.SUFFIX}" if path is None else os.fspath(path)
     try:
         with AtomicFile(path, overwrite) as out:
@@ -166,21 +183,17 @@ def _private_key(path: str, password: bytes | None) -> Any:
     return key
 
 
-def _made(signers: Signers, content: bytes) -> list[Signature]:
-    return [Signature(key, sign(signatures.message(key, content))) for key, sign in sorted(signers.items())]
+def _made(signers: Signers, digest: bytes, algorithm: int) -> list[Signature]:
+    made = ((key, sign(signatures.message(key, digest))) for key, sign in sorted(signers.items()))
+    return [Signature(key, signature, algorithm) for key, signature in made]
 
 
-def _with(info: FileInfo, found: Iterable[Signature], *, moves: bool = True) -> FileInfo:
-    """Return the same file with these signatures in it; a new section moves everything after it."""
-    section = ExtraSection(layout.SIGNATURES, 0, layout.SIGNATURE_ROOM, signatures.section(found))
-    others = [extra for extra in info.extra if extra.kind != layout.SIGNATURES]
-    info = replace(info, extra=(section, *others))
-    return plan.placed(info) if moves else info
-
-
-def _all_verify(found: list[Signature], file: File) -> None:
-    content = file.content_digest()
-    for signature in found:
-        if not signatures.verifies(signature, content):
-            what = f"the existing signature by {signature.key_id} does not verify"
-            raise FormatError(Problem("AIB-E605", what), file.path)
+def _with(info: FileInfo, strong: np.ndarray, found: Iterable[Signature]) -> FileInfo:
+    """Return the same file with these strong leaves, u8 [leaves, 32], and signatures in it."""
+    made = (
+        ExtraSection(layout.STRONG_LEAVES, 0, len(strong), strong.tobytes()),
+        ExtraSection(layout.FRONT_SIGNATURES, 0, layout.SIGNATURE_ROOM, signatures.section(found)),
+    )
+    kinds = {section.kind for section in made}
+    others = (extra for extra in info.extra if extra.kind not in kinds)
+    return replace(info, extra=tuple(sorted((*made, *others), key=lambda extra: extra.kind)))

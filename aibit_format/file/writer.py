@@ -23,7 +23,6 @@ from ..container.metadata import Value
 from ..container.metadata import encode as encode_metadata
 from ..container.placement import Region
 from ..container.plan import Tensor, as_read, plan
-from ..container.signatures import Read
 from ..container.tables import HEADER_SIZE, ROOT_OFFSET, FileInfo, Plane, TensorInfo
 from ..dtypes import DTYPES, storage_of
 from ..errors import SchemeError, WriteError
@@ -34,7 +33,7 @@ from ..schemes.base import PlaneSpec, matrix
 
 __all__ = ["Tensor", "Writer", "plan", "write"]
 
-Sign = Callable[[FileInfo, Read], FileInfo]
+Sign = Callable[[FileInfo], FileInfo]
 
 _SYNC_EVERY = 128 << 20  # bytes after which writing to the disk is started, so that little is left at the end
 _MOST_LEAVES = 4  # of a chunk
@@ -173,7 +172,7 @@ class Writer:
     def finish(self, metadata: Mapping[str, Value] | None = None, sign: Sign | None = None) -> FileInfo:
         """Sync the whole file to the disk. ``metadata`` may replace the planned values, but not change their sizes.
 
-        ``sign`` is called with the finished tables and a function that reads bytes, to fill in signatures.
+        ``sign`` is called with the finished tables, to fill in signatures.
 
         Raises:
             WriteError: something planned was not written, or the disk failed.
@@ -192,7 +191,7 @@ class Writer:
                 raise WriteError(f"{self.path}: metadata take more or less room than planned")
             info = self._write_front(info)
             if sign is not None:
-                info = self._write_front(sign(info, lambda offset, length: os.pread(self._file, length, offset)))
+                info = self._write_front(sign(info))
             os.fsync(self._file)
             self._file = -1  # once finished, it is never written to again
         except OSError as error:

@@ -62,6 +62,7 @@ class _Leased:
     """Serve views of the mapping, as long as the lease holds."""
 
     chunk_size = _LEASED
+    fixed = True
 
     def __init__(self, storage: Mapped, lease: int) -> None:
         self.path, self.size = storage.path, storage.size
@@ -88,6 +89,7 @@ class _Copied:
     """Serve copies of the file's bytes."""
 
     chunk_size = _COPIED
+    fixed = True
 
     def __init__(self, storage: Mapped) -> None:
         self.path, self.size = storage.path, storage.size

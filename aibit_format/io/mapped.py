@@ -34,6 +34,7 @@ class Storage(Protocol):
     path: str | None
     size: int
     chunk_size: int  # bytes, whole leaves, to read at a time of a long region; 0: any number, they are views
+    fixed: bool  # whether the same bytes come each time; where not, those that are used have to be those checked
 
     def read_at(self, offset: int, length: int) -> np.ndarray:
         """Read bytes as u8 [length], read-only; a view where the storage can give one."""
@@ -84,6 +85,7 @@ class Mapped:
 
     path: str | None
     chunk_size = 0
+    fixed = True
 
     def __init__(self, path: Path) -> None:
         name = os.fspath(path)
@@ -165,6 +167,7 @@ class InMemory:
 
     path: str | None = None
     chunk_size = 0
+    fixed = True
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self.map = np.frombuffer(data, np.uint8)
@@ -189,7 +192,8 @@ class Copies:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self.path, self.size, self.chunk_size = storage.path, storage.size, storage.chunk_size
+        self.path, self.size = storage.path, storage.size
+        self.chunk_size, self.fixed = storage.chunk_size, storage.fixed
 
     def read_at(self, offset: int, length: int) -> np.ndarray:
         return self._storage.read_at(offset, length).copy()

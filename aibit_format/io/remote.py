@@ -55,6 +55,7 @@ class Ranged:
     """
 
     chunk_size = 64 << 20
+    fixed = False
 
     def __init__(self, url: str) -> None:
         self.path: str | None = url

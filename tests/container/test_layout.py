@@ -25,7 +25,7 @@ OFFSETS = {
     },
     "plane": {"tensor": 0, "role": 4, "dtype": 6, "reserved": 7, "offset": 16, "length": 24, "": 32},
     "signature": {"algorithm": 0, "reserved": 2, "key": 8, "signature": 40, "": 104},
-    "signed message": {"domain": 0, "key": 16, "content": 48, "": 80},
+    "signed message": {"domain": 0, "key": 16, "digest": 48, "": 80},
     "detached signatures": {"magic": 0, "count": 12, "": 16},
 }  # fmt: skip
 

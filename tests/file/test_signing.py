@@ -20,12 +20,25 @@ import aibit_format as aibit
 from aibit_format.cli import main
 from aibit_format.container import signatures
 from aibit_format.errors import AibitError, FormatError, MissingPackageError, SigningError, WriteError
-from aibit_format.file import signing
+from aibit_format.file import rewrite, signing
 from aibit_format.file.reader import File
-from tests.support.signed_files import GOOD, RECORD, code_of, content_digest_of, section_of, with_section
+from tests.support.signed_files import (
+    FRONT,
+    GOOD,
+    RECORD,
+    STRONG,
+    WHOLE,
+    code_of,
+    content_digest_of,
+    front_digest_of,
+    section_of,
+    whole,
+    with_section,
+)
 from tests.support.signed_files import keys as keys
 from tests.support.signed_files import path as path
 from tests.support.signed_files import signed as signed
+from tests.support.signed_files import signed_whole as signed_whole
 from tools.fixtures import file_builder
 from tools.fixtures.file_builder import rebuilt
 
@@ -35,8 +48,8 @@ PEM = serialization.Encoding.PEM
 # What is signed
 
 
-def test_the_content_digest_is_what_the_specification_says(signed):
-    for data in (GOOD, signed):
+def test_the_content_digest_is_what_the_specification_says(signed, signed_whole):
+    for data in (GOOD, signed, signed_whole):
         assert File(data).content_digest() == content_digest_of(data)
     assert File(GOOD).content_digest() != File(signed).content_digest()
 
@@ -163,7 +176,7 @@ def test_other_ancillary_sections_stay_and_are_signed(keys, tmp_path):
     (tmp_path / "m.aibit").write_bytes(extra)
     signing.sign(tmp_path / "m.aibit", keys / "a.pem", tmp_path / "s.aibit")
     data = (tmp_path / "s.aibit").read_bytes()
-    assert [e.kind for e in File(data, signed_by=keys / "a.pub").tables.extra] == [8, 0x8001]
+    assert [e.kind for e in File(data, signed_by=keys / "a.pub").tables.extra] == [10, 11, 12, 0x8001]
     assert code_of(file_builder.reseal(data.replace(b"private", b"Private")), keys / "a.pub") == "AIB-E605"
 
 
@@ -182,11 +195,13 @@ def test_a_file_converted_anew_is_not_signed(fixtures, keys, tmp_path):
 # It does not
 
 
-def test_no_byte_of_a_signed_file_can_be_changed_unnoticed(fixtures):
-    """Each byte in turn, with root and leaves made right again, as one would who forges the file."""
-    data = (fixtures / "container" / "signed.aibit").read_bytes()
+@pytest.mark.parametrize(("name", "kind"), [("signed", WHOLE), ("signed-front", FRONT)])
+@pytest.mark.parametrize("leaves", [True, False])
+def test_no_byte_of_a_signed_file_can_be_changed_unnoticed(name, kind, leaves, fixtures):
+    """Each byte in turn, with root and leaves, or the root alone, made right again, as who forges the file would."""
+    data = (fixtures / "container" / f"{name}.aibit").read_bytes()
     key = fixtures / "keys" / "test-only.pub"
-    start, body = section_of(data)
+    start, body = section_of(data, kind)
     codes = set()
     for at in range(len(data)):
         if 112 <= at < 128:
@@ -194,7 +209,7 @@ def test_no_byte_of_a_signed_file_can_be_changed_unnoticed(fixtures):
         changed = bytearray(data)
         changed[at] ^= 1 << at % 8
         try:
-            changed = file_builder.reseal(changed, leaves=True)
+            changed = file_builder.reseal(changed, leaves=leaves)
         except Exception:  # nothing to be made right: offsets that lead nowhere
             changed = bytes(changed)
         if changed == data:
@@ -228,18 +243,81 @@ def test_a_changed_file_that_is_valid_otherwise_is_refused(name, where, signed, 
         signing.sign_detached(path, keys / "a.pem")
     assert code_of(path, keys / "a.pub") is None
     path.write_bytes(CHANGES[name](path.read_bytes()))
-    assert code_of(path) is None, "valid, if nobody asks who signed it"
+    assert code_of(path) is None, "valid, if nobody asks who signed it"  # but for its strong leaves
     with pytest.raises(FormatError, match=r"does not verify.*AIB-E605") as caught:
         File(path, signed_by=keys / "a.pub")
     assert str(path) in str(caught.value)
 
 
-def test_padding_is_signed(signed, keys):
+def test_what_is_read_is_what_was_signed(signed, keys):
+    """Nothing of it is read on opening: each part is checked when it is used, and only that."""
+    (plane,) = File(signed).info("norm").planes
+    changed = file_builder.flip(plane.offset)(signed)
+    with File(changed, signed_by=keys / "a.pub") as file:
+        assert file.signed_by and dict(file.documents)
+        for use in (file.planes, file.dequantize):
+            with pytest.raises(FormatError, match=r"expected [0-9a-f]{64}, found [0-9a-f]{64}.*AIB-E602"):
+                use("norm")
+    with File(changed) as file:  # who demands nothing gets the damaged bytes, until a key is named
+        file.planes("norm")
+        file.check_signature(keys / "a.pub")
+        with pytest.raises(FormatError, match="AIB-E602"):
+            file.planes("norm")
+
+
+def test_a_wrong_strong_leaf_is_found_by_whoever_verifies_in_full(signed):
+    wrong = with_section(lambda body: body[:-1] + bytes([body[-1] ^ 1]), count=2, kind=STRONG)(signed)
+    with File(wrong) as file, pytest.raises(FormatError, match=r"expected [0-9a-f]{64}.*AIB-E602"):
+        file.verify()
+
+
+def test_signatures_over_the_whole_file_are_still_read_and_not_made_anew_inside(signed_whole, keys, tmp_path):
+    path = tmp_path / "old.aibit"
+    path.write_bytes(signed_whole)
+    with File(path, "full", keys / "a.pub") as file:
+        assert file.signed_by == file.signatures[0].key_id and not file.checks_reads
+    with pytest.raises(SigningError, match=r"--detached.*aibit edit"):
+        signing.sign(path, keys / "b.pem", tmp_path / "new.aibit")
+    signing.sign_detached(path, keys / "b.pem")
+    assert code_of(path, keys / "b.pub") is code_of(path, keys / "a.pub") is None
+    rewrite.edit(path, tmp_path / "bare.aibit")
+    signing.sign(tmp_path / "bare.aibit", keys / "b.pem", tmp_path / "new.aibit")
+    assert code_of(tmp_path / "new.aibit", keys / "b.pub") is None
+    assert code_of(tmp_path / "new.aibit", keys / "a.pub") == "AIB-E606"
+
+
+def test_beside_a_file_with_strong_leaves_the_front_matter_is_signed(signed, keys, tmp_path):
+    path = tmp_path / "s.aibit"
+    path.write_bytes(signed)
+    (found,) = signing.sign_detached(path, keys / "b.pem")
+    assert found.algorithm == 2 and code_of(path, keys / "b.pub") is None
+    path.write_bytes(file_builder.flip(-1)(signed))
+    assert code_of(path) is None and code_of(path, keys / "b.pub") == "AIB-E602"
+    # Without strong leaves nothing of the data would be checked: such a signature counts for nothing.
+    path.write_bytes(GOOD)
+    assert code_of(path, keys / "b.pub") == "AIB-E605"
+
+
+def test_a_signature_covers_the_front_matter_of_its_file_alone(signed, keys):
+    """Both digests are signed in the same form: one does not pass for the other."""
+    public = next(iter(signatures.public_keys(keys / "a.pub")))
+    (made,) = File(signed).signatures
+    other = with_section(
+        lambda _: struct.pack("<H6s32s64s", 1, bytes(6), public, made.signature).ljust(832, b"\0"), kind=WHOLE
+    )(whole(GOOD, keys / "a.pem"))
+    assert code_of(other) is None and code_of(other, keys / "a.pub") == "AIB-E605"
+    assert front_digest_of(signed) != content_digest_of(signed)
+
+
+def test_padding_is_signed_with_the_content_and_checked_in_full_else(signed, signed_whole, keys):
     """It belongs to no leaf between documents and data, and opening does not look at it."""
-    document = file_builder.table(signed, "document")[-1]
-    end = int(document["offset"] + document["length"]) + 64
-    assert code_of(file_builder.flip(end)(signed)) is None
-    assert code_of(file_builder.flip(end)(signed), keys / "a.pub") == "AIB-E605"
+    for data, code in ((signed_whole, "AIB-E605"), (signed, None)):
+        document = file_builder.table(data, "document")[-1]
+        end = int(document["offset"] + document["length"]) + 64
+        changed = file_builder.flip(end)(data)
+        assert code_of(changed) is None and code_of(changed, keys / "a.pub") == code
+        with pytest.raises(FormatError, match="AIB-E603"):
+            File(changed, verify="full")
 
 
 def test_a_key_that_did_not_sign_is_refused(signed, keys, path):

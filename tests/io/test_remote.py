@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import threading
 import time
@@ -17,6 +18,7 @@ from aibit_format.errors import SigningError
 from aibit_format.file import reader, writer
 from aibit_format.io import remote
 from aibit_format.schemes import make
+from tests.support.signed_files import whole
 
 
 @pytest.fixture(scope="module")
@@ -189,14 +191,57 @@ def test_the_reads_of_a_load_are_few_and_bring_little_twice(url, tmp_path):
         assert sum(end - start for start, end in Handler.asked) <= 1.1 * len(Handler.content)
 
 
-def test_a_demanded_signature_is_refused_over_a_network(url, tmp_path, capsys):
+def test_a_signature_over_the_whole_file_is_refused_over_a_network(url, content, tmp_path, capsys):
     """The server could send other bytes later than those that the signature was checked on."""
     aibit.new_key(tmp_path / "key")
+    Handler.content = whole(content, tmp_path / "key.pem")
     with pytest.raises(SigningError, match="download the file"):
         aibit.open(url, signed_by=tmp_path / "key.pub")
     with aibit.open(url) as file, pytest.raises(SigningError, match="download the file"):
         file.check_signature(tmp_path / "key.pub")
     assert main(["verify", url, "--key", str(tmp_path / "key.pub")]) == 1 and "download" in capsys.readouterr().err
+
+
+@pytest.fixture
+def signed(content, tmp_path):
+    """The content, signed over its front matter by ``key``."""
+    aibit.new_key(tmp_path / "key")
+    (tmp_path / "m.aibit").write_bytes(content)
+    aibit.sign(tmp_path / "m.aibit", tmp_path / "key.pem", tmp_path / "signed.aibit")
+    return (tmp_path / "signed.aibit").read_bytes()
+
+
+def test_a_signed_file_is_read_by_ranges_and_what_is_used_is_what_was_checked(url, signed, content, tmp_path, capsys):
+    Handler.content = signed
+    with aibit.open(url, signed_by=tmp_path / "key.pub") as file, aibit.open(content) as here:
+        assert len(Handler.asked) == 1 and file.signed_by
+        for name in here:
+            assert np.array_equal(file.dequantize(name), here.dequantize(name))
+        assert bytes(file.documents["LICENSE"]) == b"free"
+        assert len(Handler.asked) <= 5
+        # The server gives other bytes, now that all of them were checked once.
+        file.storage._kept = ()
+        Handler.content = signed[:-1] + bytes([signed[-1] ^ 1])
+        last = here.keys()[-1]
+        for use in (file.planes, file.dequantize):
+            with pytest.raises(aibit.FormatError) as caught:
+                use(last)
+            assert caught.value.code == "AIB-E602"
+    assert main(["verify", url, "--key", str(tmp_path / "key.pub")]) == 3 and "E602" in capsys.readouterr().out
+    Handler.content = signed
+    assert main(["verify", url, "--key", str(tmp_path / "key.pub")]) == 0
+
+
+def test_a_range_of_rows_is_checked_too(url, signed, tmp_path):
+    Handler.content = signed
+    with aibit.open(url, signed_by=tmp_path / "key.pub") as file:
+        plane = file.info("layers.7.weight").planes[0]
+        part = dataclasses.replace(plane, shape=(2, 1024), offset=plane.offset + 252 * 1024, length=2048)
+        assert np.array_equal(file.view(part), file.planes("layers.7.weight")[plane.role][252:254])
+        file.storage._kept = ()
+        Handler.content = signed[:-1] + bytes([signed[-1] ^ 1])  # in the same leaf, outside of these rows
+        with pytest.raises(aibit.FormatError, match="AIB-E602"):
+            file.view(part)
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,12 @@ def models(draw):
     return content, draw(metadata), unique, draw(st.sampled_from(layout.ALIGNMENTS))
 
 
-def write(content, values, documents, alignment, jobs=1, backwards=False):
+def write(content, values, documents, alignment, jobs=1, backwards=False, front_matter_length=None):
     """The file's bytes, its tensors written by ``jobs`` threads."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "m.aibit")
-        info = plan(content, values, {name: len(data) for name, data in documents.items()}, alignment)
+        sizes = {name: len(data) for name, data in documents.items()}
+        info = plan(content, values, sizes, alignment, front_matter_length)
         with Writer(path, info) as writer, ThreadPoolExecutor(jobs) as pool:
             for tensor, planes in list(content.items())[:: -1 if backwards else 1]:
                 if tensor.alias_of is None:

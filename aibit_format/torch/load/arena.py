@@ -96,7 +96,7 @@ class Arena:
     """Holds planes of a file on a device, in one u8 tensor.
 
     Args:
-        file: open; at level "touched" every leaf is checked as it passes.
+        file: open; if it checks what is read, every leaf is checked as it passes.
         planes: those that are wanted. Others are not brought, but for what lies in gaps too short to make two copies.
         device: of a type in ``LINKS``.
         ring: threads and buffers.
