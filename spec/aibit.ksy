@@ -60,13 +60,6 @@ instances:
     repeat: expr
     repeat-expr: sections[6].record.count
     doc: xxh3_64 of every mebibyte of documents, then of data
-  signatures:
-    if: header.section_count > 7 and sections[7].record.kind == section_kind::signatures
-    pos: sections[7].record.offset
-    type: signature_record
-    repeat: expr
-    repeat-expr: sections[7].record.count
-    doc: those in use come first; algorithm 0 says that one is not
 
 types:
   section:
@@ -78,6 +71,22 @@ types:
         io: _root._io
         pos: record.offset
         size: record.length
+      signatures:
+        if: record.kind == section_kind::signatures or record.kind == section_kind::front_signatures
+        io: _root._io
+        pos: record.offset
+        type: signature_record
+        repeat: expr
+        repeat-expr: record.count
+        doc: those in use come first; algorithm 0 says that one is not
+      strong_leaves:
+        if: record.kind == section_kind::strong_leaves
+        io: _root._io
+        pos: record.offset
+        size: 32
+        repeat: expr
+        repeat-expr: record.count
+        doc: SHA-256 of every mebibyte of documents, then of data
 
   entry:
     doc: of the metadata
@@ -387,7 +396,7 @@ types:
     seq:
       - id: algorithm
         type: u2
-        doc: "1: Ed25519 (RFC 8032); 0 in a record that is not used"
+        doc: "1, 2: Ed25519 (RFC 8032) over the content digest, the front digest; 0 if it is not used"
       - id: reserved
         contents: [0, 0, 0, 0, 0, 0]
         doc: "zero"
@@ -410,6 +419,9 @@ enums:
     6: strings
     7: leaves
     8: signatures
+    10: strong_leaves
+    11: front_signatures
+    12: slack
   value_type:
     1: int
     2: float

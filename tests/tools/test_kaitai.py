@@ -83,8 +83,11 @@ def described(file):
 def section(file, s):
     record, name = s.record, getattr(s.record.kind, "name", "unknown")
     records = [{"algorithm": r.algorithm, "key": r.key.hex(), "signature": r.signature.hex()}
-               for r in file.signatures or () if r.algorithm]  # fmt: skip
-    more = {"strings": {"text": file.strings}, "signatures": {"records": records}, "unknown": {"data": s.data.hex()}}
+               for r in s.signatures or () if r.algorithm]  # fmt: skip
+    more = {
+        "strings": {"text": file.strings}, "signatures": {"records": records}, "front_signatures": {"records": records},
+        "strong_leaves": {"digests": [leaf.hex() for leaf in s.strong_leaves or ()]}, "unknown": {"data": s.data.hex()},
+    }  # fmt: skip
     numbers = {field: getattr(record, field) for field in ("flags", "count", "offset", "length")}
     return {"name": name, "kind": int(record.kind), **numbers, **more.get(name, {})}
 

@@ -151,7 +151,7 @@ def test_the_writer_writes_the_fixture(name, tmp_path):
         for tensor, planes in content.tensors.items():
             if tensor.alias_of is None:
                 out.write(tensor.name, planes)
-        out.commit(sign=make_fixtures.sign if content.signed else None)
+        out.commit(sign=lambda info: make_fixtures.completed(info, content, wanted))
     assert (tmp_path / "out.aibit").read_bytes() == wanted
 
 

@@ -179,6 +179,7 @@ def limits() -> str:
         ("`alignment`", alignments),
         ("alignment of sections, documents, pooled planes", layout.ALIGNMENT),
         ("a leaf", f"{leaf} bytes"),
+        ("slack", f"{layout.MAX_SLACK} bytes (16 MiB)"),
         ("signatures in a file, or in a file of detached ones", f"1 to {layout.SIGNATURE_ROOM}"),
         ("shards of a model", f"1 to {layout.MAX_SHARDS}"),
         ("data region that starts at 2 MiB", f"{layout.LARGE_DATA} bytes (64 MiB) or more"),

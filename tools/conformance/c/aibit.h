@@ -25,10 +25,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "sha256.h"
 #include "xxh3.h"
 
 enum { AIBIT_METADATA = 1, AIBIT_SCHEMES, AIBIT_DOCUMENTS, AIBIT_TENSORS, AIBIT_PLANES, AIBIT_STRINGS, AIBIT_LEAVES,
-       AIBIT_SIGNATURES };
+       AIBIT_SIGNATURES, AIBIT_STRONG_LEAVES = 10, AIBIT_FRONT_SIGNATURES, AIBIT_SLACK };
 enum { AIBIT_ALIAS = 1, AIBIT_TRANSPOSED = 2 };
 #define AIBIT_LEAF (UINT64_C(1) << 20)
 
@@ -39,7 +40,8 @@ typedef struct {
     const uint8_t *data;
     uint64_t size, front_end;
     uint32_t alignment;
-    aibit_section metadata, schemes, documents, tensors, planes, strings, leaves, signatures;
+    aibit_section metadata, schemes, documents, tensors, planes, strings, leaves, signatures, strong_leaves, front_signatures,
+        slack;
     aibit_region documents_region, data_region;
 } aibit_file;
 
@@ -167,7 +169,8 @@ static inline const char *aibit_check_header(aibit_file *f) { /* section 3 */
 
 static inline const char *aibit_check_sections(aibit_file *f) { /* section 4 */
     aibit_section *const known[] = {NULL,        &f->metadata, &f->schemes, &f->documents,
-                                    &f->tensors, &f->planes,   &f->strings, &f->leaves, &f->signatures};
+                                    &f->tensors, &f->planes,   &f->strings, &f->leaves,
+                                    &f->signatures, NULL, &f->strong_leaves, &f->front_signatures, &f->slack};
     static const uint32_t record[] = {0, 0, 32, 32, 96, 32, 0, 0};
     static const uint32_t most[] = {0, 1 << 16, 1 << 12, 1 << 12, 1 << 20, UINT32_MAX, 0, UINT32_MAX};
     uint32_t count = aibit_u32(f->data + 52);
@@ -187,7 +190,8 @@ static inline const char *aibit_check_sections(aibit_file *f) { /* section 4 */
         AIBIT_NEED(aibit_zero(f->data + used, position - used), "E209: padding between sections is not zero");
         used = position + length;
         position = aibit_align(used, 64);
-        if (kind <= 8) *known[kind] = (aibit_section){f->data + offset, aibit_u32(p + 4), length};
+        if (kind <= AIBIT_SLACK && known[kind])
+            *known[kind] = (aibit_section){f->data + offset, aibit_u32(p + 4), length};
     }
     AIBIT_NEED(position == f->front_end, "E208: the front matter does not end with its sections");
     AIBIT_NEED(aibit_zero(f->data + used, position - used), "E209: padding after the sections is not zero");
@@ -197,21 +201,30 @@ static inline const char *aibit_check_sections(aibit_file *f) { /* section 4 */
         AIBIT_NEED(right, "E203: length and count of a section");
         AIBIT_NEED(kind == AIBIT_STRINGS || entries <= most[kind], "E204: too many entries");
     }
-    AIBIT_NEED(f->strings.count == 0, "E203: the string pool has a count");
+    AIBIT_NEED(f->strings.count == 0 && f->slack.count == 0, "E203: the string pool or the slack has a count");
+    AIBIT_NEED(f->slack.length % 64 == 0 && f->slack.length <= 1 << 24, "E204: length of the slack");
+    AIBIT_NEED(!f->slack.at || aibit_zero(f->slack.at, f->slack.length), "E209: the slack is not zero");
     return NULL;
 }
 
-static inline const char *aibit_check_signatures(const aibit_file *f) { /* section 24: their shape */
-    const aibit_section *s = &f->signatures;
+static inline const char *aibit_check_signatures(const aibit_section *s, unsigned algorithm) { /* 24: their shape */
     if (!s->at) return NULL;
     AIBIT_NEED(s->count == 8 && s->length == 8 * 104, "E604: number of signatures");
     unsigned used = 0;
     for (const uint8_t *p = s->at; used < 8 && aibit_u16(p); used++, p += 104) {
-        AIBIT_NEED(aibit_u16(p) == 1 && aibit_zero(p + 2, 6), "E604: algorithm or reserved bytes of a signature");
+        AIBIT_NEED(aibit_u16(p) == algorithm && aibit_zero(p + 2, 6), "E604: algorithm or reserved bytes of a signature");
         AIBIT_NEED(!used || memcmp(p - 104 + 8, p + 8, 32) < 0, "E604: order of signatures");
     }
     bool rest = aibit_zero(s->at + 104 * used, 104 * (8 - used));
     AIBIT_NEED(used > 0 && rest, "E604: no signature, or unused records that are not zero");
+    return NULL;
+}
+
+static inline const char *aibit_check_signed(const aibit_file *f) {
+    AIBIT_TRY(aibit_check_signatures(&f->signatures, 1));
+    AIBIT_TRY(aibit_check_signatures(&f->front_signatures, 2));
+    if (!f->front_signatures.at) return NULL;
+    AIBIT_NEED(f->strong_leaves.at && !f->signatures.at, "E604: no strong leaves, or both sections of signatures");
     return NULL;
 }
 
@@ -446,6 +459,8 @@ static inline const char *aibit_check_places(aibit_file *f) {
     f->data_region = (aibit_region){start, f->size};
     uint64_t leaves = aibit_up(position - f->front_end, AIBIT_LEAF) + aibit_up(length, AIBIT_LEAF);
     AIBIT_NEED(f->leaves.count == leaves && f->leaves.length == 8 * leaves, "E601: length of the leaf table");
+    bool strong = f->strong_leaves.count == leaves && f->strong_leaves.length == 32 * leaves;
+    AIBIT_NEED(!f->strong_leaves.at || strong, "E601: length of the strong leaves");
     return NULL;
 }
 
@@ -456,7 +471,7 @@ static inline const char *aibit_open(aibit_file *f, const void *data, uint64_t s
     if (size > SIZE_MAX) return "AIB-E803: the file does not fit into the address space";
     AIBIT_TRY(aibit_check_header(f));
     AIBIT_TRY(aibit_check_sections(f));
-    AIBIT_TRY(aibit_check_signatures(f));
+    AIBIT_TRY(aibit_check_signed(f));
     AIBIT_TRY(aibit_check_names(f));
     AIBIT_TRY(aibit_check_schemes(f));
     AIBIT_TRY(aibit_check_tensors(f));
@@ -467,12 +482,17 @@ static inline const char *aibit_open(aibit_file *f, const void *data, uint64_t s
 
 static inline const char *aibit_verify(const aibit_file *f) { /* section 14 */
     const aibit_region regions[] = {f->documents_region, f->data_region};
-    const uint8_t *leaf = f->leaves.at;
+    const uint8_t *leaf = f->leaves.at, *strong = f->strong_leaves.at;
     for (int i = 0; i < 2; i++)
         for (uint64_t at = regions[i].start; at < regions[i].end; at += AIBIT_LEAF, leaf += 8) {
             uint64_t length = regions[i].end - at < AIBIT_LEAF ? regions[i].end - at : AIBIT_LEAF;
             bool same = xxh3_64(f->data + at, (size_t)length) == aibit_u64(leaf);
             AIBIT_NEED(same, "E602: the digest of a leaf is another");
+            if (!strong) continue;
+            uint8_t digest[32];
+            sha256(f->data + at, (size_t)length, digest);
+            AIBIT_NEED(memcmp(digest, strong, 32) == 0, "E602: the strong digest of a leaf is another");
+            strong += 32;
         }
     uint64_t position = f->front_end;
     for (uint32_t i = 0; i < f->documents.count; i++) {

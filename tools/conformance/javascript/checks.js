@@ -1,6 +1,6 @@
 // What the tables say of one another: sections 7 to 13 of spec/aibit-1.md.
 
-import { BY_NAME, DTYPES, RuleError, align, isArrayEqual, isZero, need, product, up, viewOf } from './numbers.js';
+import { BY_NAME, DTYPES, RuleError, align, hex, isArrayEqual, isZero, need, product, up, viewOf } from './numbers.js';
 import { schemeOf } from './schemes.js';
 import { HEADER } from './tables.js';
 
@@ -188,4 +188,11 @@ export function checkLeafTable(body, count, regions) {
   need(right, 'AIB-E601', `${count} leaves in ${body.length} bytes, and ${wanted} are needed`);
   const view = viewOf(body);
   return { length: wanted, at: (i) => view.getBigUint64(8 * i, true) };
+}
+
+// The strong digests of all leaves, in hex.
+export function strongLeaves(body, count, wanted) {
+  const right = count === wanted && body.length === 32 * wanted;
+  need(right, 'AIB-E601', `${count} strong leaves in ${body.length} bytes, and ${wanted} are needed`);
+  return Array.from({ length: count }, (_, i) => hex(body.subarray(32 * i, 32 * (i + 1))));
 }

@@ -166,19 +166,28 @@ function checkShard(metadata, valueOf, documents) {
 const SIGNATURE = layout('H algorithm 6s - 32s key 64s signature');
 const MOST_SIGNATURES = 8;
 
-// Those of the section that are in use, in hex.
-export function readSignatures(body, count) {
-  if (body === undefined) return [];
+// Those of a section that are in use, in hex.
+function signaturesIn({ body, count }, wanted) {
   const { size } = SIGNATURE;
   const right = count === MOST_SIGNATURES && body.length === MOST_SIGNATURES * size;
   need(right, 'AIB-E604', () => `${count} signatures in ${body.length} bytes, not 8 in 832`);
   const records = Array.from({ length: count }, (_, i) => unpack(SIGNATURE, body, i * size, 'AIB-E604'));
   const used = records.filter(({ algorithm }) => algorithm !== 0);
-  const known = used.length > 0 && used.every(({ algorithm }) => algorithm === 1);
-  need(known, 'AIB-E604', 'no signature, or an algorithm that is not there');
+  const known = used.length > 0 && used.every(({ algorithm }) => algorithm === wanted);
+  need(known, 'AIB-E604', `no signature, or an algorithm that is not ${wanted}`);
   need(isZero(body.subarray(size * used.length)), 'AIB-E604', 'records that are not used are not zero, or not last');
   const found = used.map(({ algorithm, key, signature }) => ({ algorithm, key: hex(key), signature: hex(signature) }));
   const keys = found.map(({ key }) => key);
   need(isArrayEqual(keys, [...new Set(keys)].sort()), 'AIB-E604', 'signatures are not strictly increasing by key');
+  return found;
+}
+
+// Those over the whole file, or those over its front matter: a file has one kind.
+export function readSignatures({ signatures, front_signatures: front, strong_leaves: strong }) {
+  const found = signatures ? signaturesIn(signatures, 1) : [];
+  if (!front) return found;
+  found.push(...signaturesIn(front, 2));
+  need(strong !== undefined, 'AIB-E604', 'signatures of the front matter, and no strong leaves');
+  need(signatures === undefined, 'AIB-E604', 'both sections of signatures');
   return found;
 }

@@ -201,7 +201,7 @@ export function unpacked(bytes, bits) {
 
 // Codes of rows that start a byte each (AIB-E503: what follows them is zero).
 export function unpackedRows(bytes, bits, shape) {
-  const length = shape.at(-1);
+  const length = Number(shape.at(-1)); // more than a number holds only where there are no rows
   const width = Math.max(Math.ceil((length * bits) / 8), 1);
   const rows = bytes.length / width;
   const codes = new Uint8Array(rows * length);

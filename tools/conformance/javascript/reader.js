@@ -10,11 +10,12 @@
 // that breaks a rule is a RuleError with its `code`.
 
 import {
-  LEAF, checkDocuments, checkLeafTable, checkPlaces, checkPlanes, checkSchemes, checkTensors,
+  LEAF, checkDocuments, checkLeafTable, checkPlaces, checkPlanes, checkSchemes, checkTensors, strongLeaves,
 } from './checks.js';
 import { checkKnownKeys, readMetadata, readSignatures } from './contents.js';
 import { checkJson } from './json.js';
-import { RuleError, align, elements, isZero, need, product, whole } from './numbers.js';
+import { RuleError, align, elements, hex, isZero, need, product, whole } from './numbers.js';
+import { sha256 } from './sha256.js';
 import { TABLES, nameAll, readHeader, readSectionTable, records } from './tables.js';
 import { xxh3_64 } from './xxh3.js';
 
@@ -29,7 +30,7 @@ class File {
     this.header = header;
     this.sections = readSectionTable(front, header);
     const byName = Object.fromEntries(this.sections.map((section) => [section.name, section]));
-    const { metadata, leaves, strings, signatures } = byName;
+    const { metadata, leaves, strings, strong_leaves: strong } = byName;
     this.metadata = readMetadata(metadata.body, metadata.count);
     for (const [name, table] of Object.entries(TABLES)) this[name] = records(table, byName[name].body);
     const { schemes, documents, tensors, planes } = this;
@@ -40,7 +41,8 @@ class File {
     checkDocuments(documents);
     this.regions = checkPlaces(this);
     this.leaves = checkLeafTable(leaves.body, leaves.count, this.regions);
-    this.signatures = readSignatures(signatures?.body, signatures?.count);
+    if (strong) this.strongLeaves = strongLeaves(strong.body, strong.count, this.leaves.length);
+    this.signatures = readSignatures(byName);
     const parameters = whole(
       tensors.reduce((sum, { alias_of: alias, shape }) => sum + (alias === null ? BigInt(product(shape)) : 0n), 0n),
     );
@@ -67,9 +69,12 @@ class File {
   }
 
   checkLeaf(region, at, bytes) {
-    const wanted = this.leaves.at(region.firstLeaf + (at - region.start) / LEAF);
+    const i = region.firstLeaf + (at - region.start) / LEAF;
+    const wanted = this.leaves.at(i);
     const found = xxh3_64(bytes);
     need(found === wanted, 'AIB-E602', () => `leaf at ${at}: ${found.toString(16)}, not ${wanted.toString(16)}`);
+    const strong = this.strongLeaves?.[i];
+    need(!strong || hex(sha256(bytes)) === strong, 'AIB-E602', `strong leaf at ${at}: not ${strong}`);
   }
 
   // The tensor that a tensor stands for: itself, unless it is an alias.

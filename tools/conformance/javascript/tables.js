@@ -57,6 +57,8 @@ export const TABLES = {
   ), // 8
   planes: layout('I tensor H role B dtype 9s - Q offset Q length'), // 9
 };
+const OPTIONAL = new Map([[8, 'signatures'], [10, 'strong_leaves'], [11, 'front_signatures'], [12, 'slack']]);
+const MOST_SLACK = 1 << 24;
 const MOST = { metadata: 1 << 16, schemes: 1 << 12, documents: 1 << 12, tensors: 1 << 20 }; // 15
 
 // Every section with its name and its body. Offsets count from the start of the file, and `front` begins at 128.
@@ -76,17 +78,21 @@ export function readSectionTable(front, { section_count: count }) {
     need(offset === position && length <= end - position, 'AIB-E208', `place of section ${kind}`);
     need(isZero(between(used, position)), 'AIB-E209', `bytes before section ${kind} are not zero`);
     used = position + length;
-    row.name = KINDS.get(kind) || (kind === 8 ? 'signatures' : 'unknown');
+    row.name = KINDS.get(kind) ?? OPTIONAL.get(kind) ?? 'unknown';
     row.body = between(position, used);
     position = align(used, 64);
   }
   need(position === end, 'AIB-E208', `sections end at ${position}, the front matter at ${end}`);
   need(isZero(between(used, end)), 'AIB-E209', 'bytes after the last section are not zero');
-  for (const { name, count: entries, length } of rows) {
+  for (const { name, count: entries, length, body } of rows) {
     const table = TABLES[name];
     need(!table || length === entries * table.size, 'AIB-E203', `${name}: ${entries} records in ${length} bytes`);
     need(entries <= (MOST[name] ?? entries), 'AIB-E204', `${entries} ${name}`);
-    need(name !== 'strings' || entries === 0, 'AIB-E203', 'the string pool has a count');
+    need(!['strings', 'slack'].includes(name) || entries === 0, 'AIB-E203', `${name}: a count of ${entries}`);
+    if (name === 'slack') {
+      need(length % 64 === 0 && length <= MOST_SLACK, 'AIB-E204', `${length} bytes of slack`);
+      need(isZero(body), 'AIB-E209', 'slack is not zero');
+    }
   }
   return rows;
 }

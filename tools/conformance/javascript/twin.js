@@ -9,6 +9,8 @@ export async function describe(file) {
   const more = {
     strings: () => ({ text: file.pool }),
     signatures: () => ({ records: file.signatures }),
+    front_signatures: () => ({ records: file.signatures }),
+    strong_leaves: () => ({ digests: file.strongLeaves }),
     unknown: ({ body }) => ({ data: hex(body) }),
   };
   const withData = async (record, fields) => ({ ...pick(record, fields), data: hex(await file.bytes(record)) });

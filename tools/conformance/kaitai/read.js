@@ -35,11 +35,14 @@ function describe(Aibit, data) {
       front_matter_length: header.frontMatterLength, incompatible: header.incompatible, compatible: header.compatible,
       alignment: header.alignment, section_count: header.sectionCount, root: hex(header.root),
     },
-    sections: file.sections.map(({ record, data }) => {
+    sections: file.sections.map(({ record, data, signatures, strongLeaves }) => {
       const kind = name(Aibit.SectionKind, record.kind);
-      const records = (file.signatures || []).filter(({ algorithm }) => algorithm !== 0).map((s) => (
+      const records = (signatures || []).filter(({ algorithm }) => algorithm !== 0).map((s) => (
         { algorithm: s.algorithm, key: hex(s.key), signature: hex(s.signature) }));
-      const more = { strings: { text: file.strings }, signatures: { records }, unknown: { data: hex(data) } }[kind];
+      const more = {
+        strings: { text: file.strings }, signatures: { records }, front_signatures: { records },
+        strong_leaves: { digests: (strongLeaves || []).map(hex) }, unknown: { data: hex(data) },
+      }[kind];
       const { flags, count, offset, length } = record;
       return { name: kind, kind: record.kind, flags, count, offset, length, ...more };
     }),

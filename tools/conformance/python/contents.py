@@ -6,7 +6,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .numbers import Record, RuleError, need, unpack
@@ -213,15 +213,18 @@ def check_shard(found: dict[str, Any], documents: list[str]) -> None:
 SIGNATURE = "H algorithm 6s - 32s key 64s signature"
 
 
-def read_signatures(body: bytes | None, count: int | None) -> list[Record]:
-    """Those of the section that are in use, in hex."""
-    if body is None:
-        return []
+def read_signatures(name: str, bodies: Mapping[str, bytes], count: int) -> list[Record]:
+    """Those of a section that are in use, in hex."""
+    body, algorithm = bodies[name], 1 if name == "signatures" else 2
     need(count == 8 and len(body) == 8 * 104, "AIB-E604", f"{count} signatures in {len(body)} bytes, not 8 in 832")
     records = [unpack(SIGNATURE, body, at, "AIB-E604") for at in range(0, 832, 104)]
     used = [record for record in records if record["algorithm"]]
     keys = [record["key"] for record in used]
-    need(bool(used) and all(record["algorithm"] == 1 for record in used), "AIB-E604", "no signature, or an algorithm")
+    known = all(record["algorithm"] == algorithm for record in used)
+    need(bool(used) and known, "AIB-E604", f"no signature, or an algorithm that is not {algorithm}")
     need(not any(body[104 * len(used) :]), "AIB-E604", "records that are not used are not zero, or not last")
     need(keys == sorted({*keys}), "AIB-E604", "signatures are not strictly increasing by key")
+    if algorithm == 2:
+        need("strong_leaves" in bodies, "AIB-E604", "signatures of the front matter, and no strong leaves")
+        need("signatures" not in bodies, "AIB-E604", "both sections of signatures")
     return [r | {"key": r["key"].hex(), "signature": r["signature"].hex()} for r in used]

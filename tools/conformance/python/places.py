@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .numbers import align, need, up
@@ -13,10 +13,17 @@ from .numbers import align, need, up
 LEAF = 1 << 20
 
 
-def check_leaf_table(body: bytes, count: int, regions: Sequence[range]) -> list[int]:
-    wanted = sum(up(len(region), LEAF) for region in regions)
-    need(count == wanted and len(body) == 8 * wanted, "AIB-E601", f"{count} leaves, and {wanted} are needed")
-    return list(struct.unpack(f"<{wanted}Q", body))
+def check_leaf_tables(
+    bodies: Mapping[str, bytes], counts: Mapping[str, int], regions: Sequence[range]
+) -> tuple[list[int], list[str] | None]:
+    """The digests of the leaves, and the strong ones in hex, if there are any."""
+    wanted, sizes = sum(up(len(region), LEAF) for region in regions), {"leaves": 8, "strong_leaves": 32}
+    for name in sizes.keys() & bodies.keys():
+        right = counts[name] == wanted and len(bodies[name]) == sizes[name] * wanted
+        need(right, "AIB-E601", f"{counts[name]} {name}, and {wanted} are needed")
+    strong = bodies.get("strong_leaves")
+    digests = None if strong is None else [bytes(strong[at : at + 32]).hex() for at in range(0, len(strong), 32)]
+    return list(struct.unpack(f"<{wanted}Q", bodies["leaves"])), digests
 
 
 # 13. Placement

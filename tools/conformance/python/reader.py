@@ -4,12 +4,13 @@
     python -m tools.conformance.python.reader FILE --json    # everything, in the form of the fixtures' twins
 
 It shares no code with the package: where the two differ, one of them or the text is wrong. What names, metadata, JSON
-and signatures may be is in `contents.py`, schemes in `schemes.py`, the hash functions in `xxh3.py`. It
+and signatures may be is in `contents.py`, schemes in `schemes.py`, xxh3 in `xxh3.py`. It
 handles every value one by one: a model takes hours.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -23,7 +24,7 @@ from typing import Any
 
 from . import contents
 from .numbers import BY_NAME, DTYPES, Record, RuleError, align, in_json, need, product, size_of, unpack
-from .places import LEAF, check_leaf_table, check_places
+from .places import LEAF, check_leaf_tables, check_places
 from .schemes import SCHEMES
 from .xxh3 import xxh3_64, xxh3_128
 
@@ -47,8 +48,8 @@ class File:
         check_planes(self.planes, self.tensors)
         check_documents(self.documents)
         self.regions = check_places(self)
-        self.leaves = check_leaf_table(body["leaves"], counts["leaves"], self.regions)
-        self.signatures = contents.read_signatures(body.get("signatures"), counts.get("signatures"))
+        self.leaves, self.strong_leaves = check_leaf_tables(body, counts, self.regions)
+        self.signatures = {name: contents.read_signatures(name, body, counts[name]) for name in SIGNED if name in body}
         parameters = sum(product(t["shape"]) for t in self.tensors if not t["flags"] & ALIAS)
         contents.check_known_keys(self.metadata, [d["name"] for d in self.documents], parameters, len(self.tensors))
 
@@ -125,6 +126,8 @@ def read_header(data: Any) -> Record:
 
 SECTION = "H kind H flags I count Q offset Q length 8s -"
 NAMES = {1: "metadata", 2: "schemes", 3: "documents", 4: "tensors", 5: "planes", 6: "strings", 7: "leaves"}
+OPTIONAL = {8: "signatures", 10: "strong_leaves", 11: "front_signatures", 12: "slack"}
+SIGNED = ("signatures", "front_signatures")
 TABLES = {  # sections 7, 11, 8 and 9
     "schemes": "IH name H version 6I parameters",
     "documents": "IH name 10s - Q offset Q length",
@@ -148,7 +151,7 @@ def read_section_table(data: bytes, header: Record) -> list[Record]:
         need(not any(data[used:position]), "AIB-E209", f"bytes before section {kind} are not zero")
         used = position + row["length"]
         position = align(used, 64)
-        row["name"] = NAMES.get(kind, "signatures" if kind == 8 else "unknown")
+        row["name"] = (NAMES | OPTIONAL).get(kind, "unknown")
     need(position == end, "AIB-E208", f"sections end at {position}, the front matter at {end}")
     need(not any(data[used:end]), "AIB-E209", "bytes after the last section are not zero")
     for row in rows:
@@ -157,7 +160,11 @@ def read_section_table(data: bytes, header: Record) -> list[Record]:
             right = row["length"] == count * size_of(TABLES[name])
             need(right, "AIB-E203", f"{name}: {count} records in {row['length']} bytes")
         need(count <= MOST.get(name, count), "AIB-E204", f"{count} {name}")
-        need(name != "strings" or count == 0, "AIB-E203", "the string pool has a count")
+        need(name not in ("strings", "slack") or count == 0, "AIB-E203", f"{name}: a count of {count}")
+        if name == "slack":
+            length, end = row["length"], row["offset"] + row["length"]
+            need(length % 64 == 0 and length <= 1 << 24, "AIB-E204", f"{length} bytes of slack")
+            need(not any(data[row["offset"] : end]), "AIB-E209", "slack is not zero")
     return rows
 
 
@@ -299,11 +306,15 @@ def check_documents(documents: list[Record]) -> None:
 
 def verify(file: File) -> None:
     """The rules of level full; opening has checked the others."""
-    data, leaves = file.data, iter(file.leaves)
+    data, leaves, strong = file.data, iter(file.leaves), iter(file.strong_leaves or ())
     for region in file.regions:
         for at in range(region.start, region.stop, LEAF):
-            found, leaf = xxh3_64(data[at : min(at + LEAF, region.stop)]), next(leaves)
+            piece, leaf = data[at : min(at + LEAF, region.stop)], next(leaves)
+            found = xxh3_64(piece)
             need(found == leaf, "AIB-E602", f"leaf at {at}: {found:016x}, not {leaf:016x}")
+            if file.strong_leaves is not None:
+                found, leaf = hashlib.sha256(piece).hexdigest(), next(strong)
+                need(found == leaf, "AIB-E602", f"strong leaf at {at}: {found}, not {leaf}")
     position = file.regions[0].start
     pieces = sorted((p["offset"], p["length"]) for p in file.documents + file.planes)
     for offset, length in [*pieces, (len(data), 0)]:
@@ -324,7 +335,8 @@ def verify(file: File) -> None:
 
 def describe(file: File) -> Record:
     header, planes = file.header, [plane | {"data": file.piece(plane).hex()} for plane in file.planes]
-    more = {"strings": lambda s: {"text": file.pool}, "signatures": lambda s: {"records": file.signatures}}
+    more = {name: lambda s: {"records": file.signatures[s["name"]]} for name in SIGNED}
+    more |= {"strings": lambda s: {"text": file.pool}, "strong_leaves": lambda s: {"digests": file.strong_leaves}}
     more["unknown"] = lambda s: {"data": file.piece(s).hex()}
     return {
         "header": header | {"signature": header["signature"].hex(), "root": header["root"].hex()},
