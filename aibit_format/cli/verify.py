@@ -87,7 +87,8 @@ def _text(result: dict) -> str:
         checked, missing = tables, ["the checksums, padding and values of documents and planes"]
     missing += [f"the values of {count} tensors: {reason}" for reason, count in result["unknown"].items()]
     if result["signed_by"]:
-        checked += f", the signature by {result['signed_by']} over all bytes"
+        checked += f", the signature by {result['signed_by']}"
+        checked += " over all bytes" if result["level"] == "full" else ""
     else:
         missing.append(_NO_SIGNATURE)
         missing += [f"what claims to be a signature by {key} (use --key)" for key in result["signatures"]]
