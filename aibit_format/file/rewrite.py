@@ -3,8 +3,8 @@
 Planes are written unchanged: as extents that both files share, where the file system can, else as copies. ``split`` and
 ``merge`` read them, once, and check them against their digests, as the new files have other digests. ``edit`` does not
 read them, and takes their digests over: what is damaged in the source is damaged in the copy, and found there by the
-same digests (W13). Sections of unknown kinds are left out, as they may describe what has changed (W9). No input is ever
-written to.
+same digests (W13.1). Sections of unknown kinds are left out, as they may describe what has changed (W9). No input is
+ever written to.
 """
 
 from __future__ import annotations

@@ -70,10 +70,11 @@ def make_model(path: Path, size: int) -> None:
         out.commit()
 
 
-VERBS: dict[str, Callable[[Path, Path, int], list[str]]] = {
-    "edit": lambda path, out, size: rewrite.edit(path, out, metadata={"author.name": "we"}),
-    "split": lambda path, out, size: rewrite.split(path, out, size // 3),
-    "merge": lambda path, out, size: rewrite.merge(path.with_name("s-00001-of-00003.aibit"), out),
+# (the model, the first of its shards, the file to write) -> the files written
+VERBS: dict[str, Callable[[Path, str, Path], list[str]]] = {
+    "edit": lambda path, first, out: rewrite.edit(path, out, metadata={"author.name": "we"}),
+    "split": lambda path, first, out: rewrite.split(path, out, path.stat().st_size // 3),
+    "merge": lambda path, first, out: rewrite.merge(first, out),
 }
 
 
@@ -81,8 +82,7 @@ def measure(folder: Path, size: int, runs: int) -> dict[str, dict[str, dict[str,
     """Return, for each verb and way, the median of the seconds, and the bytes shared."""
     model, ways = folder / "m.aibit", dict(extents.WAYS)
     make_model(model, size)
-    actual = model.stat().st_size
-    VERBS["split"](model, folder / "s.aibit", actual)
+    first = VERBS["split"](model, "", folder / "s.aibit")[0]
     found: dict[str, dict[str, dict[str, float]]] = {verb: {} for verb in VERBS}
     try:
         for position, way in enumerate(ways):
@@ -93,7 +93,7 @@ def measure(folder: Path, size: int, runs: int) -> dict[str, dict[str, dict[str,
                 for _ in range(runs):
                     subprocess.run(["sync"], check=True)
                     begun = time.perf_counter()
-                    paths = work(model, folder / "out.aibit", actual)
+                    paths = work(model, first, folder / "out.aibit")
                     seconds.append(time.perf_counter() - begun)
                     shared = sum(map(_shared, paths))
                     for path in paths:
