@@ -83,8 +83,11 @@ class Origin:
         return copied
 
     def _pairs(self, name: str) -> Iterator[tuple[Plane, Plane]]:
-        """Yield each plane of the tensor as it lies in the model, and in the planned file."""
-        return zip(self.part(name).info(name).planes, self._info.tensor(name).planes, strict=True)
+        """Yield each plane of the tensor as it lies in the model, and in the planned file.
+
+        They may be planes of other schemes, and are written in another way then, over what is shared.
+        """
+        return zip(self.part(name).info(name).planes, self._info.tensor(name).planes, strict=False)
 
     def _runs(self, names: list[str]) -> Iterator[list[int]]:
         """Yield [start, offset in the planned file, length] of planes that follow each other in both files."""

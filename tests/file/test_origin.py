@@ -230,10 +230,14 @@ def test_what_cannot_be_taken_is_refused(models, tmp_path):
     with File(models / "m.aibit") as file:
         with Writer(tmp_path / "out.aibit", file_plan()) as out, pytest.raises(WriteError, match="no source"):
             out.take("leaves")
-        other = [Tensor("leaves", (2049, 1300), "f32", INT8), Tensor("unknown", (1,), "f32", F32)]
+        other = [
+            Tensor("leaves", (2049, 1300), "f32", INT8), Tensor("odd", (333, 77), "f32", F32),
+            Tensor("unknown", (1,), "f32", F32),
+        ]  # fmt: skip
         with Writer(tmp_path / "out.aibit", plan(other, {}, {}), source=file) as out:
-            with pytest.raises(WriteError, match="'leaves'"):
-                out.take("leaves")
+            for name in ("leaves", "odd"):
+                with pytest.raises(WriteError, match=repr(name)):
+                    out.take(name)
             with pytest.raises(KeyError):
                 out.take("unknown")
         alignment = file.tables.alignment
