@@ -175,6 +175,11 @@ class FileInfo:
         return self._names[len(self.scheme_table) + len(self.document_table) :]
 
     @cached_property
+    def stored_names(self) -> list[str]:
+        """Return the names of the tensors that have planes of their own, as aliases do not, in file order."""
+        return [self.names[i] for i in np.flatnonzero((self.tensor_table["flags"] & layout.TENSOR_ALIAS) == 0)]
+
+    @cached_property
     def document_names(self) -> list[str]:
         """Return the names of the documents, in file order."""
         first = len(self.scheme_table)

@@ -1,13 +1,16 @@
 """Makes models from models: cuts one into shards, joins shards, changes metadata and documents.
 
-Planes are written unchanged, after a check against their digests. Sections of unknown kinds are left out, as they may
-describe what has changed (W9). No input is ever written to.
+Planes are written unchanged: as extents that both files share, where the file system can, else as copies. ``split`` and
+``merge`` read them, once, and check them against their digests, as the new files have other digests. ``edit`` does not
+read them, and takes their digests over: what is damaged in the source is damaged in the copy, and found there by the
+same digests (W13.1). Sections of unknown kinds are left out, as they may describe what has changed (W9). No input is
+ever written to.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..container.metadata import Value
@@ -79,7 +82,8 @@ def edit(
     """Write a copy of a model with other metadata or documents; return its paths.
 
     A sharded model keeps its tensors in the same shards. The front matter keeps its length, as long as the slack in it
-    is enough, so that nothing after it moves.
+    is enough, so that nothing after it moves. Planes are neither read nor checked, but keep their digests: verify the
+    source or the copy to know whether they are whole.
 
     Args:
         source: a file, or the first of a model's shards.
@@ -93,9 +97,9 @@ def edit(
 
     Raises:
         WriteError: a key or document to leave out does not exist, or the result would break a rule.
-        FormatError: the source is not valid.
+        FormatError: the source is not valid, or a document is damaged.
     """
-    with whole(sharded_reader.open(source, "touched")) as file:
+    with whole(sharded_reader.open(source)) as file:
         values, texts = dict(file.metadata), dict[str, Any](file.documents)
         for table, names, what in ((values, unset, "metadata key"), (texts, remove, "document")):
             for name in names:
@@ -110,8 +114,7 @@ def edit(
         if isinstance(file, Sharded):
             place = {name: i for i, name in enumerate(file)}
             parts = [[place[name] for name in part] for part in file.parts]
-        lengths = [part.tables.front_matter_length for part in file.parts]
-        return _write(file, path, values, texts, parts, overwrite, on_progress, lengths)
+        return _write(file, path, values, texts, parts, overwrite, on_progress, edited=True)
 
 
 def _tensors(file: Opened) -> list[Tensor]:
@@ -127,33 +130,45 @@ def _write(
     parts: sharded_writer.Parts | None,
     overwrite: bool,
     on_progress: Progress | None,
-    front_matter_lengths: Sequence[int] = (),
+    edited: bool = False,
 ) -> list[str]:
-    """Write the file's tensors with these metadata and documents, cut into ``parts``; returns the paths."""
+    """Write the file's tensors with these metadata and documents, cut into ``parts``; returns the paths.
+
+    With ``edited``, the parts are those of the file: so are the digests of their planes, and, where their slack is
+    enough, the lengths of their front matters.
+    """
     tensors, sizes = _tensors(file), {name: len(text) for name, text in texts.items()}
     alignment = file.parts[0].tables.alignment
     paths = [os.fspath(path)] if parts is None else [shard_path(path, i + 1, len(parts)) for i in range(len(parts))]
     _spare_inputs(file, paths)
     try:
         out = sharded_writer.writer(
-            path, tensors, metadata, sizes, parts, alignment,
-            front_matter_lengths=front_matter_lengths, overwrite=overwrite,
+            path, tensors, metadata, sizes, parts, alignment, overwrite=overwrite, source=file,
+            front_matter_lengths=[part.tables.front_matter_length for part in file.parts] if edited else (),
         )  # fmt: skip
     except FormatError as error:  # about the output, not the input
         raise WriteError(f"{paths[0]}: would not be valid: {error.problems[0]}") from error
-    done, total = 0, sum(file.info(tensor.name).nbytes for tensor in tensors if tensor.alias_of is None)
+    stored = [tensor.name for tensor in tensors if tensor.alias_of is None]
+    done, total = 0, sum(file.info(name).nbytes for name in stored)
+
+    def finished(name: str) -> None:
+        nonlocal done
+        done += file.info(name).nbytes
+        if on_progress is not None:
+            on_progress(done, total, name)
+
     with out:
         for name, text in texts.items():
             try:
                 out.write_document(name, bytes(text))
             except FormatError as error:
                 raise WriteError(f"{paths[0]}: document {name!r}: {error.problems[0]}") from error
-        for tensor in tensors:
-            if tensor.alias_of is None:
-                out.write(tensor.name, file.planes(tensor.name))
-                done += file.info(tensor.name).nbytes
-                if on_progress is not None:
-                    on_progress(done, total, tensor.name)
+        if edited:
+            out.take_data(finished)
+        else:
+            for name in stored:
+                out.take(name)
+                finished(name)
         return list(sharded_writer.commit(out, metadata).paths)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -21,7 +21,7 @@ from ..io import atomic
 from ..io.mapped import Path
 from ..io.preallocate import need_room
 from .ranks import ALONE, Ranks
-from .sharded_reader import PREVIOUS, find, listed, root_of, shard_path
+from .sharded_reader import PREVIOUS, Opened, find, listed, root_of, shard_path
 from .writer import Writer
 
 _UNITS = {"": 1, "B": 1}
@@ -124,12 +124,20 @@ class ShardedWriter:
         plans, parts: from ``plan_shards`` and ``cut``.
         overwrite: replace files that exist.
         ranks: processes that each write their own shards; all of them create a writer and call ``commit``.
+        source: an open model to take planes from; see ``Writer``.
 
     ``write`` may be called from several threads, like that of ``Writer``.
     """
 
     def __init__(
-        self, path: Path, plans: Sequence[FileInfo], parts: Parts, *, overwrite: bool = False, ranks: Ranks = ALONE
+        self,
+        path: Path,
+        plans: Sequence[FileInfo],
+        parts: Parts,
+        *,
+        overwrite: bool = False,
+        ranks: Ranks = ALONE,
+        source: Opened | None = None,
     ) -> None:
         ranks.same(checksums.root(*(info.front_matter() for info in plans if ranks.count > 1)))
         self.parts, self.ranks = parts, ranks
@@ -147,7 +155,8 @@ class ShardedWriter:
             raise WriteError(f"{folder}: cannot write {size} bytes: {error.strerror}") from error
         with contextlib.ExitStack() as stack:
             for i in mine:
-                self._writers[i] = stack.enter_context(Writer(self.paths[i], plans[i], overwrite=overwrite))
+                out = Writer(self.paths[i], plans[i], overwrite=overwrite, source=source)
+                self._writers[i] = stack.enter_context(out)
             self._stack = stack.pop_all()
         self._holder = {name: writer for writer in self._writers.values() for name in writer.info.names}
 
@@ -166,6 +175,15 @@ class ShardedWriter:
     def write(self, name: str, planes: Mapping[str, np.ndarray]) -> None:
         """See ``Writer.write``; for a tensor of one of this process's shards."""
         self._holder[name].write(name, planes)
+
+    def take(self, name: str) -> None:
+        """See ``Writer.take``; for a tensor of one of this process's shards."""
+        self._holder[name].take(name)
+
+    def take_data(self, finished: Callable[[str], None] = lambda name: None) -> None:
+        """See ``Writer.take_data``; for all of this process's shards."""
+        for writer in self._writers.values():
+            writer.take_data(finished)
 
     def chunks(self, name: str) -> list[range]:
         """See ``Writer.chunks``."""
@@ -244,6 +262,7 @@ def writer(
     front_matter_lengths: Sequence[int] = (),
     overwrite: bool = False,
     ranks: Ranks = ALONE,
+    source: Opened | None = None,
 ) -> Writer | ShardedWriter:
     """Create the writer of a model: in the shards that ``parts`` lists, or in one file if it is ``None``.
 
@@ -251,9 +270,10 @@ def writer(
     """
     if parts is None:
         (length,) = front_matter_lengths or (0,)
-        return Writer(path, plan(tensors, metadata, document_sizes, alignment, length), overwrite=overwrite)
+        info = plan(tensors, metadata, document_sizes, alignment, length)
+        return Writer(path, info, overwrite=overwrite, source=source)
     plans = plan_shards(tensors, metadata, document_sizes, parts, alignment, front_matter_lengths)
-    return ShardedWriter(path, plans, parts, overwrite=overwrite, ranks=ranks)
+    return ShardedWriter(path, plans, parts, overwrite=overwrite, ranks=ranks, source=source)
 
 
 def commit(out: Writer | ShardedWriter, metadata: Mapping[str, Value]) -> Written:

@@ -1,7 +1,8 @@
 """Makes keys, signed copies of files, and signatures beside files. ``container.signatures`` defines what is signed.
 
 Only files that verify in full are signed. A signed copy has strong leaves, and its signatures are over the front matter
-with these in it. They take the place of slack, so that nothing after them moves.
+with these in it. They take the place of slack, so that nothing after them moves. What follows is shared with the source
+where the file system can do that.
 """
 
 from __future__ import annotations
@@ -118,16 +119,19 @@ def sign(
             made = _made(signers, info.front_digest(), layout.ED25519_FRONT)
             return _with(info, strong, [*kept, *made])
 
-        stored = [tensor for name in file if (tensor := file.info(name)).alias_of is None]
-        done, total = 0, sum(tensor.nbytes for tensor in stored)
-        with Writer(path, planned, overwrite=overwrite) as writer:
+        sizes = {name: file.info(name).nbytes for name in info.stored_names}
+        done, total = 0, sum(sizes.values())
+
+        def finished(name: str) -> None:
+            nonlocal done
+            done += sizes[name]
+            if on_progress is not None:
+                on_progress(done, total, name)
+
+        with Writer(path, planned, overwrite=overwrite, source=file) as writer:
             for name in file.documents:
                 writer.write_document(name, bytes(file.documents[name]))
-            for tensor in stored:
-                writer.write(tensor.name, file.planes(tensor.name))
-                done += tensor.nbytes
-                if on_progress is not None:
-                    on_progress(done, total, tensor.name)
+            writer.take_data(finished)
             return writer.commit(sign=put).signatures
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from threading import Lock
@@ -27,9 +27,12 @@ from ..container.tables import HEADER_SIZE, ROOT_OFFSET, FileInfo, Plane, Tensor
 from ..dtypes import DTYPES, storage_of
 from ..errors import SchemeError, WriteError
 from ..io.atomic import AtomicFile, insist
+from ..io.lease import still
 from ..io.mapped import Path
 from ..io.preallocate import make_room
 from ..schemes.base import PlaneSpec, matrix
+from .origin import Origin, Put
+from .sharded_reader import Opened
 
 __all__ = ["Tensor", "Writer", "plan", "write"]
 
@@ -48,6 +51,8 @@ class Writer:
         path: the final name.
         info: from ``plan``.
         overwrite: replace an existing file; without it an existing one is an error.
+        source: an open model that ``take`` and ``take_data`` take planes from. They share its extents where the file
+            system can, and room is made only for the rest.
 
     ``write`` and ``write_rows`` may be called from several threads at once: each writes to its own offsets. ``root`` is
     the finished file's root digest, 16 bytes.
@@ -58,13 +63,12 @@ class Writer:
 
     root: bytes
 
-    def __init__(self, path: Path, info: FileInfo, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, info: FileInfo, *, overwrite: bool = False, source: Opened | None = None) -> None:
         self.path, self.info, self.overwrite = os.fspath(path), info, overwrite
         self._regions = info.placement.regions
         self._leaves = np.zeros(len(info.leaves), np.uint64)
         self._hashed = bytearray(len(info.leaves))  # whether each leaf's digest is known
-        stored = (info.tensor_table["flags"] & layout.TENSOR_ALIAS) == 0
-        self._missing = {info.names[i] for i in np.flatnonzero(stored)}
+        self._missing = set(info.stored_names)
         self._missing_documents = set(info.document_names)
         self._by_rows: dict[str, _ByRows] = {}
         self._counting = Lock()
@@ -77,8 +81,10 @@ class Writer:
             self._file = self._partial.file
         except OSError as error:
             raise self._no_room(error) from error
+        self._origin = None if source is None else Origin(source, info, self._file)
+        self._taken = False  # whether all of the data came with its digests
         # Runs while the first tensor is encoded.
-        self._room: Future[int] | None = self._disk.submit(make_room, self._file, info.file_size)
+        self._room: Future[int] | None = self._disk.submit(self._make_room)
 
     def __enter__(self) -> Self:
         return self
@@ -111,6 +117,64 @@ class Writer:
         self._missing.discard(name)
         for plane in info.planes:
             self._write_plane(plane.offset, planes[plane.role])
+
+    def take(self, name: str) -> None:
+        """Write one tensor's planes as they are in ``source``, shared with it or copied.
+
+        They are read, once: they are checked against the digests there, and get those of the new file.
+
+        Raises:
+            FormatError: AIB-E602: they are damaged; AIB-E802: the source has changed since it was opened.
+            WriteError, SchemeError: as for ``write``.
+        """
+        origin, info = self._from, self.info.tensor(name)
+        part = origin.part(name)
+        for plane in part.info(name).planes:
+            part.check_leaves(plane.offset, plane.length)
+        planes = part.planes(name)
+        _check(self.path, info, planes, info.shape, info.planes)
+        for plane, put in origin.planes(name):
+            self._write_plane(plane.offset, planes[plane.role], put)
+        part.storage.check_unchanged()
+        self._missing.discard(name)
+
+    def take_data(self, finished: Callable[[str], None] = lambda name: None) -> None:
+        """Write all tensors as they are in ``source``, shared with it or copied, unread if that is possible.
+
+        It is where one file of the source has just these tensors, each at the same place of its data region: then the
+        digests are taken over as well. Whatever is wrong with a plane there is wrong in the new file, and found by its
+        digests, as they are those of the right bytes. Otherwise, and from a URL, this is ``take`` for each tensor.
+
+        Args:
+            finished: called with the name of each tensor.
+
+        Raises:
+            FormatError: AIB-E802: the source has changed since it was opened; and as for ``take``.
+            WriteError: as for ``write``.
+        """
+        names, origin = self.info.stored_names, self._from
+        part = origin.whole() if len(self._missing) == len(names) else None
+        if part is None:
+            for name in [name for name in names if name in self._missing]:
+                self.take(name)
+                finished(name)
+            return
+        self._wait_for_room()
+        try:
+            with still(part.storage) as reading:
+                for name in names:
+                    for plane, put in origin.planes(name):
+                        for piece in _pieces(plane):
+                            self._count(put(piece.start, len(piece)) if put else 0)
+                            reading.check_unchanged()
+                    finished(name)
+        except OSError as error:
+            raise WriteError(f"{self.path}: {error.strerror}") from error
+        data = self._regions[1]
+        self._leaves[data.first :] = part.tables.leaves[part.data.first :]
+        self._hashed[data.first :] = b"\1" * data.leaves
+        self._missing.clear()
+        self._taken = True
 
     def chunks(self, name: str) -> list[range]:
         """Cut the bytes of a tensor's largest plane at ends of leaves, into ranges for ``write_rows``.
@@ -215,10 +279,23 @@ class Writer:
         except OSError as error:
             raise WriteError(f"{self.path}: {error.strerror}") from error
 
-    def _write_plane(self, offset: int, plane: np.ndarray) -> None:
+    @property
+    def _from(self) -> Origin:
+        if self._origin is None:
+            raise WriteError(f"{self.path}: there is no source to take planes from")
+        return self._origin
+
+    def _make_room(self) -> int:
+        """Share first, as what is shared takes no room; then reserve the rest."""
+        shared = [] if self._origin is None else self._origin.clone()
+        return make_room(self._file, self.info.file_size, shared)
+
+    def _write_plane(self, offset: int, plane: np.ndarray, put: Put | None = None) -> None:
+        if self._taken:
+            raise WriteError(f"{self.path}: all planes were taken from the source, with their digests")
         try:
             if plane.size:
-                self._write(offset, np.ascontiguousarray(plane).reshape(-1).view(np.uint8))
+                self._write(offset, np.ascontiguousarray(plane).reshape(-1).view(np.uint8), put)
         except OSError as error:
             raise WriteError(f"{self.path}: {error.strerror}") from error
 
@@ -226,8 +303,11 @@ class Writer:
         documents, data = self._regions
         return data if offset >= documents.end else documents
 
-    def _write(self, offset: int, data: np.ndarray) -> None:
-        """Write u8 ``data`` in pieces that end where leaves end, and compute the digests of the leaves in them."""
+    def _write(self, offset: int, data: np.ndarray, put: Put | None = None) -> None:
+        """Write u8 ``data`` in pieces that end where leaves end, and compute the digests of the leaves in them.
+
+        ``put`` brings a piece into the file in another way than by writing it.
+        """
         if self._file < 0:
             raise WriteError(f"{self.path}: is already written")
         self._wait_for_room()
@@ -237,17 +317,22 @@ class Writer:
             end = min(position + _WRITE_BYTES, len(data))
             if end < len(data):
                 end -= (offset + end - region.start) % layout.LEAF
-            self._write_piece(offset + position, data[position:end], region)
+            self._write_piece(offset + position, data[position:end], region, put)
             position = end
 
-    def _write_piece(self, offset: int, data: np.ndarray, region: Region) -> None:
+    def _write_piece(self, offset: int, data: np.ndarray, region: Region, put: Put | None) -> None:
         for i in region.covering(offset, len(data)):
             start, end = region.leaf(i)
             if start >= offset and end <= offset + len(data):
                 self._leaves[region.first + i] = checksums.leaf(data[start - offset : end - offset].data)
                 self._hashed[region.first + i] = 1
-        _write_all(self._file, data.data, offset)
-        self._unsynced += len(data)  # a race between threads may lose a count: it only decides when to sync
+        if put is None:
+            _write_all(self._file, data.data, offset)
+        self._count(put(offset, len(data)) if put is not None else len(data))
+
+    def _count(self, written: int) -> None:
+        """Count bytes that were written, and start syncing when there are many."""
+        self._unsynced += written  # a race between threads may lose a count: it only decides when to sync
         if self._unsynced > _SYNC_EVERY and (self._syncing is None or self._syncing.done()):
             self._unsynced = 0
             self._syncing = self._disk.submit(_sync, self._file)
@@ -329,6 +414,12 @@ def _check(
 
 def _largest(info: TensorInfo) -> Plane:
     return max(info.planes, key=lambda plane: plane.length)
+
+
+def _pieces(plane: Plane) -> Iterator[range]:
+    """Cut the bytes of a plane into pieces that are written at a time."""
+    end = plane.offset + plane.length
+    return (range(start, min(start + _WRITE_BYTES, end)) for start in range(plane.offset, end, _WRITE_BYTES))
 
 
 def _sync(file: int) -> None:

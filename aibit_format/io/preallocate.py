@@ -5,13 +5,18 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Sequence
+
+from .extents import outside
 
 _IN_MEMORY = {"tmpfs", "ramfs"}
 _ON_DISK = 4 << 20  # bytes: if each write fills whole large pages of the cache, the file is mapped in large pages later
 
 
-def make_room(file: int, size: int) -> int:
+def make_room(file: int, size: int, shared: Sequence[range] = ()) -> int:
     """Make the open ``file`` ``size`` bytes long, with room for all of them; returns how many to write at a time.
+
+    No room is made for the ranges that it shares with another file (``io/extents.py``): they take none.
 
     Space is allocated at once where that takes no time: on a disk, where it makes writing twice as fast, and in large
     pages of memory. In small pages it would take as long as writing, and block writing meanwhile: there it is only
@@ -25,7 +30,8 @@ def make_room(file: int, size: int) -> int:
     if in_memory and page <= mmap.PAGESIZE:
         _look_for_room(file, size)
     elif hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
+        for piece in outside(shared, 0, size):
+            os.posix_fallocate(file, piece.start, len(piece))
     return page if in_memory else max(page, _ON_DISK)
 
 

@@ -19,8 +19,8 @@ def small_pages():
 def paged(page):
     """``make_room`` of a file system whose pages have so many bytes."""
 
-    def make_room(file, size):
-        preallocate.make_room(file, size)
+    def make_room(*arguments):
+        preallocate.make_room(*arguments)
         return page
 
     return make_room

@@ -11,8 +11,9 @@ import sysconfig
 
 import pytest
 
+from aibit_format.io import extents
 from tests.support.paths import ROOT
-from tools.bench import charts, cold
+from tools.bench import charts, cold, rewriting
 from tools.bench import models as made
 from tools.bench.figures import Figure, number, of_runs, summary, table
 from tools.bench.pairing import Bench
@@ -154,3 +155,13 @@ def test_the_conversion_in_c_alone_compiles(tmp_path):
     options += ["-I" + sysconfig.get_paths()["include"], "-Wl,--unresolved-symbols=ignore-all"]
     sources = ["tools/bench/limit.c", *(f"aibit_format/native/{name}.c" for name in ("sizes", "shares", "floats"))]
     subprocess.run(["gcc", *options, *sources, "-o", tmp_path / "limit"], check=True, cwd=ROOT)
+
+
+def test_verbs_are_measured_in_each_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(rewriting, "_ROWS", 32)
+    found = rewriting.measure(tmp_path, 1 << 20, 1)
+    assert found.keys() == {"edit", "split", "merge"}
+    assert all(list(ways) == list(extents.WAYS) for ways in found.values())
+    size = (tmp_path / "m.aibit").stat().st_size
+    assert all(row["seconds"] > 0 and row["shared"] <= size for ways in found.values() for row in ways.values())
+    assert all(ways["copy"]["shared"] == 0 for ways in found.values())

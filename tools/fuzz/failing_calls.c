@@ -6,10 +6,12 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -68,6 +70,7 @@ WRITES(write, (int fd, const void *b, size_t n), (fd, b, n), (fd, b, n / 2), int
 WRITES(pwrite, (int fd, const void *b, size_t n, off_t o), (fd, b, n, o), (fd, b, n / 2, o), int, const void *, size_t, off_t)
 WRITES(pwrite64, (int fd, const void *b, size_t n, off64_t o), (fd, b, n, o), (fd, b, n / 2, o), int, const void *, size_t, off64_t)
 WRITES(writev, (int fd, const struct iovec *v, int n), (fd, v, n), (fd, v, n / 2), int, const struct iovec *, int)
+WRITES(copy_file_range, (int from, off64_t *a, int fd, off64_t *b, size_t n, unsigned l), (from, a, fd, b, n, l), (from, a, fd, b, n / 2, l), int, off64_t *, int, off64_t *, size_t, unsigned)
 CHANGES(fsync, (int fd), (fd), int)
 CHANGES(fdatasync, (int fd), (fd), int)
 CHANGES(ftruncate, (int fd, off_t n), (fd, n), int, off_t)
@@ -96,6 +99,18 @@ CHANGES(chmod, (const char *a, mode_t m), (a, m), const char *, mode_t)
     }
 ALLOCATES(posix_fallocate, off_t)
 ALLOCATES(posix_fallocate64, off64_t)
+
+/* Of all the kinds of ioctl, sharing extents changes a file. */
+int ioctl(int fd, unsigned long request, ...)
+{
+    REAL(int, ioctl, int, unsigned long, void *);
+    va_list rest;
+    va_start(rest, request);
+    void *argument = va_arg(rest, void *);
+    va_end(rest);
+    if (request == FICLONERANGE && fails("ioctl") && how != SHORT) return failed();
+    return real(fd, request, argument);
+}
 
 /* Opening counts where it creates or is to write, and not in /proc and /dev, where nothing is kept but in memory. */
 static int changes(const char *path, int flags)
