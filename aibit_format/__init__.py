@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .container.signatures import Signature
     from .convert.convert import Report, convert
     from .errors import AibitError, FormatError
+    from .file.bundle import sign_bundle
     from .file.diff import Difference, diff
     from .file.reader import File
     from .file.rewrite import edit, merge, split
@@ -60,6 +61,7 @@ _WHERE = {
     "new_key": "file.signing",
     "open": "file.sharded_reader",
     "sign": "file.signing",
+    "sign_bundle": "file.bundle",
     "sign_detached": "file.signing",
     "split": "file.rewrite",
 }
@@ -67,7 +69,7 @@ _WHERE = {
 __all__ = [
     "AibitError", "Difference", "File", "FormatError", "Report", "Signature", "__version__",
     "convert", "diff", "edit", "export", "load", "load_model", "load_tokenizer", "merge", "new_key", "open", "sign",
-    "sign_detached", "split",
+    "sign_bundle", "sign_detached", "split",
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import FormatError, MissingPackageError, Problem, SigningError
 from ..native.cores import usable_cores
-from . import layout
+from . import ed25519, layout
 
 Keys = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 Read = Callable[[int, int], Any]  # (offset, length) -> bytes
@@ -164,14 +164,7 @@ def message(key: bytes, digest: bytes) -> bytes:
 
 def verifies(found: Signature, digest: bytes) -> bool:
     """Verify that the signature was made by its key over this digest, which its algorithm names."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    try:
-        Ed25519PublicKey.from_public_bytes(found.key).verify(found.signature, message(found.key, digest))
-    except (InvalidSignature, ValueError):
-        return False
-    return True
+    return ed25519.verifies(found.key, message(found.key, digest), found.signature)
 
 
 def check(found: list[Signature], keys: Mapping[bytes, str], digest: Callable[[int], bytes]) -> Signature:
@@ -227,7 +220,7 @@ def public_keys(source: Keys) -> dict[bytes, str]:
     """Read raw public keys from PEM files, and from all ``*.pub`` in folders; returns key -> file.
 
     Raises:
-        SigningError: a file is not an Ed25519 public key, or there is none.
+        SigningError: a file is not an Ed25519 public key, or one that can mean nobody, or there is none.
         MissingPackageError: ``cryptography`` is not installed.
     """
     found: dict[bytes, str] = {}
@@ -243,16 +236,22 @@ def public_keys(source: Keys) -> dict[bytes, str]:
 
 
 def _public_key(path: str) -> bytes:
-    serialization, ed25519 = primitives()
+    serialization, kinds = primitives()
     data = read_key(path)
     try:
         key = serialization.load_pem_public_key(data)
     except Exception as error:  # of several types, depending on what is wrong with it
         hint = "; it is a private one: give the public key" if b"PRIVATE" in data else ""
         raise SigningError(f"{path}: no public key in PEM format{hint}") from error
-    if not isinstance(key, ed25519.Ed25519PublicKey):
+    if not isinstance(key, kinds.Ed25519PublicKey):
         raise SigningError(f"{path}: a public key of another kind, {type(key).__name__}; Ed25519 is needed")
-    return key.public_bytes_raw()
+    raw = key.public_bytes_raw()
+    if not ed25519.is_point(raw):
+        raise SigningError(
+            f"{path}: {key_id(raw)} is nobody's key: it is no point of the curve, or one of small order, for which "
+            "anybody can sign; ask whoever gave it to you for another"
+        )
+    return raw
 
 
 def read_key(path: str) -> bytes:
@@ -282,7 +281,7 @@ def primitives() -> tuple[Any, Any]:
     """
     try:
         from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ed25519
+        from cryptography.hazmat.primitives.asymmetric import ed25519 as kinds
     except ImportError as error:
         raise MissingPackageError("signatures need cryptography: pip install 'aibit-format[sign]'") from error
-    return serialization, ed25519
+    return serialization, kinds

@@ -140,7 +140,7 @@ def _write(
     tensors, sizes = _tensors(file), {name: len(text) for name, text in texts.items()}
     alignment = file.parts[0].tables.alignment
     paths = [os.fspath(path)] if parts is None else [shard_path(path, i + 1, len(parts)) for i in range(len(parts))]
-    _spare_inputs(file, paths)
+    spare_inputs(file, paths)
     try:
         out = sharded_writer.writer(
             path, tensors, metadata, sizes, parts, alignment, overwrite=overwrite, source=file,
@@ -172,7 +172,7 @@ def _write(
         return list(sharded_writer.commit(out, metadata).paths)
 
 
-def _spare_inputs(file: Opened, paths: Iterable[str]) -> None:
+def spare_inputs(file: Opened, paths: Iterable[str]) -> None:
     """Raise WriteError if a file to be written is also being read, under whatever name."""
     inputs = [part.path for part in file.parts if part.path and os.path.exists(part.path)]
     for target in filter(os.path.exists, paths):

@@ -172,19 +172,30 @@ def _signers(keys: Keys, password: bytes | None) -> Signers:
 
 
 def _private_key(path: str, password: bytes | None) -> Any:
-    serialization, ed25519 = signatures.primitives()
+    _, ed25519 = signatures.primitives()
+    key = private_key(path, password)
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise SigningError(f"{path}: a private key of another kind, {type(key).__name__}; Ed25519 is needed")
+    return key
+
+
+def private_key(path: str, password: bytes | None) -> Any:
+    """Read a private key of any kind from a PEM file.
+
+    Raises:
+        SigningError: there is none, or the password is missing or wrong.
+        MissingPackageError: ``cryptography`` is not installed.
+    """
+    serialization, _ = signatures.primitives()
     data = signatures.read_key(path)
     encrypted = b"ENCRYPTED" in data  # cryptography refuses a password for an unencrypted key; it may be for another
     if encrypted and not password:
         raise SigningError(f"{path}: the key is encrypted, but no password was given")
     try:
-        key = serialization.load_pem_private_key(data, password if encrypted else None)
+        return serialization.load_pem_private_key(data, password if encrypted else None)
     except Exception as error:  # of several types, depending on what is wrong with it
         what = "wrong password, or a damaged key" if encrypted else "no private key in PEM format"
         raise SigningError(f"{path}: {what}") from error
-    if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise SigningError(f"{path}: a private key of another kind, {type(key).__name__}; Ed25519 is needed")
-    return key
 
 
 def _made(signers: Signers, digest: bytes, algorithm: int) -> list[Signature]:
