@@ -34,7 +34,7 @@ from aibit_format.schemes.ggml import GGML
 from tools import ROOT
 from tools.fixtures import make_bad, scheme_examples
 from tools.fixtures.scheme_examples import Example
-from tools.spec import kaitai_records, plain_examples, scheme_parameters, short_dump, xxh3_vectors
+from tools.spec import ggml_grids, kaitai_records, plain_examples, scheme_parameters, short_dump, xxh3_vectors
 
 SPEC = ROOT / "spec"
 FOLDERS = (SPEC, ROOT / "fixtures" / "bad")  # of pages
@@ -606,7 +606,10 @@ GENERATED: dict[str, Callable[[], str]] = {
 }
 
 
-WHOLE: dict[Path, Callable[[], str]] = {SPEC / "xxh3.json": xxh3_vectors.text}  # files without a line by hand
+WHOLE: dict[Path, Callable[[], str]] = {  # files without a line by hand
+    SPEC / "xxh3.json": xxh3_vectors.text,
+    SPEC / "schemes" / "ggml_grids.json": ggml_grids.text,
+}
 
 
 def rendered(text: str) -> str:
