@@ -15,7 +15,10 @@ from .base import PlaneSpec, Scheme, parameters_of
 
 __all__ = ["BUILTIN", "PlaneSpec", "Scheme", "make", "names", "parse"]
 
-_GGML = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+_GGML = (
+    "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q1_0", "q2_0", "tq1_0", "tq2_0",
+    "mxfp4", "nvfp4", "iq4_nl", "iq4_xs", "iq3_xxs", "iq3_s", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_s", "iq1_m",
+)  # fmt: skip
 
 BUILTIN: dict[str, str] = {
     **dict.fromkeys(DTYPES, "aibit_format.schemes.plain:Plain"),

@@ -1,89 +1,31 @@
-"""Implements ``gguf:q4_0`` to ``gguf:q6_k``: llama.cpp's quantized weights, in the blocks that GGUF files hold.
+"""Implements ``gguf:q4_0`` and the other ``gguf:`` schemes: llama.cpp's quantized weights, in the blocks of GGUF files.
 
-A row is cut into blocks of 32 or, for the k-quants, 256 elements, and every block carries its own scales. The one
-plane, ``blocks``, holds the bytes of the blocks unchanged: a tensor goes from one GGUF file to another through this
-format without a bit changing. Sizes below are sums that show a block's fields in their order.
+A row is cut into blocks of 32 to 256 elements, and every block carries its own scales. The one plane, ``blocks``, holds
+the bytes of the blocks unchanged: a tensor goes from one GGUF file to another through this format without a bit
+changing. Sizes below are sums that show a block's fields in their order.
 
-Decoded values are those of ``gguf.quants.dequantize`` (gguf-py 0.19), bit for bit, and encoded blocks those of its
-``quantize``, which supports only the formats of 32 elements. k-quants can be kept here, but only llama.cpp makes them.
-The layouts are those of https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h.
+Decoded values are those of ``gguf.quants.dequantize`` (gguf-py 0.19), bit for bit; of llama.cpp's ``to_float`` where
+gguf-py decodes nothing (q1_0, q2_0). Encoded blocks are those of gguf-py's ``quantize`` for q4_0 to q8_0. All others
+can be kept here, but only llama.cpp makes them. q8_1 and q8_k are missing: llama.cpp quantizes activations to them
+while it runs, and no file holds weights in them. The layouts are those of
+https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from ..dtypes import to_float32
 from ..errors import SchemeError
 from .base import Planes, PlaneSpec, Rows, Scheme, check_weights, matrix
+from .ggml_codebook import CODEBOOK_LAYOUTS
+from .ggml_layout import Fields, Layout, grouped, spread, to_f32
 
-Fields = Mapping[str, np.ndarray]  # fields of n blocks: u8 [n, bytes], the float16 scales as f32 [n, 1]
-
-_HALVES = frozenset({"d", "dmin", "m"})  # fields that are one float16
 _PIECE_ELEMENTS = 1 << 17  # elements decoded or encoded at a time: their float32 copies stay in cache
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Describe a type of block: its elements, its fields with their bytes in order, and how they are decoded."""
-
-    block: int
-    fields: Mapping[str, int]
-    decode: Callable[[Fields], np.ndarray]  # to f32 [n, block]
-    encode: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None  # of f32 [n, block]; scales as f32 [n, 1]
-
-    @property
-    def size(self) -> int:
-        """Return the bytes of a block."""
-        return sum(self.fields.values())
-
-    def split(self, blocks: np.ndarray) -> dict[str, np.ndarray]:
-        """Split blocks, u8 [n, size], into their fields."""
-        parts = np.split(blocks, np.cumsum(list(self.fields.values()))[:-1], axis=1)
-        return {
-            name: part.copy().view("<f2").astype(np.float32) if name in _HALVES else part
-            for name, part in zip(self.fields, parts, strict=True)
-        }
-
-    def join(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Join fields, as ``encode`` returns them, to blocks, u8 [n, size].
-
-        Raises:
-            SchemeError: a scale is beyond float16's range.
-        """
-        parts = []
-        for name in self.fields:
-            part = fields[name]
-            if name in _HALVES:
-                with np.errstate(over="ignore"):
-                    part = part.astype("<f2")
-                if not np.isfinite(part).all():
-                    raise SchemeError("values are too large: a block's scale is beyond float16's 65504")
-            parts.append(part.view(np.uint8))
-        return np.concatenate(parts, axis=1)
-
-
-def spread(data: np.ndarray, bits: int, width: int) -> np.ndarray:
-    """Unpack codes of ``bits`` bits from u8 [n, bytes] to u8 [n, 8 / bits * bytes], in GGML's order.
-
-    Each run of ``width`` bytes holds first the codes in the lowest bits of each byte, then those in the next higher
-    bits, and so on.
-    """
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    groups = data.reshape(len(data), data.shape[1] // width, 1, width) >> shifts
-    return (groups & np.uint8((1 << bits) - 1)).reshape(len(data), data.shape[1] * 8 // bits)
-
-
-def _f32(codes: np.ndarray) -> np.ndarray:
-    return codes.astype(np.float32)
-
-
-def _grouped(codes: np.ndarray, groups: int) -> np.ndarray:
-    """Convert codes to f32 [n, groups, elements per group]."""
-    return _f32(codes).reshape(len(codes), groups, -1)
 
 
 # Blocks of 32: a scale and, in the _1 formats, an offset.
@@ -95,23 +37,23 @@ def _five_bits(f: Fields) -> np.ndarray:
 
 
 def _decode_q4_0(f: Fields) -> np.ndarray:
-    return f["d"] * (_f32(spread(f["qs"], 4, 16)) - np.float32(8))
+    return f["d"] * (to_f32(spread(f["qs"], 4, 16)) - np.float32(8))
 
 
 def _decode_q4_1(f: Fields) -> np.ndarray:
-    return f["d"] * _f32(spread(f["qs"], 4, 16)) + f["m"]
+    return f["d"] * to_f32(spread(f["qs"], 4, 16)) + f["m"]
 
 
 def _decode_q5_0(f: Fields) -> np.ndarray:
-    return f["d"] * (_f32(_five_bits(f)) - np.float32(16))
+    return f["d"] * (to_f32(_five_bits(f)) - np.float32(16))
 
 
 def _decode_q5_1(f: Fields) -> np.ndarray:
-    return f["d"] * _f32(_five_bits(f)) + f["m"]
+    return f["d"] * to_f32(_five_bits(f)) + f["m"]
 
 
 def _decode_q8_0(f: Fields) -> np.ndarray:
-    return _f32(f["qs"].view(np.int8)) * f["d"]
+    return to_f32(f["qs"].view(np.int8)) * f["d"]
 
 
 def _inverse(d: np.ndarray) -> np.ndarray:
@@ -166,15 +108,15 @@ def _encode_q8_0(x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _decode_q2_k(f: Fields) -> np.ndarray:
-    scale, least = f["d"] * _f32(f["scales"] & 15), f["dmin"] * _f32(f["scales"] >> 4)
-    return scale[:, :, None] * _grouped(spread(f["qs"], 2, 32), 16) - least[:, :, None]
+    scale, least = f["d"] * to_f32(f["scales"] & 15), f["dmin"] * to_f32(f["scales"] >> 4)
+    return scale[:, :, None] * grouped(spread(f["qs"], 2, 32), 16) - least[:, :, None]
 
 
 def _decode_q3_k(f: Fields) -> np.ndarray:
     six = spread(f["scales"][:, :8], 4, 8) | (spread(f["scales"][:, 8:], 2, 4) << 4)
-    scale = f["d"] * (_f32(six) - np.float32(32))
+    scale = f["d"] * (to_f32(six) - np.float32(32))
     # The mask holds the third bit of code + 4: where it is not set, the code is negative.
-    codes = _f32(spread(f["qs"], 2, 32) | (spread(f["hmask"], 1, 32) << 2)) - np.float32(4)
+    codes = to_f32(spread(f["qs"], 2, 32) | (spread(f["hmask"], 1, 32) << 2)) - np.float32(4)
     return scale[:, :, None] * codes.reshape(len(codes), 16, 16)
 
 
@@ -188,23 +130,75 @@ def _scales_and_minima(f: Fields) -> tuple[np.ndarray, np.ndarray]:
     a, b, c = f["scales"][:, :4], f["scales"][:, 4:8], f["scales"][:, 8:]
     scales = np.concatenate([a & 63, (c & 15) | (a >> 6 << 4)], axis=1)
     minima = np.concatenate([b & 63, (c >> 4) | (b >> 6 << 4)], axis=1)
-    return (f["d"] * _f32(scales))[:, :, None], (f["dmin"] * _f32(minima))[:, :, None]
+    return (f["d"] * to_f32(scales))[:, :, None], (f["dmin"] * to_f32(minima))[:, :, None]
 
 
 def _decode_q4_k(f: Fields) -> np.ndarray:
     scale, least = _scales_and_minima(f)
-    return scale * _grouped(spread(f["qs"], 4, 32), 8) - least
+    return scale * grouped(spread(f["qs"], 4, 32), 8) - least
 
 
 def _decode_q5_k(f: Fields) -> np.ndarray:
     scale, least = _scales_and_minima(f)
-    return scale * _grouped(spread(f["qs"], 4, 32) | (spread(f["qh"], 1, 32) << 4), 8) - least
+    return scale * grouped(spread(f["qs"], 4, 32) | (spread(f["qh"], 1, 32) << 4), 8) - least
 
 
 def _decode_q6_k(f: Fields) -> np.ndarray:
-    scale = f["d"] * _f32(f["scales"].view(np.int8))
-    codes = _f32(spread(f["ql"], 4, 64) | (spread(f["qh"], 2, 32) << 4)) - np.float32(32)
+    scale = f["d"] * to_f32(f["scales"].view(np.int8))
+    codes = to_f32(spread(f["ql"], 4, 64) | (spread(f["qh"], 2, 32) << 4)) - np.float32(32)
     return scale[:, :, None] * codes.reshape(len(codes), 16, 16)
+
+
+# Types without groups: one, two or four bits, ternary digits, and 4-bit floats of E2M1 in twice their value.
+
+_E2M1_TWICE = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)  # a zero has no sign
+
+
+def _decode_q1_0(f: Fields) -> np.ndarray:
+    return f["d"] * (to_f32(spread(f["qs"], 1, 1)) * np.float32(2) - np.float32(1))
+
+
+def _decode_q2_0(f: Fields) -> np.ndarray:
+    return f["d"] * (to_f32(spread(f["qs"], 2, 1)) - np.float32(1))
+
+
+def _ternary_digits(data: np.ndarray, digits: int, width: int) -> np.ndarray:
+    """Unpack ternary digits from u8 [n, bytes] to u8 [n, digits * bytes]: first the first digits of ``width`` bytes.
+
+    A byte is ceil(v / 243 * 256) for the number v of five digits. 3 times the byte, shifted right by 8 bits, is
+    the first of them, and the lower 8 bits of that product are the byte of the digits that follow.
+    """
+    powers = (3 ** np.arange(digits)).astype(np.uint8)[:, None]
+    rest = data.reshape(len(data), data.shape[1] // width, 1, width) * powers
+    return (rest.astype(np.uint16) * np.uint16(3) >> 8).astype(np.uint8).reshape(len(data), data.shape[1] * digits)
+
+
+def _decode_tq1_0(f: Fields) -> np.ndarray:
+    parts = (f["qs"][:, :32], 5, 32), (f["qs"][:, 32:], 5, 16), (f["qh"], 4, 4)
+    return f["d"] * (to_f32(np.concatenate([_ternary_digits(*part) for part in parts], axis=1)) - np.float32(1))
+
+
+def _decode_tq2_0(f: Fields) -> np.ndarray:
+    return f["d"] * (to_f32(spread(f["qs"], 2, 32)) - np.float32(1))
+
+
+def _decode_mxfp4(f: Fields) -> np.ndarray:
+    half_scale = np.ldexp(np.float32(1), f["e"].astype(np.int32) - 128)
+    with np.errstate(over="ignore"):
+        return half_scale * _E2M1_TWICE.take(spread(f["qs"], 4, 16))
+
+
+@cache
+def _unsigned_e4m3() -> np.ndarray:
+    """Return what the 256 bytes of nvfp4's ``d`` stand for, f32: the highest bit does not count, and 0x7F is 0."""
+    values = to_float32(np.arange(256, dtype=np.uint8) & 0x7F, "f8_e4m3")
+    values[[0x7F, 0xFF]] = 0, 480
+    return values
+
+
+def _decode_nvfp4(f: Fields) -> np.ndarray:
+    half_scale = _unsigned_e4m3().take(f["d"]) * np.float32(0.5)
+    return half_scale[:, :, None] * _E2M1_TWICE.take(spread(f["qs"], 4, 8)).reshape(len(half_scale), 4, 16)
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -218,6 +212,14 @@ LAYOUTS: dict[str, Layout] = {
     "gguf:q4_k": Layout(256, {"d": 2, "dmin": 2, "scales": 8 + 4, "qs": 128}, _decode_q4_k),
     "gguf:q5_k": Layout(256, {"d": 2, "dmin": 2, "scales": 8 + 4, "qh": 32, "qs": 128}, _decode_q5_k),
     "gguf:q6_k": Layout(256, {"ql": 128, "qh": 64, "scales": 16, "d": 2}, _decode_q6_k),
+    "gguf:q1_0": Layout(128, {"d": 2, "qs": 16}, _decode_q1_0),
+    "gguf:q2_0": Layout(64, {"d": 2, "qs": 16}, _decode_q2_0),
+    "gguf:tq1_0": Layout(256, {"qs": 32 + 16, "qh": 4, "d": 2}, _decode_tq1_0),
+    "gguf:tq2_0": Layout(256, {"qs": 64, "d": 2}, _decode_tq2_0),
+    # 2^-128 times 12 would be infinite from an exponent of 253 on, and 255 is E8M0's NaN.
+    "gguf:mxfp4": Layout(32, {"e": 1, "qs": 16}, _decode_mxfp4, other_scales={"e": lambda e: e > 252}),
+    "gguf:nvfp4": Layout(64, {"d": 4, "qs": 32}, _decode_nvfp4, other_scales={"d": lambda d: d & 0x7F == 0x7F}),
+    **CODEBOOK_LAYOUTS,
 }
 
 
@@ -271,9 +273,5 @@ class GGML(Scheme):
 
     def bad_codes(self, planes: Planes, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         # Scales lie among the codes: checking them reads the whole tensor.
-        blocks = planes["blocks"].reshape(-1, self.layout.size)
-        starts = np.cumsum([0, *self.layout.fields.values()])
-        for name, start in zip(self.layout.fields, starts.tolist(), strict=False):
-            # A float16 whose exponent bits, which are in its second byte, are all set is infinite or NaN.
-            if name in _HALVES and (blocks[:, start + 1] & 0x7C == 0x7C).any():
-                yield "blocks", f"a scale ({name}) is not finite"
+        for name in self.layout.bad_scales(planes["blocks"].reshape(-1, self.layout.size)):
+            yield "blocks", f"a scale ({name}) is {'above 252' if name == 'e' else 'not finite'}"

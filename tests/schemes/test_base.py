@@ -25,7 +25,7 @@ by_name = pytest.mark.parametrize("name", BUILTIN)
 by_quantized = pytest.mark.parametrize("name", QUANTIZED)
 
 # Schemes that keep what others have made.
-KEPT = {f"gguf:{kind}" for kind in ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")}
+KEPT = {f"gguf:{kind}" for kind in scheme_examples.KEPT}
 ROWS = {"nf4-cpu": 32}  # rows and columns come in multiples of these
 COLUMNS = {"nf4-cpu": 64} | {name: 32 for name in QUANTIZED if name.startswith("gguf:")} | dict.fromkeys(KEPT, 256)
 

@@ -14,10 +14,13 @@ import transformers
 
 import aibit_format as aibit
 from aibit_format.formats.gguf.export import export
-from aibit_format.formats.gguf.file import GGUFFile
+from aibit_format.formats.gguf.file import NUMBERS, GGUFFile
 from aibit_format.schemes.ggml import LAYOUTS
 
 NAMES = list(LAYOUTS)
+
+
+THEIRS = [name for name in NAMES if name not in ("gguf:q1_0", "gguf:q2_0")]  # what gguf-py decodes
 
 
 def kind(name: str) -> gguf.GGMLQuantizationType:
@@ -30,10 +33,16 @@ def random_blocks(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarra
     rows = random.integers(0, 256, (*shape[:-1], shape[-1] // layout.block * layout.size), np.uint8)
     blocks, start = rows.reshape(-1, layout.size), 0
     for field, size in layout.fields.items():
-        if field in ("d", "dmin", "m"):
+        if field in ("d", "dmin", "m") and size == 2:
             scales = random.normal(size=(len(blocks), 1)) * 10.0 ** -random.integers(2, 7, (len(blocks), 1))
             blocks[:, start : start + 2] = scales.astype("<f2").view(np.uint8)
         start += size
+    if name == "gguf:mxfp4":
+        blocks[:, 0] = random.integers(110, 125, len(blocks))
+    elif name == "gguf:nvfp4":
+        blocks[:, :4] = random.integers(0, 0x20, (len(blocks), 4))
+    elif name == "gguf:iq1_m":  # its float16 is in the upper nibbles of four words
+        blocks[:, 53], blocks[:, 55] = blocks[:, 53] & 15, blocks[:, 55] & 15 | 0x20
     return rows
 
 
@@ -98,18 +107,21 @@ def logits(model) -> torch.Tensor:
         return model(IDS).logits.float()
 
 
-def ten_types(path, **keys) -> dict[str, np.ndarray]:
-    """Write a Llama whose matrices are of all ten types, with gguf-py alone; the blocks by GGUF's names."""
-    width, rows = 256, 64
+def all_types(path, names=NAMES, factors=None, **keys) -> dict[str, np.ndarray]:
+    """Write a Llama whose matrices are of all these types, with gguf-py; the blocks by GGUF's names.
+
+    ``factors`` are tensors of float32 beside them.
+    """
+    width, rows, layers = 256, 64, 4
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(width)
     writer.add_feed_forward_length(256)
-    writer.add_block_count(2)
+    writer.add_block_count(layers)
     writer.add_head_count(8)
     writer.add_head_count_kv(4)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_name("ten types")
+    writer.add_name("all types")
     writer.add_vocab_size(rows)
     for key, value in keys.items():
         writer.add_uint32(f"llama.{key}", value)
@@ -118,21 +130,26 @@ def ten_types(path, **keys) -> dict[str, np.ndarray]:
         "ffn_gate": (256, width), "ffn_up": (256, width), "ffn_down": (width, 256),
     }  # fmt: skip
     matrices = {"token_embd": (rows, width), "output": (rows, width)}
-    matrices |= {f"blk.{i}.{name}": shape for i in range(2) for name, shape in shapes.items()}
+    matrices |= {f"blk.{i}.{name}": shape for i in range(layers) for name, shape in shapes.items()}
     arrays = {}
     random = np.random.default_rng(0)
     for i, (name, shape) in enumerate(matrices.items()):
-        scheme = NAMES[i % len(NAMES)]
+        scheme = names[i % len(names)]
         if LAYOUTS[scheme].encode:
             blocks = gguf.quants.quantize(random.normal(size=shape).astype(np.float32) / 16, kind(scheme))
         else:
             blocks = random_blocks(scheme, shape, i)
         arrays[f"{name}.weight"] = blocks
-        writer.add_tensor(f"{name}.weight", blocks, raw_dtype=kind(scheme))
-    norms = ["output_norm", *(f"blk.{i}.{name}" for i in range(2) for name in ("attn_norm", "ffn_norm"))]
+        # The number of a type, as gguf-py does not know q2_0; the shape is that of elements from any dtype but u8.
+        number = NUMBERS[scheme.removeprefix("gguf:")]
+        writer.add_tensor(f"{name}.weight", blocks.view(np.int8), raw_shape=shape, raw_dtype=number)
+    norms = ["output_norm", *(f"blk.{i}.{name}" for i in range(layers) for name in ("attn_norm", "ffn_norm"))]
     for name in norms:
         arrays[f"{name}.weight"] = 1 + random.integers(-8, 8, width).astype(np.float32) / 64
         writer.add_tensor(f"{name}.weight", arrays[f"{name}.weight"])
+    for name, values in (factors or {}).items():
+        arrays[name] = values
+        writer.add_tensor(name, values)
     finish(writer)
     return arrays
 

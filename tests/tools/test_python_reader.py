@@ -58,11 +58,15 @@ def test_a_bad_file_gets_the_code_of_its_rule(tmp_path):
 
 @pytest.mark.parametrize("path", vectors.GOOD, ids=lambda path: path.stem)
 def test_a_reader_of_version_1_0_reads_it(path):
-    """It is the reader as it was; a file of 1.1 that needs nothing new is one of 1.0 to it."""
+    """It is the reader as it was; a file of 1.1 that needs nothing new is one of 1.0 to it, and others are refused."""
+    wanted = vectors.twin(path)
+    if any((scheme["name"], scheme["version"]) not in reader_1_0.SCHEMES for scheme in wanted["schemes"]):
+        with pytest.raises(reader_1_0.RuleError, match="AIB-E406: scheme gguf:"):
+            reader_1_0.File(str(path))
+        return
     file = reader_1_0.File(str(path))
     reader_1_0.verify(file)
     found = json.loads(json.dumps(reader_1_0.describe(file)))
-    wanted = vectors.twin(path)
     assert json.dumps(found["tensors"]) == json.dumps(wanted["tensors"])
 
 

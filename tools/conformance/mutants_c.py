@@ -217,6 +217,9 @@ SCHEMES: dict[str, tuple[str, ...]] = {
     "tiles-blocks": ("aibit_schemes.h", " || k % a)) return 0;", ")) return 0;", "a row need not have whole blocks to be tiled"),
     "ggml-rows": ("aibit_schemes.h", "if (k % (32 * kind.a)) return 0;", "if (rows * k % (32 * kind.a)) return 0;", "a block may go on in the next row"),
     "ggml-size": ("aibit_schemes.h", '{"gguf:q5_k", AIBIT_GGML, 8, 176}', '{"gguf:q5_k", AIBIT_GGML, 8, 172}', "the size of a block"),
+    "ggml-added-size": ("aibit_schemes.h", '{"gguf:iq2_xs", AIBIT_GGML, 8, 74}', '{"gguf:iq2_xs", AIBIT_GGML, 8, 76}', "the size of a block that 1.1 adds"),
+    "ggml-added-elements": ("aibit_schemes.h", '{"gguf:nvfp4", AIBIT_GGML, 2, 36}', '{"gguf:nvfp4", AIBIT_GGML, 1, 18}', "halves of blocks, where rows may end too"),
+    "ggml-added-none": ("aibit_schemes.h", '{"gguf:q2_0", AIBIT_GGML, 2, 18}', '{"gguf:q2_0", AIBIT_GGML, 4, 18}', "q2_0 has as many elements as q1_0"),
 }  # fmt: skip
 
 TEXT: dict[str, tuple[str, ...]] = {

@@ -11,7 +11,7 @@ from . import LONGEST, Mutate
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
 _EVIL = (0, 1, 2, 3, 7, 8, 255, 256, 0xFFFF, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 62, 1 << 63, (1 << 64) - 1)
-_TYPES = (*range(40), 1 << 31)  # numbers of tensor types, known and not
+_TYPES = (*range(44), 1 << 31)  # numbers of tensor types, known and not
 
 
 @dataclass

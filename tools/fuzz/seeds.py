@@ -35,6 +35,7 @@ def gguf(folder: str) -> dict[str, bytes]:
     import numpy as np
 
     from aibit_format.formats.gguf import rope
+    from aibit_format.formats.gguf.file import NUMBERS
     from aibit_format.schemes.ggml import LAYOUTS
 
     path = os.path.join(folder, "seed.gguf")
@@ -53,8 +54,8 @@ def gguf(folder: str) -> dict[str, bytes]:
 
     def blocks(writer) -> None:
         for name, layout in LAYOUTS.items():
-            kind = gguf.GGMLQuantizationType[name.removeprefix("gguf:").upper()]
-            writer.add_tensor(name, np.full((2, 256 // layout.block * layout.size), 1, np.uint8), raw_dtype=kind)
+            stored = np.full((2, 256 // layout.block * layout.size), 1, np.int8)  # from u8, only types of the library
+            writer.add_tensor(name, stored, raw_shape=(2, 256), raw_dtype=NUMBERS[name.removeprefix("gguf:")])
         writer.add_tensor("half", np.ones((2, 3), np.float16))
         writer.add_array("some.list", [1, 2, 3])
         writer.add_bool("some.bool", True)

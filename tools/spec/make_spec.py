@@ -34,7 +34,15 @@ from aibit_format.schemes.ggml import GGML
 from tools import ROOT
 from tools.fixtures import make_bad, scheme_examples
 from tools.fixtures.scheme_examples import Example
-from tools.spec import ed25519_vectors, kaitai_records, plain_examples, scheme_parameters, short_dump, xxh3_vectors
+from tools.spec import (
+    ed25519_vectors,
+    ggml_grids,
+    kaitai_records,
+    plain_examples,
+    scheme_parameters,
+    short_dump,
+    xxh3_vectors,
+)
 
 SPEC = ROOT / "spec"
 FOLDERS = (SPEC, ROOT / "fixtures" / "bad")  # of pages
@@ -611,6 +619,7 @@ GENERATED: dict[str, Callable[[], str]] = {
 WHOLE: dict[Path, Callable[[], str]] = {
     SPEC / "xxh3.json": xxh3_vectors.text,
     SPEC / "ed25519.json": ed25519_vectors.text,
+    SPEC / "schemes" / "ggml_grids.json": ggml_grids.text,
 }
 
 

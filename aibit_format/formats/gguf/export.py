@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...container.tables import TensorInfo
-from ...dtypes import DTYPES, from_float32
+from ...dtypes import from_float32
 from ...errors import MissingPackageError, SchemeError, SourceError, WriteError
 from ...file.progress import Progress
 from ...file.sharded_reader import Opened
@@ -25,6 +25,7 @@ from ...schemes.ggml import GGML
 from ...schemes.plain import Plain
 from ..export_tensors import config_of, stored
 from .architectures import BY_MODEL_TYPE, ROPE_FACTORS, Family, gguf_rows, head_dim_of, keys_of
+from .file import NUMBERS
 from .rope import frequency_factors, parameters_of
 from .source import DOCUMENT
 from .tokenizer_out import metadata_of
@@ -33,7 +34,9 @@ KEEP = "keep"
 # Type of the matrices -> llama.cpp's number for a file mostly of that type (``general.file_type``).
 TYPES = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32,
-    "q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18,
+    "q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23,
+    "iq1_s": 24, "iq4_nl": 25, "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30, "iq1_m": 31, "tq1_0": 36, "tq2_0": 37,
+    "mxfp4": 38, "nvfp4": 39, "q1_0": 40, "q2_0": 41,
 }  # fmt: skip
 ENCODED = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 _PLAIN = ("f32", "f16", "bf16")
@@ -45,18 +48,13 @@ _OWN = frozenset(f"general.{key}" for key in ("architecture", "type", "file_type
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Describe a tensor to be written: name and type in GGUF, shape and dtype of its array, and how to make it."""
+    """Describe a tensor to be written: name, type and shape in GGUF, its size in bytes, and how to make its array."""
 
     name: str
     type: str
-    shape: tuple[int, ...]  # of blocks: their bytes in the last dimension
-    dtype: np.dtype
+    shape: tuple[int, ...]
+    nbytes: int
     make: Callable[[], np.ndarray]
-
-    @property
-    def nbytes(self) -> int:
-        """Return its size in bytes."""
-        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
 
 def export(
@@ -138,7 +136,7 @@ def _items(file: Opened, family: Family, config: dict[str, Any], wanted: str) ->
     items = []
     if family.rope and (parameters := parameters_of(config))["rope_type"] == "llama3":
         factors = frequency_factors(parameters, head_dim_of(config))
-        items.append(Item(ROPE_FACTORS, "f32", factors.shape, factors.dtype, lambda: factors))
+        items.append(Item(ROPE_FACTORS, "f32", factors.shape, factors.nbytes, lambda: factors))
     for info in stored(file):
         if info.name in names:
             items.append(_item(file, info, names[info.name], family, config, wanted))
@@ -160,7 +158,7 @@ def _item(file: Opened, info: TensorInfo, name: str, family: Family, config: dic
         array = _array(file, info, scheme, turned)
         return np.ascontiguousarray(array if order is None else array[order])
 
-    return Item(name, scheme.name.removeprefix("gguf:"), plane.shape, DTYPES[plane.dtype].numpy, make_array)
+    return Item(name, scheme.name.removeprefix("gguf:"), tuple(shape), plane.nbytes, make_array)
 
 
 def _heads(config: dict[str, Any], key: str) -> int:
@@ -237,8 +235,9 @@ def _write(
         for key, value in values.items():
             add[value.__class__](key, value)
         for item in items:
-            kind = library.GGMLQuantizationType[item.type.upper()]
-            writer.add_tensor_info(item.name, item.shape, item.dtype, item.nbytes, kind)
+            # The shape is that of elements, which the library understands from any dtype but uint8. The number of the
+            # type is not the library's own, as an older one does not know the newest types.
+            writer.add_tensor_info(item.name, item.shape, np.dtype(np.float32), item.nbytes, NUMBERS[item.type])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

@@ -32,6 +32,7 @@ __all__ = ["GGUF", "GGUFFile"]
 
 DOCUMENT = REASON_DOCUMENT  # "gguf.json": the metadata that no other document holds
 _IN_TOKENIZER = frozenset(f"tokenizer.ggml.{key}" for key in ("tokens", "scores", "merges", "token_type"))
+_FACTORS = (".scale", ".input_scale")  # of tensors in nvfp4, beside the scales in their blocks
 _PIECE_ELEMENTS = 1 << 20  # elements checked at a time
 
 
@@ -109,6 +110,9 @@ class GGUF:
             raise SourceError(f"architecture {architecture!r} is unknown here; known: {', '.join(FAMILIES)}")
         family = FAMILIES[architecture]
         places = {tensor.name: tensor for tensor in self._file.tensors}
+        for name in places:
+            if name.endswith(_FACTORS):
+                raise SourceError(f"tensor {name!r} scales the values of another, which no model here does")
         factors = None
         if ROPE_FACTORS in places:
             if places[ROPE_FACTORS].type != "f32":

@@ -14,7 +14,7 @@ from aibit_format.formats.gguf.architectures import FAMILIES, config_of
 from aibit_format.formats.gguf.export import export
 from aibit_format.formats.gguf.file import GGUFFile
 from aibit_format.formats.sources import open_source
-from tests.support.gguf_models import plain, ten_types
+from tests.support.gguf_models import all_types, plain
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -29,14 +29,14 @@ transformers.utils.logging.disable_progress_bar()
     ],
 )
 def test_a_llama_that_transformers_has_not_keeps_its_tensors(keys, message, tmp_path):
-    arrays = ten_types(tmp_path / "m.gguf", **keys)
+    arrays = all_types(tmp_path / "m.gguf", **keys)
     source = open_source(tmp_path / "m.gguf")
     assert message in source.no_model and set(source.tensors) == set(arrays)
     aibit.convert(source, tmp_path / "m.aibit")
     with aibit.open(tmp_path / "m.aibit") as file:
         assert message in file.metadata["model.missing"]
         assert file.planes("blk.0.attn_q.weight")["blocks"].tobytes() == arrays["blk.0.attn_q.weight"].tobytes()
-        assert file.check_document("gguf.json")["llama.block_count"] == 2
+        assert file.check_document("gguf.json")["llama.block_count"] == 4
         with pytest.raises(WriteError, match="holds tensors but no model"):
             export(file, str(tmp_path / "b.gguf"))
 
@@ -52,7 +52,7 @@ def test_a_llama_that_transformers_has_not_keeps_its_tensors(keys, message, tmp_
 )
 def test_a_bias_that_transformers_has_not_keeps_the_model_from_being_one(biases, message, tmp_path):
     """One key of config.json stands for four biases: without all of them, those that are there would be lost."""
-    ten_types(tmp_path / "m.gguf")
+    all_types(tmp_path / "m.gguf")
     file = GGUFFile(str(tmp_path / "m.gguf"))
     shapes = {tensor.name: tensor.shape for tensor in file.tensors}
     assert config_of(FAMILIES["llama"], file.metadata, shapes, None)["attention_bias"] is False
@@ -63,7 +63,7 @@ def test_a_bias_that_transformers_has_not_keeps_the_model_from_being_one(biases,
 
 @pytest.mark.parametrize("shape", [(), (256,), (1, 256, 256)])
 def test_what_is_no_matrix_has_no_rows_to_reorder(shape, tmp_path):
-    ten_types(tmp_path / "m.gguf")
+    all_types(tmp_path / "m.gguf")
     file = GGUFFile(str(tmp_path / "m.gguf"))
     shapes = {tensor.name: tensor.shape for tensor in file.tensors} | {"blk.0.attn_q.weight": shape}
     with pytest.raises(SourceError, match=r"'blk.0.attn_q.weight' has shape .*, for 8 heads of 32"):

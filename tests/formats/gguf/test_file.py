@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from aibit_format.cli.inspect import describe
 from aibit_format.errors import SourceError
-from aibit_format.formats.gguf.file import GGUFFile
+from aibit_format.formats.gguf.file import TYPES, GGUFFile
 from aibit_format.formats.sources import open_source
+from aibit_format.schemes.ggml import LAYOUTS
 from tests.support.gguf_models import finish, plain, sentencepiece, text
 
 transformers.utils.logging.disable_progress_bar()
@@ -33,12 +34,24 @@ def test_lists_where_numbers_are_needed_are_refused(key, tmp_path):
 
 
 def test_types_without_a_scheme_and_parts_of_files_are_refused(tmp_path):
-    plain(tmp_path / "iq.gguf", array=np.zeros((2, 18), np.uint8), raw=gguf.GGMLQuantizationType.IQ4_NL)
-    with pytest.raises(SourceError, match=r"iq\.gguf: tensor 'blk\.0\.w' is iq4_nl, which has no scheme here"):
-        open_source(str(tmp_path / "iq.gguf"))
+    for name, size in (("Q8_1", 40), ("Q8_K", 292)):  # of activations
+        plain(tmp_path / "q.gguf", array=np.zeros((2, size), np.uint8), raw=gguf.GGMLQuantizationType[name])
+        with pytest.raises(SourceError, match=rf"q\.gguf: tensor 'blk\.0\.w' is {name.lower()}, which has no scheme"):
+            open_source(str(tmp_path / "q.gguf"))
     plain(tmp_path / "part.gguf", **{"split.no": 1, "split.count": 3})
     with pytest.raises(SourceError, match="part 1 of 3"):
         open_source(str(tmp_path / "part.gguf"))
+
+
+def test_every_type_of_the_library_is_known_with_its_size():
+    known = {number: (elements, size) for number, (_, elements, size) in TYPES.items()}
+    assert {kind.value: size for kind, size in gguf.GGML_QUANT_SIZES.items()}.items() <= known.items()
+    assert {kind.value: kind.name.lower() for kind in gguf.GGML_QUANT_SIZES}.items() <= {
+        number: name for number, (name, _, _) in TYPES.items()
+    }.items()
+    for number, (name, elements, size) in TYPES.items():
+        if scheme := LAYOUTS.get(f"gguf:{name}"):
+            assert (scheme.block, scheme.size) == (elements, size), number
 
 
 def entry(name="w", dims=(32,), number=0, offset=0) -> bytes:

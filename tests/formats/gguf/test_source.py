@@ -8,7 +8,8 @@ import torch
 import transformers
 
 import aibit_format as aibit
-from tests.support.gguf_models import NAMES, logits, ten_types, theirs, written
+from aibit_format.formats.sources import open_source
+from tests.support.gguf_models import NAMES, THEIRS, all_types, logits, theirs, written
 from tests.support.gguf_models import models as models
 
 transformers.utils.logging.disable_progress_bar()
@@ -62,18 +63,31 @@ def test_the_same_model_comes_back_from_f32(models, tmp_path):
         assert torch.equal(logits(model), logits(original))
 
 
-def test_blocks_of_all_ten_types_return_untouched(tmp_path):
-    arrays = ten_types(tmp_path / "m.gguf")
+def test_blocks_of_all_all_types_return_untouched(tmp_path):
+    arrays = all_types(tmp_path / "m.gguf")
     aibit.convert(tmp_path / "m.gguf", tmp_path / "m.aibit")
     with aibit.open(tmp_path / "m.aibit") as file:
         assert {file.info(name).scheme.name for name in file} == {*NAMES, "bf16"}
         assert file.check_document("config.json")["dtype"] == "bfloat16"
     again = written(tmp_path / "m.aibit", tmp_path / "again.gguf")
-    assert {t.name for t in again.tensors} == set(arrays) and again.metadata["general.name"] == "ten types"
+    assert {t.name for t in again.tensors} == set(arrays) and again.metadata["general.name"] == "all types"
     for tensor in again.tensors:
         assert again.read(tensor).tobytes() == arrays[tensor.name].tobytes(), tensor.name
-    found, state = weights(tmp_path / "m.aibit"), theirs(tmp_path / "m.gguf").state_dict()
-    assert found.keys() == state.keys() and all(np.array_equal(found[key], state[key].numpy()) for key in found)
+
+
+def test_rows_of_every_type_are_put_in_order_as_transformers_does(tmp_path):
+    for turn in range(0, len(THEIRS), 6):  # so that each type has its turn as queries or keys, whose rows are moved
+        all_types(tmp_path / "m.gguf", THEIRS[turn:] + THEIRS[:turn])
+        aibit.convert(tmp_path / "m.gguf", tmp_path / "m.aibit", overwrite=True)
+        found, state = weights(tmp_path / "m.aibit"), theirs(tmp_path / "m.gguf").state_dict()
+        assert found.keys() == state.keys() and all(np.array_equal(found[key], state[key].numpy()) for key in found)
+
+
+def test_a_factor_beside_a_tensor_keeps_the_file_from_being_a_model(tmp_path):
+    arrays = all_types(tmp_path / "m.gguf", factors={"blk.0.ffn_up.scale": np.array([0.5], np.float32)})
+    source = open_source(str(tmp_path / "m.gguf"))
+    assert "'blk.0.ffn_up.scale' scales the values of another" in source.no_model
+    assert set(source.tensors) == set(arrays)
 
 
 def test_what_came_from_gguf_can_be_quantized_anew(models, tmp_path):

@@ -17,7 +17,7 @@ import aibit_format as aibit
 from aibit_format.errors import SourceError
 from aibit_format.formats.gguf import tokenizer_in
 from aibit_format.formats.sources import open_source
-from tests.support.gguf_models import merged, sentencepiece, ten_types, written
+from tests.support.gguf_models import all_types, merged, sentencepiece, written
 from tests.support.gguf_models import spm as spm
 
 transformers.utils.logging.disable_progress_bar()
@@ -91,7 +91,7 @@ def test_a_damaged_tokenizer_is_refused(metadata, message):
 
 
 def test_a_model_without_a_tokenizer_that_is_known_is_still_a_model(tmp_path):
-    ten_types(tmp_path / "m.gguf")
+    all_types(tmp_path / "m.gguf")
     source = open_source(tmp_path / "m.gguf")
     assert source.no_model is None and "tokenizer.json" not in source.documents
     assert "0 tokens" in json.loads(source.documents["gguf.json"])["aibit.no_tokenizer"]

@@ -19,7 +19,12 @@ static inline aibit_kind aibit_kind_of(const aibit_scheme *s) {
         {"nf4-cpu", AIBIT_FOURBIT, 1, 0}, {"gguf:q4_0", AIBIT_GGML, 1, 18}, {"gguf:q4_1", AIBIT_GGML, 1, 20},
         {"gguf:q5_0", AIBIT_GGML, 1, 22}, {"gguf:q5_1", AIBIT_GGML, 1, 24}, {"gguf:q8_0", AIBIT_GGML, 1, 34},
         {"gguf:q2_k", AIBIT_GGML, 8, 84}, {"gguf:q3_k", AIBIT_GGML, 8, 110}, {"gguf:q4_k", AIBIT_GGML, 8, 144},
-        {"gguf:q5_k", AIBIT_GGML, 8, 176}, {"gguf:q6_k", AIBIT_GGML, 8, 210}};
+        {"gguf:q5_k", AIBIT_GGML, 8, 176}, {"gguf:q6_k", AIBIT_GGML, 8, 210}, {"gguf:q1_0", AIBIT_GGML, 4, 18},
+        {"gguf:q2_0", AIBIT_GGML, 2, 18}, {"gguf:tq1_0", AIBIT_GGML, 8, 54}, {"gguf:tq2_0", AIBIT_GGML, 8, 66},
+        {"gguf:mxfp4", AIBIT_GGML, 1, 17}, {"gguf:nvfp4", AIBIT_GGML, 2, 36}, {"gguf:iq4_nl", AIBIT_GGML, 1, 18},
+        {"gguf:iq4_xs", AIBIT_GGML, 8, 136}, {"gguf:iq3_xxs", AIBIT_GGML, 8, 98}, {"gguf:iq3_s", AIBIT_GGML, 8, 110},
+        {"gguf:iq2_xxs", AIBIT_GGML, 8, 66}, {"gguf:iq2_xs", AIBIT_GGML, 8, 74}, {"gguf:iq2_s", AIBIT_GGML, 8, 82},
+        {"gguf:iq1_s", AIBIT_GGML, 8, 50}, {"gguf:iq1_m", AIBIT_GGML, 8, 56}};
     for (size_t i = 0; s->version == 1 && i < sizeof kinds / sizeof *kinds; i++)
         if (aibit_is(s->name, s->name_length, kinds[i].name)) return kinds[i];
     for (uint8_t dtype = 1; s->version == 1 && dtype <= 16; dtype++)

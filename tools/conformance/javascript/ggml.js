@@ -1,15 +1,7 @@
-// The schemes `gguf:q4_0` to `gguf:q6_k`: spec/schemes/ggml.md.
+// The schemes `gguf:...`: spec/schemes/ggml.md. Types with grids are in ggml_grids.js.
 
+import { GRID_TYPES, scattered, spread } from './ggml_grids.js';
 import { FLOATS, divided, f32, half, need, noneFrom, product, remainder } from './numbers.js';
-
-// The codes of a field in the order of elements.
-function spread(field, bits, width) {
-  const c = 8 / bits;
-  return Array.from({ length: field.length * c }, (_, i) => {
-    const byte = field[Math.floor(i / (c * width)) * width + (i % width)];
-    return (byte >> (bits * (Math.floor(i / width) % c))) & ((1 << bits) - 1);
-  });
-}
 
 const list = (field, change) => Array.from(field, change);
 const signed = (field) => list(field, (byte) => (byte << 24) >> 24);
@@ -47,6 +39,27 @@ const q6k = ({ ql, qh, scales, d }) =>
 const q5k = ({ d, dmin, scales, qh, qs }) =>
   withMinima(d, dmin, ...sixBits(scales), added(spread(qs, 4, 32), spread(qh, 1, 32), 16));
 
+// The ternary digits of every byte: the first ones of all, then the second ones, and so on.
+const digits = (field, n) =>
+  Array.from({ length: n }, (_, k) => list(field, (b) => (3 * ((b * 3 ** k) & 255)) >> 8)).flat();
+
+const tq1_0 = ({ qs, qh, d }) =>
+  around(d, [...digits(qs.subarray(0, 32), 5), ...digits(qs.subarray(32), 5), ...digits(qh, 4)], 1);
+
+function e4m3Half(d) {
+  const [exponent, fraction] = [(d >> 3) & 15, d & 7];
+  return exponent ? (8 + fraction) * 2 ** (exponent - 11) : fraction * 2 ** -10;
+}
+
+const TWICE_E2M1 = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+const SIXTEEN = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+const looked = (values, codes) => codes.map((code) => values[code]);
+
+function iq4_xs({ d, scales_h: h, scales_l: l, qs }) {
+  const s = added(spread(l, 4, 1), spread(h, 2, 1), 16, -32);
+  return looked(SIXTEEN, spread(qs, 4, 16)).map((x, i) => f32(f32(d * s[i >> 5]) * x));
+}
+
 // Elements of a block, its fields with their bytes (0: an f16), and what they decode to.
 const GGML = {
   q4_0: [32, { d: 0, qs: 16 }, ({ d, qs }) => around(d, spread(qs, 4, 16), 8)],
@@ -61,9 +74,26 @@ const GGML = {
     withMinima(d, dmin, ...sixBits(scales), spread(qs, 4, 32))],
   q5_k: [256, { d: 0, dmin: 0, scales: 12, qh: 32, qs: 128 }, q5k],
   q6_k: [256, { ql: 128, qh: 64, scales: 16, d: 0 }, q6k],
+  q1_0: [128, { d: 0, qs: 16 }, ({ d, qs }) => around(d, spread(qs, 1, 1).map((q) => 2 * q), 1)],
+  q2_0: [64, { d: 0, qs: 16 }, ({ d, qs }) => around(d, spread(qs, 2, 1), 1)],
+  tq1_0: [256, { qs: 48, qh: 4, d: 0 }, tq1_0],
+  tq2_0: [256, { qs: 64, d: 0 }, ({ d, qs }) => around(d, spread(qs, 2, 32), 1)],
+  mxfp4: [32, { e: 1, qs: 16 }, ({ e, qs }) => around(2 ** (e[0] - 128), looked(TWICE_E2M1, spread(qs, 4, 16)))],
+  nvfp4: [64, { d: 4, qs: 32 }, ({ d, qs }) =>
+    looked(TWICE_E2M1, spread(qs, 4, 8)).map((x, i) => f32(e4m3Half(d[i >> 4]) * x))],
+  iq4_nl: [32, { d: 0, qs: 16 }, ({ d, qs }) => around(d, looked(SIXTEEN, spread(qs, 4, 16)))],
+  iq4_xs: [256, { d: 0, scales_h: 2, scales_l: 4, qs: 128 }, iq4_xs],
+  ...GRID_TYPES,
 };
 
-function ggml(length, fields, decoded) {
+// Scales that are no f16 of their own: whether the scale is one that there may be.
+const OTHER_SCALES = {
+  mxfp4: { e: (e) => e[0] <= 252 },
+  nvfp4: { d: (d) => d.every((x) => (x & 127) !== 127) },
+  iq1_m: { scales: (scales) => Number.isFinite(scattered(scales)) },
+};
+
+function ggml(kind, length, fields, decoded) {
   const size = Object.values(fields).reduce((sum, width) => sum + (width || 2), 0);
 
   function* blocks({ blocks: bytes }) {
@@ -87,7 +117,8 @@ function ggml(length, fields, decoded) {
       let i = 0;
       for (const block of blocks(planes)) {
         for (const [name, width] of Object.entries(fields)) {
-          need(width || Number.isFinite(block[name]), 'AIB-E503', () => `${name} of block ${i} is ${block[name]}`);
+          const isScale = width ? OTHER_SCALES[kind]?.[name] : Number.isFinite;
+          need(!isScale || isScale(block[name]), 'AIB-E503', () => `${name} of block ${i} is ${block[name]}`);
         }
         i++;
       }
@@ -96,4 +127,4 @@ function ggml(length, fields, decoded) {
   };
 }
 
-export const GGML_SCHEMES = Object.entries(GGML).map(([name, row]) => [`gguf:${name}`, ggml(...row)]);
+export const GGML_SCHEMES = Object.entries(GGML).map(([name, row]) => [`gguf:${name}`, ggml(name, ...row)]);

@@ -1,20 +1,13 @@
-"""Decode the schemes `gguf:q4_0` to `gguf:q6_k` in plain Python, from spec/schemes/ggml.md."""
+"""Decode the schemes `gguf:...` in plain Python, from spec/schemes/ggml.md; types with grids are in `ggml_grids.py`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from . import ggml_grids
+from .ggml_grids import scattered, spread
 from .numbers import FLOATS, Planes, Scheme, Shape, f32, need, no_parameters, packed
-
-
-def spread(field: Sequence[int], bits: int, width: int) -> list[int]:
-    """The codes of a field in the order of elements."""
-    c = 8 // bits
-    return [
-        field[i // (c * width) * width + i % width] >> bits * (i // width % c) & ((1 << bits) - 1)
-        for i in range(len(field) * c)
-    ]
 
 
 def signed(field: Sequence[int]) -> list[int]:
@@ -63,6 +56,37 @@ def q6_k(ql: list[int], qh: list[int], scales: list[int], d: float) -> list[floa
     return scaled(d, signed(scales), added(spread(ql, 4, 64), spread(qh, 2, 32), 16, -32))
 
 
+def digits(field: Sequence[int], n: int) -> list[int]:
+    """The ternary digits of every byte: the first ones of all, then the second ones, and so on."""
+    return [3 * (b * 3**k % 256) // 256 for k in range(n) for b in field]
+
+
+def tq1_0(qs: list[int], qh: list[int], d: float) -> list[float]:
+    return around(d, digits(qs[:32], 5) + digits(qs[32:], 5) + digits(qh, 4), 1)
+
+
+def e4m3_half(d: int) -> float:
+    exponent, fraction = d // 8 % 16, d % 8
+    return math.ldexp(8 + fraction, exponent - 11) if exponent else math.ldexp(fraction, -10)
+
+
+TWICE_E2M1 = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
+SIXTEEN = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+
+
+def mxfp4(e: list[int], qs: list[int]) -> list[float]:
+    return around(math.ldexp(1, e[0] - 128), [TWICE_E2M1[q] for q in spread(qs, 4, 16)])
+
+
+def nvfp4(d: list[int], qs: list[int]) -> list[float]:
+    return [f32(e4m3_half(d[i // 16]) * TWICE_E2M1[q]) for i, q in enumerate(spread(qs, 4, 8))]
+
+
+def iq4_xs(d: float, scales_h: list[int], scales_l: list[int], qs: list[int]) -> list[float]:
+    s = added(spread(scales_l, 4, 1), spread(scales_h, 2, 1), 16, -32)
+    return [f32(f32(d * s[i // 32]) * SIXTEEN[q]) for i, q in enumerate(spread(qs, 4, 16))]
+
+
 # Elements of a block, its fields with their bytes (0: an f16), and what they decode to.
 GGML = {
     "q4_0": (32, {"d": 0, "qs": 16}, lambda d, qs: around(d, spread(qs, 4, 16), 8)),
@@ -78,10 +102,25 @@ GGML = {
     "q5_k": (256, {"d": 0, "dmin": 0, "scales": 12, "qh": 32, "qs": 128}, lambda d, dmin, scales, qh, qs: with_minima(
         d, dmin, *six_bits(scales), added(spread(qs, 4, 32), spread(qh, 1, 32), 16))),
     "q6_k": (256, {"ql": 128, "qh": 64, "scales": 16, "d": 0}, q6_k),
+    "q1_0": (128, {"d": 0, "qs": 16}, lambda d, qs: around(d, [2 * q for q in spread(qs, 1, 1)], 1)),
+    "q2_0": (64, {"d": 0, "qs": 16}, lambda d, qs: around(d, spread(qs, 2, 1), 1)),
+    "tq1_0": (256, {"qs": 48, "qh": 4, "d": 0}, tq1_0),
+    "tq2_0": (256, {"qs": 64, "d": 0}, lambda qs, d: around(d, spread(qs, 2, 32), 1)),
+    "mxfp4": (32, {"e": 1, "qs": 16}, mxfp4),
+    "nvfp4": (64, {"d": 4, "qs": 32}, nvfp4),
+    "iq4_nl": (32, {"d": 0, "qs": 16}, lambda d, qs: around(d, [SIXTEEN[q] for q in spread(qs, 4, 16)])),
+    "iq4_xs": (256, {"d": 0, "scales_h": 2, "scales_l": 4, "qs": 128}, iq4_xs),
+    **ggml_grids.TYPES,
 }  # fmt: skip
+# Scales that are no f16 of their own: the type and the field, and whether the scale is one that there may be.
+OTHER_SCALES: dict[tuple[str, str], Callable[[list[int]], bool]] = {
+    ("mxfp4", "e"): lambda e: e[0] <= 252,
+    ("nvfp4", "d"): lambda d: all(x % 128 != 127 for x in d),
+    ("iq1_m", "scales"): lambda scales: math.isfinite(scattered(scales)),
+}
 
 
-def ggml(elements: int, fields: dict[str, int], decoded: Callable[..., list[float]]) -> Scheme:
+def ggml(kind: str, elements: int, fields: dict[str, int], decoded: Callable[..., list[float]]) -> Scheme:
     size = sum(width or 2 for width in fields.values())
 
     def blocks(planes: Planes) -> Iterator[list]:
@@ -96,7 +135,8 @@ def ggml(elements: int, fields: dict[str, int], decoded: Callable[..., list[floa
     def check(p: Shape, s: Shape, planes: Planes) -> None:
         for i, values in enumerate(blocks(planes)):
             for name, value in zip(fields, values, strict=True):
-                need(fields[name] > 0 or math.isfinite(value), "AIB-E503", f"{name} of block {i} is {value}")
+                is_scale = math.isfinite if fields[name] == 0 else OTHER_SCALES.get((kind, name))
+                need(is_scale is None or is_scale(value), "AIB-E503", f"{name} of block {i} is {value}")
 
     return Scheme(
         no_parameters,
@@ -108,4 +148,4 @@ def ggml(elements: int, fields: dict[str, int], decoded: Callable[..., list[floa
     )
 
 
-SCHEMES = {f"gguf:{name}": ggml(*row) for name, row in GGML.items()}
+SCHEMES = {f"gguf:{name}": ggml(name, *row) for name, row in GGML.items()}
