@@ -1,11 +1,14 @@
 """Defines the closed list of element types: code on disk, size in bits, and the numpy dtype that carries the bits.
 
-numpy has no bfloat16 and no fp8, so those are carried as unsigned integers of the same width;
-``to_float32`` and ``from_float32`` convert between them and numbers.
+numpy has no bfloat16 and no fp8, so those are carried as unsigned integers of the same width; ``to_float32`` and
+``from_float32`` convert between them and numbers. Elements of less than a byte are *packed* in files: each row, along
+the last dimension, is whole bytes, of which numpy sees u8 (``schemes/packing.py`` packs and unpacks). Unpacked they are
+codes, one u8 each, and these are what the functions here convert.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -31,8 +34,32 @@ class DType:
 
     @property
     def is_float(self) -> bool:
-        """Tell whether it is a floating-point type, the 8-bit ones and their scale type included."""
+        """Tell whether it is a floating-point type, those of at most 8 bits and their scale type included."""
         return self.name in _FLOATS
+
+    @property
+    def is_packed(self) -> bool:
+        """Tell whether an element is smaller than a byte."""
+        return self.bits < 8
+
+    @property
+    def in_numpy(self) -> bool:
+        """Tell whether numpy has this type, so that a plane of it is an array of its numbers."""
+        return not self.is_packed and self.is_float == (self.numpy.kind == "f")
+
+    def stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the array that holds a plane of this logical shape: packed rows are whole bytes.
+
+        A lone element, of rank 0, is a row of one.
+        """
+        if not self.is_packed:
+            return shape
+        *others, columns = shape or (1,)
+        return *others, -(-columns * self.bits // 8)
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes of a plane of this logical shape, a Python int: no shape from a file makes it overflow."""
+        return math.prod(self.stored(shape)) * self.numpy.itemsize
 
 
 _TABLE = (
@@ -52,8 +79,22 @@ _TABLE = (
     DType("f8_e4m3", 14, 8, "<u1", "OCP E4M3: bias 7, no infinity, NaN at 0x7f and 0xff"),
     DType("f8_e5m2", 15, 8, "<u1", "OCP E5M2: bias 15, infinity at 0x7c, NaN above"),
     DType("f8_e8m0", 16, 8, "<u1", "OCP E8M0 scale: 2^(code - 127), NaN at 0xff"),
+    # 17 never gets a meaning: a fixture shows what readers do with a dtype that they do not know.
+    DType("f4_e2m1", 18, 4, "<u1", "OCP E2M1: bias 1, no infinity, no NaN"),
+    DType("u4", 19, 4, "<u1", "unsigned integer"),
+    DType("i4", 20, 4, "<u1", "two's complement integer"),
+    DType("u2", 21, 2, "<u1", "unsigned integer"),
+    DType("i2", 22, 2, "<u1", "two's complement integer"),
+    DType("u1", 23, 1, "<u1", "unsigned integer"),
+    DType("f6_e2m3", 24, 6, "<u1", "OCP E2M3: bias 1, no infinity, no NaN"),
+    DType("f6_e3m2", 25, 6, "<u1", "OCP E3M2: bias 3, no infinity, no NaN"),
+    DType("u3", 26, 3, "<u1", "unsigned integer"),
+    DType("u5", 27, 5, "<u1", "unsigned integer"),
+    DType("u6", 28, 6, "<u1", "unsigned integer"),
 )
-_FLOATS = frozenset({"f16", "bf16", "f32", "f64", "f8_e4m3", "f8_e5m2", "f8_e8m0"})
+# Bits of exponent and fraction of floats of at most 8 bits (OCP 8-bit floating point 1.0 and microscaling 1.0).
+_SMALL = {"f8_e4m3": (4, 3), "f8_e5m2": (5, 2), "f6_e2m3": (2, 3), "f6_e3m2": (3, 2), "f4_e2m1": (2, 1)}
+_FLOATS = frozenset({"f16", "bf16", "f32", "f64", "f8_e8m0", *_SMALL})
 
 DTYPES: dict[str, DType] = {dtype.name: dtype for dtype in _TABLE}
 BY_CODE: dict[int, DType] = {dtype.code: dtype for dtype in _TABLE}
@@ -70,6 +111,11 @@ def storage_of(name: str) -> np.dtype:
     return DTYPES[name].numpy if name in DTYPES else np.dtype("<u1")
 
 
+def stored_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the array that holds a plane; the same one, for a dtype that is not known here."""
+    return DTYPES[name].stored(shape) if name in DTYPES else shape
+
+
 def code_of(name: str) -> int:
     """Return the number of a dtype by its name, also of one that is not known here.
 
@@ -83,15 +129,19 @@ def code_of(name: str) -> int:
 
 
 @cache
-def _minifloat_values(name: str) -> np.ndarray:
-    """Return the float32 value of each of the 256 codes of an 8-bit float (OCP 8-bit floating point, 1.0)."""
-    code = np.arange(256)
+def _values(name: str) -> np.ndarray:
+    """Return the float32 value of each code of a dtype of at most 8 bits that numpy lacks."""
+    bits = DTYPES[name].bits
+    code = np.arange(1 << bits)
     if name == "f8_e8m0":
         # 2^-127 is subnormal in float32 but still exact; code 255 is NaN.
         return np.where(code == 255, np.nan, np.exp2(code - 127.0)).astype(np.float32)
-    mantissa_bits, bias = (3, 7) if name == "f8_e4m3" else (2, 15)
-    exponent = (code & 0x7F) >> mantissa_bits
-    fraction = (code & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
+    if name not in _SMALL:
+        return to_integers(code.astype(np.uint8), name).astype(np.float32)
+    exponent_bits, fraction_bits = _SMALL[name]
+    bias, sign = (1 << (exponent_bits - 1)) - 1, 1 << (bits - 1)
+    exponent = (code & (sign - 1)) >> fraction_bits
+    fraction = (code & ((1 << fraction_bits) - 1)) / (1 << fraction_bits)
     value = np.where(
         exponent == 0,
         fraction * np.exp2(1.0 - bias),
@@ -99,18 +149,29 @@ def _minifloat_values(name: str) -> np.ndarray:
     )
     if name == "f8_e4m3":
         value[(code & 0x7F) == 0x7F] = np.nan
-    else:
+    elif name == "f8_e5m2":
         top = exponent == 31
         value[top] = np.where(fraction[top] == 0, np.inf, np.nan)
-    return np.where(code & 0x80, -value, value).astype(np.float32)
+    return np.where(code & sign, -value, value).astype(np.float32)
+
+
+def to_integers(codes: np.ndarray, dtype: str) -> np.ndarray:
+    """Convert codes u8 of an integer type of less than a byte to numbers: u8 as they are, or i8 with their sign."""
+    if not dtype.startswith("i"):
+        return codes
+    sign = np.int8(1 << (DTYPES[dtype].bits - 1))
+    return (codes.astype(np.int8) ^ sign) - sign
 
 
 def to_float32(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Convert ``array``, stored as ``DTYPES[dtype].numpy``, to float32: exact except for f64 and wide integers."""
+    """Convert ``array``, stored as ``DTYPES[dtype].numpy``, to float32: exact except for f64 and wide integers.
+
+    Elements of less than a byte are codes, one in each u8.
+    """
     if dtype == "bf16":
         return (array.astype(np.uint32) << 16).view(np.float32)
-    if dtype.startswith("f8_"):
-        return _minifloat_values(dtype)[array]
+    if dtype.startswith("f8_") or DTYPES[dtype].is_packed:
+        return _values(dtype)[array]
     return array.astype(np.float32)
 
 
@@ -124,8 +185,8 @@ def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
         bits = values.view(np.uint32)
         rounded = ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
         result = np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
-    elif dtype.startswith("f8_"):
-        return _to_minifloat(values, dtype)
+    elif dtype in _SMALL or dtype == "f8_e8m0":
+        return _to_small(values, dtype)
     elif dtype in _FLOATS:
         with np.errstate(over="ignore"):
             result = values.astype(DTYPES[dtype].numpy)
@@ -136,10 +197,11 @@ def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
     return result
 
 
-def _to_minifloat(values: np.ndarray, dtype: str) -> np.ndarray:
+def _to_small(values: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "f8_e8m0":
         raise SchemeError("f8_e8m0 holds power-of-two scales; weights cannot be rounded to it")
-    table = _minifloat_values(dtype)[:128]
+    sign = 1 << (DTYPES[dtype].bits - 1)
+    table = _values(dtype)[:sign]
     finite = table[np.isfinite(table)]
     # Positive codes increase with their values, so a value's code is the number of midpoints below it;
     # a value on a midpoint gets the even code.
@@ -152,4 +214,4 @@ def _to_minifloat(values: np.ndarray, dtype: str) -> np.ndarray:
     # `not <` is also true for NaN.
     if not (magnitude < limit).all():
         raise SchemeError(f"a value is too large for {dtype}: largest magnitude {magnitude.max():g}")
-    return np.where(np.signbit(values), code | np.uint8(0x80), code)
+    return np.where(np.signbit(values), code | np.uint8(sign), code)

@@ -53,8 +53,8 @@ class TensorSlice:
         return list(self._info.shape)
 
     def get_dtype(self) -> str:
-        """Return the tensor's logical dtype under safetensors' name: ``"F32"``, ``"BF16"``."""
-        return self._info.dtype.upper()
+        """Return the tensor's logical dtype under safetensors' name, if it has one: ``"F32"``, ``"BF16"``, ``"F4"``."""
+        return "F4" if self._info.dtype == "f4_e2m1" else self._info.dtype.upper()
 
     def __getitem__(self, index: Index) -> Any:
         """Return the values that integers, slices and an ellipsis select, as in numpy; only their rows are read.
@@ -157,7 +157,7 @@ def save_file(tensors: Mapping[str, np.ndarray], filename: Path, metadata: Mappi
         SchemeError: an array has a dtype that the format lacks.
         FormatError: the format has no place for a name or a metadata value.
     """
-    names = {dtype.numpy: name for name, dtype in DTYPES.items() if name != "bf16" and not name.startswith("f8_")}
+    names = {dtype.numpy: name for name, dtype in DTYPES.items() if dtype.in_numpy}
     planned = {}
     for name, array in tensors.items():
         if array.dtype not in names:
@@ -190,7 +190,7 @@ def from_metadata(values: Mapping[str, Value]) -> dict[str, Any]:
 
 def _is_exact(info: TensorInfo) -> bool:
     """Tell whether the stored values can be returned as an array: the tensor is plain, of a dtype that numpy has."""
-    return isinstance(info.scheme, Plain) and info.dtype != "bf16" and not info.dtype.startswith("f8_")
+    return isinstance(info.scheme, Plain) and DTYPES[info.dtype].in_numpy
 
 
 def _array(file: Opened, name: str) -> np.ndarray:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import BY_CODE, name_of, storage_of
+from ..dtypes import BY_CODE, name_of
 from ..errors import SchemeError
-from ..schemes import Scheme, make
+from ..schemes import PlaneSpec, Scheme, make
 from ..schemes.opaque import Opaque, StoredPlane
 from . import checksums, layout, metadata
 from .layout import align, dtype_of
@@ -30,12 +30,9 @@ _KINDS = {name: kind for kind, name in layout.SECTIONS.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Plane:
+class Plane(PlaneSpec):
     """Describe one plane of a tensor and where it lies: ``length`` bytes at ``offset`` from the start of the file."""
 
-    role: str
-    dtype: str
-    shape: tuple[int, ...]
     offset: int
     length: int
 
@@ -272,7 +269,8 @@ class FileInfo:
         """Return the scheme of a tensor whose values are not known here, with the planes of the plane table."""
         specs = []
         for role, code, length in zip(*(rows[field].tolist() for field in ("role", "dtype", "length")), strict=True):
-            shape = (length // storage_of(name_of(code)).itemsize,)
+            # Nobody knows its rows: one, of as many elements as its bytes have room for.
+            shape = (length * 8 // (BY_CODE[code].bits if code in BY_CODE else 8),)
             specs.append(StoredPlane(layout.role_name(role), name_of(code), shape, length))
         if isinstance(scheme, Opaque):
             return replace(scheme, specs=tuple(specs))

@@ -62,7 +62,7 @@ _TABLES = [
 ]
 
 
-# Bytes of an element, by the dtype's code; 1 for those that are not known here.
+# Bytes of an element, by the dtype's code; 1 for those that are smaller, and those that are not known here.
 _SIZES = np.array([storage_of(name_of(code)).itemsize for code in range(256)], np.uint64)
 
 

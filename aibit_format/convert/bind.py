@@ -17,6 +17,7 @@ from ..errors import SourceError, told_by
 from ..formats.sources import Source, SourceTensor, values
 from ..hf.checkpoint_names import CheckpointNames, derived, not_used_on_purpose
 from ..hf.meta_model import MetaModel
+from ..schemes.plain import Plain
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,8 @@ def _check(model: MetaModel, bindings: Mapping[str, Binding], tensors: Mapping[s
     for name, binding in bindings.items():
         wanted = model.parameters[name].dtype
         for found in (tensors[key] for key in binding.sources):
-            if found.scheme is None and DTYPES[wanted].is_float and not DTYPES[found.dtype].is_float:
+            plain = isinstance(found.stored, Plain)
+            if plain and DTYPES[wanted].is_float and not DTYPES[found.dtype].is_float:
                 raise SourceError(
                     f"{found.file}: tensor {found.name!r} is {found.dtype}, {model.architecture} wants {wanted}: "
                     "codes of a quantized weight, and no quantization_config in config.json says what they stand for"

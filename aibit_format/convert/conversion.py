@@ -249,7 +249,7 @@ def _target(parameter: ParameterSpec, scheme: Scheme) -> Tensor:
 
 
 def _bytes(shape: tuple[int, ...], dtype: str) -> int:
-    return int(np.prod(shape, dtype=object)) * DTYPES[dtype].bits // 8
+    return DTYPES[dtype].nbytes(shape)
 
 
 def _alias(target: Assignment, name: str) -> Assignment:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import native
-from ..dtypes import to_float32
+from ..dtypes import DTYPES, to_float32
 from ..interop import has_torch, to_torch
 from ..schemes import Scheme, capabilities
 from ..schemes.base import FLOATS, matrix
@@ -79,7 +79,7 @@ def sums(scheme: Scheme, planes: Planes, array: np.ndarray, dtype: str, rows: ra
 
 def plain_sums(scheme: Plain, planes: Planes, array: np.ndarray, dtype: str, rows: range) -> Sums:
     """Compute the sums for rounding to another dtype."""
-    if not has_torch():
+    if not has_torch() or DTYPES[scheme.name].is_packed:
         return _by_rows(scheme, planes, array, dtype, rows)
     import torch
 

@@ -21,17 +21,19 @@ from ..container.metadata import Value
 from ..container.placement import Region
 from ..container.signatures import Keys, Signature
 from ..container.tables import FileInfo, Plane, TensorInfo
-from ..dtypes import storage_of
+from ..dtypes import BY_CODE, storage_of, stored_shape
 from ..errors import FormatError, Problem, SigningError
 from ..io.lease import still
 from ..io.mapped import InMemory, Mapped, Path, Storage, is_url
 from ..schemes import Scheme
+from ..schemes.base import bad_tails
 from ..schemes.opaque import Opaque
 
 Level = Literal["structure", "touched", "full"]
 LEVELS = get_args(Level)
 _MUCH = 16 << 20  # bytes of scales
 _MOST_DAMAGE = 10  # leaves that are named
+_PACKED = np.array([code in BY_CODE and BY_CODE[code].is_packed for code in range(256)])  # by a dtype's code
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,8 @@ class File:
     def planes(self, name: str) -> dict[str, np.ndarray]:
         """Return the tensor's planes by role: read-only views of the mapped pages, in the plane's dtype and shape.
 
-        bf16 and fp8 elements are returned as unsigned integers of their width, as numpy has no such types.
+        bf16 and fp8 elements are returned as unsigned integers of their width, as numpy has no such types; elements of
+        less than a byte packed, as u8 [..., bytes of a row]: ``schemes.packing.unpack_plane`` makes codes of them.
         """
         return {plane.role: self.view(plane) for plane in self.info(name).planes}
 
@@ -350,6 +353,7 @@ class File:
         info = self.tables
         scales = info.plane_table["length"][layout.is_pooled_role(info.plane_table["role"])]
         codes = any(type(scheme).bad_codes is not Scheme.bad_codes for scheme in info.schemes)
+        codes = codes or bool(_PACKED[info.plane_table["dtype"]].any())
         return codes or int(scales.sum()) > _MUCH
 
     def _check_tensors(self, storage: Storage, names: Sequence[str]) -> list[None]:
@@ -359,7 +363,7 @@ class File:
             if info.alias_of is None and not isinstance(info.scheme, Opaque):
                 planes = _Asked(storage, info)
                 self.check_values(info, planes)
-                for role, reason in info.scheme.bad_codes(planes, info.shape):
+                for role, reason in (*bad_tails(info.planes, planes), *info.scheme.bad_codes(planes, info.shape)):
                     raise FormatError(_bad_plane("AIB-E503", info, role, reason), self.path)
         return []
 
@@ -488,8 +492,8 @@ class _Asked(Mapping[str, np.ndarray]):
 
 
 def _shaped(data: np.ndarray, plane: Plane) -> np.ndarray:
-    """Return a plane's bytes in its dtype and shape."""
-    return data.view(storage_of(plane.dtype)).reshape(plane.shape)
+    """Return a plane's bytes in its dtype and shape, or packed."""
+    return data.view(storage_of(plane.dtype)).reshape(stored_shape(plane.dtype, plane.shape))
 
 
 def _wrong(

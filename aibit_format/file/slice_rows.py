@@ -6,7 +6,6 @@ simpler scheme than the whole matrix. The functions here are the capability ``sl
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import cast
 
@@ -60,9 +59,9 @@ def slice_rows(file: File, info: TensorInfo, rows: slice) -> tuple[TensorInfo, A
 
 def _part(file: File, plane: Plane, rows: slice) -> np.ndarray:
     """Return a view of rows of a plane, along its first dimension."""
-    width = math.prod(plane.shape[1:]) * DTYPES[plane.dtype].bits // 8
-    shape = (rows.stop - rows.start, *plane.shape[1:])
-    return file.view(replace(plane, shape=shape, offset=plane.offset + rows.start * width, length=shape[0] * width))
+    dtype, shape = DTYPES[plane.dtype], (rows.stop - rows.start, *plane.shape[1:])
+    offset = plane.offset + dtype.nbytes((rows.start, *plane.shape[1:]))
+    return file.view(replace(plane, shape=shape, offset=offset, length=dtype.nbytes(shape)))
 
 
 def by_rows(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:

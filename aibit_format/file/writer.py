@@ -7,7 +7,6 @@ the file gets its name only once it is whole and on the disk (``io/atomic.py``).
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,13 +23,14 @@ from ..container.metadata import encode as encode_metadata
 from ..container.placement import Region
 from ..container.plan import Tensor, as_read, plan
 from ..container.tables import HEADER_SIZE, ROOT_OFFSET, FileInfo, Plane, TensorInfo
-from ..dtypes import DTYPES, storage_of
+from ..dtypes import DTYPES, storage_of, stored_shape
 from ..errors import SchemeError, WriteError
 from ..io.atomic import AtomicFile, insist
 from ..io.lease import still
 from ..io.mapped import Path
 from ..io.preallocate import make_room
-from ..schemes.base import PlaneSpec, matrix
+from ..schemes.base import PlaneSpec, bad_tails, matrix
+from ..schemes.opaque import Opaque
 from .origin import Origin, Put
 from .sharded_reader import Opened
 
@@ -387,7 +387,7 @@ class _ByRows:
         rows, columns = matrix(info.shape)
         bulk = _largest(info)
         others = [plane for plane in info.planes if plane is not bulk]
-        small = {p.role: np.zeros((rows, math.prod(p.shape) // rows), DTYPES[p.dtype].numpy) for p in others}
+        small = {p.role: np.zeros((rows, p.length // rows), np.uint8).view(DTYPES[p.dtype].numpy) for p in others}
         return cls(info, bulk, bulk.length // rows, columns, small, set(chunks))
 
 
@@ -396,19 +396,22 @@ def _check(
     info: TensorInfo,
     planes: Mapping[str, np.ndarray],
     shape: tuple[int, ...],
-    specs: Sequence[PlaneSpec | Plane],
+    specs: Sequence[PlaneSpec],
 ) -> None:
     """Raise WriteError or SchemeError unless these are planes of the tensor, or of rows of it with this shape."""
     if list(planes) != [spec.role for spec in specs] or info.alias_of:
         raise WriteError(f"{path}: tensor {info.name!r}: planes {list(planes)} do not fit {info.scheme.name}")
     for spec in specs:
         array = planes[spec.role]
-        if array.dtype != storage_of(spec.dtype) or array.shape != spec.shape:
+        stored = storage_of(spec.dtype), stored_shape(spec.dtype, spec.shape)
+        if (array.dtype, array.shape) != stored:
             raise WriteError(
                 f"{path}: tensor {info.name!r} plane {spec.role!r}: {array.dtype}{list(array.shape)}, "
                 f"planned {spec.dtype}{list(spec.shape)}"
+                + (f", packed as {stored[0]}{list(stored[1])}" if stored[1] != spec.shape else "")
             )
-    for role, reason in (*info.scheme.bad_values(planes), *info.scheme.bad_codes(planes, shape)):
+    tails = () if isinstance(info.scheme, Opaque) else bad_tails(specs, planes)
+    for role, reason in (*info.scheme.bad_values(planes), *tails, *info.scheme.bad_codes(planes, shape)):
         raise SchemeError(f"tensor {info.name!r} plane {role!r}: {reason}")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..container.layout import SIGNATURE
 from ..container.metadata import Value
+from ..dtypes import DTYPES
 from ..file import sharded_reader
 from ..schemes.plain import Plain
 from .files import begins_with
@@ -55,7 +56,9 @@ class Aibit:
         found = {}
         for key in self._file:
             info, name = self._file.info(key), os.path.basename(str(self._file.part(key).path))
-            scheme = None if isinstance(info.scheme, Plain) else info.scheme
+            # Packed values are handed on as they are, or decoded, like quantized ones.
+            plain = isinstance(info.scheme, Plain) and not DTYPES[info.dtype].is_packed
+            scheme = None if plain else info.scheme
             found[key] = SourceTensor(key, info.shape, info.dtype, name, scheme, info.transposed, info.alias_of)
         return found
 

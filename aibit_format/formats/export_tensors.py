@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..dtypes import DTYPES, from_float32
 from ..errors import SchemeError, WriteError
 from ..file.sharded_reader import Opened
 from ..schemes.base import matrix
+from ..schemes.packing import pack_plane, unpack_plane
 from ..schemes.plain import Plain
 from .safetensors.writer import Entry, Item
 
@@ -65,6 +67,8 @@ def _values(file: Opened, info: TensorInfo, dtype: str) -> np.ndarray:
     file.check_values(info, planes)
     if isinstance(info.scheme, Plain) and info.scheme.name == dtype:
         found = planes["values"]
+        if DTYPES[dtype].is_packed:
+            return _closely_packed(found, info)
     else:
         rows, columns = matrix(info.shape)
         found = np.empty((rows, columns), DTYPES[dtype].numpy)
@@ -77,6 +81,14 @@ def _values(file: Opened, info: TensorInfo, dtype: str) -> np.ndarray:
                 raise SchemeError(f"{file.path}: tensor {info.name!r}: {error}") from error
         found = found.reshape(info.shape)
     return found.T if info.transposed else found
+
+
+def _closely_packed(values: np.ndarray, info: TensorInfo) -> np.ndarray:
+    """Return packed values u8 [bytes] without the bits between rows, which safetensors has not."""
+    if not info.transposed and values.nbytes * 8 == math.prod(info.shape) * DTYPES[info.dtype].bits:
+        return values.reshape(-1)
+    codes = unpack_plane(values, info.dtype, info.shape)
+    return pack_plane((codes.T if info.transposed else codes).reshape(-1), info.dtype)
 
 
 def documents_of(file: Opened, config: dict[str, Any] | None) -> dict[str, bytes]:

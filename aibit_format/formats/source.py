@@ -20,8 +20,9 @@ from ..schemes import Scheme, make
 class SourceTensor:
     """Describe a tensor as the source has it: name, logical shape and dtype, and the file it is in.
 
-    ``scheme`` says how a quantized tensor is stored; it is ``None`` for plain values. ``transposed`` says that
-    ``shape`` is that of the stored tensor, and the architecture wants its transpose (GPT-2's quantized Conv1D weights).
+    ``scheme`` says how a quantized tensor is stored; it is ``None`` for plain values, unless these are smaller than a
+    byte, and so packed. ``transposed`` says that ``shape`` is that of the stored tensor, and the architecture wants its
+    transpose (GPT-2's quantized Conv1D weights).
     ``alias_of`` names the earlier tensor that this one is another name for, if the source says so. ``offset`` is the
     byte of the file at which its values begin, if they lie there in order and without encoding; they may then be read
     from there instead of through ``planes``.

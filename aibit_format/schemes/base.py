@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import ClassVar, Self
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..dtypes import DTYPES
 from ..errors import SchemeError
+from .packing import bad_tail
 
 Planes = Mapping[str, np.ndarray]
 Rows = slice | np.ndarray  # of the matrix that ``matrix`` makes of a shape: consecutive rows, or int64 indices
@@ -36,7 +37,12 @@ class PlaneSpec:
     @property
     def nbytes(self) -> int:
         """Return the size in bytes, a Python int: even an absurd shape from a file does not overflow."""
-        return -(-math.prod(self.shape) * DTYPES[self.dtype].bits // 8)
+        return DTYPES[self.dtype].nbytes(self.shape)
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Return the shape of the array that holds it: another than its own where elements are packed."""
+        return DTYPES[self.dtype].stored(self.shape)
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,8 @@ class Scheme(ABC):
     @abstractmethod
     def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
         """Encode ``array``, whose elements are ``dtype`` in ``DTYPES[dtype].numpy`` storage, to planes.
+
+        Elements of less than a byte are codes, one in each u8; planes of such a dtype are packed.
 
         Raises:
             SchemeError: a value is not finite or does not fit, or only other tools encode for this scheme.
@@ -190,3 +198,11 @@ def bad_scales(planes: Planes, role: str) -> Iterator[tuple[str, str]]:
         yield role, "a scale is not finite"
     elif np.signbit(scales).any():
         yield role, "a scale is negative"
+
+
+def bad_tails(specs: Iterable[PlaneSpec], planes: Planes) -> Iterator[tuple[str, str]]:
+    """Yield the problems of packed planes, of which the bits after the last element of a row must be zero."""
+    for spec in specs:
+        dtype = DTYPES[spec.dtype]
+        if dtype.is_packed and bad_tail(planes[spec.role], dtype.bits, (spec.shape or (1,))[-1], "little"):
+            yield spec.role, f"a bit after the last {spec.dtype} of a row is not zero"

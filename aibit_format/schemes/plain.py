@@ -1,7 +1,11 @@
-"""Implements the plain schemes, one per dtype: the values themselves, in row-major order."""
+"""Implements the plain schemes, one per dtype: the values themselves, in row-major order.
+
+Values of less than a byte are packed: each row is whole bytes, its first value in the lowest bits of the first.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +15,7 @@ import numpy as np
 from ..dtypes import DTYPES, from_float32, to_float32
 from ..errors import SchemeError
 from .base import Planes, PlaneSpec, Rows, Scheme, matrix
+from .packing import pack_plane, unpack
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class Plain(Scheme):
         return (PlaneSpec("values", dtype, shape),)
 
     def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+        bits = DTYPES[dtype].bits
+        if bits < 8 and array.max(initial=0) >> bits:
+            raise SchemeError(f"code {array.max()} has more than the {bits} bits of {dtype}")
         if dtype == self.name:
             values = array
         elif DTYPES[dtype].is_float and DTYPES[self.name].is_float:
@@ -35,13 +43,21 @@ class Plain(Scheme):
         finite = np.isfinite(array if dtype == "f64" else to_float32(array, dtype)) if DTYPES[dtype].is_float else True
         if not np.all(finite):
             raise SchemeError("a value is not finite")
-        return {"values": values}
+        return {"values": pack_plane(values, self.name) if DTYPES[self.name].is_packed else values}
 
     def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
-        return to_float32(planes["values"].reshape(matrix(shape))[rows], self.name)
+        values = planes["values"]
+        values = values.reshape(matrix(values.shape))[rows]
+        if DTYPES[self.name].is_packed:
+            values = unpack(values, DTYPES[self.name].bits, matrix(shape)[1], "little")
+        return to_float32(values, self.name)
 
     def by_rows(self, shape: tuple[int, ...]) -> bool:
         return True
+
+    def row_multiple(self, shape: tuple[int, ...]) -> int:
+        # A vector is one row, which can be cut where a byte begins.
+        return 8 // math.gcd(8, DTYPES[self.name].bits) if len(shape) == 1 else 1
 
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
         if self.name == "bool" and planes["values"].view(np.uint8).max(initial=0) > 1:

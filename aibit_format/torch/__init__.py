@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import interop
-from ..errors import MissingPackageError
+from ..dtypes import DTYPES
+from ..errors import MissingPackageError, SchemeError
 from ..file import sharded_reader, writer
 from ..file.sharded_reader import Opened
 from ..io.mapped import Path
@@ -45,8 +46,14 @@ class safe_open(SafeOpen):  # noqa: N801 - safetensors' name
         return _tensor(self._file, name, self._device, self._writable)
 
     def get_slice(self, name: str) -> TensorSlice:
-        """Return a view that reads parts of a tensor: ``f.get_slice(name)[2:4]`` is ``f.get_tensor(name)[2:4]``."""
+        """Return a view that reads parts of a tensor: ``f.get_slice(name)[2:4]`` is ``f.get_tensor(name)[2:4]``.
+
+        Raises:
+            SchemeError: elements are smaller than a byte, so that slices may begin inside one.
+        """
         info = self._file.info(name)
+        if info.dtype in DTYPES and DTYPES[info.dtype].is_packed:
+            raise SchemeError(f"tensor {name!r}: {info.dtype} is not sliced in torch, but by aibit_format.numpy")
 
         def finish(array: np.ndarray, dtype: str) -> torch.Tensor:
             wanted = interop.torch_dtypes()[info.dtype]
@@ -70,8 +77,8 @@ def save_file(tensors: Mapping[str, torch.Tensor], filename: Path, metadata: Map
     """
     arrays = {}
     for name, tensor in tensors.items():
-        array, dtype = interop.to_numpy(tensor.cpu())
-        arrays[writer.Tensor(name, array.shape, dtype, make(dtype))] = {"values": array}
+        array, dtype, shape = interop.values_of_torch(tensor.cpu())
+        arrays[writer.Tensor(name, shape, dtype, make(dtype))] = {"values": array}
     writer.write(filename, arrays, to_metadata(metadata), overwrite=True)
 
 
@@ -80,7 +87,11 @@ def _tensor(file: Opened, name: str, device: torch.device, writable: bool) -> to
     if info.scheme.lossy:
         values = torch.from_numpy(file.dequantize(name)).to(interop.torch_dtypes()[info.dtype])
     else:
-        values = _guarded(interop.to_torch(file.planes(name)["values"], info.dtype), writable)
+        try:
+            values = interop.values_to_torch(file.planes(name)["values"], info.dtype, info.shape)
+        except SchemeError as error:
+            raise SchemeError(f"tensor {name!r}: {error}") from None
+        values = _guarded(values, writable)
     return values.to(device)
 
 

@@ -53,7 +53,9 @@ def test_the_architecture_of_an_aibit_file_is_kept(saved, tmp_path):
         assert file.metadata["model.architecture"] == "LlamaForCausalLM"
 
 
-@pytest.mark.parametrize("name", ["dtypes", "experts", "transposed", "alias", "shapes", "extra-section"])
+@pytest.mark.parametrize(
+    "name", ["dtypes", "packed-dtypes", "experts", "transposed", "alias", "shapes", "extra-section"]
+)
 def test_an_aibit_file_without_a_model_converts_too(name, fixtures, tmp_path):
     path = fixtures / "container" / f"{name}.aibit"
     source = open_source(path)

@@ -13,7 +13,7 @@ from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.errors import SchemeError
 from aibit_format.file import reader
 from aibit_format.schemes import BUILTIN, make, parse
-from aibit_format.schemes.base import parameters_of
+from aibit_format.schemes.base import bad_tails, parameters_of
 from tests.support.paths import ROOT
 from tools.fixtures import scheme_examples
 from tools.spec import make_spec
@@ -165,7 +165,7 @@ def test_planes_are_what_it_says_they_are(name, i):
     for spec in specs:
         plane = e.planes[spec.role]
         assert spec.role in ROLES
-        assert (plane.dtype, plane.shape) == (DTYPES[spec.dtype].numpy, spec.shape)
+        assert (plane.dtype, plane.shape) == (DTYPES[spec.dtype].numpy, spec.stored)
         assert plane.nbytes == spec.nbytes
     assert specs == e.scheme.planes(e.shape, e.dtype)
     elements = int(np.prod(e.shape))
@@ -178,6 +178,7 @@ def test_good_planes_break_no_rule(name, i):
     e = example(name, i)
     assert list(e.scheme.bad_values(frozen(e.planes))) == []
     assert list(e.scheme.bad_codes(frozen(e.planes), e.shape)) == []
+    assert list(bad_tails(e.scheme.planes(e.shape, e.dtype), e.planes)) == []
 
 
 @by_name
@@ -191,7 +192,7 @@ def test_tensors_without_elements(name):
         assert scheme.bits_per_weight(shape, dtype) == 0
         if name not in KEPT:
             planes = scheme.encode(np.zeros(shape, DTYPES[dtype].numpy), dtype)
-            assert {role: plane.shape for role, plane in planes.items()} == {spec.role: spec.shape for spec in specs}
+            assert {role: plane.shape for role, plane in planes.items()} == {spec.role: spec.stored for spec in specs}
             assert list(scheme.bad_values(planes)) == []
         else:
             planes = {spec.role: np.zeros(spec.shape, DTYPES[spec.dtype].numpy) for spec in specs}

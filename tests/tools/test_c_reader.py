@@ -10,7 +10,7 @@ import pytest
 import xxhash
 
 from aibit_format.container import layout, validate
-from aibit_format.dtypes import DTYPES
+from aibit_format.dtypes import BY_CODE, DTYPES
 from aibit_format.schemes import BUILTIN
 from tests.support import vectors
 from tests.support.paths import ROOT
@@ -185,5 +185,10 @@ def test_its_tables_are_those_of_the_package():
     }
     schemes = set(re.findall(r'\{"([a-z0-9:_-]+)", AIBIT_[A-Z0-9]+, \d+, \d+\}', text))
     assert schemes | set(DTYPES) == set(BUILTIN)
-    for names in (DTYPES, layout.ROLES):
-        assert re.search(r"NULL,\s*" + r",\s*".join(f'"{name}"' for name in names) + r"\}", text), list(names)
+    dtypes = {dtype.code: name for name, dtype in DTYPES.items()}
+    for names in (dtypes, layout.ROLE_NAMES):
+        words = [f'"{names[code]}"' if code in names else "NULL" for code in range(max(names) + 1)]
+        assert re.search(r"\{\s*" + r",\s*".join(words) + r"\}", text), words
+    bits = ", ".join(str(BY_CODE[code].bits if code in BY_CODE else 0) for code in range(max(dtypes) + 1))
+    found = re.search(r"bits\[AIBIT_DTYPES\] = \{([^}]+)\}", text)
+    assert found and re.sub(r"\s+", " ", found[1]) == bits and f"AIBIT_DTYPES = {max(dtypes) + 1} }}" in text

@@ -52,6 +52,7 @@ from aibit_format.errors import AibitError, FormatError
 from aibit_format.file import writer
 from aibit_format.file.reader import File
 from aibit_format.io import mapped
+from aibit_format.schemes.base import bad_tails
 from aibit_format.schemes.opaque import Opaque
 from tests.support.paths import ROOT
 from tools.fixtures import (
@@ -131,7 +132,7 @@ def problems_of(source):
         planes = {plane.role: file.view(plane) for plane in info.planes}
         if list(info.scheme.bad_values(planes)):
             found.add("AIB-E502")
-        elif list(info.scheme.bad_codes(planes, info.shape)):
+        elif [*bad_tails(info.planes, planes), *info.scheme.bad_codes(planes, info.shape)]:
             found.add("AIB-E503")
     for place in file.tables.documents.values():
         try:

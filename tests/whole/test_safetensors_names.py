@@ -10,7 +10,8 @@ import torch
 
 import aibit_format.numpy as of_numpy
 import aibit_format.torch as of_torch
-from aibit_format.errors import FormatError
+from aibit_format.dtypes import DTYPES, to_float32
+from aibit_format.errors import FormatError, SchemeError
 from aibit_format.file import sharded_reader
 from aibit_format.file.reader import File
 from aibit_format.schemes.int8 import Int8
@@ -71,6 +72,10 @@ def test_what_another_tool_wrote_there_stays_as_it_is(text, tmp_path):
 def test_slices_are_those_of_the_tensor(side, path):
     with side.safe_open(FIXTURES / path) as file:
         for name in file.keys():  # noqa: SIM118 - safetensors' method
+            if side is of_torch and DTYPES[file._file.info(name).dtype].is_packed:
+                with pytest.raises(SchemeError, match=f"tensor '{name}'"):
+                    file.get_slice(name)
+                continue
             whole, part = file.get_tensor(name), file.get_slice(name)
             whole = np.asarray(whole.float() if side is of_torch and whole.dtype.is_floating_point else whole)
             assert part.get_shape() == list(whole.shape)
@@ -93,6 +98,25 @@ def test_dtypes_have_safetensors_names(tmp_path):
     for side in SIDES:
         with side.safe_open(tmp_path / "m") as file:
             assert [file.get_slice(name).get_dtype() for name in "ab"] == ["BF16", "BOOL"]
+
+
+def test_four_bit_floats_of_torch_come_back(tmp_path):
+    codes = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4) * 10
+    of_torch.save_file({"a": codes.view(torch.float4_e2m1fn_x2), "b": torch.ones(2)}, tmp_path / "m")
+    assert of_torch.load_file(tmp_path / "m")["a"].view(torch.uint8).equal(codes)
+    low, high = (to_float32(part.numpy(), "f4_e2m1") for part in (codes & 15, codes >> 4))
+    with of_numpy.safe_open(tmp_path / "m") as file:
+        assert file.get_slice("a").get_dtype() == "F4" and file.get_slice("a").get_shape() == [2, 3, 8]
+        assert np.array_equal(file.get_tensor("a"), np.stack([low, high], -1).reshape(2, 3, 8))
+        assert np.array_equal(file.get_slice("a")[1, :, 3:6], file.get_tensor("a")[1, :, 3:6])
+
+
+def test_a_tensor_that_torch_cannot_hold_is_named():
+    with of_torch.safe_open(FIXTURES / "packed-dtypes.aibit") as file:
+        for name in ("u4/3x7", "f4_e2m1/3x7", "i2/", "f6_e3m2/2x8"):
+            with pytest.raises(SchemeError, match=f"tensor '{name}': torch has no dtype"):
+                file.get_tensor(name)
+        assert file.get_tensor("f4_e2m1/2x8").shape == (2, 4)
 
 
 @pytest.mark.parametrize("index", [[0, 1], None, True, np.array([0]), 1.0, "a"])

@@ -10,9 +10,9 @@ from typing import Any
 
 from . import LONGEST, Mutate, json_text
 
-SIZES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 
 
@@ -60,10 +60,10 @@ def _tensor(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
         start, end = entry["data_offsets"]
         content = body[start:end]
         if name == chosen:
-            dtype = rng.choice((dtype, dtype, *SIZES))
+            dtype = rng.choice((dtype, dtype, *BITS))
             shape = tuple(rng.choice((n, n, n + 1, n * 2, n // 2, 1, 0, rng.randrange(70))) for n in shape)
             shape = rng.choice((shape, shape, shape[:-1], (*shape, 1), shape[::-1], (0, 1 << 62, *shape)))
-            length = math.prod(shape) * SIZES[dtype]
+            length = math.prod(shape) * BITS[dtype] // 8
             if length > LONGEST:
                 raise ValueError("longer than an input may be")
             content = (content or b"\1").ljust(length, rng.choice((b"\0", b"\1", b"\xff")))[:length]

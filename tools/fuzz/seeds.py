@@ -9,7 +9,7 @@ import random
 import zipfile
 from typing import Any
 
-from .safetensors_bytes import SIZES, pack
+from .safetensors_bytes import BITS, pack
 
 
 def safetensors() -> dict[str, bytes]:
@@ -17,7 +17,7 @@ def safetensors() -> dict[str, bytes]:
     import numpy as np
     from safetensors.numpy import save
 
-    dtypes = {f"t.{dtype}": (dtype, (2, 3), bytes(6 * size)) for dtype, size in SIZES.items()}
+    dtypes = {f"t.{dtype}": (dtype, (4, 3), bytes(12 * bits // 8)) for dtype, bits in BITS.items()}
     return {
         "plain": save({"a.weight": np.ones((3, 4), np.float32), "a.bias": np.ones(3, np.float16)}),
         "metadata": save({"w": np.arange(5, dtype=np.int64)}, {"format": "pt"}),

@@ -140,8 +140,8 @@ def roles() -> str:
 
 
 def dtypes() -> str:
-    rows = [(d.code, f"`{d.name}`", d.bits // 8, d.meaning) for d in DTYPES.values()]
-    return table(("code", "dtype", "bytes", "meaning"), rows)
+    rows = [(d.code, f"`{d.name}`", d.bits, d.meaning) for d in DTYPES.values()]
+    return table(("code", "dtype", "bits", "meaning"), rows)
 
 
 def forbidden_keys() -> str:
@@ -603,8 +603,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "example int8": example_int8,
     "four-bit values": four_bit_values,
     "nested codebook": nested_codebook,
-    "codes f8_e5m2": partial(plain_examples.codes, "f8_e5m2"),
-    "codes f8_e8m0": partial(plain_examples.codes, "f8_e8m0"),
+    **{f"codes {name}": partial(plain_examples.codes, name) for name in plain_examples.CODES},
+    "packed rows": plain_examples.packed_rows,
     "rounded values": plain_examples.rounded,
     "scheme parameters": scheme_parameters.parameters,
     "empty shapes": scheme_parameters.empty_shapes,

@@ -1,7 +1,8 @@
 """Reads one safetensors file: checks its header, and returns tensors as views of one mapping.
 
 The format is a u64 length, a JSON header of that length, and the bytes; see
-https://github.com/huggingface/safetensors. This reader also refuses duplicate names and holes.
+https://github.com/huggingface/safetensors. This reader also refuses duplicate names and holes. Elements of less than a
+byte follow one another over the ends of rows, the first in the lowest bits as torch has them, and fill whole bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 from ...container.layout import MAX_SIZE
 from ...dtypes import DTYPES
 from ...errors import SourceError
+from ...schemes import make
+from ...schemes.packing import pack_plane, unpack_plane
 from ..files import pages
 from ..source import SourceTensor
 
@@ -23,6 +26,7 @@ DTYPE_NAMES = {
     "BOOL": "bool", "U8": "u8", "I8": "i8", "U16": "u16", "I16": "i16", "U32": "u32", "I32": "i32", "U64": "u64",
     "I64": "i64", "F16": "f16", "BF16": "bf16", "F32": "f32", "F64": "f64",
     "F8_E4M3": "f8_e4m3", "F8_E5M2": "f8_e5m2", "F8_E8M0": "f8_e8m0",
+    "F4": "f4_e2m1", "F6_E2M3": "f6_e2m3", "F6_E3M2": "f6_e3m2",
 }  # fmt: skip
 _MAX_HEADER = 100_000_000  # the limit of the reference implementation
 
@@ -51,10 +55,13 @@ class SafetensorsFile:
         self._check_places()
 
     def read(self, name: str) -> np.ndarray:
-        """Return the tensor's values, a view of the mapping."""
+        """Return the tensor's values: a view of the mapping, unless rows of packed elements do not fill their bytes."""
         start, end = self._places[name]
-        tensor = self.tensors[name]
-        return self._map[start:end].view(DTYPES[tensor.dtype].numpy).reshape(tensor.shape)
+        tensor, dtype = self.tensors[name], DTYPES[self.tensors[name].dtype]
+        data, shape = self._map[start:end], tensor.shape
+        if dtype.nbytes(shape) == len(data):
+            return data.view(dtype.numpy).reshape(dtype.stored(shape))
+        return pack_plane(unpack_plane(data, dtype.name, (math.prod(shape),)).reshape(shape), dtype.name)
 
     def nbytes(self, name: str) -> int:
         """Return the bytes of the tensor in the file."""
@@ -94,9 +101,14 @@ class SafetensorsFile:
             raise SourceError(
                 f"{self.path}: tensor {name!r} ends at {self._data + end}, the file at {self.size}: truncated"
             )
-        tensor = SourceTensor(name, shape, dtype, os.path.basename(self.path), offset=self._data + start)
-        wanted = math.prod(shape) * DTYPES[dtype].bits // 8
-        if end - start != wanted:
+        packed = DTYPES[dtype].is_packed
+        tensor = SourceTensor(
+            name, shape, dtype, os.path.basename(self.path), make(dtype) if packed else None,
+            offset=None if packed else self._data + start,
+        )  # fmt: skip
+        bits = math.prod(shape) * DTYPES[dtype].bits
+        if 8 * (end - start) != bits:
+            wanted = bits / 8 if bits % 8 else bits // 8
             raise SourceError(f"{self.path}: tensor {name!r}: {end - start} bytes, {wanted} for {dtype}{list(shape)}")
         self.tensors[name] = tensor
         self._places[name] = (self._data + start, self._data + end)

@@ -30,8 +30,8 @@ _SINGLE, _INDEX, _CONFIG = "model.safetensors", "model.safetensors.index.json", 
 _THEIR_NAMES = {ours: theirs for theirs, ours in DTYPE_NAMES.items()}
 # The order of dtypes in the reference implementation, which writes the last ones first.
 _ORDER = (
-    "bool", "u8", "i8", "f8_e5m2", "f8_e4m3", "f8_e8m0", "i16", "u16", "f16", "bf16", "i32", "u32", "f32", "f64",
-    "i64", "u64",
+    "bool", "f4_e2m1", "f6_e2m3", "f6_e3m2", "u8", "i8", "f8_e5m2", "f8_e4m3", "f8_e8m0", "i16", "u16", "f16", "bf16",
+    "i32", "u32", "f32", "f64", "i64", "u64",
 )  # fmt: skip
 
 
@@ -45,8 +45,13 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Return its size in bytes."""
-        return math.prod(self.shape) * DTYPES[self.dtype].bits // 8
+        """Return its size in bytes; the packed elements of all rows fill them."""
+        return -(-math.prod(self.shape) * DTYPES[self.dtype].bits // 8)
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Return the shape of the array of its values: that of all bytes where elements are packed."""
+        return (self.nbytes,) if DTYPES[self.dtype].is_packed else self.shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ class SafetensorsFile:
 
     def __init__(self, path: str, entries: Iterable[Entry], metadata: Mapping[str, str]) -> None:
         self._path = path
+        entries = list(entries)
+        _check_dtypes(path, entries)
         ordered = sorted(entries, key=lambda entry: (-_ORDER.index(entry.dtype), entry.name))
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         places, end = {}, 0
@@ -102,7 +109,7 @@ class SafetensorsFile:
     def write(self, name: str, array: np.ndarray) -> None:
         """Write one entry, once."""
         entry = self._entries[name]
-        if array.dtype != DTYPES[entry.dtype].numpy or array.shape != entry.shape:
+        if array.dtype != DTYPES[entry.dtype].numpy or array.shape != entry.stored:
             raise WriteError(
                 f"{self._path}: tensor {name!r}: {array.dtype}{list(array.shape)}, "
                 f"planned {entry.dtype}{list(entry.shape)}"
@@ -116,6 +123,18 @@ class SafetensorsFile:
         while len(view):
             written = os.pwrite(self._file.fileno(), view, place)
             view, place = view[written:], place + written
+
+
+def _check_dtypes(path: str, entries: Iterable[Entry]) -> None:
+    """Raise WriteError for a tensor that safetensors has no dtype for, or that does not fill whole bytes."""
+    for entry in entries:
+        if entry.dtype not in _THEIR_NAMES:
+            raise WriteError(f"{path}: tensor {entry.name!r}: safetensors has no dtype for {entry.dtype}")
+        if math.prod(entry.shape) * DTYPES[entry.dtype].bits % 8:
+            raise WriteError(
+                f"{path}: tensor {entry.name!r}: {entry.dtype}{list(entry.shape)} does not fill whole bytes, as "
+                "safetensors wants"
+            )
 
 
 def write_directory(

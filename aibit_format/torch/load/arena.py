@@ -19,9 +19,10 @@ import torch
 
 from ...container.layout import pooled
 from ...container.tables import Plane
+from ...dtypes import stored_shape
 from ...file.device_stream import ArenaLayout, Link, Ring, Slot, Streamed, stream
 from ...file.reader import File
-from ...interop import torch_dtypes
+from ...interop import plane_dtype
 
 
 class Cuda:
@@ -128,7 +129,8 @@ class Arena:
         at = self.layout.place(plane.offset, plane.length) if plane.length else 0
         if at is None:
             raise KeyError(f"{plane.role} at {plane.offset}: not in the arena")
-        return self.memory[at : at + plane.length].view(torch_dtypes()[plane.dtype]).view(plane.shape)
+        found = self.memory[at : at + plane.length].view(plane_dtype(plane.dtype))
+        return found.view(stored_shape(plane.dtype, plane.shape))
 
 
 def _first_bulk(file: File) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...container.signatures import Keys
 from ...container.tables import Plane, TensorInfo
+from ...dtypes import DTYPES
 from ...errors import LoadError, MissingPackageError, told_by
 from ...file import sharded_reader
 from ...file.reader import File, Level
@@ -326,7 +327,7 @@ class _Assembly:
 
     def _values(self, info: TensorInfo) -> torch.Tensor:
         """Return the values in the dtype the model computes in."""
-        if isinstance(info.scheme, Plain):
+        if isinstance(info.scheme, Plain) and not DTYPES[info.dtype].is_packed:
             values = self._planes(info)[1]["values"]
             values = values.clone() if self.copied and values.is_floating_point() else values
         else:

@@ -11,6 +11,8 @@ from safetensors.numpy import save_file
 
 from aibit_format.errors import SourceError
 from aibit_format.formats.safetensors.reader import SafetensorsFile
+from aibit_format.schemes import make
+from aibit_format.schemes.packing import unpack_plane
 
 
 def raw(header: object, data: bytes = b"") -> bytes:
@@ -50,6 +52,8 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
         (raw({"a": entry(), "b": entry()}, bytes(8)), "overlap or hole"),
         (raw({"a": entry(offsets=(4, 12))}, bytes(12)), "overlap or hole"),
         (raw({"a": entry()}, bytes(9)), "accounts for"),
+        (raw({"a": entry("F4", (3, 3), (0, 5))}, bytes(5)), r"5 bytes, 4.5 for f4_e2m1\[3, 3\]"),
+        (raw({"a": entry("F6_E3M2", (4,), (0, 4))}, bytes(4)), "4 bytes, 3 for f6_e3m2"),
         (raw({"a": 5}), "malformed"),
         (raw({"a": entry(shape=(10**4299, 10**4299))}, bytes(8)), "is no list of sizes"),
         (raw({"a": entry(shape=(1 << 62, 1 << 62))}, bytes(8)), "sizes are not negative"),
@@ -76,3 +80,18 @@ def test_a_good_safetensors_file_reads_as_views(tmp_path):
     for name, value in arrays.items():
         assert np.array_equal(file.read(name), value) and not file.read(name).flags.writeable
     assert file.metadata == {"a": "b"}
+
+
+def test_rows_of_packed_elements_begin_with_a_byte(tmp_path):
+    """In safetensors they follow one another closely: rows that end inside a byte are packed anew."""
+    values = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)  # of 4 bits
+    content = raw({"even": entry("F4", (3, 2), (0, 3)), "odd": entry("F4", (2, 3), (3, 6)),
+                   "six": entry("F6_E2M3", (2, 4), (6, 12))},
+                  bytes.fromhex("214365" * 2) + bytes(range(6)))  # fmt: skip
+    (tmp_path / "m.safetensors").write_bytes(content)
+    file = SafetensorsFile(str(tmp_path / "m.safetensors"))
+    assert file.read("even").tobytes().hex() == "214365" and file.read("even").shape == (3, 1)
+    assert file.read("odd").tobytes().hex() == "21035406" and file.read("odd").shape == (2, 2)
+    assert np.array_equal(unpack_plane(file.read("odd"), "f4_e2m1", (2, 3)), values)
+    assert file.read("six").tobytes() == bytes(range(6)) and file.nbytes("odd") == 3
+    assert all(tensor.scheme == make(tensor.dtype) and tensor.offset is None for tensor in file.tensors.values())

@@ -73,17 +73,6 @@ static inline bool aibit_zero(const uint8_t *p, uint64_t length) {
     return length == 0;
 }
 
-static inline const char *aibit_dtype_name(unsigned code) {
-    static const char *const names[] = {NULL,  "bool", "u8",  "i8",   "u16", "i16", "u32",     "i32",     "u64",
-                                        "i64", "f16",  "bf16", "f32", "f64", "f8_e4m3", "f8_e5m2", "f8_e8m0"};
-    return code < sizeof names / sizeof *names ? names[code] : NULL;
-}
-
-static inline unsigned aibit_dtype_size(unsigned code) {
-    static const uint8_t sizes[] = {0, 1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 1, 1, 1};
-    return code < sizeof sizes ? sizes[code] : 0;
-}
-
 static inline const char *aibit_role_name(unsigned role) {
     static const char *const names[] = {
         NULL, "values", "codes", "row_absmax", "absmax", "nested_absmax", "nested_offset", "scale", "zero_point",
@@ -317,7 +306,7 @@ static inline const char *aibit_check_shape(const aibit_tensor *t) {
 
 /* Whether planes follow from the scheme; if it or the dtype is unknown here, the plane table alone says which there are. */
 static inline bool aibit_is_known(const aibit_scheme *s, const aibit_tensor *t) {
-    return aibit_kind_of(s).family != AIBIT_UNKNOWN && aibit_dtype_size(t->dtype) > 0;
+    return aibit_kind_of(s).family != AIBIT_UNKNOWN && aibit_dtype_bits(t->dtype) > 0;
 }
 
 static inline const char *aibit_check_tensors(const aibit_file *f) {
@@ -362,7 +351,7 @@ static inline const char *aibit_check_tensors(const aibit_file *f) {
                 roles[p.role / 8] |= (uint8_t)(1 << p.role % 8);
             }
             AIBIT_NEED(right, "E412: tensor, role or dtype of a plane");
-            unsigned size = aibit_dtype_size(p.dtype);
+            unsigned size = aibit_dtype_bits(p.dtype) / 8; /* 0 also where nobody knows the length of a row */
             bool whole = known ? p.length == planes[k].length : size == 0 || p.length % size == 0;
             AIBIT_NEED(whole, "E405: length of a plane");
             const uint8_t *reserved = f->planes.at + 32 * (size_t)(t.first_plane + k) + 7;

@@ -1,8 +1,29 @@
-/* The schemes of .aibit files: which planes a tensor has. Section 7 of spec/aibit-1.md, and spec/schemes/. A part of
-   aibit.h. */
+/* The dtypes and schemes of .aibit files: which planes a tensor has. Sections 7 and 10 of spec/aibit-1.md, and
+   spec/schemes/. A part of aibit.h. */
 
 #ifndef AIBIT_SCHEMES_H
 #define AIBIT_SCHEMES_H
+
+enum { AIBIT_DTYPES = 29 }; /* codes of dtypes are below it; 0 and 17 stand for none */
+
+static inline const char *aibit_dtype_name(unsigned code) {
+    static const char *const names[AIBIT_DTYPES] = {
+        NULL, "bool", "u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "f16", "bf16", "f32", "f64", "f8_e4m3",
+        "f8_e5m2", "f8_e8m0", NULL, "f4_e2m1", "u4", "i4", "u2", "i2", "u1", "f6_e2m3", "f6_e3m2", "u3", "u5", "u6"};
+    return code < AIBIT_DTYPES ? names[code] : NULL;
+}
+
+static inline unsigned aibit_dtype_bits(unsigned code) { /* of an element; 0 for a dtype that is not known here */
+    static const uint8_t bits[AIBIT_DTYPES] = {0, 8, 8, 8, 16, 16, 32, 32, 64, 64, 16, 16, 32, 64, 8,
+                                               8, 8, 0, 4, 4,  4,  2,  2,  1,  6,  6,  3,  5,  6};
+    return code < AIBIT_DTYPES ? bits[code] : 0;
+}
+
+/* The bytes of rows of k elements; each row of elements of less than a byte is whole bytes. */
+static inline uint64_t aibit_dtype_length(unsigned code, uint64_t rows, uint64_t k) {
+    unsigned bits = aibit_dtype_bits(code);
+    return bits < 8 ? rows * aibit_up(k * bits, 8) : rows * k * (bits / 8);
+}
 
 enum { AIBIT_UNKNOWN, AIBIT_PLAIN, AIBIT_INT8, AIBIT_AFFINE, AIBIT_OUTLIER, AIBIT_CLUSTER, AIBIT_INT4, AIBIT_FOURBIT,
        AIBIT_GGML };
@@ -27,8 +48,10 @@ static inline aibit_kind aibit_kind_of(const aibit_scheme *s) {
         {"gguf:iq1_s", AIBIT_GGML, 8, 50}, {"gguf:iq1_m", AIBIT_GGML, 8, 56}};
     for (size_t i = 0; s->version == 1 && i < sizeof kinds / sizeof *kinds; i++)
         if (aibit_is(s->name, s->name_length, kinds[i].name)) return kinds[i];
-    for (uint8_t dtype = 1; s->version == 1 && dtype <= 16; dtype++)
-        if (aibit_is(s->name, s->name_length, aibit_dtype_name(dtype))) return (aibit_kind){"", AIBIT_PLAIN, dtype, 0};
+    for (uint8_t dtype = 1; s->version == 1 && dtype < AIBIT_DTYPES; dtype++) {
+        const char *name = aibit_dtype_name(dtype);
+        if (name && aibit_is(s->name, s->name_length, name)) return (aibit_kind){"", AIBIT_PLAIN, dtype, 0};
+    }
     return (aibit_kind){"", AIBIT_UNKNOWN, 0, 0};
 }
 
@@ -50,7 +73,7 @@ static inline bool aibit_parameters_fit(aibit_kind kind, const uint32_t p[6]) {
 }
 
 static inline aibit_plane aibit_new_plane(uint16_t role, unsigned dtype, uint64_t elements) {
-    return (aibit_plane){.role = role, .dtype = (uint8_t)dtype, .length = elements * aibit_dtype_size(dtype)};
+    return (aibit_plane){.role = role, .dtype = (uint8_t)dtype, .length = aibit_dtype_length(dtype, 1, elements)};
 }
 
 /* The planes of a tensor, their offsets aside; returns how many, or 0 if the scheme cannot hold it. The product of the
@@ -65,7 +88,8 @@ static inline unsigned aibit_planes_of(aibit_kind kind, const uint32_t p[6], con
     for (int i = 0; i + 1 < t->rank; i++) rows *= t->shape[i];
     if (kind.family == AIBIT_PLAIN) {
         if (t->dtype != kind.a) return 0;
-        out[n++] = aibit_new_plane(VALUES, t->dtype, rows * k);
+        out[n] = aibit_new_plane(VALUES, t->dtype, 0);
+        out[n++].length = aibit_dtype_length(t->dtype, rows, k);
         return n;
     }
     bool two = kind.family == AIBIT_INT8 || kind.family == AIBIT_OUTLIER || kind.family == AIBIT_INT4;

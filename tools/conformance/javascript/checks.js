@@ -1,6 +1,8 @@
 // What the tables say of one another: sections 7 to 13 of spec/aibit-1.md.
 
-import { BY_NAME, DTYPES, RuleError, align, hex, isArrayEqual, isZero, need, product, up, viewOf } from './numbers.js';
+import {
+  BY_NAME, DTYPES, RuleError, align, divided, hex, isArrayEqual, isZero, need, planeLength, product, remainder, up, viewOf,
+} from './numbers.js';
 import { schemeOf } from './schemes.js';
 import { HEADER } from './tables.js';
 
@@ -94,15 +96,17 @@ export function checkPlanes(planes, tensors) {
       const right = plane.tensor === tensor && !seen.has(key);
       need(right, 'AIB-E412', () => `plane ${i}: tensor ${plane.tensor}, ${foundRole}`);
       seen.add(key);
-      const size = (BY_NAME.get(foundDtype)?.bits ?? 8) / 8;
-      need(plane.length % size === 0, 'AIB-E405', () => `tensor ${tensor}, ${foundRole}: ${plane.length} bytes`);
-      Object.assign(plane, { role: foundRole, dtype: foundDtype, shape: [plane.length / size] });
+      const bits = BY_NAME.get(foundDtype)?.bits ?? 8;
+      const whole = bits < 8 || remainder(plane.length, bits / 8) === 0;
+      need(whole, 'AIB-E405', () => `tensor ${tensor}, ${foundRole}: ${plane.length} bytes`);
+      const shape = [divided(product([8, plane.length]), bits)];
+      Object.assign(plane, { role: foundRole, dtype: foundDtype, shape });
       return;
     }
     const [role, dtype, shape] = spec;
     const right = plane.tensor === tensor && foundRole === role && foundDtype === dtype;
     need(right, 'AIB-E412', () => `plane ${i}: tensor ${plane.tensor}, ${foundRole} of ${foundDtype}`);
-    const length = product([...shape, BY_NAME.get(dtype).bits / 8]);
+    const length = planeLength(dtype, shape);
     need(plane.length === length, 'AIB-E405', () => `tensor ${tensor}, ${role}: ${plane.length} bytes, not ${length}`);
     Object.assign(plane, { role, dtype, shape });
   });

@@ -86,15 +86,16 @@ export function unpack({ fields, size }, bytes, start, reserved) {
 
 // Dtypes
 
-// A float of `exponentBits` and `fractionBits`, and a sign if there is room: f16 and the OCP floats of 8 bits.
-function small(code, exponentBits, fractionBits, infinity) {
+// A float of `exponentBits` and `fractionBits`, and a sign: f16 and the OCP floats of at most 8 bits. `special` says
+// whether it has infinities and NaN, NaN alone or neither.
+function small(code, exponentBits, fractionBits, special) {
   const top = (1 << exponentBits) - 1;
   const bias = top >> 1;
   const sign = code >> (exponentBits + fractionBits) ? -1 : 1;
   const exponent = (code >> fractionBits) & top;
   const fraction = code & ((1 << fractionBits) - 1);
-  if (infinity && exponent === top) return fraction ? NaN : sign * Infinity;
-  if (!infinity && exponent === top && fraction === (1 << fractionBits) - 1) return NaN;
+  if (special === 'infinity' && exponent === top) return fraction ? NaN : sign * Infinity;
+  if (special === 'nan' && exponent === top && fraction === (1 << fractionBits) - 1) return NaN;
   const significand = fraction + (exponent ? 1 << fractionBits : 0);
   return sign * significand * 2 ** (Math.max(exponent, 1) - bias - fractionBits);
 }
@@ -119,8 +120,10 @@ export function bf16Bits(x) {
 }
 
 const B = LETTERS.B[1];
+const signed = (bits) => (code) => (code >> (bits - 1) ? code - (1 << bits) : code);
 
-// Bits of an element, how one is read, and what an array of them is. In the order of their codes, from 1.
+// Bits of an element, how one is read, and what an array of them is. In the order of their codes, from 1. One of less
+// than a byte is read from a row's codes, one a byte.
 const ROWS = [
   ['bool', 8, B, Uint8Array],
   ['u8', 8, B, Uint8Array],
@@ -131,31 +134,77 @@ const ROWS = [
   ['i32', 32, (view, at) => view.getInt32(at, true), Int32Array],
   ['u64', 64, (view, at) => view.getBigUint64(at, true), BigUint64Array],
   ['i64', 64, (view, at) => view.getBigInt64(at, true), BigInt64Array],
-  ['f16', 16, (view, at) => small(view.getUint16(at, true), 5, 10, true), Float32Array],
+  ['f16', 16, (view, at) => small(view.getUint16(at, true), 5, 10, 'infinity'), Float32Array],
   ['bf16', 16, bf16, Float32Array],
   ['f32', 32, (view, at) => view.getFloat32(at, true), Float32Array],
   ['f64', 64, (view, at) => view.getFloat64(at, true), Float64Array],
-  ['f8_e4m3', 8, table((code) => small(code, 4, 3, false)), Float32Array],
-  ['f8_e5m2', 8, table((code) => small(code, 5, 2, true)), Float32Array],
+  ['f8_e4m3', 8, table((code) => small(code, 4, 3, 'nan')), Float32Array],
+  ['f8_e5m2', 8, table((code) => small(code, 5, 2, 'infinity')), Float32Array],
   ['f8_e8m0', 8, table((code) => (code < 255 ? 2 ** (code - 127) : NaN)), Float32Array],
+  null, // 17 stands for nothing
+  ['f4_e2m1', 4, table((code) => small(code & 15, 2, 1)), Float32Array],
+  ['u4', 4, B, Uint8Array],
+  ['i4', 4, table((code) => signed(4)(code & 15)), Int8Array],
+  ['u2', 2, B, Uint8Array],
+  ['i2', 2, table((code) => signed(2)(code & 3)), Int8Array],
+  ['u1', 1, B, Uint8Array],
+  ['f6_e2m3', 6, table((code) => small(code & 63, 2, 3)), Float32Array],
+  ['f6_e3m2', 6, table((code) => small(code & 63, 3, 2)), Float32Array],
+  ['u3', 3, B, Uint8Array],
+  ['u5', 5, B, Uint8Array],
+  ['u6', 6, B, Uint8Array],
 ];
 export const DTYPES = new Map(
-  ROWS.map(([name, bits, read, List], i) => [i + 1, { code: i + 1, name, bits, read, List }]),
+  ROWS.map((row, i) => [i + 1, row]).filter(([, row]) => row)
+    .map(([code, [name, bits, read, List]]) => [code, { code, name, bits, read, List }]),
 );
 export const BY_NAME = new Map([...DTYPES.values()].map((dtype) => [dtype.name, dtype]));
 export const FLOATS = ['f16', 'bf16', 'f32']; // the logical dtypes that can be quantized
 
+const columnsOf = (shape) => (shape.length ? shape.at(-1) : 1);
+
+// The bytes of a plane; rows of less than a byte an element are whole bytes each.
+export function planeLength(dtype, shape) {
+  const { bits } = BY_NAME.get(dtype);
+  if (bits >= 8) return product([...shape, bits / 8]);
+  return product([...shape.slice(0, -1), up(product([columnsOf(shape), bits]), 8)]);
+}
+
 // The elements of a plane as numbers.
-export function elements(dtype, bytes) {
+export function elements(dtype, plane, shape) {
   const { bits, read, List } = BY_NAME.get(dtype);
+  const bytes = bits < 8 ? packedCodes(plane, bits, columnsOf(shape)) : plane;
   const view = viewOf(bytes);
-  const width = bits / 8;
+  const width = Math.max(bits, 8) / 8;
   const found = new List(bytes.length / width);
   for (let i = 0; i < found.length; i++) found[i] = read(view, width * i);
   return found;
 }
 
-export const half = (bytes, at) => small(viewOf(bytes).getUint16(at, true), 5, 10, true);
+// Codes of less than a byte, one a byte: code i of a row is in its bits from bits * i on, of which the first are the
+// lowest of the first byte (AIB-E503: what follows the last code of a row is zero).
+function packedCodes(bytes, bits, columns) {
+  if (bytes.length === 0) return bytes; // whatever its shape says
+  const width = Math.ceil((columns * bits) / 8);
+  const rows = bytes.length / width;
+  const codes = new Uint8Array(rows * columns);
+  for (let row = 0; row < rows; row++) {
+    let [held, have, at] = [0, 0, row * width];
+    for (let i = 0; i < columns; i++) {
+      if (have < bits) {
+        held |= bytes[at++] << have;
+        have += 8;
+      }
+      codes[row * columns + i] = held & ((1 << bits) - 1);
+      held >>= bits;
+      have -= bits;
+    }
+    need(held === 0, 'AIB-E503', () => `bits after the last code of row ${row} are not zero`);
+  }
+  return codes;
+}
+
+export const half = (bytes, at) => small(viewOf(bytes).getUint16(at, true), 5, 10, 'infinity');
 
 // The float32 nearest to an integer of 64 bits. What lies below its 53 highest bits counts only as zero or not.
 export function f32OfBigInt(n) {
@@ -201,8 +250,9 @@ export function unpacked(bytes, bits) {
 
 // Codes of rows that start a byte each (AIB-E503: what follows them is zero).
 export function unpackedRows(bytes, bits, shape) {
-  const length = Number(shape.at(-1)); // more than a number holds only where there are no rows
-  const width = Math.max(Math.ceil((length * bits) / 8), 1);
+  if (bytes.length === 0) return bytes; // whatever its shape says
+  const length = shape.at(-1);
+  const width = Math.ceil((length * bits) / 8);
   const rows = bytes.length / width;
   const codes = new Uint8Array(rows * length);
   for (let i = 0; i < rows; i++) {

@@ -91,7 +91,8 @@ class File {
   async elements(tensor, allowed = () => true) {
     const found = {};
     for (const plane of this.planesOf(tensor)) {
-      if (allowed(plane.role)) found[plane.role] = elements(plane.dtype, await this.bytes(plane));
+      const { role, dtype, shape } = plane;
+      if (allowed(role)) found[role] = elements(dtype, await this.bytes(plane), shape);
     }
     return found;
   }

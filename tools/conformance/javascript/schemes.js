@@ -25,13 +25,13 @@ const rowsOf = (s) => s.slice(0, -1);
 
 // plain.md
 
-function plain(name) {
+function plain({ name, bits }) {
   return {
     parameters: (p) => noneFrom(p, 0),
     takes: () => true,
     dtypes: [name],
     planes: (p, s, dtype) => [['values', dtype, [...s]]],
-    checked: name === 'bool' ? ['values'] : [],
+    checked: name === 'bool' || bits < 8 ? ['values'] : [],
     check(p, s, { values }) {
       if (name === 'bool') needValues(values, (x) => x <= 1, 'bool');
     },
@@ -189,7 +189,7 @@ const INT4_GROUP = {
 };
 
 const ROWS = [
-  ...[...DTYPES.values()].map(({ name }) => [name, plain(name)]),
+  ...[...DTYPES.values()].map((dtype) => [dtype.name, plain(dtype)]),
   ['int8', INT8],
   ['int8-absmax', affine('i8', true, false)],
   ['int8-zp', affine('u8', true, true)],

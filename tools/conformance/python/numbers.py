@@ -69,15 +69,14 @@ def f32_of_int(n: int) -> float:
     return f32(math.copysign(math.ldexp(m, low), n))
 
 
-def small_float(code: int, exponent_bits: int, infinity: bool) -> float:
-    """An OCP float of 8 bits."""
-    fraction_bits = 7 - exponent_bits
+def small_float(code: int, exponent_bits: int, fraction_bits: int, special: str = "") -> float:
+    """An OCP float of at most 8 bits, which has infinities and NaN, NaN alone or neither."""
     bias, top = (1 << exponent_bits - 1) - 1, (1 << exponent_bits) - 1
-    sign, exponent = -1.0 if code & 0x80 else 1.0, code >> fraction_bits & top
+    sign, exponent = -1.0 if code >> exponent_bits + fraction_bits else 1.0, code >> fraction_bits & top
     fraction = code & ((1 << fraction_bits) - 1)
-    if infinity and exponent == top:
+    if special == "infinity" and exponent == top:
         return math.nan if fraction else sign * math.inf
-    if not infinity and code & 0x7F == 0x7F:
+    if special == "nan" and code & 0x7F == 0x7F:
         return math.nan
     significand = fraction + ((1 << fraction_bits) if exponent else 0)
     return sign * math.ldexp(significand, max(exponent, 1) - bias - fraction_bits)
@@ -103,23 +102,57 @@ def packed(letter: str) -> Callable[[bytes], list]:
     return lambda data: list(struct.unpack(f"<{len(data) // size}{letter}", data))
 
 
+def small(exponent_bits: int, fraction_bits: int, special: str = "") -> Callable[[Sequence[int]], list]:
+    return lambda codes: [small_float(code, exponent_bits, fraction_bits, special) for code in codes]
+
+
+def signed(bits: int) -> Callable[[Sequence[int]], list]:
+    return lambda codes: [code - (1 << bits) if code >> bits - 1 else code for code in codes]
+
+
 @dataclass(frozen=True)
 class Dtype:
     name: str
-    size: int
-    elements: Callable[[bytes], list]  # its bytes as numbers
+    bits: int
+    elements: Callable[[Any], list]  # its bytes as numbers; of less than 8 bits, its codes
+
+    def nbytes(self, shape: Shape) -> int:
+        """Bytes of a plane of this shape; rows of less than 8 bits each are whole bytes."""
+        if self.bits >= 8:
+            return product(shape) * self.bits // 8
+        return product(shape[:-1]) * up(self.bits * (shape or [1])[-1], 8)
+
+    def numbers(self, data: bytes, shape: Shape) -> list:
+        """The elements of a plane (AIB-E503: bits after the last one of a row are zero)."""
+        return self.elements(data if self.bits >= 8 else self.codes(data, (shape or [1])[-1]))
+
+    def codes(self, data: bytes, columns: int) -> list[int]:
+        """Code i of a row is in its bits from bits * i on, of which the first are the lowest of the first byte."""
+        width, mask, found = up(columns * self.bits, 8), (1 << self.bits) - 1, []
+        for at in range(0, len(data), max(width, 1)):
+            row, codes = data[at : at + width], []
+            for eight in (row[i : i + self.bits] for i in range(0, width, self.bits)):  # bytes of eight codes
+                bits = int.from_bytes(eight, "little")
+                codes += [bits >> i * self.bits & mask for i in range(8)]
+            need(not any(codes[columns:]), "AIB-E503", f"bits after the last {self.name} of a row are not zero")
+            found += codes[:columns]
+        return found
 
 
 DTYPES = {
     code: Dtype(*row)
     for code, row in enumerate((
-        ("bool", 1, list), ("u8", 1, list), ("i8", 1, packed("b")), ("u16", 2, packed("H")), ("i16", 2, packed("h")),
-        ("u32", 4, packed("I")), ("i32", 4, packed("i")), ("u64", 8, packed("Q")), ("i64", 8, packed("q")),
-        ("f16", 2, packed("e")), ("bf16", 2, bf16), ("f32", 4, packed("f")), ("f64", 8, packed("d")),
-        ("f8_e4m3", 1, lambda data: [small_float(code, 4, False) for code in data]),
-        ("f8_e5m2", 1, lambda data: [small_float(code, 5, True) for code in data]),
-        ("f8_e8m0", 1, lambda data: [math.ldexp(1, code - 127) if code < 255 else math.nan for code in data]),
+        ("bool", 8, list), ("u8", 8, list), ("i8", 8, packed("b")), ("u16", 16, packed("H")), ("i16", 16, packed("h")),
+        ("u32", 32, packed("I")), ("i32", 32, packed("i")), ("u64", 64, packed("Q")), ("i64", 64, packed("q")),
+        ("f16", 16, packed("e")), ("bf16", 16, bf16), ("f32", 32, packed("f")), ("f64", 64, packed("d")),
+        ("f8_e4m3", 8, small(4, 3, "nan")), ("f8_e5m2", 8, small(5, 2, "infinity")),
+        ("f8_e8m0", 8, lambda data: [math.ldexp(1, code - 127) if code < 255 else math.nan for code in data]),
+        None,  # 17 stands for nothing
+        ("f4_e2m1", 4, small(2, 1)), ("u4", 4, list), ("i4", 4, signed(4)), ("u2", 2, list), ("i2", 2, signed(2)),
+        ("u1", 1, list), ("f6_e2m3", 6, small(2, 3)), ("f6_e3m2", 6, small(3, 2)), ("u3", 3, list), ("u5", 5, list),
+        ("u6", 6, list),
     ), 1)
+    if row
 }  # fmt: skip
 BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
 FLOATS = ("f16", "bf16", "f32")  # the logical dtypes that can be quantized

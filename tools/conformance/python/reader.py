@@ -60,7 +60,7 @@ class File:
         """The planes of a tensor, or of the one that it is an alias of, as numbers."""
         owner = self.tensors[tensor["target"]] if tensor["flags"] & ALIAS else tensor
         planes = self.planes[owner["first_plane"] :][: owner["plane_count"]]
-        return {plane["role"]: BY_NAME[plane["dtype"]].elements(self.piece(plane)) for plane in planes}
+        return {p["role"]: BY_NAME[p["dtype"]].numbers(self.piece(p), p["shape"]) for p in planes}
 
     def unknown(self, tensor: Record) -> tuple[str, str] | None:
         """Why nobody here knows the tensor's values: a code and a text."""
@@ -269,13 +269,14 @@ def check_planes(planes: list[Record], tensors: list[Record]) -> None:
         if spec is None:
             need((tensor, plane["role"]) not in seen, "AIB-E412", f"tensor {tensor}: two planes of role {found[0]}")
             seen.add((tensor, plane["role"]))
-            size = BY_NAME[found[1]].size if found[1] in BY_NAME else 1
-            need(plane["length"] % size == 0, "AIB-E405", f"tensor {tensor}, {found[0]}: {plane['length']} bytes")
-            plane |= {"role": found[0], "dtype": found[1], "shape": [plane["length"] // size]}
+            bits = BY_NAME[found[1]].bits if found[1] in BY_NAME else 8
+            whole = bits < 8 or plane["length"] % (bits // 8) == 0
+            need(whole, "AIB-E405", f"tensor {tensor}, {found[0]}: {plane['length']} bytes")
+            plane |= {"role": found[0], "dtype": found[1], "shape": [8 * plane["length"] // bits]}
             continue
         role, dtype, shape = spec
         need(found == (role, dtype), "AIB-E412", f"plane {found}, and tensor {tensor} has {role} of {dtype}")
-        length = product(shape) * BY_NAME[dtype].size
+        length = BY_NAME[dtype].nbytes(shape)
         need(plane["length"] == length, "AIB-E405", f"tensor {tensor}, {role}: {plane['length']} bytes, not {length}")
         plane |= {"role": role, "dtype": dtype, "shape": shape}
 
