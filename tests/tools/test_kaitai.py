@@ -51,7 +51,7 @@ def expected(path):
     """The twin, but for what a description of bytes cannot say."""
     content = vectors.twin(path)
     for tensor in content["tensors"]:
-        del tensor["values"]
+        tensor.pop("values", tensor.pop("unknown", None))
     for plane in content["planes"]:
         del plane["shape"]
     return content
@@ -74,10 +74,15 @@ def described(file):
         "documents": [{"name": d.name.value, "offset": d.record.offset, "length": d.record.length,
                        "data": d.data.hex()} for d in file.documents],
         "tensors": [tensor(t) for t in file.tensors],
-        "planes": [{"tensor": p.record.tensor, "role": p.record.role.name, "dtype": p.record.dtype.name,
+        "planes": [{"tensor": p.record.tensor, "role": known(p.record.role), "dtype": known(p.record.dtype),
                     "offset": p.record.offset, "length": p.record.length, "data": p.data.hex()} for p in file.planes],
         "leaves": [f"{leaf:016x}" for leaf in file.leaves],
     }  # fmt: skip
+
+
+def known(code):
+    """The name of a code, or what readers show where there is none."""
+    return getattr(code, "name", None) or (f"unknown_{code}" if code < 0x8000 else f"private_{code:04x}")
 
 
 def section(file, s):
@@ -105,7 +110,7 @@ def tensor(t):
     record = t.record
     numbers = {field: getattr(record, field) for field in ("scheme", "flags", "target", "first_plane", "plane_count")}
     return {
-        "name": t.name.value, "shape": record.shape[: record.rank], "dtype": record.dtype.name, **numbers,
+        "name": t.name.value, "shape": record.shape[: record.rank], "dtype": known(record.dtype), **numbers,
         "alias_of": t.target.name.value if t.is_alias else None, "transposed": t.is_transposed,
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ import tomllib
 import numpy as np
 import pytest
 
+from aibit_format.errors import FormatError
 from aibit_format.file import reader, writer
 from aibit_format.schemes import BUILTIN, make
 from tests.support.paths import ROOT
@@ -176,10 +177,16 @@ def check_tensor(file, tensor, twin):
     scheme = twin["schemes"][tensor["scheme"]]
     assert list(info.shape) == tensor["shape"]
     assert (info.dtype, info.alias_of, info.transposed) == (tensor["dtype"], tensor["alias_of"], tensor["transposed"])
-    assert info.scheme == make(scheme["name"], scheme["version"], tuple(scheme["parameters"]))
-    values = file.dequantize(tensor["name"])
-    assert values.dtype == np.float32 and list(values.shape) == tensor["shape"]
-    np.testing.assert_array_equal(values.reshape(-1), np.array(tensor["values"], np.float32))
+    stated = (info.scheme.name, info.scheme.version, (*info.scheme.parameters, *(0,) * 6)[:6])
+    assert stated == (scheme["name"], scheme["version"], tuple(scheme["parameters"]))
+    if "unknown" in tensor:
+        with pytest.raises(FormatError, match=tensor["unknown"]):
+            file.dequantize(tensor["name"])
+    else:
+        assert info.scheme == make(scheme["name"], scheme["version"], tuple(scheme["parameters"]))
+        values = file.dequantize(tensor["name"])
+        assert values.dtype == np.float32 and list(values.shape) == tensor["shape"]
+        np.testing.assert_array_equal(values.reshape(-1), np.array(tensor["values"], np.float32))
     owner = twin["tensors"][tensor["target"]] if tensor["alias_of"] else tensor
     planes = twin["planes"][owner["first_plane"] : owner["first_plane"] + owner["plane_count"]]
     assert [plane["role"] for plane in planes] == list(file.planes(tensor["name"]))

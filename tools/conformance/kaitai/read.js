@@ -21,6 +21,8 @@ function describe(Aibit, data) {
   const file = new Aibit(new KaitaiStream(data));
   const { header } = file;
   const name = (names, code) => (names[code] || 'unknown').toLowerCase();
+  const shown = (code) => (code < 0x8000 ? `unknown_${code}` : `private_${code.toString(16)}`);
+  const known = (names, code) => (names[code] || shown(code)).toLowerCase();
   const metadata = {};
   for (const { key, record, body, _raw_body: raw } of file.metadata) {
     const read = READ[record.type] || ((item) => item);
@@ -54,14 +56,14 @@ function describe(Aibit, data) {
     tensors: file.tensors.map((tensor) => {
       const { record } = tensor;
       return {
-        name: tensor.name.value, shape: record.shape.slice(0, record.rank), dtype: name(Aibit.Dtype, record.dtype),
+        name: tensor.name.value, shape: record.shape.slice(0, record.rank), dtype: known(Aibit.Dtype, record.dtype),
         scheme: record.scheme, flags: record.flags, target: record.target, first_plane: record.firstPlane,
         plane_count: record.planeCount, alias_of: tensor.isAlias ? tensor.target.name.value : null,
         transposed: tensor.isTransposed,
       };
     }),
     planes: file.planes.map(({ record, data }) => (
-      { tensor: record.tensor, role: name(Aibit.Role, record.role), dtype: name(Aibit.Dtype, record.dtype),
+      { tensor: record.tensor, role: known(Aibit.Role, record.role), dtype: known(Aibit.Dtype, record.dtype),
         offset: record.offset, length: record.length, data: hex(data) })),
     leaves: file.leaves.map((leaf, i) => hex(Buffer.from(file.sections[6].data).subarray(8 * i, 8 * i + 8).reverse())),
   };
