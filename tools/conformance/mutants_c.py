@@ -174,6 +174,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "large-data-1-mib": ("aibit.h", "step = 2 << 20;", "step = 1 << 20;", "large data begin at 1 MiB"),
     "data-start": ("aibit.h", "uint64_t length = 0, next = 0, step = 64,", "uint64_t length = 0, next = 0, step = f->alignment,", "data are aligned without bulk planes, too"),
     "file-end": ("aibit.h", "start + length == f->size", "start + length <= f->size", "bytes may follow the data"),
+    "bulk-unknown": ("aibit.h", "p->role >= 0x8000)", "p->role > 15)", "planes of roles to come are bulk planes"),
+    "bulk-private": ("aibit.h", "|| p->role >= 0x8000)", "|| p->role >= 0x9000)", "planes of the first private roles are pooled"),
     "leaf-of-512-kib": ("aibit.h", "(UINT64_C(1) << 20)", "(UINT64_C(1) << 19)", "leaves of 512 KiB"),
     "leaf-of-2-mib": ("aibit.h", "(UINT64_C(1) << 20)", "(UINT64_C(1) << 21)", "leaves of 2 MiB"),
     "leaf-after-the-last": ("aibit.h", "+ aibit_up(length, AIBIT_LEAF);", "+ (length ? length / AIBIT_LEAF + 1 : 0);", "a region of whole leaves has one more"),
