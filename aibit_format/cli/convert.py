@@ -98,6 +98,9 @@ def run(args: argparse.Namespace) -> int:
     if scheme and scheme.lossy and not any(t.scheme == scheme.text for t in report.tensors):
         what = f"transformers quantizes none of the weights of {conversion.about.get('model.architecture')}"
         print(f"aibit: nothing is {scheme.text}: {what}; name some: --tensor 'REGEX={scheme.text}'", file=sys.stderr)
+    if report.quantized_bytes > report.original_bytes:
+        what = f"the weights take {size(report.quantized_bytes)} here, and {size(report.original_bytes)} in the source"
+        print(f"aibit: {report.path}: larger than its source: {what}", file=sys.stderr)
     _show_report(report, args.json)
     return 0
 
@@ -150,6 +153,10 @@ def _show_report(report: Report, as_json: bool) -> None:
     counts = {"quantized": len(lossy), "kept as they were quantized": kept, "stored exactly": exact, "tied": aliases}
     print("tensors: " + ", ".join(f"{count} {what}" for what, count in counts.items() if count))
     print(_totals(report.original_bytes, report.quantized_bytes))
+    if left := sum(report.unquantized.values()):
+        print(f"not quantized: {size(left)}, {left / report.quantized_bytes:.1%} of what is stored:")
+        for reason, count in report.unquantized.items():
+            print(f"  {size(count)}: {reason}")
     files = f" in {len(report.files)} shards" if len(report.files) > 1 else ""
     print(f"{report.path}: {size(report.file_bytes)}{files} in {report.seconds:.1f} s, root {report.root}")
 

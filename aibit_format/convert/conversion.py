@@ -17,7 +17,7 @@ from ..container.plan import Tensor
 from ..dtypes import DTYPES
 from ..errors import RecipeError, SchemeError, SourceError
 from ..formats.sources import Source, SourceTensor, values
-from ..hf.meta_model import MetaModel, ParameterSpec
+from ..hf.meta_model import MetaModel, ParameterSpec, Role
 from ..schemes import Scheme, make
 from ..schemes.plain import Plain
 from .bind import Binding, bind, listed
@@ -34,7 +34,8 @@ class Assignment:
     ``read`` returns the values, in the model's shape or, if ``source_transposed``, transposed. ``keep`` returns planes
     of the source that are kept unchanged. An alias has neither. ``model_dtype`` is the dtype in which the model
     computes; values are rounded to it before they are quantized, as transformers does. ``at_hand`` says that ``read``
-    costs nothing, as it returns a view of the source's file or an existing array.
+    costs nothing, as it returns a view of the source's file or an existing array. ``role`` is what the tensor is to its
+    model.
     """
 
     tensor: Tensor
@@ -46,6 +47,7 @@ class Assignment:
     source_transposed: bool = False
     keep: Callable[[], Mapping[str, np.ndarray]] | None = None
     at_hand: bool = False
+    role: Role = "other"
 
     @property
     def stored_bytes(self) -> int:
@@ -176,7 +178,7 @@ def _assigned(
 ) -> Assignment:
     if not binding.sources:
         plain = make(parameter.dtype)
-        return Assignment(_target(parameter, plain), (), plain, parameter.dtype, 0, binding.read)
+        return Assignment(_target(parameter, plain), (), plain, parameter.dtype, 0, binding.read, role=parameter.role)
     first = source.tensors[binding.sources[0]]
     if binding.read is None:
         return _tensor(source, parameter, first, recipe.scheme_for(parameter, first.scheme, names))
@@ -186,7 +188,7 @@ def _assigned(
     tensor = _target(parameter, _fitted(scheme, parameter, binding.read))
     parts = [source.tensors[key] for key in binding.sources]
     nbytes = parts[0].nbytes if len(parts) == 1 else _bytes(parameter.shape, first.dtype)
-    return Assignment(tensor, binding.sources, first.stored, parameter.dtype, nbytes, binding.read)
+    return Assignment(tensor, binding.sources, first.stored, parameter.dtype, nbytes, binding.read, role=parameter.role)
 
 
 def _tensor(source: Source, parameter: ParameterSpec, found: SourceTensor, scheme: Scheme) -> Assignment:
@@ -195,7 +197,10 @@ def _tensor(source: Source, parameter: ParameterSpec, found: SourceTensor, schem
     scheme = _plain_if_integer(scheme, parameter)
     if scheme == found.scheme:
         tensor = Tensor(parameter.name, found.shape, found.dtype, scheme, transposed=found.transposed)
-        return Assignment(tensor, (name,), scheme, parameter.dtype, found.nbytes, keep=lambda: source.planes(name))
+        return Assignment(
+            tensor, (name,), scheme, parameter.dtype, found.nbytes, keep=lambda: source.planes(name),
+            role=parameter.role,
+        )  # fmt: skip
 
     parameter = _quantizable(parameter, scheme)
 
@@ -205,7 +210,7 @@ def _tensor(source: Source, parameter: ParameterSpec, found: SourceTensor, schem
     scheme = _fitted(scheme, parameter, read, found.transposed)
     return Assignment(
         _target(parameter, scheme), (name,), found.stored, parameter.dtype, found.nbytes, read, found.transposed,
-        at_hand=found.scheme is None,
+        at_hand=found.scheme is None, role=parameter.role,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from .conversion import Assignment, Conversion, assign, assign_alone
 from .error import EncodingError
 from .pipeline import Pipeline
 from .recipe import Recipe
+from .unquantized import unquantized
 
 _LIBRARIES = ("numpy", "torch", "transformers")  # whose versions can change the bytes of the output
 
@@ -65,6 +66,7 @@ class Report:
     root: str
     unused: tuple[str, ...]
     dropped_keys: tuple[str, ...]
+    unquantized: Mapping[str, int]  # why weights stay as they were -> their bytes; empty if nothing is quantized
 
     @property
     def compression_ratio(self) -> float:
@@ -234,6 +236,7 @@ def run(
     return Report(
         written.paths[0], written.paths, tuple(reports), conversion.original_bytes, conversion.stored_bytes,
         written.nbytes, time.perf_counter() - started, written.root, conversion.unused, tuple(dropped),
+        unquantized(conversion),
     )  # fmt: skip
 
 
