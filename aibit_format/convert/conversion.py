@@ -193,9 +193,11 @@ def _tensor(source: Source, parameter: ParameterSpec, found: SourceTensor, schem
     """Assign one tensor of the source, whose planes are kept if it is already stored in ``scheme``."""
     name = found.name
     scheme = _plain_if_integer(scheme, parameter)
-    if scheme == found.scheme:
-        tensor = Tensor(parameter.name, found.shape, found.dtype, scheme, transposed=found.transposed)
-        return Assignment(tensor, (name,), scheme, parameter.dtype, found.nbytes, keep=lambda: source.planes(name))
+    if found.scheme is not None and scheme.stated == found.scheme.stated:
+        tensor = Tensor(parameter.name, found.shape, found.dtype, found.scheme, transposed=found.transposed)
+        return Assignment(
+            tensor, (name,), found.scheme, parameter.dtype, found.nbytes, keep=lambda: source.planes(name)
+        )
 
     parameter = _quantizable(parameter, scheme)
 

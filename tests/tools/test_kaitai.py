@@ -104,6 +104,7 @@ def tensor(t):
     return {
         "name": t.name.value, "shape": record.shape[: record.rank], "dtype": record.dtype.name, **numbers,
         "alias_of": t.target.name.value if t.is_alias else None, "transposed": t.is_transposed,
+        **({"parameters": record.parameters} if any(record.parameters) else {}),
     }  # fmt: skip
 
 

@@ -176,7 +176,8 @@ def check_tensor(file, tensor, twin):
     scheme = twin["schemes"][tensor["scheme"]]
     assert list(info.shape) == tensor["shape"]
     assert (info.dtype, info.alias_of, info.transposed) == (tensor["dtype"], tensor["alias_of"], tensor["transposed"])
-    assert info.scheme == make(scheme["name"], scheme["version"], tuple(scheme["parameters"]))
+    made = make(scheme["name"], scheme["version"], tuple(scheme["parameters"]))
+    assert info.scheme == made.for_tensor(tensor.get("parameters", (0, 0)))
     values = file.dequantize(tensor["name"])
     assert values.dtype == np.float32 and list(values.shape) == tensor["shape"]
     np.testing.assert_array_equal(values.reshape(-1), np.array(tensor["values"], np.float32))
