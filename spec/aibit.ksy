@@ -360,9 +360,11 @@ types:
       - id: plane_count
         type: u2
         doc: "planes of the tensor, as its scheme says; 0 for an alias"
-      - id: reserved2
-        contents: [0, 0, 0, 0, 0, 0, 0, 0]
-        doc: "zero"
+      - id: parameters
+        type: u4
+        repeat: expr
+        repeat-expr: 2
+        doc: "of the tensor, as its scheme's page defines them; unused ones zero"
       - id: shape
         type: u8
         repeat: expr

@@ -79,7 +79,8 @@ def _about(args: argparse.Namespace) -> dict[str, Any]:
         infos = [info for name in file if not (info := file.info(name)).alias_of]
         elements: dict[str, int] = {}
         for info in infos:
-            elements[info.scheme.text] = elements.get(info.scheme.text, 0) + math.prod(info.shape)
+            text = info.scheme.stated.text
+            elements[text] = elements.get(text, 0) + math.prod(info.shape)
         return {
             "file": args.file, "bytes": file.size, "parameters": sum(elements.values()),
             "scheme": max(elements, key=lambda scheme: elements[scheme], default=""), "device": args.device,

@@ -109,7 +109,7 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
     rows = [
         {
             "name": p.tensor.name, "shape": list(p.tensor.shape), "from": p.origin.text,
-            "scheme": p.tensor.scheme.text,
+            "scheme": p.tensor.scheme.stated.text,
             "original_bytes": p.source_bytes, "bytes": p.stored_bytes, "alias_of": p.tensor.alias_of,
         }
         for p in conversion.tensors

@@ -77,7 +77,9 @@ def _directory(path: str) -> dict[str, Any]:
 
 def _tensor(opened: sharded_reader.Opened, name: str) -> dict[str, Any]:
     t = opened.info(name)
-    row = _row(name, t.shape, t.scheme.text, 0 if t.alias_of else t.nbytes)
+    row = _row(name, t.shape, t.scheme.stated.text, 0 if t.alias_of else t.nbytes)
+    if any(t.scheme.tensor_parameters):
+        row["parameters"] = list(t.scheme.tensor_parameters)
     row |= {"dtype": t.dtype, "planes": [[p.role, p.dtype, list(p.shape), p.offset, p.length] for p in t.planes]}
     if t.alias_of:
         row["alias_of"] = t.alias_of

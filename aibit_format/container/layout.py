@@ -202,7 +202,7 @@ TENSOR = c.Struct(
     "dtype" / c.Int8ul * "logical dtype: what the values are to the model",
     "rank" / c.Int8ul * "number of dimensions, 0 to 8",
     "plane_count" / c.Int16ul * "planes of the tensor, as its scheme says; 0 for an alias",
-    "reserved2" / c.Bytes(8) * "zero",
+    "parameters" / c.Array(2, c.Int32ul) * "of the tensor, as its scheme's page defines them; unused ones zero",
     "shape" / c.Array(8, c.Int64ul) * "dimensions, outermost first; those beyond the rank are zero",
 )
 

@@ -94,6 +94,8 @@ def plan(
     for i, (row, tensor) in enumerate(zip(tensor_table, tensors, strict=True)):
         row["name_offset"], row["name_length"] = names.add(tensor.name)
         row["scheme"], row["dtype"] = numbers[_stated(tensor.scheme)], code_of(tensor.dtype)
+        own = tensor.scheme.tensor_parameters
+        row["parameters"][: len(own)] = own
         row["rank"] = len(tensor.shape)
         row["shape"][: len(tensor.shape)] = tensor.shape
         row["flags"] = layout.TENSOR_TRANSPOSED * tensor.transposed
@@ -174,7 +176,7 @@ def as_read(info: FileInfo) -> tuple[FileInfo, bytes]:
 
 
 def _stated(scheme: Scheme) -> tuple[str, int, tuple[int, ...]]:
-    """Return what the scheme table states of a scheme, by which its entries are sorted."""
+    """Return what the scheme table states of a scheme, by which its entries are sorted; a tensor's own is not there."""
     return scheme.name, scheme.version, scheme.parameters
 
 

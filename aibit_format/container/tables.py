@@ -250,12 +250,12 @@ class FileInfo:
         alias_of, owner = None, record
         if record["flags"] & layout.TENSOR_ALIAS:
             alias_of, owner = self.names[record["target"]], self._row(record["target"])
-        scheme = self.schemes[owner["scheme"]]
+        scheme = self.schemes[owner["scheme"]].for_tensor(owner["parameters"].tolist())
         shape = tuple(record["shape"][: record["rank"]].tolist())
         dtype = name_of(record["dtype"])
         rows = self.plane_table[owner["first_plane"] : owner["first_plane"] + owner["plane_count"]]
         if isinstance(scheme, Opaque) or record["dtype"] not in BY_CODE:
-            scheme = self._opaque(scheme, dtype, rows)
+            scheme = self._opaque(scheme, dtype, rows).for_tensor(owner["parameters"].tolist())
         planes = tuple(
             Plane(spec.role, spec.dtype, spec.shape, offset, length)
             for spec, offset, length in zip(

@@ -1,8 +1,8 @@
 """Checks every rule about the tables of a file, for the reader and the writer alike.
 
 ``check`` returns all problems, not only the first (at most ``EACH`` of one kind). It works on whole columns:
-tensors whose records agree in flags, scheme, dtype and shape need the same planes, so a scheme is asked once for
-each such group and the rest is array arithmetic.
+tensors whose records agree in flags, scheme, dtype, parameters and shape need the same planes, so a scheme is asked
+once for each such group and the rest is array arithmetic.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from ..dtypes import BY_CODE, DTYPES, name_of, storage_of
 from ..errors import Problem, SchemeError
 from ..schemes import make
+from ..schemes.opaque import Opaque
 from . import layout
 from .metadata import Value
 from .names import TENSOR_CHARACTERS, bad_document_name, bad_scheme_name, bad_tensor_name
@@ -168,7 +169,25 @@ def _tensor_records(info: FileInfo) -> Iterator[Problem]:
         for field in (name for name in records.dtype.names or () if name.startswith("reserved")):
             if any(union[field].tobytes()):
                 yield Problem("AIB-E415", f"{what} table: {field} is not zero")
+    yield from _tensor_parameters(info)
     yield from _aliases(info)
+
+
+def _tensor_parameters(info: FileInfo) -> Iterator[Problem]:
+    """Check that parameters of tensors are zero which their scheme does not define, as far as it is known here."""
+    found = info.tensor_table["parameters"]
+    if not found.any() or not len(info.scheme_table):
+        return
+    try:
+        schemes = info.schemes
+    except SchemeError:  # reported by _schemes
+        return
+    taken = np.array([found.shape[1] if isinstance(s, Opaque) else len(s.of_tensor) for s in schemes], np.int64)
+    places = np.minimum(info.tensor_table["scheme"], len(schemes) - 1)  # what is beyond is reported, too
+    beyond = np.arange(found.shape[1]) >= taken[places][:, None]
+    bad = np.flatnonzero(((found != 0) & beyond).any(axis=1))
+    yield from _some("AIB-E415", "parameters that its scheme does not define", bad, tensor=info.names,
+                     found=lambda i: found[i].tolist())  # fmt: skip
 
 
 def _union(records: np.ndarray) -> np.void:
@@ -191,7 +210,7 @@ def _aliases(info: FileInfo) -> Iterator[Problem]:
     yield from _some("AIB-E411", "alias of no earlier tensor", bad, tensor=names, found=table["target"])
     at, targets = at[targets < at], targets[targets < at]
     yield from _some("AIB-E411", "alias of an alias", at[is_alias[targets]], tensor=names)
-    for field in ("scheme", "dtype", "rank", "shape"):
+    for field in ("scheme", "dtype", "rank", "parameters", "shape"):
         differs = table[field][at] != table[field][targets]
         differs = differs.any(axis=1) if differs.ndim > 1 else differs
         yield from _some("AIB-E411", f"alias differs from its target in {field}", at[differs], tensor=names)
@@ -285,7 +304,8 @@ def _specs(info: FileInfo, i: int, unknown: bool) -> tuple[tuple[Any, ...], Prob
     shape = tuple(record["shape"][: record["rank"]].tolist())
     name = info.names[i]
     try:
-        specs = () if unknown else info.schemes[record["scheme"]].planes(shape, BY_CODE[int(record["dtype"])].name)
+        scheme = info.schemes[record["scheme"]].for_tensor(record["parameters"].tolist())
+        specs = () if unknown else scheme.planes(shape, BY_CODE[int(record["dtype"])].name)
     except SchemeError as error:
         return (), Problem("AIB-E413", str(error), tensor=name)
     # Python integers: no shape can make this wrap. Zeros are left out, so that an array of any of the dimensions,

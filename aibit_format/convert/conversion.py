@@ -195,10 +195,10 @@ def _tensor(source: Source, parameter: ParameterSpec, found: SourceTensor, schem
     """Assign one tensor of the source, whose planes are kept if it is already stored in ``scheme``."""
     name = found.name
     scheme = _plain_if_integer(scheme, parameter)
-    if scheme == found.scheme:
-        tensor = Tensor(parameter.name, found.shape, found.dtype, scheme, transposed=found.transposed)
+    if found.scheme is not None and scheme.stated == found.scheme.stated:
+        tensor = Tensor(parameter.name, found.shape, found.dtype, found.scheme, transposed=found.transposed)
         return Assignment(
-            tensor, (name,), scheme, parameter.dtype, found.nbytes, keep=lambda: source.planes(name),
+            tensor, (name,), found.scheme, parameter.dtype, found.nbytes, keep=lambda: source.planes(name),
             role=parameter.role,
         )  # fmt: skip
 

@@ -310,7 +310,7 @@ def _report(assignment: Assignment, figures: np.ndarray | None) -> TensorReport:
     return TensorReport(
         tensor.name,
         tensor.shape,
-        tensor.scheme.text,
+        tensor.scheme.stated.text,
         assignment.source_bytes,
         assignment.stored_bytes,
         EncodingError(*figures.tolist()) if figures is not None and figures.any() else None,

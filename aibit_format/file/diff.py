@@ -23,10 +23,10 @@ class Difference:
     """Hold one thing that differs: its value in the first and in the second model; ``None`` if it is missing there.
 
     ``kind`` is ``metadata``, ``document`` (sizes), ``order`` (of tensors in both; the first position where it differs),
-    or for tensors ``tensor`` (present or not), ``dtype``, ``shape``, ``scheme``, ``transposed``, ``alias``, ``planes``
-    (those whose bytes differ) and ``values``: these come with the errors of the second's decoded values against the
-    first's, ``sqrt(sum((b - a)^2) / sum(a^2))`` and ``max |b - a|``, ``None`` if they are not finite. Of tensors whose
-    scheme or dtype is not known here, only planes are compared.
+    or for tensors ``tensor`` (present or not), ``dtype``, ``shape``, ``scheme``, ``parameters`` (the tensor's own),
+    ``transposed``, ``alias``, ``planes`` (those whose bytes differ) and ``values``: these come with the errors of the
+    second's decoded values against the first's, ``sqrt(sum((b - a)^2) / sum(a^2))`` and ``max |b - a|``, ``None`` if
+    they are not finite. Of tensors whose scheme or dtype is not known here, only planes are compared.
     """
 
     kind: str
@@ -84,7 +84,8 @@ def _of_tensors(a: Opened, b: Opened, name: str) -> Iterator[Difference]:
     facts = [
         Difference("dtype", name, x.dtype, y.dtype),
         Difference("shape", name, x.shape, y.shape),
-        Difference("scheme", name, x.scheme.text, y.scheme.text),
+        Difference("scheme", name, x.scheme.stated.text, y.scheme.stated.text),
+        Difference("parameters", name, x.scheme.tensor_parameters, y.scheme.tensor_parameters),
         Difference("transposed", name, x.transposed, y.transposed),
         Difference("alias", name, x.alias_of, y.alias_of),
     ]

@@ -6,14 +6,15 @@ Schemes are registered in ``BUILTIN``. Other packages register theirs under the 
 
 from __future__ import annotations
 
+import re
 from functools import cache, lru_cache
 from importlib import import_module
 
 from ..dtypes import DTYPES
 from ..errors import SchemeError
-from .base import PlaneSpec, Scheme, parameters_of
+from .base import PlaneSpec, Scheme, all_parameters_of, parameters_of
 
-__all__ = ["BUILTIN", "PlaneSpec", "Scheme", "make", "names", "parse"]
+__all__ = ["BUILTIN", "OLDER", "PlaneSpec", "Scheme", "make", "names", "parameters_of", "parse"]
 
 _GGML = (
     "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q1_0", "q2_0", "tq1_0", "tq2_0",
@@ -33,6 +34,8 @@ BUILTIN: dict[str, str] = {
     **dict.fromkeys((f"gguf:{kind}" for kind in _GGML), "aibit_format.schemes.ggml:GGML"),
     "nf4-cpu": "aibit_format.schemes.nf4_cpu:NF4CPU",
 }
+# Versions that are read for ever; those above are written.
+OLDER: dict[tuple[str, int], str] = {("int8-outlier", 1): "aibit_format.schemes.int8_outlier:Int8Outlier1"}
 
 
 @cache
@@ -48,19 +51,19 @@ def names() -> list[str]:
 
 
 @lru_cache(256)  # bounded, because parameters come from files
-def make(name: str, version: int = 1, parameters: tuple[int, ...] = ()) -> Scheme:
-    """Return the scheme with this name, version and parameters.
+def make(name: str, version: int | None = None, parameters: tuple[int, ...] = ()) -> Scheme:
+    """Return the scheme with this name, version and parameters; without a version, the one that is written.
 
     Raises:
         SchemeError: AIB-E406 for an unknown name or version, AIB-E407 for parameters that the scheme does not take.
     """
-    target = BUILTIN.get(name) or _outside().get(name)
+    target = OLDER.get((name, version or 0)) or BUILTIN.get(name) or _outside().get(name)
     if target is None:
         raise _unknown(f"scheme {name!r} is unknown here", "AIB-E406")
     module, attribute = target.split(":")
     # The names come from the table above or from installed packages, never from a file.
     family: type[Scheme] = vars(import_module(module))[attribute]
-    if version != family.version:
+    if version is not None and version != family.version:
         raise _unknown(f"scheme {name!r} version {version} is unknown here, where {family.version} is", "AIB-E406")
     return family.build(name, parameters)
 
@@ -68,23 +71,28 @@ def make(name: str, version: int = 1, parameters: tuple[int, ...] = ()) -> Schem
 def parse(text: str) -> Scheme:
     """Return the scheme that a user writes: a name, and parameters as in ``nf4,block_size=128,nested=1``.
 
+    An older version is asked for by ``version=1``, as if it were a parameter.
+
     Raises:
         SchemeError: a scheme or parameter is unknown, or a value is not allowed.
     """
     name, *options = text.split(",")
     if name not in names():
         raise _unknown(f"unknown scheme {name!r}; known: {', '.join(names())}", "AIB-E406")
-    default = make(name)
-    known = parameters_of(type(default))
+    versions = [option for option in options if re.fullmatch(r"version=\d{1,5}", option)]
+    default = make(name, int(versions[0].removeprefix("version=")) if versions else None)
+    known = all_parameters_of(type(default))
     values = dict(known)
-    for option in options:
+    for option in [option for option in options if option not in versions]:
         key, _, word = option.partition("=")
         number = default.words.get(key, {}).get(word, word or "1")
         if key not in known or not str(number).isdecimal():
             takes = ", ".join(known) or "nothing"
             raise _unknown(f"scheme {name!r} does not take {option!r}; it takes {takes}", "AIB-E407")
         values[key] = int(number)
-    return make(name, default.version, tuple(values.values()))
+    count = len(known) - len(default.of_tensor)
+    parameters = tuple(values.values())
+    return make(name, default.version, parameters[:count]).for_tensor(parameters[count:])
 
 
 def _unknown(message: str, code: str) -> SchemeError:

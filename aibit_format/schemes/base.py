@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -49,12 +49,15 @@ class PlaneSpec:
 class Scheme(ABC):
     """The base of all schemes, each of which stores a tensor in its own way. Instances compare by their parameters.
 
-    A subclass is a frozen dataclass. Its fields are the parameters that a file stores: at most six, all ints with
-    defaults. Its constructor raises a SchemeError, made by ``refuse``, for values without a meaning.
+    A subclass is a frozen dataclass. Its fields are the parameters that a file stores, all ints with defaults: at most
+    six in the scheme table, and after them at most two in the record of each tensor, which ``of_tensor`` names. Its
+    constructor raises a SchemeError, made by ``refuse``, for values without a meaning.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    is_older: ClassVar[bool] = False  # than the version that is written
+    of_tensor: ClassVar[tuple[str, ...]] = ()  # parameters that follow from the values of one tensor
     lossy: ClassVar[bool] = True
     words: ClassVar[Mapping[str, Mapping[str, int]]] = {}  # parameter -> words users may write for numbers
     cpu_roles: ClassVar[frozenset[str]] = frozenset()  # planes that repeat others in a layout that only CPUs read
@@ -82,10 +85,25 @@ class Scheme(ABC):
         return tuple(int(getattr(self, name)) for name in parameters_of(type(self)))
 
     @property
+    def tensor_parameters(self) -> tuple[int, ...]:
+        """Return the parameters as the record of a tensor stores them."""
+        return tuple(int(getattr(self, name)) for name in self.of_tensor)
+
+    def for_tensor(self, parameters: Sequence[int]) -> Scheme:
+        """Return this scheme with the parameters that the record of a tensor states; it takes those that it has."""
+        return replace(self, **dict(zip(self.of_tensor, parameters, strict=False))) if self.of_tensor else self
+
+    @property
+    def stated(self) -> Scheme:
+        """Return this scheme as the scheme table states it, with zeros for the parameters of a tensor."""
+        return self.for_tensor((0,) * len(self.of_tensor))
+
+    @property
     def text(self) -> str:
         """Return the scheme as users write it and ``schemes.parse`` reads it: ``nf4,block_size=128,nested=1``."""
-        parts = [self.name]
-        for (name, default), value in zip(parameters_of(type(self)).items(), self.parameters, strict=True):
+        parts = [self.name, f"version={self.version}"] if self.is_older else [self.name]
+        for name, default in all_parameters_of(type(self)).items():
+            value = int(getattr(self, name))
             if value != default:
                 words = {number: word for word, number in self.words.get(name, {}).items()}
                 parts.append(f"{name}={words.get(value, value)}")
@@ -171,7 +189,12 @@ class Scheme(ABC):
 
 
 def parameters_of(scheme: type[Scheme]) -> dict[str, int]:
-    """Return the names of a scheme's parameters, in the order they are stored, and their defaults."""
+    """Return the names of a scheme's parameters, in the order that the scheme table stores them, and their defaults."""
+    return {name: default for name, default in all_parameters_of(scheme).items() if name not in scheme.of_tensor}
+
+
+def all_parameters_of(scheme: type[Scheme]) -> dict[str, int]:
+    """Return the same with the parameters that the record of a tensor stores, which come last."""
     return {f.name: f.default for f in fields(scheme) if f.default is not MISSING}
 
 

@@ -23,7 +23,7 @@ from .ggml import GGML
 from .int4_group import Int4Group
 from .int8 import Int8
 from .int8_affine import Int8Absmax, Int8ZeroPoint
-from .int8_outlier import Int8Outlier
+from .int8_outlier import Int8Outlier, Int8Outlier1
 from .nf4_cpu import NF4CPU
 from .plain import Plain
 
@@ -113,7 +113,7 @@ _register_all("build_module", "torch.load.modules", {
 })  # fmt: skip
 _register_all("slice_rows", "file.slice_rows", {
     **dict.fromkeys((Plain, Int8, Int8Absmax, Int8ZeroPoint, Fp8E4M3, Int4Group, GGML, Cluster), "by_rows"),
-    FourBit: "four_bit", NF4CPU: "nf4_cpu", Int8Outlier: "int8_outlier",
+    FourBit: "four_bit", NF4CPU: "nf4_cpu", **dict.fromkeys((Int8Outlier, Int8Outlier1), "int8_outlier"),
 })  # fmt: skip
 _register_all("join", "torch.layers.fused", {Int8: "int8_codes"})
 _register_all("export_bnb", "formats.huggingface.export", {

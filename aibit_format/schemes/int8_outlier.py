@@ -4,7 +4,8 @@ A row whose largest magnitude is more than ``threshold`` times its root mean squ
 large values. Such rows stay in float16. For a weight ``[N, K]`` with M of them the planes are those of ``int8``,
 ``codes`` i8 [N, K] and ``row_absmax`` f32 [N], both zero in those rows; ``outlier_index`` u32 [M], the rows in
 increasing order; and ``outlier_values`` f16 [M, K]. The first two keep leading dimensions, and rows are numbered
-across them. M follows from the values and is the parameter ``outliers``, which ``fitted`` sets.
+across them. M follows from the values: it is ``outliers``, a parameter of the tensor, which ``fitted`` sets. In version
+1, which is read for ever, it is a parameter of the scheme, so that each M takes an entry of the scheme table.
 
 All values are rounded to float16 first, as in ``int8``, whose arithmetic applies to the other rows. A row is an outlier
 if ``largest^2 * K > threshold^2 * sum(x^2)``, in float64; the squares, exact there, are added in the order of the row,
@@ -37,6 +38,8 @@ class Int8Outlier(Scheme):
     """Store rows in int8, except ``outliers`` rows in float16; for tensors of rank 2 and more."""
 
     name: ClassVar[str] = "int8-outlier"
+    version: ClassVar[int] = 2
+    of_tensor: ClassVar[tuple[str, ...]] = ("outliers",)
 
     threshold: int = 8
     outliers: int = 0
@@ -111,3 +114,12 @@ class Int8Outlier(Scheme):
                 total = np.cumsum(squares, axis=1, out=squares)[:, -1]  # one after the other, unlike sum()
                 found[piece] = largest * columns > float(self.threshold**2) * total
         return np.flatnonzero(found)
+
+
+@dataclass(frozen=True)
+class Int8Outlier1(Int8Outlier):
+    """Store the same planes, in version 1: their number of float16 rows is a parameter of the scheme."""
+
+    version: ClassVar[int] = 1
+    is_older: ClassVar[bool] = True
+    of_tensor: ClassVar[tuple[str, ...]] = ()

@@ -6,7 +6,8 @@ checked, copied and signed like any other; only its values cannot be had.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,11 +41,26 @@ class Opaque(Scheme):
     code: str
     reason: str
     specs: tuple[StoredPlane, ...] = ()
+    stored_of_tensor: tuple[int, ...] = ()  # parameters as the record of the tensor has them
 
     @property
     def parameters(self) -> tuple[int, ...]:
         """Return the parameters as the scheme table of the file stores them."""
         return self.stored
+
+    @property
+    def tensor_parameters(self) -> tuple[int, ...]:
+        """Return the parameters as the record of the tensor stores them."""
+        return self.stored_of_tensor
+
+    def for_tensor(self, parameters: Sequence[int]) -> Scheme:
+        """Return this scheme with all parameters of a tensor's record: nobody here knows which of them it takes."""
+        return replace(self, stored_of_tensor=tuple(parameters))
+
+    @property
+    def stated(self) -> Scheme:
+        """Return this scheme without what belongs to a tensor."""
+        return replace(self, stored_of_tensor=())
 
     @property
     def text(self) -> str:

@@ -21,7 +21,7 @@ OFFSETS = {
     "document": {"name_offset": 0, "name_length": 4, "reserved": 6, "offset": 16, "length": 24, "": 32},
     "tensor": {
         "name_offset": 0, "name_length": 4, "reserved": 6, "first_plane": 8, "target": 12, "flags": 16, "scheme": 18,
-        "dtype": 20, "rank": 21, "plane_count": 22, "reserved2": 24, "shape": 32, "": 96,
+        "dtype": 20, "rank": 21, "plane_count": 22, "parameters": 24, "shape": 32, "": 96,
     },
     "plane": {"tensor": 0, "role": 4, "dtype": 6, "reserved": 7, "offset": 16, "length": 24, "": 32},
     "signature": {"algorithm": 0, "reserved": 2, "key": 8, "signature": 40, "": 104},

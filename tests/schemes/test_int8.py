@@ -83,7 +83,7 @@ def test_shapes_and_dtypes_that_mean_nothing_are_refused(text):
 def test_text_and_parameters_round_trip(text):
     scheme = parse(text)
     assert scheme.text == text
-    assert make(scheme.name, 1, scheme.parameters) == scheme
+    assert make(scheme.name, scheme.version, scheme.parameters).for_tensor(scheme.tensor_parameters) == scheme
 
 
 @pytest.mark.parametrize("text", [

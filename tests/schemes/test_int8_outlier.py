@@ -46,11 +46,16 @@ def test_a_row_on_the_threshold_is_int8():
 def test_outliers_that_do_not_fit_are_refused():
     x = weights((64, 500), dtype="f16")
     fitted = parse("int8-outlier").fitted(x, "f16")
-    for scheme in (parse("int8-outlier"), make("int8-outlier", 1, (8, fitted.outliers + 1))):
+    more = (make("int8-outlier", 1, (8, fitted.outliers + 1)), make("int8-outlier").for_tensor([fitted.outliers + 1]))
+    for scheme in (parse("int8-outlier"), *more):
         with pytest.raises(SchemeError, match=rf"{fitted.outliers} rows .* {scheme.outliers}; fitted"):
             scheme.encode(x, "f16")
     with pytest.raises(SchemeError, match="of 4 rows"):
         make("int8-outlier", 1, (8, 5)).planes((4, 8), "f16")
+    with pytest.raises(SchemeError, match="of 4 rows"):
+        make("int8-outlier").for_tensor((5, 0)).planes((4, 8), "f16")
+    with pytest.raises(SchemeError, match="takes 1 parameters"):
+        make("int8-outlier", 2, (8, 5))
     with pytest.raises(SchemeError, match="2\\^32"):
         make("int8-outlier").planes(((1 << 32) + 1, 8), "f16")
 

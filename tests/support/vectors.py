@@ -5,7 +5,7 @@ import random
 from aibit_format.dtypes import DTYPES
 from aibit_format.errors import AibitError, FormatError
 from aibit_format.file.reader import File
-from aibit_format.schemes import BUILTIN, make
+from aibit_format.schemes import BUILTIN, OLDER, make
 from tests.support.paths import FIXTURES
 from tools.conformance import corpus
 from tools.conformance.corpus import GOOD, INDEX, twin
@@ -82,21 +82,26 @@ LENGTHS = [0, 1, 2, 3, 16, 31, 32, 33, 64, 96, 128, 255, 256, 257, 512]
 
 
 def planes_by_scheme(count):
-    """(scheme, parameters, shape, dtype, its planes or None where they do not fit), at random and always the same."""
+    """(scheme, version, parameters, shape, dtype, its planes or None), at random and always the same.
+
+    Parameters are the six of the scheme, and after them the two of the tensor. None stands for planes that do not fit.
+    """
     rng = random.Random(0)
     for _ in range(count):
         name = rng.choice(list(BUILTIN))
-        parameters = [0] * 6
+        version = rng.choice([make(name).version, *(older for other, older in OLDER if other == name)])
+        parameters, own = [0] * 6, [rng.choice((0, 1, 2)) if make(name, version).of_tensor else 0, 0]
         for i in range(rng.choice((0, 1, 2, 2, 3, 3))):
             parameters[i] = rng.choice(NUMBERS if i == 0 else (0, 1, 2))
         parameters[rng.randrange(6)] += rng.random() < 0.05
         shape = tuple(rng.choice(LENGTHS) for _ in range(rng.choice((0, 1, 2, 2, 2, 3, 4))))
         dtype = rng.choice(["f16", "bf16", "f32", "i8", name if name in DTYPES else "f32"])
         try:
-            wanted = [(p.role, p.dtype, list(p.shape)) for p in make(name, 1, tuple(parameters)).planes(shape, dtype)]
+            scheme = make(name, version, tuple(parameters)).for_tensor(own)
+            wanted = [(p.role, p.dtype, list(p.shape)) for p in scheme.planes(shape, dtype)]
         except AibitError:
             wanted = None
-        yield name, parameters, shape, dtype, wanted
+        yield name, version, parameters + own, shape, dtype, wanted
 
 
 JSON_NAMES = [

@@ -14,7 +14,7 @@ import xxhash
 from aibit_format.container import documents, layout, validate
 from aibit_format.dtypes import DTYPES, to_float32
 from aibit_format.file import reader, writer
-from aibit_format.schemes import BUILTIN, make
+from aibit_format.schemes import BUILTIN, OLDER, make
 from aibit_format.schemes.packing import unpack_plane
 from tests.support import node, vectors
 from tests.support.paths import ROOT
@@ -156,17 +156,17 @@ def test_planes_follow_from_scheme_shape_and_dtype_as_in_the_package(tmp_path):
         import fs from 'node:fs';
         import { schemeOf } from './schemes.js';
         const rows = JSON.parse(fs.readFileSync(process.argv[2]));
-        console.log(JSON.stringify(rows.map(([name, parameters, shape, dtype]) => {
-          const scheme = schemeOf(name, 1);
-          const fits = scheme.parameters(parameters) && scheme.dtypes.includes(dtype);
+        console.log(JSON.stringify(rows.map(([name, version, parameters, shape, dtype]) => {
+          const scheme = schemeOf(name, version);
+          const fits = scheme.parameters(parameters.slice(0, 6)) && scheme.dtypes.includes(dtype);
           return fits && scheme.takes(parameters, shape) ? scheme.planes(parameters, shape, dtype) : null;
         })));
         """,
-        [row[:4] for row in rows],
+        [row[:5] for row in rows],
     )
     for row, planes in zip(rows, found, strict=True):
-        assert planes == (None if row[4] is None else [[*spec] for spec in row[4]]), row[:4]
-    assert sum(row[4] is not None for row in rows) > 1000
+        assert planes == (None if row[5] is None else [[*spec] for spec in row[5]]), row[:5]
+    assert sum(row[5] is not None for row in rows) > 1000
 
 
 def test_plain_values_are_those_of_the_package(tmp_path):
@@ -296,7 +296,8 @@ def test_its_tables_are_those_of_the_package(tmp_path):
         """,
     )
     assert found["dtypes"] == [[d.code, d.name, d.bits] for d in DTYPES.values()]
-    assert set(found["schemes"]) == set(BUILTIN)
+    versions = [(name, make(name).version) for name in BUILTIN] + list(OLDER)
+    assert set(found["schemes"]) == {f"{name} {version}" for name, version in versions}
     assert dict(found["roles"]) == layout.ROLE_NAMES
     assert dict(found["keys"]) == validate.KNOWN_KEYS
     assert set(found["forbidden"]) == set(documents.FORBIDDEN_KEYS)

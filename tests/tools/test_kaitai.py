@@ -112,6 +112,7 @@ def tensor(t):
     return {
         "name": t.name.value, "shape": record.shape[: record.rank], "dtype": known(record.dtype), **numbers,
         "alias_of": t.target.name.value if t.is_alias else None, "transposed": t.is_transposed,
+        **({"parameters": record.parameters} if any(record.parameters) else {}),
     }  # fmt: skip
 
 

@@ -183,7 +183,8 @@ def check_tensor(file, tensor, twin):
         with pytest.raises(FormatError, match=tensor["unknown"]):
             file.dequantize(tensor["name"])
     else:
-        assert info.scheme == make(scheme["name"], scheme["version"], tuple(scheme["parameters"]))
+        made = make(scheme["name"], scheme["version"], tuple(scheme["parameters"]))
+        assert info.scheme == made.for_tensor(tensor.get("parameters", (0, 0)))
         values = file.dequantize(tensor["name"])
         assert values.dtype == np.float32 and list(values.shape) == tensor["shape"]
         np.testing.assert_array_equal(values.reshape(-1), np.array(tensor["values"], np.float32))

@@ -20,6 +20,7 @@ NEWER = put("scheme", INT8, version=7)
 CHANGES = {
     "version": (NEWER, "AIB-E406"),
     "dtype": (put("tensor", QUANT, dtype=200), "AIB-E404"),
+    "parameters": (both(NEWER, put("tensor", QUANT, parameters=[7, (1 << 32) - 1])), "AIB-E406"),
     "plane": (both(NEWER, put("plane", file_builder.PLANE["quant", "row_absmax"], role=99, dtype=150)), "AIB-E406"),
 }  # fmt: skip
 

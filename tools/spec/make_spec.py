@@ -27,7 +27,7 @@ import numpy as np
 from aibit_format.container import documents, layout, parse, validate
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.file import reader
-from aibit_format.schemes import BUILTIN, PlaneSpec, Scheme, make
+from aibit_format.schemes import BUILTIN, OLDER, PlaneSpec, Scheme, make
 from aibit_format.schemes.cluster import Cluster
 from aibit_format.schemes.fourbit import FP4, NF4, _nested_table, dynamic_map
 from aibit_format.schemes.ggml import GGML
@@ -278,8 +278,8 @@ def page_of(name: str) -> str:
 
 def schemes() -> str:
     rows = []
-    for name in BUILTIN:
-        scheme, shape = make(name), (4096, 4096)
+    for name, version in [*((name, None) for name in BUILTIN), *OLDER]:
+        scheme, shape = make(name, version), (4096, 4096)
         dtype = name if name in DTYPES else "bf16"
         planes = ", ".join(f"`{p.role}` {p.dtype} {list(p.shape)}" for p in scheme.planes(shape, dtype))
         page = page_of(name)
@@ -343,7 +343,8 @@ def _first_code(values: np.ndarray, planes: dict[str, np.ndarray], scheme: Schem
 
 def example(name: str) -> str:
     """The examples of a scheme: values, planes byte by byte, decoded values, and how the first byte is read."""
-    return "\n".join(_example(e, f"fixtures/container/scheme-{name.replace(':', '_')}.json")
+    version = f"-{make(name).version}" if (name, 1) in OLDER else ""
+    return "\n".join(_example(e, f"fixtures/container/scheme-{name.replace(':', '_')}{version}.json")
                      for e in scheme_examples.examples(name))  # fmt: skip
 
 

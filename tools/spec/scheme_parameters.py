@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from aibit_format.dtypes import DTYPES
 from aibit_format.errors import SchemeError
-from aibit_format.schemes import BUILTIN, Scheme, make, parameters_of, parse
+from aibit_format.schemes import BUILTIN, OLDER, Scheme, make, parameters_of, parse
 
 # As users write them: each way to share scales.
 SHARING = (
@@ -20,15 +20,16 @@ SHAPES = ((2, 0), (0, 32), (0,))
 def parameters() -> str:
     """Return the table of what `parameters[0]`, `parameters[1]` and so on are, with what is stored by default."""
     rows = []
-    for name in BUILTIN:
+    for name, version in [*((name, None) for name in BUILTIN), *OLDER]:
         if name in DTYPES or name.startswith("gguf:"):
             continue
-        scheme = make(name)
+        scheme = make(name, version)
         cells = [f"`{key}`, {default}" for key, default in parameters_of(type(scheme)).items()]
         stored = [*scheme.parameters, *[0] * (6 - len(scheme.parameters))]
-        rows.append((f"`{name}`", *cells, *["0"] * (3 - len(cells)), f"`{stored}`"))
-    rows.append(("plain dtypes and `gguf:...`", "0", "0", "0", f"`{[0] * 6}`"))
-    return _table(("scheme", "[0]", "[1]", "[2]", "all six by default"), rows)
+        own = ", ".join(f"`{key}`" for key in scheme.of_tensor) or "none"
+        rows.append((f"`{name}`", str(scheme.version), *cells, *["0"] * (3 - len(cells)), f"`{stored}`", own))
+    rows.append(("plain dtypes and `gguf:...`", "1", "0", "0", "0", f"`{[0] * 6}`", "none"))
+    return _table(("scheme", "version", "[0]", "[1]", "[2]", "all six by default", "of the tensor"), rows)
 
 
 def empty_shapes() -> str:

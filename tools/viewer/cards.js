@@ -117,6 +117,7 @@ export function tensorDetail(file, tensor) {
   const values = h('div', { className: 'values', 'aria-live': 'polite' });
   const words = [
     `scheme ${scheme.name}`, scheme.parameters.some((x) => x) ? `parameters ${scheme.parameters.join(', ')}` : null,
+    tensor.parameters.some((x) => x) ? `of the tensor ${tensor.parameters.join(', ')}` : null,
     tensor.dtype, `shape [${tensor.shape.join(', ')}]`, size(bytes),
     tensor.alias_of === null ? null : `alias of ${shown(tensor.alias_of)}`,
     tensor.transposed ? 'stored as the transpose' : null,

@@ -52,6 +52,7 @@ typedef struct {
     const char *name;
     uint16_t name_length, flags, scheme, plane_count;
     uint32_t first_plane, target;
+    uint32_t parameters[2];
     uint8_t dtype, rank;
     uint64_t shape[8];
 } aibit_tensor;
@@ -107,7 +108,8 @@ static inline aibit_tensor aibit_tensor_at(const aibit_file *f, uint32_t i) {
     const uint8_t *p = f->tensors.at + 96 * (size_t)i;
     aibit_tensor t = {.name = aibit_name(f, p), .name_length = aibit_u16(p + 4), .first_plane = aibit_u32(p + 8),
                       .target = aibit_u32(p + 12), .flags = aibit_u16(p + 16), .scheme = aibit_u16(p + 18),
-                      .dtype = p[20], .rank = p[21], .plane_count = aibit_u16(p + 22)};
+                      .dtype = p[20], .rank = p[21], .plane_count = aibit_u16(p + 22),
+                      .parameters = {aibit_u32(p + 24), aibit_u32(p + 28)}};
     for (int k = 0; k < 8; k++) t.shape[k] = aibit_u64(p + 32 + 8 * k);
     return t;
 }
@@ -317,12 +319,14 @@ static inline const char *aibit_check_tensors(const aibit_file *f) {
         aibit_scheme s = aibit_scheme_at(f, t.scheme);
         aibit_plane planes[6];
         bool alias = t.flags & AIBIT_ALIAS;
-        AIBIT_NEED(aibit_zero(record + 6, 2) && aibit_zero(record + 24, 8), "E415: reserved bytes of a tensor");
+        AIBIT_NEED(aibit_zero(record + 6, 2), "E415: reserved bytes of a tensor");
+        unsigned own = aibit_tensor_parameters(aibit_kind_of(&s));
+        for (unsigned k = own; k < 2; k++) AIBIT_NEED(t.parameters[k] == 0, "E415: parameters of a tensor");
         AIBIT_TRY(aibit_check_shape(&t));
         AIBIT_NEED(alias ? t.target < i : t.target == 0, "E411: target of a tensor");
-        if (alias) { /* scheme to rank, and the shape, are the same bytes */
+        if (alias) { /* scheme to rank, and parameters and shape, are the same bytes */
             const uint8_t *other = f->tensors.at + 96 * (size_t)t.target;
-            bool same = !memcmp(record + 18, other + 18, 4) && !memcmp(record + 32, other + 32, 64);
+            bool same = !memcmp(record + 18, other + 18, 4) && !memcmp(record + 24, other + 24, 72);
             AIBIT_NEED(same && (aibit_u16(other + 16) ^ t.flags) == AIBIT_ALIAS, "E411: an alias of something else");
         }
         unsigned count = t.plane_count;

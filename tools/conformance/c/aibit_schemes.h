@@ -28,8 +28,8 @@ static inline uint64_t aibit_dtype_length(unsigned code, uint64_t rows, uint64_t
 enum { AIBIT_UNKNOWN, AIBIT_PLAIN, AIBIT_INT8, AIBIT_AFFINE, AIBIT_OUTLIER, AIBIT_CLUSTER, AIBIT_INT4, AIBIT_FOURBIT,
        AIBIT_GGML };
 
-/* a and b: plain: its dtype; affine: dtype of codes, and 1 for groups | 2 for zero points; four bits: 1 for tiles;
-   ggml: elements of a block / 32, and its bytes. */
+/* a and b: plain: its dtype; affine: dtype of codes, and 1 for groups | 2 for zero points; outlier: 1 if their number is
+   a parameter of the tensor; four bits: 1 for tiles; ggml: elements of a block / 32, and its bytes. */
 typedef struct { const char *name; uint8_t family, a, b; } aibit_kind;
 
 static inline aibit_kind aibit_kind_of(const aibit_scheme *s) {
@@ -46,6 +46,7 @@ static inline aibit_kind aibit_kind_of(const aibit_scheme *s) {
         {"gguf:iq4_xs", AIBIT_GGML, 8, 136}, {"gguf:iq3_xxs", AIBIT_GGML, 8, 98}, {"gguf:iq3_s", AIBIT_GGML, 8, 110},
         {"gguf:iq2_xxs", AIBIT_GGML, 8, 66}, {"gguf:iq2_xs", AIBIT_GGML, 8, 74}, {"gguf:iq2_s", AIBIT_GGML, 8, 82},
         {"gguf:iq1_s", AIBIT_GGML, 8, 50}, {"gguf:iq1_m", AIBIT_GGML, 8, 56}};
+    if (s->version == 2 && aibit_is(s->name, s->name_length, "int8-outlier")) return (aibit_kind){"", AIBIT_OUTLIER, 1, 0};
     for (size_t i = 0; s->version == 1 && i < sizeof kinds / sizeof *kinds; i++)
         if (aibit_is(s->name, s->name_length, kinds[i].name)) return kinds[i];
     for (uint8_t dtype = 1; s->version == 1 && dtype < AIBIT_DTYPES; dtype++) {
@@ -63,13 +64,18 @@ static inline bool aibit_parameters_fit(aibit_kind kind, const uint32_t p[6]) {
         case AIBIT_AFFINE:
             used = 1, fit = !a || a == UINT32_MAX || ((kind.b & 1) && a >= 16 && a <= 65536 && a % 16 == 0);
             break;
-        case AIBIT_OUTLIER: used = 2, fit = a >= 1 && a <= 65535; break;
+        case AIBIT_OUTLIER: used = kind.a ? 1 : 2, fit = a >= 1 && a <= 65535; break;
         case AIBIT_CLUSTER: used = 1, fit = a >= 2 && a <= 8; break;
         case AIBIT_INT4: used = 3, fit = (!a || (power && a >= 16 && a <= 1024)) && p[1] <= 1 && p[2] <= (a > 0); break;
         case AIBIT_FOURBIT: used = 2, fit = power && a >= 32 && a <= 4096 && p[1] <= 1; break;
     }
     for (unsigned i = used; i < 6; i++) fit = fit && p[i] == 0;
     return fit;
+}
+
+/* How many parameters of a tensor the scheme uses; of those that are not known here, all. */
+static inline unsigned aibit_tensor_parameters(aibit_kind kind) {
+    return kind.family == AIBIT_UNKNOWN ? 2 : kind.family == AIBIT_OUTLIER ? kind.a : 0;
 }
 
 static inline aibit_plane aibit_new_plane(uint16_t role, unsigned dtype, uint64_t elements) {
@@ -85,6 +91,7 @@ static inline unsigned aibit_planes_of(aibit_kind kind, const uint32_t p[6], con
            GROUP_INDEX, OUTLIER_INDEX, OUTLIER_VALUES, TILES, BLOCKS, TILE_ABSMAX };
     unsigned n = 0;
     uint64_t k = t->rank ? t->shape[t->rank - 1] : 1, rows = 1, a = p[0], scales;
+    uint64_t outliers = kind.a ? t->parameters[0] : p[1];
     for (int i = 0; i + 1 < t->rank; i++) rows *= t->shape[i];
     if (kind.family == AIBIT_PLAIN) {
         if (t->dtype != kind.a) return 0;
@@ -96,13 +103,13 @@ static inline unsigned aibit_planes_of(aibit_kind kind, const uint32_t p[6], con
     if (t->dtype < F16 || t->dtype > F32 || t->rank < 1 + two) return 0;
     switch (kind.family) {
         case AIBIT_OUTLIER:
-            if (p[1] > rows || rows > UINT64_C(1) << 32) return 0; /* fall through */
+            if (outliers > rows || rows > UINT64_C(1) << 32) return 0; /* fall through */
         case AIBIT_INT8:
             out[n++] = aibit_new_plane(CODES, I8, rows * k);
             out[n++] = aibit_new_plane(ROW_ABSMAX, F32, rows);
             if (kind.family == AIBIT_INT8) break;
-            out[n++] = aibit_new_plane(OUTLIER_INDEX, U32, (uint64_t)p[1]);
-            out[n++] = aibit_new_plane(OUTLIER_VALUES, F16, p[1] * k);
+            out[n++] = aibit_new_plane(OUTLIER_INDEX, U32, outliers);
+            out[n++] = aibit_new_plane(OUTLIER_VALUES, F16, outliers * k);
             break;
         case AIBIT_AFFINE:
             scales = a == UINT32_MAX ? 1 : a ? rows * aibit_up(k, a) : rows;

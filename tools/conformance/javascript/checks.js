@@ -51,11 +51,15 @@ export function checkTensors(tensors, schemes) {
     if (alias) {
       need(t.target < i, 'AIB-E411', () => `${name}: alias of tensor ${t.target}`);
       const other = tensors[t.target];
-      const same = t.scheme === other.scheme && t.dtype === other.dtype && isArrayEqual(t.shape, other.shape);
+      const same = t.scheme === other.scheme && t.dtype === other.dtype && isArrayEqual(t.shape, other.shape)
+        && isArrayEqual(t.parameters, other.parameters);
       need(same && (other.flags ^ flags) === ALIAS, 'AIB-E411', () => `${name} is not as ${other.name}`);
     }
     need(alias || t.target === 0, 'AIB-E411', () => `${name}: target ${t.target}, and no alias`);
-    const { name: schemeName, version, rules, parameters } = schemes[t.scheme];
+    const { name: schemeName, version, rules, parameters: ofScheme } = schemes[t.scheme];
+    const parameters = [...ofScheme, ...t.parameters];
+    const used = !rules || isZero(t.parameters.slice(rules.ofTensor ?? 0));
+    need(used, 'AIB-E415', () => `${name}: parameters ${t.parameters} in ${schemeName}`);
     if (!rules) t.unknown = new RuleError('AIB-E406', `scheme ${schemeName} of version ${version}`);
     else if (!BY_NAME.has(t.dtype)) t.unknown = new RuleError('AIB-E404', `${name}: ${t.dtype}`);
     const takes = t.unknown || (rules.dtypes.includes(t.dtype) && rules.takes(parameters, t.shape));

@@ -97,10 +97,16 @@ class File {
     return found;
   }
 
+  // The rules of a tensor's scheme, and all parameters: those of the scheme and then those of the tensor.
+  rulesOf(tensor) {
+    const { rules, parameters } = this.schemes[tensor.scheme];
+    return { rules, parameters: [...parameters, ...tensor.parameters] };
+  }
+
   // The values of a tensor as float32, once those of its planes are right (R4.3).
   async values(tensor) {
     if (tensor.unknown) throw tensor.unknown;
-    const { rules, parameters } = this.schemes[tensor.scheme];
+    const { rules, parameters } = this.rulesOf(tensor);
     const planes = await this.elements(tensor);
     rules.check(parameters, tensor.shape, planes);
     return rules.decode(parameters, tensor.shape, planes);
@@ -143,6 +149,6 @@ async function checkPadding({ source, regions, documents, planes }) {
 }
 
 async function checkValues(file, tensor) {
-  const { rules, parameters } = file.schemes[tensor.scheme];
+  const { rules, parameters } = file.rulesOf(tensor);
   rules.check(parameters, tensor.shape, await file.elements(tensor, (role) => rules.checked.includes(role)));
 }

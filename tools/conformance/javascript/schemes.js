@@ -1,9 +1,11 @@
 // The schemes of `.aibit`, page by page of spec/schemes/. Those of fourbit.md and nf4_cpu.md are in fourbit.js, those
 // of ggml.md in ggml.js.
 //
-// A scheme is functions of the six parameters p of the scheme table and of the tensor's shape s:
+// A scheme is functions of the six parameters p of the scheme table, with the two of the tensor after them, and of the
+// tensor's shape s:
 //
-//     parameters(p)          does its page allow them
+//     parameters(p)          does its page allow the six
+//     ofTensor               how many of a tensor's parameters it uses, if any
 //     takes(p, s)            can it hold the shape
 //     dtypes                 logical dtypes that it can hold
 //     planes(p, s, dtype)    [role, dtype, shape] of each plane
@@ -100,12 +102,14 @@ function affine(dtype, groups, zeroPoints) {
 
 // int8_outlier.md
 
-const OUTLIER = {
-  parameters: (p) => p[0] >= 1 && p[0] <= 65535 && noneFrom(p, 2),
-  takes: (p, s) => s.length >= 2 && p[1] <= product(rowsOf(s)) && product(rowsOf(s)) <= 2 ** 32,
+// How many rows are kept apart is parameter 1 of the scheme in version 1, and parameter 0 of the tensor since.
+const outlier = (at) => ({
+  parameters: (p) => p[0] >= 1 && p[0] <= 65535 && noneFrom(p, at === 1 ? 2 : 1),
+  ofTensor: at === 1 ? 0 : 1,
+  takes: (p, s) => s.length >= 2 && p[at] <= product(rowsOf(s)) && product(rowsOf(s)) <= 2 ** 32,
   dtypes: FLOATS,
   planes: (p, s) => [
-    ...INT8.planes(p, s), ['outlier_index', 'u32', [p[1]]], ['outlier_values', 'f16', [p[1], s.at(-1)]],
+    ...INT8.planes(p, s), ['outlier_index', 'u32', [p[at]]], ['outlier_values', 'f16', [p[at], s.at(-1)]],
   ],
   checked: ['codes', 'row_absmax', 'outlier_index', 'outlier_values'],
   check(p, s, planes) {
@@ -129,7 +133,7 @@ const OUTLIER = {
     });
     return values;
   },
-};
+});
 
 // cluster.md
 
@@ -194,7 +198,7 @@ const ROWS = [
   ['int8-absmax', affine('i8', true, false)],
   ['int8-zp', affine('u8', true, true)],
   ['fp8-e4m3', affine('f8_e4m3', false, false)],
-  ['int8-outlier', OUTLIER],
+  ['int8-outlier', outlier(1)],
   ['cluster', CLUSTER],
   ['int4-group', INT4_GROUP],
   ['nf4', NF4],
@@ -202,8 +206,11 @@ const ROWS = [
   ['nf4-cpu', NF4_CPU],
   ...GGML_SCHEMES,
 ];
-const VERSION_1 = new Map(ROWS);
-export const SCHEME_NAMES = [...VERSION_1.keys()];
+const SCHEMES = new Map([
+  ...ROWS.map(([name, scheme]) => [`${name} 1`, scheme]),
+  ['int8-outlier 2', outlier(6)],
+]);
+export const SCHEME_NAMES = [...SCHEMES.keys()]; // with their versions
 
 // The scheme of this name and version, or nothing.
-export const schemeOf = (name, version) => (version === 1 ? VERSION_1.get(name) : undefined);
+export const schemeOf = (name, version) => SCHEMES.get(`${name} ${version}`);

@@ -53,7 +53,7 @@ export const TABLES = {
   documents: layout('I name_offset H name_length 10s - Q offset Q length'), // 11
   tensors: layout(
     'I name_offset H name_length 2s - I first_plane I target H flags H scheme B dtype B rank H plane_count' +
-      ' 8s - 8Q shape',
+      ' 2I parameters 8Q shape',
   ), // 8
   planes: layout('I tensor H role B dtype 9s - Q offset Q length'), // 9
 };

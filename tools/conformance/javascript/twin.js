@@ -29,7 +29,8 @@ export async function describe(file) {
   for (const tensor of tensors) {
     const fields = 'name shape dtype scheme flags target first_plane plane_count alias_of transposed';
     const values = tensor.unknown ? { unknown: tensor.unknown.code } : { values: await file.values(tensor) };
-    described.tensors.push({ ...pick(tensor, fields), ...values });
+    const own = tensor.parameters.some((x) => x !== 0) ? { parameters: tensor.parameters } : {};
+    described.tensors.push({ ...pick(tensor, fields), ...own, ...values });
   }
   for (const plane of planes) described.planes.push(await withData(plane, 'tensor role dtype shape offset length'));
   return described;

@@ -60,6 +60,7 @@ function describe(Aibit, data) {
         scheme: record.scheme, flags: record.flags, target: record.target, first_plane: record.firstPlane,
         plane_count: record.planeCount, alias_of: tensor.isAlias ? tensor.target.name.value : null,
         transposed: tensor.isTransposed,
+        ...(record.parameters.some((x) => x !== 0) ? { parameters: record.parameters } : {}),
       };
     }),
     planes: file.planes.map(({ record, data }) => (

@@ -221,14 +221,16 @@ def unpacked_rows(data: list[int], bits: int, shape: Shape) -> list[int]:
 
 @dataclass(frozen=True)
 class Scheme:
-    """Functions of the six parameters p of the scheme table and of the tensor's shape s."""
+    """Functions of the six parameters p of the scheme table, with the two of the tensor after them, and of the tensor's
+    shape s."""
 
-    parameters: Callable[[Shape], bool]  # does its page allow them
+    parameters: Callable[[Shape], bool]  # does its page allow the six
     takes: Callable[[Shape, Shape], bool]  # can it hold the shape
     dtypes: Sequence[str]  # logical dtypes it can hold
     planes: Callable[[Shape, Shape, str], list[Spec]]
     check: Callable[[Shape, Shape, Planes], None]
     decode: Callable[[Shape, Shape, Planes], list[float]]
+    of_tensor: int = 0  # how many of a tensor's parameters it uses
 
 
 def no_parameters(p: Shape) -> bool:

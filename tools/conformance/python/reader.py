@@ -73,7 +73,7 @@ class File:
         if why := self.unknown(tensor):
             raise RuleError(*why)
         scheme = self.schemes[tensor["scheme"]]
-        return of(scheme).decode(scheme["parameters"], tensor["shape"], self.elements(tensor))
+        return of(scheme).decode(scheme["parameters"] + tensor["parameters"], tensor["shape"], self.elements(tensor))
 
 
 def opened(path: str) -> tuple[Any, tuple[int, int]]:
@@ -131,7 +131,8 @@ SIGNED = ("signatures", "front_signatures")
 TABLES = {  # sections 7, 11, 8 and 9
     "schemes": "IH name H version 6I parameters",
     "documents": "IH name 10s - Q offset Q length",
-    "tensors": "IH name 2s - I first_plane I target H flags H scheme B dtype B rank H plane_count 8s - 8Q shape",
+    "tensors": "IH name 2s - I first_plane I target H flags H scheme B dtype B rank H plane_count"
+    " 2I parameters 8Q shape",
     "planes": "I tensor H role B dtype 9s - Q offset Q length",
 }
 MOST = {"metadata": 1 << 16, "schemes": 1 << 12, "documents": 1 << 12, "tensors": 1 << 20}  # section 15
@@ -234,12 +235,14 @@ def check_tensors(tensors: list[Record], schemes: list[Record]) -> None:
         if alias:
             need(t["target"] < i, "AIB-E411", f"{name}: alias of tensor {t['target']}")
             other = tensors[t["target"]]
-            same = all(t[field] == other[field] for field in ("scheme", "dtype", "rank", "shape"))
+            same = all(t[field] == other[field] for field in ("scheme", "dtype", "rank", "parameters", "shape"))
             flags = (other["flags"] ^ t["flags"]) == ALIAS
             need(same and flags, "AIB-E411", f"{name} is not as {other['name']}, which it is an alias of")
         need(alias or t["target"] == 0, "AIB-E411", f"{name}: target {t['target']}, and no alias")
         stated = schemes[t["scheme"]]
-        scheme, parameters = SCHEMES.get((stated["name"], stated["version"])), stated["parameters"]
+        scheme, parameters = SCHEMES.get((stated["name"], stated["version"])), stated["parameters"] + t["parameters"]
+        unused = t["parameters"][scheme.of_tensor :] if scheme else []
+        need(not any(unused), "AIB-E415", f"{name}: parameters {t['parameters']} in {stated['name']}")
         if scheme and t["dtype"] in BY_NAME:
             takes = t["dtype"] in scheme.dtypes and scheme.takes(parameters, t["shape"])
             need(takes, "AIB-E413", f"{name}: {t['dtype']} {t['shape']} in {stated['name']}")
@@ -324,7 +327,8 @@ def verify(file: File) -> None:
     for tensor in file.tensors:
         scheme = file.schemes[tensor["scheme"]]
         if not tensor["flags"] & ALIAS and not file.unknown(tensor):
-            of(scheme).check(scheme["parameters"], tensor["shape"], file.elements(tensor))
+            parameters = scheme["parameters"] + tensor["parameters"]
+            of(scheme).check(parameters, tensor["shape"], file.elements(tensor))
     for document in file.documents:
         if (name := document["name"].lower()).endswith(".json"):
             contents.check_json(name, file.piece(document))
@@ -349,6 +353,7 @@ def describe(file: File) -> Record:
             row(t, "name shape dtype scheme flags target first_plane plane_count")
             | {"alias_of": file.tensors[t["target"]]["name"] if t["flags"] & ALIAS else None}
             | {"transposed": bool(t["flags"] & TRANSPOSED)}
+            | ({"parameters": t["parameters"]} if any(t["parameters"]) else {})
             | ({"unknown": why[0]} if (why := file.unknown(t)) else {"values": [in_json(x) for x in file.values(t)]})
             for t in file.tensors
         ],

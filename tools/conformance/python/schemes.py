@@ -108,9 +108,18 @@ def affine(codes: str, groups: bool, zero_points: bool) -> Scheme:
 # int8_outlier.md
 
 
-def outlier_planes(p: Shape, s: Shape, dtype: str) -> list[Spec]:
-    m, k = p[1], s[-1]
-    return [*INT8.planes(p, s, dtype), ("outlier_index", "u32", [m]), ("outlier_values", "f16", [m, k])]
+def outlier(at: int) -> Scheme:
+    """How many rows are kept apart is parameter 1 of the scheme in version 1, and parameter 0 of the tensor since."""
+
+    def planes(p: Shape, s: Shape, dtype: str) -> list[Spec]:
+        m, k = p[at], s[-1]
+        return [*INT8.planes(p, s, dtype), ("outlier_index", "u32", [m]), ("outlier_values", "f16", [m, k])]
+
+    return Scheme(
+        lambda p: 1 <= p[0] <= 65535 and not any(p[2 if at == 1 else 1 :]),
+        lambda p, s: len(s) >= 2 and p[at] <= product(s[:-1]) <= 1 << 32,
+        FLOATS, planes, outlier_check, outlier_decode, of_tensor=at > 1,
+    )  # fmt: skip
 
 
 def outlier_check(p: Shape, s: Shape, planes: Planes) -> None:
@@ -281,11 +290,7 @@ SCHEMES: dict[tuple[str, int], Scheme] = {
         "int8-absmax": affine("i8", True, False),
         "int8-zp": affine("u8", True, True),
         "fp8-e4m3": affine("f8_e4m3", False, False),
-        "int8-outlier": Scheme(
-            lambda p: 1 <= p[0] <= 65535 and not any(p[2:]),
-            lambda p, s: len(s) >= 2 and p[1] <= product(s[:-1]) <= 1 << 32,
-            FLOATS, outlier_planes, outlier_check, outlier_decode,
-        ),
+        "int8-outlier": outlier(1),
         "cluster": Scheme(
             lambda p: 2 <= p[0] <= 8 and not any(p[1:]),
             lambda p, s: len(s) >= 1,
@@ -299,4 +304,4 @@ SCHEMES: dict[tuple[str, int], Scheme] = {
         "nf4-cpu": Scheme(fourbit_parameters, tiled_takes, FLOATS, tiled_planes, tiled_check, NF4_SCHEME.decode),
         **ggml.SCHEMES,
     }.items()
-}  # fmt: skip
+} | {("int8-outlier", 2): outlier(6)}  # fmt: skip
