@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import json
 import re
 import tracemalloc
 from pathlib import Path
@@ -21,7 +20,6 @@ from aibit_format.errors import SchemeError
 from aibit_format.formats.gguf.file import NUMBERS
 from aibit_format.schemes import make, parse
 from aibit_format.schemes.ggml import LAYOUTS
-from aibit_format.schemes.ggml_grids import GRIDS, grid
 from tests.support.gguf_models import NAMES, THEIRS, kind, random_blocks
 from tests.support.paths import ROOT
 
@@ -121,16 +119,6 @@ def test_the_table_of_the_page_has_every_type_with_its_fields():
         assert float(bits) == layout.size * 8 / layout.block
 
 
-@pytest.mark.parametrize("name", GRIDS)
-def test_grids_are_those_of_gguf_py_and_of_the_page(name):
-    theirs = {"iq1": "IQ1_S"}.get(name, name.upper())
-    family = vars(gguf.quants)[theirs]
-    family.init_grid()
-    assert np.array_equal(grid(name), family.grid.reshape(family.grid_shape))
-    said = json.loads((ROOT / "spec" / "schemes" / "ggml_grids.json").read_text("utf-8"))[name]
-    assert [[said["values"][int(digit)] for digit in point] for point in said["points"]] == grid(name).tolist()
-
-
 def test_decoding_does_not_depend_on_pieces_and_takes_little_memory(monkeypatch):
     blocks = random_blocks("gguf:iq1_s", (64, 1024))
     whole = make("gguf:iq1_s").decode({"blocks": blocks}, (64, 1024), "f32")
@@ -202,11 +190,3 @@ BAD_SCALES = {
     "gguf:iq1_m": [b"\xc0\x00\x70", b"\xff\xff\xff"],
 }
 AT = {"gguf:iq1_m": 5}  # of the three bytes in whose first and last the exponent is
-
-
-@pytest.mark.parametrize("scale", [b"\x80\x00\x70", b"\xc0\x00\x60"])
-def test_a_float16_of_iq1_m_is_finite_unless_all_bits_of_its_exponent_are_set(scale):
-    blocks = random_blocks("gguf:iq1_m", (2, 256))
-    blocks[0, 53:56] = np.frombuffer(scale, np.uint8)
-    assert not list(make("gguf:iq1_m").bad_codes({"blocks": blocks}, ()))
-    assert np.isfinite(make("gguf:iq1_m").decode({"blocks": blocks}, (2, 256), "f32")).all()
