@@ -34,9 +34,7 @@ def random_planes(scheme: Scheme, shape: tuple[int, ...], dtype: str = "f32", se
     """Return random planes of a tensor; scales are positive, and orders of columns name groups that exist."""
     rng = np.random.default_rng(seed)
     specs = {spec.role: spec for spec in scheme.planes(shape, dtype)}
-    planes = {
-        role: random_plane(rng, spec.dtype, spec.shape, positive="scale" in role) for role, spec in specs.items()
-    }
+    planes = {role: random_plane(rng, spec.dtype, spec.shape, positive="scale" in role) for role, spec in specs.items()}
     if "group_index" in planes:
         planes["group_index"] = rng.integers(0, max(specs["scale"].shape[-1], 1), shape[-1], np.int32)
     return planes
