@@ -5,7 +5,7 @@ dimension. Blocks at the ends may be short, and none spans two matrices of a ten
 
 - ``codes`` in the tensor's shape, packed if their dtype is smaller than a byte;
 - ``scale``, and what else a block has, in the shape [..., ceil(N / rows), ceil(K / columns)], their *grid*;
-- numbers of the whole tensor, such as ``global_scale`` f32 [1].
+- numbers of a whole matrix, such as ``global_scale`` f32: [1], or [..., 1] in a tensor of more dimensions.
 
 Values are computed in float32, rounding after each operation; beyond float32's largest value they are infinite, as in
 the libraries that read such weights. ``dequantized`` is the same code for arrays of numpy and tensors of torch.
@@ -16,6 +16,7 @@ are stored. A block in which every code stands for zero has scale 1.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ _PIECE_ELEMENTS = 1 << 18  # elements processed at a time: their float32 copies 
 _CHECKED = 1 << 20  # codes checked at a time
 _LEAST = {name: np.float32(2.0**exponent) for name, exponent in (("f16", -24), ("bf16", -133), ("f32", -149))}
 
-Steps = Mapping[str, Any]  # role -> numbers of blocks, f32 [rows, blocks of a row] or [1]: an array or a tensor
+Steps = Mapping[str, Any]  # role -> numbers, f32 [rows, blocks of a row] or [rows, 1]: an array or a tensor
 Spread = Callable[[Any], Any]  # expands numbers of blocks to numbers of columns
 
 
@@ -43,7 +44,6 @@ Spread = Callable[[Any], Any]  # expands numbers of blocks to numbers of columns
 class BlockScaled(Scheme):
     """A base class for codes with a scale per block. A subclass names dtypes and blocks, and fits numbers to values."""
 
-    whole: ClassVar[dict[str, str]] = {}  # role -> dtype of numbers of the whole tensor
     signed: ClassVar[bool] = False  # whether scales may be negative
 
     @property
@@ -59,13 +59,22 @@ class BlockScaled(Scheme):
     @property
     @abstractmethod
     def steps(self) -> dict[str, str]:
-        """Return the roles and dtypes of the planes that have a number for each block; the first is ``scale``."""
+        """Return the roles and dtypes of the planes that have a number for each block."""
+
+    @property
+    def whole(self) -> dict[str, str]:
+        """Return the roles and dtypes of the planes that have a number for each matrix."""
+        return {}
 
     @abstractmethod
     def fit(self, low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
-        """Compute the numbers of blocks whose values lie in ``low`` to ``high``, f32, a range that includes zero.
+        """Compute the numbers of blocks whose values lie in ``low`` to ``high``, a range that includes zero.
 
-        Returns the planes of ``steps`` in the shape of ``low``, and those of ``whole``.
+        Args:
+            low, high: f32 [matrices, rows of blocks, blocks of a row].
+
+        Returns:
+            The planes of ``steps``, in the shape of ``low``, and those of ``whole``, [matrices].
         """
 
     def multiplier(self, steps: Steps) -> Any:
@@ -103,7 +112,7 @@ class BlockScaled(Scheme):
 
     def others(self, shape: tuple[int, ...]) -> tuple[PlaneSpec, ...]:
         """Return the planes that belong to no block."""
-        return tuple(PlaneSpec(role, plane, (1,)) for role, plane in self.whole.items())
+        return tuple(PlaneSpec(role, plane, (*shape[:-2], 1)) for role, plane in self.whole.items())
 
     def grid_rows(self, shape: tuple[int, ...], rows: Any) -> Any:
         """Return the rows of the grid, seen as a matrix, that rows of the tensor are in: i64 indices, both."""
@@ -126,31 +135,50 @@ class BlockScaled(Scheme):
             return self.dequantized(values, steps, lambda step: self.spread(step, planes, columns))
 
     def _numbers(self, planes: Planes, shape: tuple[int, ...], rows: Rows) -> dict[str, np.ndarray]:
-        """Return the numbers of the blocks that rows are in, f32 [rows, blocks of a row], and of the whole tensor."""
-        if self.sizes(shape)[0] > 1:
-            rows = self.grid_rows(shape, np.arange(matrix(shape)[0])[rows])
-        grid = matrix(self.grid(shape))
+        """Return the numbers that go with rows, f32: of their blocks [rows, blocks of a row], of matrices [rows, 1]."""
+        grid, chosen = matrix(self.grid(shape)), rows
+        if self.sizes(shape)[0] > 1 or self.whole:
+            chosen = np.arange(matrix(shape)[0])[rows]
+            rows = self.grid_rows(shape, chosen)
         found = {role: to_float32(planes[role].reshape(grid)[rows], plane) for role, plane in self.steps.items()}
-        return found | {role: to_float32(planes[role], plane) for role, plane in self.whole.items()}
+        for role, plane in self.whole.items():
+            found[role] = to_float32(planes[role].reshape(-1, 1)[chosen // max(shape[-2], 1)], plane)
+        return found
 
     def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-        shape, specs = array.shape, self.planes(array.shape, dtype)
+        shape, kind = array.shape, DTYPES[self.codes]
+        specs = self.planes(shape, dtype)
         rows = array.reshape(matrix(shape))
-        low, high = self._extremes(rows, dtype, shape)
-        if not (magnitude(low, high) <= LARGEST_VALUE).all():  # NaN fails this too
-            raise SchemeError(f"a value is not finite, or beyond 2^120, where {self.name} could overflow")
-        planes = self.fit(low, high)
-        bits, used = DTYPES[self.codes].bits, np.zeros((len(rows), low.shape[1]), np.bool_)
-        planes["codes"] = np.empty(DTYPES[self.codes].stored(rows.shape), np.uint8)
+        planes = self.numbers(rows, dtype, shape)
+        planes["codes"] = np.empty(kind.stored(rows.shape), np.uint8)
+        used = np.zeros((len(rows), self.grid(shape)[-1]), np.bool_)
         for piece in pieces(rows):
             steps = self._numbers(planes, shape, piece)
             values = to_float32(rows[piece], dtype)
             codes = self.quantized(values, steps, lambda step: self.spread(step, planes, rows.shape[1]))
-            planes["codes"][piece] = pack(codes, bits, "little")
-            used[piece] = self._used(codes, shape)
-        if DTYPES[self.codes].is_float:
-            planes["scale"][~self._by_block(np.logical_or, used, shape)] = _one(self.steps["scale"])
+            planes["codes"][piece] = pack(codes, kind.bits, "little")
+            if kind.is_float:
+                used[piece] = self._used(codes, shape)
+        if kind.is_float:
+            idle = ~self._by_block(np.logical_or, used, shape)
+            planes["scale"][idle.reshape(planes["scale"].shape)] = _one(self.steps["scale"])
         return {spec.role: planes[spec.role].reshape(spec.stored) for spec in specs}
+
+    def numbers(self, rows: np.ndarray, dtype: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Return the planes for values but their codes, of any shapes with the right numbers of elements.
+
+        Raises:
+            SchemeError: a value is not finite, or so large that its code could stand for infinity.
+        """
+        low, high = self._extremes(rows, dtype, shape)
+        self.check_range(magnitude(low, high))
+        grid = (math.prod(shape[:-2]), *self.grid(shape)[-2:])
+        return self.fit(low.reshape(grid), high.reshape(grid))
+
+    def check_range(self, largest: np.ndarray) -> None:
+        """Raise a SchemeError unless magnitudes are finite and far enough from float32's largest value."""
+        if not (largest <= LARGEST_VALUE).all():  # NaN fails this too
+            raise SchemeError(f"a value is not finite, or beyond 2^120, where {self.name} could overflow")
 
     def _extremes(self, rows: np.ndarray, dtype: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Return each block's lowest and highest value, zero included, f32 [rows of the grid, blocks of a row]."""

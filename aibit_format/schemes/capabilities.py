@@ -52,7 +52,7 @@ CAPABILITIES: dict[str, str] = {
     "export_bnb": "(file, info) -> Layer",
 }
 
-_BLOCK_SCALED = (Fp8Block, IntGroup, MXFP4, MXFP8, NVFP4)
+_BLOCK_SCALED = (Fp8Block, IntGroup, MXFP4, MXFP8, NVFP4, Ternary)
 _registered: dict[tuple[type[Scheme], str], str] = {}
 
 
@@ -111,14 +111,14 @@ _register_all("encode_fast", "convert.encoders", {
 _register_all("errors_fast", "convert.error", {Plain: "plain_sums", Int8: "int8_sums", FourBit: "four_bit_sums"})
 _register_all("decode_torch", "torch.kernels.decode", {
     Int8: "int8", Int8Absmax: "grouped", Int8ZeroPoint: "grouped", Fp8E4M3: "grouped", Int4Group: "int4_group",
-    **dict.fromkeys(_BLOCK_SCALED, "block_scaled"), Ternary: "ternary",
+    **dict.fromkeys(_BLOCK_SCALED, "block_scaled"),
 })  # fmt: skip
 _register_all("product", "torch.kernels.matmul", {Int8: "int8_product", Int8Absmax: "int8_absmax_product"})
 _register_all("build_module", "torch.load.modules", {
     Int8: "int8_linear", FourBit: "four_bit_linear", NF4CPU: "nf4_cpu_linear",
 })  # fmt: skip
 _register_all("slice_rows", "file.slice_rows", {
-    **dict.fromkeys((Plain, Int8, Int8Absmax, Int8ZeroPoint, Fp8E4M3, Int4Group, GGML, Cluster, Ternary), "by_rows"),
+    **dict.fromkeys((Plain, Int8, Int8Absmax, Int8ZeroPoint, Fp8E4M3, Int4Group, GGML, Cluster), "by_rows"),
     **dict.fromkeys(_BLOCK_SCALED, "by_rows"),
     FourBit: "four_bit", NF4CPU: "nf4_cpu", Int8Outlier: "int8_outlier",
 })  # fmt: skip

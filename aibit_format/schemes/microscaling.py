@@ -3,7 +3,7 @@
 - ``mxfp4``: codes f4_e2m1, and a power of two, f8_e8m0, per 32 elements: ``value = code * 2^(s - 127)``. OCP
   Microscaling Formats 1.0; ``convert_moe_packed_tensors`` of ``transformers.integrations.mxfp4`` (gpt-oss).
 - ``mxfp8``: the same with codes f8_e4m3 or f8_e5m2.
-- ``nvfp4``: codes f4_e2m1, a scale f8_e4m3 per 16 elements, and one global_scale f32 for the tensor:
+- ``nvfp4``: codes f4_e2m1, a scale f8_e4m3 per 16 elements, and one global_scale f32 for each matrix:
   ``value = code * (scale * global_scale)`` (modelopt), or with ``reciprocal=1`` ``code * (scale / global_scale)``
   (``dequantize`` of compressed-tensors). Two roundings: that of the scales' product or quotient, and the last one.
 
@@ -84,7 +84,6 @@ class NVFP4(BlockScaled):
     """Store f4_e2m1 with scales of two levels."""
 
     name: ClassVar[str] = "nvfp4"
-    whole = {"global_scale": "f32"}
 
     reciprocal: int = 0
 
@@ -104,18 +103,21 @@ class NVFP4(BlockScaled):
     def steps(self) -> dict[str, str]:
         return {"scale": "f8_e4m3"}
 
+    @property
+    def whole(self) -> dict[str, str]:
+        return {"global_scale": "f32"}
+
     def multiplier(self, steps: Steps) -> Any:
         scale, overall = steps["scale"], steps["global_scale"]
         return scale / overall if self.reciprocal else scale * overall
 
     def fit(self, low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
         largest = magnitude(low, high)
-        most, both = largest.max(initial=0), _LARGEST_FP4 * _LARGEST_FP8
-        overall = np.ones(1, np.float32)
-        if most >= _LEAST_VALUE:
-            overall[0] = both / most if self.reciprocal else most / both
-        scale = largest / _LARGEST_FP4
-        scale = scale * overall if self.reciprocal else scale / overall
+        most, both = largest.max(axis=(1, 2), initial=0), _LARGEST_FP4 * _LARGEST_FP8
+        usable = np.where(most < _LEAST_VALUE, both, most)  # its global scale is 1
+        overall = both / usable if self.reciprocal else usable / both
+        scale, each = largest / _LARGEST_FP4, overall[:, None, None]
+        scale = scale * each if self.reciprocal else scale / each
         codes = nearest_codes(np.clip(scale, _LEAST_FP8, _LARGEST_FP8), "f8_e4m3")
         return {"scale": codes, "global_scale": overall}
 
@@ -125,7 +127,7 @@ class NVFP4(BlockScaled):
         if self.reciprocal and (overall == 0).any():
             yield "global_scale", "a global scale that scales are divided by is zero"
             return
-        steps = {"scale": to_float32(planes["scale"], "f8_e4m3"), "global_scale": overall}
+        steps = {"scale": to_float32(planes["scale"], "f8_e4m3"), "global_scale": overall[..., None]}
         with np.errstate(over="ignore", invalid="ignore"):
             if not np.isfinite(self.multiplier(steps)).all():
                 yield "global_scale", "with the scale of a block it is not finite"

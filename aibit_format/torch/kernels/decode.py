@@ -18,7 +18,6 @@ from ...schemes.block_scaled import BlockScaled
 from ...schemes.int4_group import SYMMETRIC_ZERO, Int4Group
 from ...schemes.int8 import Int8
 from ...schemes.int8_affine import Grouped
-from ...schemes.ternary import Ternary
 
 Planes = Mapping[str, torch.Tensor]
 Rows = slice | torch.Tensor  # consecutive rows, or their i64 indices
@@ -92,13 +91,14 @@ def int4_group(scheme: Int4Group, planes: Planes, shape: tuple[int, ...], rows: 
 
 
 def block_scaled(scheme: BlockScaled, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
-    """Decode codes with scales of blocks."""
+    """Decode codes with scales of blocks, or of matrices."""
     (count, columns), grid = matrix(shape), matrix(scheme.grid(shape))
     values = _numbers(planes["codes"], scheme.codes, (count, columns), rows)
-    if scheme.sizes(shape)[0] > 1:
-        rows = scheme.grid_rows(shape, torch.arange(count, device=values.device)[rows])
+    chosen = torch.arange(count, device=values.device)[rows]
+    rows = scheme.grid_rows(shape, chosen) if scheme.sizes(shape)[0] > 1 else rows
     steps = {role: planes[role].view(grid)[rows].float() for role in scheme.steps}
-    steps |= {role: planes[role].float() for role in scheme.whole}
+    matrices = chosen // max(shape[-2], 1)
+    steps |= {role: planes[role].view(-1, 1)[matrices].float() for role in scheme.whole}
 
     def spread(step: torch.Tensor) -> torch.Tensor:
         """Repeat the number of a block for each of its columns; one for all columns stays one."""
@@ -107,11 +107,6 @@ def block_scaled(scheme: BlockScaled, planes: Planes, shape: tuple[int, ...], ro
         return step if step.shape[1] <= 1 else step.repeat_interleave(scheme.block[1], 1)[:, :columns]
 
     return scheme.dequantized(values, steps, spread)
-
-
-def ternary(scheme: Ternary, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
-    """Decode ternary codes, with one scale."""
-    return scheme.dequantized(_numbers(planes["codes"], "u2", matrix(shape), rows), planes["scale"].float())
 
 
 def _numbers(codes: torch.Tensor, dtype: str, shape: tuple[int, int], rows: Rows) -> torch.Tensor:
