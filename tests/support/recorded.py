@@ -23,8 +23,8 @@ class Random:
         return torch.from_numpy(data).view(dtype).reshape(shape)
 
     def below(self, limit: int, *shape: int) -> torch.Tensor:
-        """Bytes below a limit that divides 256."""
-        return self.words(*shape, dtype=torch.uint8) % limit
+        """Bytes below a power of two, at most 256."""
+        return self.words(*shape, dtype=torch.uint8) & (limit - 1)
 
     def stream(self, bits: int, rows: int, columns: int) -> torch.Tensor:
         """Rows of codes in words, i32 [rows, ceil(columns * bits / 32)], zeros after the last."""

@@ -156,11 +156,12 @@ class CompressedTensors(QuantizedModules):
         shape = (*codes.shape[:-1], 2 * codes.shape[-1])
         scale = self.part(name, parts, "scale", (E4M3,), grid(shape, (1, _NV_COLUMNS)))
         divisor = self.part(name, parts, _GLOBAL, ("f32",))
-        if divisor.shape not in ((), (1,)):
-            raise self.error(divisor, f"has shape {list(divisor.shape)}, expected one number")
+        wanted = (*shape[:-2], 1)  # experts have one each
+        if divisor.shape not in (wanted, shape[:-2]):
+            raise self.error(divisor, f"has shape {list(divisor.shape)}, expected {list(wanted)}")
 
         def read() -> Planes:
-            return {CODES: self.value(codes), "scale": self.value(scale), _GLOBAL: self.value(divisor).reshape(1)}
+            return {CODES: self.value(codes), "scale": self.value(scale), _GLOBAL: self.value(divisor).reshape(wanted)}
 
         return Weight(shape, "nvfp4,reciprocal=1", read)
 

@@ -17,6 +17,12 @@ METHODS: dict[str | None, str] = {
     "awq": "aibit_format.formats.huggingface.awq:AWQ",
     **dict.fromkeys(("fp8", "fbgemm_fp8", "mxfp8"), "aibit_format.formats.fp8.source:Fp8"),
     "compressed-tensors": "aibit_format.formats.compressed_tensors.source:CompressedTensors",
+    **dict.fromkeys(("modelopt", "modelopt_fp4"), "aibit_format.formats.modelopt.source:ModelOpt"),
+    **dict.fromkeys(("mlx", "metal"), "aibit_format.formats.mlx.source:MLX"),
+    "torchao": "aibit_format.formats.torchao.source:TorchAO",
+    "hqq": "aibit_format.formats.hqq.source:HQQ",
+    "bitnet": "aibit_format.formats.bitnet.source:BitNet",
+    "gemma": "aibit_format.formats.gemma.source:Gemma",
 }
 
 _CODES = "its codes mean nothing without its own decoder"

@@ -320,7 +320,7 @@ DAMAGE = [
     ("float-channel", put(S, lambda a: a[:5]), r"_scale' has shape \[5, 1\]: channel scales of \[24, 96\]"),
     ("float-block", put(S, lambda a: a[:2]), r"'m\.q\.weight_scale' has shape \[2, 3\], expected \[3, 3\]"),
     ("nvfp4", drop("weight_global_scale"), r"but m\.q\.weight_global_scale is missing"),
-    ("nvfp4", put("weight_global_scale", lambda a: a.repeat(2)), r"global_scale' has shape \[2\], expected one number"),
+    ("nvfp4", put("weight_global_scale", lambda a: a.repeat(2)), r"global_scale' has shape \[2\], expected \[1\]"),
     ("nvfp4", put("weight_global_scale", lambda a: a * 0), r"'m\.q\.weight_global_scale' a global scale .* is zero"),
     ("nvfp4", put(S, lambda a: a[:, :-1]), r"'m\.q\.weight_scale' has shape \[24, 5\], expected \[24, 6\]"),
     ("nvfp4", weights(group_size=32), r"nvfp4-pack-quantized of 4 bits, type float, group_size 32"),
