@@ -197,6 +197,33 @@ def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
     return result
 
 
+def nearest_codes(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Round float32 values to codes u8 of a float of at most 8 bits like ``from_float32``, but in integers.
+
+    No magnitude may round to more than the dtype's largest one, which is not checked. The upper bits of a float32 are
+    those of the small float with a bias of 127 instead of its own, and rounding up correctly carries into the exponent;
+    subnormal values are integer multiples of the least.
+    """
+    exponent_bits, fraction_bits = _SMALL[dtype]
+    bias, shift = (1 << (exponent_bits - 1)) - 1, np.uint32(23 - fraction_bits)
+    bits = values.view(np.uint32)
+    magnitude = bits & np.uint32(0x7FFF_FFFF)
+    half = np.uint32((1 << (22 - fraction_bits)) - 1)
+    codes = ((magnitude + half + ((magnitude >> shift) & np.uint32(1))) >> shift) - np.uint32(
+        127 - bias << fraction_bits
+    )
+    subnormal = np.rint(np.abs(values) * np.float32(2.0 ** (bias - 1 + fraction_bits))).astype(np.uint32)
+    codes = np.where(magnitude < np.uint32(128 - bias << 23), subnormal, codes)
+    sign = np.uint32(1 << (DTYPES[dtype].bits - 1))
+    return (codes | (bits >> np.uint32(32 - DTYPES[dtype].bits) & sign)).astype(np.uint8)
+
+
+def largest_of(dtype: str) -> float:
+    """Return the largest finite value of a float of at most 8 bits."""
+    values = _values(dtype)
+    return float(values[np.isfinite(values)].max())
+
+
 def _to_small(values: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "f8_e8m0":
         raise SchemeError("f8_e8m0 holds power-of-two scales; weights cannot be rounded to it")

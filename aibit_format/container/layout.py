@@ -101,6 +101,8 @@ ROLES = {
     "tiles": 13,
     "blocks": 14,
     "tile_absmax": 15,
+    "global_scale": 16,
+    "bias": 17,
 }
 ROLE_NAMES = {code: name for name, code in ROLES.items()}
 # Roles of the weights themselves. Planes of other roles (scales, orders of columns) are pooled whatever their size, so

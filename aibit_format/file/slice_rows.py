@@ -65,13 +65,20 @@ def _part(file: File, plane: Plane, rows: slice) -> np.ndarray:
 
 
 def by_rows(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]:
-    """Slice the planes that have a row for each row of the tensor; the others apply to all rows and stay whole."""
+    """Slice the planes that have a row for each row of the tensor, or for each block of several.
+
+    The others apply to all rows and stay whole.
+    """
     specs = info.scheme.planes((rows.stop - rows.start, *info.shape[1:]), info.dtype)
     wanted = {spec.role: spec.shape for spec in specs}
-    planes = {
-        plane.role: file.view(plane) if plane.shape == wanted[plane.role] else _part(file, plane, rows)
-        for plane in info.planes
-    }
+
+    def cut(plane: Plane) -> np.ndarray:
+        if plane.shape == wanted[plane.role]:
+            return file.view(plane)
+        each = info.shape[0] // plane.shape[0]  # whole blocks, as ``obstacle`` sees to
+        return _part(file, plane, slice(rows.start // each, rows.stop // each))
+
+    planes = {plane.role: cut(plane) for plane in info.planes}
     file.check_values(info, planes)
     return info.scheme, planes
 

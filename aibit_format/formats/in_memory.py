@@ -18,7 +18,8 @@ from ..errors import MissingPackageError, SourceError, told_by
 from ..hf.compat import replaced_conv1d
 from ..schemes import Scheme
 from .huggingface.bitsandbytes import QuantizedStateDict, computed_with
-from .huggingface.source import quantization_method, read_documents
+from .huggingface.settings import of_config
+from .huggingface.source import read_documents
 from .source import SourceFile, SourceTensor
 from .torch_save.pickled import plain_dtype
 
@@ -54,7 +55,7 @@ class Pretrained:
         self._model, self._tokenizer = model, tokenizer
         config = model.config.to_dict()
         self.metadata = computed_with(config.get("quantization_config") or {})
-        method = quantization_method(config)
+        method = of_config(config).method
         if method not in _METHODS:
             raise SourceError(f"{self.path}: quantized with {method!r}; known in memory: bitsandbytes")
         self._stored = self._modules()

@@ -20,10 +20,7 @@ BUILTIN: dict[str, str] = {
     "aibit": "aibit_format.formats.aibit:Aibit",
     "gguf": "aibit_format.formats.gguf.source:GGUF",
     "archive": "aibit_format.formats.torch_save.archive:Archive",
-    "bitsandbytes": "aibit_format.formats.huggingface.bitsandbytes:BitsAndBytes",
-    "gptq": "aibit_format.formats.huggingface.gptq:GPTQ",
-    "awq": "aibit_format.formats.huggingface.awq:AWQ",
-    "huggingface": "aibit_format.formats.huggingface.source:Unquantized",
+    "huggingface": "aibit_format.formats.huggingface.methods:Directory",
 }
 
 _IN_MEMORY = "aibit_format.formats.in_memory:Pretrained"

@@ -33,6 +33,12 @@ BUILTIN: dict[str, str] = {
     **dict.fromkeys(("nf4", "fp4"), "aibit_format.schemes.fourbit:FourBit"),
     **dict.fromkeys((f"gguf:{kind}" for kind in _GGML), "aibit_format.schemes.ggml:GGML"),
     "nf4-cpu": "aibit_format.schemes.nf4_cpu:NF4CPU",
+    "fp8-block": "aibit_format.schemes.fp8_block:Fp8Block",
+    "int-group": "aibit_format.schemes.int_group:IntGroup",
+    "mxfp4": "aibit_format.schemes.microscaling:MXFP4",
+    "mxfp8": "aibit_format.schemes.microscaling:MXFP8",
+    "nvfp4": "aibit_format.schemes.microscaling:NVFP4",
+    "ternary": "aibit_format.schemes.ternary:Ternary",
 }
 # Versions that are read for ever; those above are written.
 OLDER: dict[tuple[str, int], str] = {("int8-outlier", 1): "aibit_format.schemes.int8_outlier:Int8Outlier1"}

@@ -19,13 +19,17 @@ from .base import Scheme
 from .cluster import Cluster
 from .fourbit import FourBit
 from .fp8 import Fp8E4M3
+from .fp8_block import Fp8Block
 from .ggml import GGML
 from .int4_group import Int4Group
 from .int8 import Int8
 from .int8_affine import Int8Absmax, Int8ZeroPoint
 from .int8_outlier import Int8Outlier, Int8Outlier1
+from .int_group import IntGroup
+from .microscaling import MXFP4, MXFP8, NVFP4
 from .nf4_cpu import NF4CPU
 from .plain import Plain
+from .ternary import Ternary
 
 # Capability -> signature of the function.
 CAPABILITIES: dict[str, str] = {
@@ -48,6 +52,7 @@ CAPABILITIES: dict[str, str] = {
     "export_bnb": "(file, info) -> Layer",
 }
 
+_BLOCK_SCALED = (Fp8Block, IntGroup, MXFP4, MXFP8, NVFP4, Ternary)
 _registered: dict[tuple[type[Scheme], str], str] = {}
 
 
@@ -106,6 +111,7 @@ _register_all("encode_fast", "convert.encoders", {
 _register_all("errors_fast", "convert.error", {Plain: "plain_sums", Int8: "int8_sums", FourBit: "four_bit_sums"})
 _register_all("decode_torch", "torch.kernels.decode", {
     Int8: "int8", Int8Absmax: "grouped", Int8ZeroPoint: "grouped", Fp8E4M3: "grouped", Int4Group: "int4_group",
+    **dict.fromkeys(_BLOCK_SCALED, "block_scaled"),
 })  # fmt: skip
 _register_all("product", "torch.kernels.matmul", {Int8: "int8_product", Int8Absmax: "int8_absmax_product"})
 _register_all("build_module", "torch.load.modules", {
@@ -113,6 +119,7 @@ _register_all("build_module", "torch.load.modules", {
 })  # fmt: skip
 _register_all("slice_rows", "file.slice_rows", {
     **dict.fromkeys((Plain, Int8, Int8Absmax, Int8ZeroPoint, Fp8E4M3, Int4Group, GGML, Cluster), "by_rows"),
+    **dict.fromkeys(_BLOCK_SCALED, "by_rows"),
     FourBit: "four_bit", NF4CPU: "nf4_cpu", **dict.fromkeys((Int8Outlier, Int8Outlier1), "int8_outlier"),
 })  # fmt: skip
 _register_all("join", "torch.layers.fused", {Int8: "int8_codes"})

@@ -24,12 +24,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..dtypes import to_float32
+from ..dtypes import nearest_codes, to_float32
 from .base import Planes
 from .int8_affine import Grouped, divisor, usable
 
 LARGEST = np.float32(448)
-_LEAST_NORMAL = np.uint32(0x3C80_0000)  # float32 bits of 2^-6, E4M3's smallest normal value
 _PIECE_ELEMENTS = 1 << 20  # codes checked at a time
 
 
@@ -45,7 +44,7 @@ class Fp8E4M3(Grouped):
 
     def quantized(self, values: np.ndarray, *steps: np.ndarray) -> np.ndarray:
         values /= divisor(steps[0])
-        return _e4m3(values)
+        return nearest_codes(values, self.codes_dtype)
 
     def dequantized(self, codes: np.ndarray, *steps: np.ndarray) -> np.ndarray:
         values = to_float32(codes, self.codes_dtype)
@@ -59,16 +58,3 @@ class Fp8E4M3(Grouped):
         codes = planes["codes"].reshape(-1)
         if any(((codes[i : i + _PIECE_ELEMENTS] & 0x7F) == 0x7F).any() for i in range(0, codes.size, _PIECE_ELEMENTS)):
             yield "codes", "a code is NaN"
-
-
-def _e4m3(values: np.ndarray) -> np.ndarray:
-    """Round float32 values of magnitude below 464 to codes, u32, like ``dtypes.from_float32`` but in integers.
-
-    The upper bits of a float32 are those of E4M3 with a bias of 127 instead of 7, and rounding up correctly carries
-    into the exponent; subnormal values are integer multiples of 2^-9.
-    """
-    bits = values.view(np.uint32)
-    magnitude = bits & np.uint32(0x7FFF_FFFF)
-    normal = ((magnitude + np.uint32(0x7_FFFF) + ((magnitude >> 20) & np.uint32(1))) >> 20) - np.uint32((127 - 7) << 3)
-    subnormal = np.rint(np.abs(values) * np.float32(512)).astype(np.uint32)
-    return np.where(magnitude < _LEAST_NORMAL, subnormal, normal) | ((bits >> 24) & np.uint32(0x80))

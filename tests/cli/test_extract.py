@@ -14,9 +14,7 @@ from tests.support.command_models import model as model
 
 
 def test_extract_gives_documents_and_tensors_back(model, tmp_path, capsys):
-    status, _, _ = run(
-        "extract", model / "m.aibit", "-o", tmp_path, "--tensor", "model.norm.weight", capsys=capsys
-    )
+    status, _, _ = run("extract", model / "m.aibit", "-o", tmp_path, "--tensor", "model.norm.weight", capsys=capsys)
     assert status == 0
     assert np.load(tmp_path / "model.norm.weight.npy").shape == (64,)
     status, _, _ = run("extract", model / "m.aibit", "-o", tmp_path, capsys=capsys)

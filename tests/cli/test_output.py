@@ -60,6 +60,7 @@ def test_a_character_that_the_encoding_lacks_is_shown(monkeypatch):
 
 def test_errors_of_any_kind_are_one_line_and_shown(capsys, monkeypatch, tmp_path):
     for error in (LoadError(EVIL), OSError(5, EVIL, EVIL), ValueError(f"a\nb{EVIL}"), FormatError(Problem("X", EVIL))):
+
         def fail(*_, error=error):
             raise error
 

@@ -98,9 +98,12 @@ loaded = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 print("loaded", *sorted(loaded - set(sys.stdlib_module_names)))
 """))  # fmt: skip
     loaded = set(out.splitlines()[-1].split()[1:])
-    assert {"aibit_format", "numpy"} <= loaded <= {"aibit_format", *PACKAGES, "_cython_3_2_4"} | {
-        name for name in loaded if name.startswith(("_cython", "_xxhash", "cython_runtime"))
-    }
+    assert (
+        {"aibit_format", "numpy"}
+        <= loaded
+        <= {"aibit_format", *PACKAGES, "_cython_3_2_4"}
+        | {name for name in loaded if name.startswith(("_cython", "_xxhash", "cython_runtime"))}
+    )
 
 
 def test_names_are_there_and_say_what_is_missing(run):

@@ -308,6 +308,7 @@ def test_planes_of_many_leaves_are_the_same_whatever_the_threads(target, jobs):
     assert file_builder.body(data, "leaves") == file_builder.leaf_table(data)
     File(data, "full")
 
+
 # Dying and full disks
 
 CHILD = """

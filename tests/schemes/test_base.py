@@ -291,7 +291,7 @@ def test_only_the_bytes_of_the_rows_are_touched(name):
         if plane.ndim and len(plane) == rows:
             plane[:2], plane[4:] = 1, 1
         elif plane.ndim == 1 and len(plane) == rows * columns // 2:
-            plane[: columns], plane[2 * columns :] = 1, 1
+            plane[:columns], plane[2 * columns :] = 1, 1
     np.testing.assert_array_equal(scheme.decode_rows(planes, (rows, columns), "f32", slice(2, 4)), wanted)
 
 

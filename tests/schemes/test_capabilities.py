@@ -29,6 +29,10 @@ NAMES = [
     "f32", "f16", "bf16", "int8", "int8-absmax", "int8-absmax,group=row", "int8-absmax,group=tensor", "int8-zp",
     "int8-zp,group=32", "int8-outlier,threshold=3", "fp8-e4m3", "cluster,bits=3", "int4-group",
     "int4-group,symmetric=1", "nf4", "nf4,nested=1", "fp4,block_size=128", "nf4-cpu", "gguf:q4_0", "gguf:q8_0",
+    "fp8-block,rows=32,columns=64", "fp8-block,rows=1,columns=all,scale=bf16", "fp8-block,rows=all,columns=all",
+    "fp8-block,rows=16,scale=f8_e8m0", "int-group,bits=3,zero=code", "int-group,bits=8,group=row",
+    "int-group,zero=float,scale=f32", "int-group,bits=6,zero=bias,scale=bf16", "mxfp4", "mxfp8,element=f8_e5m2",
+    "nvfp4", "ternary,reciprocal=1",
 ]  # fmt: skip
 CASES = [
     pytest.param(text, capability, id=f"{text}-{capability}")

@@ -41,7 +41,7 @@ else:
 """
 # A twin is what its reader prints but for two fields, which are about the fixture.
 READS = ANSWERS.replace(
-    "print(path.with_suffix(\".json\").read_text())",
+    'print(path.with_suffix(".json").read_text())',
     "content = json.loads(path.with_suffix('.json').read_text()); del content['file'], content['about']; "
     "print(json.dumps(content))",
 )

@@ -160,7 +160,8 @@ FULL = [
     ("58 scale in a larger plane", scales(1, 2, -1), "AIB-E502"),
     (
         "67 bit of a JSON document",
-        flip(lambda data: int(file_builder.table(data, "document")["offset"][0])), "AIB-E602",
+        flip(lambda data: int(file_builder.table(data, "document")["offset"][0])),
+        "AIB-E602",
     ),
     ("67 last bit of the file", flip(-1), "AIB-E602"),
     ("69 equal planes swapped", swapped_bodies, "AIB-E602"),

@@ -342,6 +342,7 @@ def _converted(folder, scheme):
     aibit.convert(MODEL, folder / "right.aibit", scheme=scheme)
     return folder / "right.aibit"
 
+
 # The network
 
 CUT_OFF = """

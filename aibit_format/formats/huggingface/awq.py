@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .packed_int4 import BITS, CODES, PackedInt4, Parts, method, unpack
+from .packed_int4 import BITS, CODES, PackedInt4, Parts, unpack
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _EVEN = np.uint32(0x0F0F0F0F)  # nibbles 0, 2, 4 and 6 of a word, one in each byte
@@ -23,11 +23,6 @@ class AWQ(PackedInt4):
     """Provide the tensors of the directory ``path``, whose ``quant_method`` is "awq"."""
 
     kind: ClassVar[str] = "awq"
-
-    @staticmethod
-    def matches(path: str) -> bool:
-        """Tell whether ``path`` is such a directory."""
-        return method(path) == "awq"
 
     def _symmetric(self) -> bool:
         return self._said.get("zero_point") is False

@@ -27,7 +27,7 @@ from ...errors import FormatError, SchemeError, SourceError
 from ...schemes import PlaneSpec, make
 from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK, dynamic_map
 from ..source import SourceTensor
-from .source import HuggingFace, quantization_method, read_config, sub_configs
+from .source import HuggingFace, sub_configs
 
 Read = Callable[[str], np.ndarray]
 
@@ -276,11 +276,6 @@ class BitsAndBytes(HuggingFace):
         self.tensors = self._state_dict.tensors
         self._check_bits()
         self.metadata = computed_with(self.config.get("quantization_config") or {})
-
-    @staticmethod
-    def matches(path: str) -> bool:
-        """Tell whether ``path`` is such a directory."""
-        return HuggingFace.matches(path) and quantization_method(read_config(path)) == "bitsandbytes"
 
     def planes(self, name: str) -> dict[str, np.ndarray]:
         return self._state_dict.planes(name)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..source import SourceTensor
-from .packed_int4 import BITS, CODES, PackedInt4, Parts, method, unpack
+from .packed_int4 import BITS, CODES, PackedInt4, Parts, unpack
 
 _ORDER = tuple(range(CODES))
 _ONES = np.uint32(0x11111111)
@@ -29,11 +29,6 @@ class GPTQ(PackedInt4):
     """Provide the tensors of the directory ``path``, whose ``quant_method`` is "gptq"."""
 
     kind: ClassVar[str] = "gptq"
-
-    @staticmethod
-    def matches(path: str) -> bool:
-        """Tell whether ``path`` is such a directory."""
-        return method(path) == "gptq"
 
     @property
     def format(self) -> Any:

@@ -7,58 +7,29 @@ Here ``X.weight`` [N, K] takes their place, with the scheme ``int4-group``. The 
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from ...container.documents import parse_json
-from ...container.layout import MAX_DOCUMENT
 from ...container.metadata import Value
 from ...dtypes import to_float32
-from ...errors import FormatError, SourceError
+from ...errors import SourceError
 from ...schemes import make
 from ...schemes.base import ROW
 from ...schemes.int4_group import GROUP_SIZES, SYMMETRIC_ZERO
-from ..files import read_file
 from ..source import SourceFile, SourceTensor
 from .bitsandbytes import conv1d_rule, weight_dtype
-from .source import HuggingFace, read_config, sub_configs
+from .settings import settings
+from .source import HuggingFace
 
 BITS = 4
 CODES = 8  # in a word
-_BESIDE = "quantize_config.json"  # where AutoGPTQ says what others say in config.json
 # Parts of a module and their dtypes. Scales of other floating-point dtypes are accepted if float16 holds them exactly.
 _PARTS = {"qweight": ("i32",), "qzeros": ("i32",), "scales": ("f16", "bf16", "f32"), "g_idx": ("i32",)}
 
 Parts = Mapping[str, SourceTensor]  # the parts of one module, by the last word of their names
-
-
-def quantization(path: str) -> Mapping[str, Any]:
-    """Read the quantization settings from ``config.json`` of a directory, or from ``quantize_config.json`` beside it.
-
-    Raises:
-        SourceError: a file is not JSON, or not an object.
-    """
-    configs = sub_configs(read_config(path))
-    found = next((c["quantization_config"] for c in configs if c.get("quantization_config")), None)
-    beside = os.path.join(path, _BESIDE)
-    if found is None and os.path.isfile(beside):
-        try:
-            found = parse_json(_BESIDE, read_file(beside, MAX_DOCUMENT))
-        except FormatError as error:
-            raise SourceError(f"{beside}: {error}") from error
-        if not isinstance(found, Mapping):
-            raise SourceError(f"{beside}: a JSON {type(found).__name__}, not an object")
-        found = {"quant_method": "gptq", **found}
-    return found if isinstance(found, Mapping) else {}
-
-
-def method(path: str) -> str | None:
-    """Return the ``quant_method`` of a directory; ``None`` if it is not quantized, or no directory of this kind."""
-    return str(quantization(path).get("quant_method")) if HuggingFace.matches(path) else None
 
 
 def unpack(words: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
@@ -88,7 +59,7 @@ class PackedInt4(ABC):
         self._directory = HuggingFace(path)
         self._dtype = weight_dtype(self._directory.config, path)
         self._is_conv1d = conv1d_rule(self._directory.config)
-        self._said = quantization(path)
+        self._said = settings(path).said
         if self._said.get("bits") is True or self._said.get("bits") != BITS:
             raise self._refused(f"bits {self._said.get('bits')!r}, only {BITS} is read here")
         self.group = self._group()

@@ -29,9 +29,6 @@ _WEIGHTS = {
 }
 _INDEX = ".index.json"
 
-# Methods of ``quantization_config`` that have their own source.
-METHODS = ("awq", "bitsandbytes", "gptq")
-
 
 class Shard(Protocol):
     """Provide the tensors of an open file of weights."""
@@ -130,23 +127,6 @@ class HuggingFace:
             raise SourceError(f"{path}: not an index of shards: {error}") from error
 
 
-class Unquantized(HuggingFace):
-    """Provide the tensors of a directory whose tensors are plain values.
-
-    Raises:
-        SourceError: its config says that they are quantized.
-    """
-
-    def __init__(self, path: str) -> None:
-        method = quantization_method(read_config(path))
-        if method is not None:
-            raise SourceError(
-                f"{path}/config.json: quantized with quant_method {method!r}, which no source here reads; "
-                f"known: {', '.join(METHODS)}"
-            )
-        super().__init__(path)
-
-
 def read_config(folder: str) -> dict[str, Any]:
     """Read and parse the ``config.json`` of a directory.
 
@@ -161,18 +141,6 @@ def read_config(folder: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise SourceError(f"{path}: a JSON {type(config).__name__}, not an object")
     return config
-
-
-def quantization_method(config: Mapping[str, Any]) -> str | None:
-    """Return the method of a config's ``quantization_config``, or of a sub-model's; ``None`` if not quantized."""
-    found = next((c["quantization_config"] for c in sub_configs(config) if c.get("quantization_config")), None)
-    if found is None:
-        return None
-    if not isinstance(found, Mapping):
-        return repr(found)
-    if found.get("load_in_8bit") or found.get("load_in_4bit"):  # written before the key quant_method existed
-        return "bitsandbytes"
-    return str(found.get("quant_method"))
 
 
 def sub_configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from ...dtypes import DTYPES, to_float32
 from ...schemes import Scheme, capabilities
 from ...schemes.base import ROW, TENSOR, matrix
+from ...schemes.block_scaled import BlockScaled
 from ...schemes.int4_group import SYMMETRIC_ZERO, Int4Group
 from ...schemes.int8 import Int8
 from ...schemes.int8_affine import Grouped
@@ -86,3 +88,47 @@ def int4_group(scheme: Int4Group, planes: Planes, shape: tuple[int, ...], rows: 
     values = torch.stack([packed >> 4, packed & 15], 2).flatten(1)[:, :columns].float()
     values = values.sub_(SYMMETRIC_ZERO) if scheme.symmetric else values.sub_(spread("zero_point"))
     return values.mul_(spread("scale"))
+
+
+def block_scaled(scheme: BlockScaled, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
+    """Decode codes with scales of blocks, or of matrices."""
+    (count, columns), grid = matrix(shape), matrix(scheme.grid(shape))
+    values = _numbers(planes["codes"], scheme.codes, (count, columns), rows)
+    chosen = torch.arange(count, device=values.device)[rows]
+    rows = scheme.grid_rows(shape, chosen) if scheme.sizes(shape)[0] > 1 else rows
+    steps = {role: planes[role].view(grid)[rows].float() for role in scheme.steps}
+    matrices = chosen // max(shape[-2], 1)
+    steps |= {role: planes[role].view(-1, 1)[matrices].float() for role in scheme.whole}
+
+    def spread(step: torch.Tensor) -> torch.Tensor:
+        """Repeat the number of a block for each of its columns; one for all columns stays one."""
+        if "group_index" in planes:
+            return step[:, planes["group_index"].long()]
+        return step if step.shape[1] <= 1 else step.repeat_interleave(scheme.block[1], 1)[:, :columns]
+
+    return scheme.dequantized(values, steps, spread)
+
+
+def _numbers(codes: torch.Tensor, dtype: str, shape: tuple[int, int], rows: Rows) -> torch.Tensor:
+    """Return the numbers of some rows of codes, f32 [rows, columns], that a plane holds, packed if they are small."""
+    stored = DTYPES[dtype]
+    found = codes.view(stored.stored(shape))[rows]
+    if not stored.is_packed:
+        return found.float()
+    found = _unpacked(found, stored.bits)[:, : shape[1]]
+    if not stored.is_float:
+        return found.float()
+    table = torch.from_numpy(to_float32(np.arange(1 << stored.bits, dtype=np.uint8), dtype)).to(found.device)
+    return table[found.int()]
+
+
+def _unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Unpack rows of codes that follow one another from the lowest bits up, u8, spare ones at the end included."""
+    width = bits if 8 % bits == 0 else 1  # of the parts that no byte divides
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device)
+    parts = ((packed[:, :, None] >> shifts) & ((1 << width) - 1)).flatten(1)
+    if width == bits:
+        return parts
+    whole = parts[:, : parts.shape[1] // bits * bits].unflatten(1, (-1, bits))
+    weights = torch.arange(bits, dtype=torch.uint8, device=packed.device)
+    return (whole << weights).sum(2, dtype=torch.uint8)

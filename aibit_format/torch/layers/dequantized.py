@@ -17,6 +17,8 @@ from ..kernels import functional
 from ..kernels.functional import Weight
 from .fused import FusedRows, fused_product, split
 
+_BUFFERS = {"bias": "biases"}  # role -> name, where a layer has something else of the role's name
+
 
 class Quantized(nn.Module):
     """Holds a weight in a scheme: its planes as buffers, and its values a few rows at a time.
@@ -33,7 +35,7 @@ class Quantized(nn.Module):
         self.scheme, self.shape, self.logical_dtype = scheme, shape, dtype
         self._roles = tuple(planes)
         for role, plane in planes.items():
-            self.register_buffer(role, plane)
+            self.register_buffer(_BUFFERS.get(role, role), plane)
         self._text = scheme.text  # a compiler cannot ask for it
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
@@ -51,7 +53,7 @@ class Quantized(nn.Module):
 
     def planes(self) -> dict[str, torch.Tensor]:
         """Return the planes by role."""
-        return {role: self.get_buffer(role) for role in self._roles}
+        return {role: self.get_buffer(_BUFFERS.get(role, role)) for role in self._roles}
 
     def stored(self) -> Weight:
         """Return the weight as the functions that compute with it take it."""

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from aibit_format.errors import SourceError
-from aibit_format.formats.huggingface.awq import AWQ
 from aibit_format.formats.sources import open_source
 from aibit_format.schemes.packing import unpack
 from tests.support.int4_checkpoints import AWQ_SAID, packed
@@ -24,11 +23,12 @@ def word(codes):
 
 def test_a_directory_of_awq_is_one_of_no_other_kind(tmp_path):
     one_module(tmp_path, AWQ_SAID, packed(AWQ_SAID, 8, 32))
-    assert AWQ.matches(str(tmp_path)) and open_source(tmp_path).kind == "awq"
+    assert open_source(tmp_path).kind == "awq"
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"]["quant_method"] = "gptq"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert not AWQ.matches(str(tmp_path))
+    with pytest.raises(SourceError, match=r"'m\.q\.qweight' stands for a weight \[1, 256\]"):
+        open_source(tmp_path)
 
 
 def test_nibbles_of_a_word_are_rows_in_the_order_of_autoawq(tmp_path):

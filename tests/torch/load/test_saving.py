@@ -16,7 +16,7 @@ from tests.support import architectures
 warnings.filterwarnings("ignore", message="MatMul8bitLt")
 
 SCHEMES = ("int8-absmax", "int8-zp,group=32", "int8-outlier", "fp8-e4m3", "int4-group,group=32", "cluster,bits=4",
-           "gguf:q8_0")  # fmt: skip
+           "gguf:q8_0", "fp8-block,scale=f8_e8m0", "int-group,bits=3", "mxfp4", "nvfp4", "ternary")  # fmt: skip
 
 
 def loaded(name, folder, scheme, **options):

@@ -45,7 +45,8 @@ MODELS = {
 EQUAL = [
     *(("llama", scheme) for scheme in (
         "f32", "bf16", "int8", "int8-absmax", "int8-absmax,group=tensor", "int8-outlier,threshold=3",
-        "int4-group,group=32", "fp8-e4m3", "nf4", "nf4,nested=1", "nf4-cpu", "gguf:q8_0", "cluster")),
+        "int4-group,group=32", "fp8-e4m3", "nf4", "nf4,nested=1", "nf4-cpu", "gguf:q8_0", "cluster",
+        "fp8-block,rows=16,columns=32", "int-group,group=32,zero=code", "mxfp4", "nvfp4", "ternary")),
     *(("qwen2", scheme) for scheme in ("bf16", "int8", "gguf:q8_0", "int8-absmax")),
     ("tied", "int8"), ("odd", "int8"), ("phi3", "int8"), ("mixtral", "int8"),
 ]  # fmt: skip

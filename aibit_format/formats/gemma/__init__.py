@@ -1,0 +1,1 @@
+"""Reads Gemma's checkpoints of integers from quantization-aware training."""

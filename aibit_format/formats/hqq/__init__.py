@@ -1,0 +1,1 @@
+"""Reads checkpoints of HQQ, half-quadratic quantization."""

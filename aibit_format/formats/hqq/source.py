@@ -1,0 +1,92 @@
+"""Reads HQQ checkpoints as transformers saves them: each layer's codes, and its settings as tensors beside them.
+
+    W_q                        codes, packed by blocks of rows, of the matrix [N * K / group_size, group_size]
+    scale, zero                [N * K / group_size, 1]: weight = (code - zero) * scale
+    nbits, group_size, axis, shape, packing (text in u8), view_as_float, compute_dtype, and others
+
+Groups along the other axis (``axis`` 0, hqq's own default) are columns of strided rows, which no scheme here has.
+Values are those of ``Quantizer.dequantize`` in ``hqq.core.quantize`` with compute_dtype float32; with others it rounds
+after each operation.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from ..huggingface.modules import CODES, Parts, Planes, QuantizedModules, Weight, plane_of
+from .packing import PACKINGS, unpack
+
+_FLOATS = ("f16", "bf16", "f32")
+_NUMBERS = ("nbits", "group_size", "axis", "view_as_float", "shape", "packing")
+_MOST = 64  # elements of a setting
+
+
+class HQQ(QuantizedModules):
+    """Provide the tensors of the directory ``path``, whose ``quant_method`` is "hqq"."""
+
+    kind: ClassVar[str] = "hqq"
+    CODE_DTYPES = ("u8",)
+    SUFFIXES = {
+        ".W_q": CODES, ".scale": "scale", ".zero": "zero", **{f".{key}": key for key in _NUMBERS},
+        **{f".{key}": f"setting {key}" for key in (
+            "channel_wise", "compute_dtype", "encoded_state_dict", "offload_meta", "optimize", "quant_scale",
+            "quant_zero", "round_zero", "stores_quant_config", "unpack_view_dtype")},
+    }  # fmt: skip
+
+    def prepare(self) -> None:
+        for name, parts in list(self._parts.items()):  # other tensors may be named scale or shape too
+            if not {CODES, "nbits"} & parts.keys():
+                self.tensors |= {tensor.name: tensor for tensor in self._parts.pop(name).values()}
+
+    def weight(self, name: str, parts: Parts) -> Weight:
+        bits, group, axis = (self._number(name, parts, key) for key in ("nbits", "group_size", "axis"))
+        shape = tuple(self._setting(name, parts, "shape").tolist())
+        packing = bytes(self._setting(name, parts, "packing").astype(np.uint8)).decode("latin-1")
+        codes = self.part(name, parts, CODES)
+        if packing not in PACKINGS or PACKINGS[packing][2] != bits:
+            known = ", ".join(PACKINGS)
+            raise self.error(parts["packing"], f"is {packing!r} for {bits} bits, known: {known}")
+        if self._number(name, parts, "view_as_float"):
+            raise self.error(
+                parts["view_as_float"], "says that codes are stored as floats; save with view_as_float=False"
+            )
+        for key in ("setting quant_scale", "setting quant_zero"):
+            if key in parts and self._number(name, parts, key):
+                raise self.error(parts[key], "says that scales are quantized themselves, which is not read")
+        if axis != 1:
+            raise self.error(parts["axis"], f"is {axis}: groups of strided rows, which no scheme here has; quantize "
+                             "the model again with axis=1")  # fmt: skip
+        stored, count, _ = PACKINGS[packing]
+        if len(shape) != 2 or min(shape) < 1 or group < 1 or shape[1] % group:
+            raise self.error(parts["shape"], f"is {list(shape)}, not rows of whole groups of {group}")
+        groups = shape[0] * (shape[1] // group)
+        if codes.dtype != stored or codes.shape != (-(-groups // count), group):
+            raise self.error(
+                codes, f"is {codes.dtype}{list(codes.shape)}, expected {stored}[{-(-groups // count)}, {group}]"
+            )
+        scale = self.part(name, parts, "scale", _FLOATS, (groups, 1))
+        zero = self.part(name, parts, "zero", (scale.dtype,), (groups, 1))
+        grid = (shape[0], shape[1] // group)
+
+        def read() -> Planes:
+            plane = plane_of(unpack(self.value(codes), packing, groups).reshape(shape), bits, f"u{bits}")
+            return {
+                CODES: plane, "scale": self.value(scale).reshape(grid), "zero_point": self.value(zero).reshape(grid)
+            }  # fmt: skip
+
+        return Weight(shape, f"int-group,bits={bits},group={group},scale={scale.dtype},zero=float", read)
+
+    def _setting(self, name: str, parts: Parts, part: str) -> np.ndarray:
+        """Read a setting, which is a small tensor of integers."""
+        found = self.part(name, parts, part, ("u8", "i32", "i64"))
+        if sum(found.shape) > _MOST or len(found.shape) > 1:
+            raise self.error(found, f"has shape {list(found.shape)}, expected a few numbers")
+        return self.value(found).reshape(-1)
+
+    def _number(self, name: str, parts: Parts, part: str) -> int:
+        found = self._setting(name, parts, part)
+        if found.size != 1:
+            raise self.error(parts[part], f"holds {found.size} numbers, expected one")
+        return int(found[0])

@@ -1,0 +1,1 @@
+"""Reads checkpoints of MLX, and those that transformers quantizes for Metal in the same layout."""

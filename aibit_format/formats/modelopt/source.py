@@ -1,0 +1,92 @@
+"""Reads checkpoints that NVIDIA's Model Optimizer exports: NVFP4, FP8 and MXFP8, also mixed.
+
+    NVFP4   weight u8 [N, K / 2], the first code in the low half; weight_scale f8_e4m3 [N, K / 16]; weight_scale_2 f32,
+            one number: weight = code * (scale * weight_scale_2)
+    FP8     weight f8_e4m3 [N, K]; weight_scale f32: one number, [N], [N, 1], or of blocks of 128 by 128
+    MXFP8   weight f8_e4m3 [N, K]; weight_scale u8 [N, K / 32]: an exponent
+
+``quant_algo`` is in ``quantization_config``, or in ``hf_quant_config.json`` beside the config; ``exclude_modules`` are
+patterns of modules that are not quantized. What AWQ or SmoothQuant have put into the inputs (``pre_quant_scale``)
+would be lost, and is refused.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import ClassVar
+
+from ..fp8.scales import E4M3, E8M0, SCALES, grid, scheme_of, without_blocks
+from ..huggingface.modules import CODES, LEFT_OUT, Parts, Planes, QuantizedModules, Weight
+
+_ALGORITHMS = ("NVFP4", "W4A16_NVFP4", "FP8", "FP8_PB_WO", "FP8_PER_CHANNEL_PER_TOKEN", "MXFP8", "MIXED_PRECISION")
+_BLOCKS = ((128, 128), (1, 128))
+_NV_COLUMNS, _MX_COLUMNS = 16, 32
+_SMOOTHED = "input's scale"
+
+
+class ModelOpt(QuantizedModules):
+    """Provide the tensors of the directory ``path``, which Model Optimizer exported."""
+
+    kind: ClassVar[str] = "modelopt"
+    CODE_DTYPES = (E4M3, "u8")
+    SUFFIXES = {
+        ".weight_scale": "scale", ".weight_scale_2": "global_scale", ".pre_quant_scale": _SMOOTHED,
+        **dict.fromkeys((".input_scale", ".k_scale", ".v_scale", ".q_scale", ".output_scale"), LEFT_OUT),
+    }  # fmt: skip
+
+    def prepare(self) -> None:
+        algorithm = self.said.get("quant_algo")
+        if algorithm not in _ALGORITHMS:
+            raise self.refused(f"quant_algo {algorithm!r}, known: {', '.join(_ALGORITHMS)}")
+        for key in ("exclude_modules", "ignore"):
+            patterns = self.said.get(key)
+            for pattern in patterns if isinstance(patterns, list) else ():
+                for name, parts in self._parts.items():
+                    if fnmatch.fnmatchcase(name.removesuffix(".weight"), str(pattern)):
+                        raise self.error(next(iter(parts.values())), f"is quantized, but {key} names {pattern!r}")
+
+    def weight(self, name: str, parts: Parts) -> Weight:
+        if _SMOOTHED in parts:
+            raise self.error(parts[_SMOOTHED], "scales the inputs of its layer, which no scheme here does")
+        codes = self.part(name, parts, CODES, ("u8", E4M3))
+        return self._nvfp4(name, parts) if codes.dtype == "u8" else self._fp8(name, parts)
+
+    def _nvfp4(self, name: str, parts: Parts) -> Weight:
+        codes = parts[CODES]
+        shape = (*codes.shape[:-1], 2 * codes.shape[-1])
+        scale = self.part(name, parts, "scale", (E4M3,), grid(shape, (1, _NV_COLUMNS)))
+        overall = self.part(name, parts, "global_scale", ("f32",))
+        wanted = (*shape[:-2], 1)  # experts have one each
+        if overall.shape not in (wanted, shape[:-2]):
+            raise self.error(overall, f"has shape {list(overall.shape)}, expected {list(wanted)}")
+
+        def read() -> Planes:
+            number = self.value(overall).reshape(wanted)
+            return {CODES: self.value(codes), "scale": self.value(scale), "global_scale": number}
+
+        return Weight(shape, "nvfp4", read)
+
+    def _fp8(self, name: str, parts: Parts) -> Weight:
+        codes = parts[CODES]
+        if "global_scale" in parts:
+            raise self.error(parts["global_scale"], f"belongs to 4-bit codes, and {codes.name!r} is {codes.dtype}")
+        scale = self.part(name, parts, "scale", (*SCALES, "u8"))
+        if len(codes.shape) < 2:
+            raise self.error(codes, f"has shape {list(codes.shape)}, expected rows and columns")
+        stored = E8M0 if scale.dtype == "u8" else scale.dtype
+        # Block scales may have the sizes of the blocks as dimensions of 1: [N / 128, 1, K / 128, 1].
+        shape = scale.shape
+        if len(shape) == len(codes.shape) + 2 and shape[-1] == shape[-3] == 1:
+            shape = (*shape[:-4], shape[-4], shape[-2])
+        blocks = ((1, _MX_COLUMNS),) if stored == E8M0 else _BLOCKS
+        block = next((block for block in blocks if grid(codes.shape, block) == shape), None)
+        block = block or (without_blocks(codes.shape, shape) if stored != E8M0 else None)
+        if block is None:
+            raise self.error(scale, f"has shape {list(scale.shape)}: no scale a row, block or tensor of "
+                             f"{list(codes.shape)}")  # fmt: skip
+        wanted = grid(codes.shape, block)
+
+        def read() -> Planes:
+            return {CODES: self.value(codes), "scale": self.value(scale).reshape(wanted)}
+
+        return Weight(codes.shape, scheme_of(block, stored), read)

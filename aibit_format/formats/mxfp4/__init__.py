@@ -1,0 +1,1 @@
+"""Reads gpt-oss checkpoints, whose fused experts are MXFP4."""

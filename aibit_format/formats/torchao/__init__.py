@@ -1,0 +1,1 @@
+"""Reads checkpoints of torchao's tensors in safetensors."""

@@ -1,0 +1,116 @@
+"""Write directories with quantized weights in the place of a model's, or of one module."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import aibit_format as aibit
+from aibit_format.errors import AibitError
+from aibit_format.formats.source import Source
+from aibit_format.formats.sources import open_source
+from aibit_format.schemes import parse as parse
+from tests.support import architectures
+
+Tensors = dict[str, torch.Tensor]
+NAME = "llama-untied"
+
+
+def is_layer(name: str) -> bool:
+    """Whether a tensor of the Llama is the weight of a layer that is usually quantized."""
+    return ".layers." in name and "norm" not in name and name.endswith(".weight")
+
+
+def write(folder: pathlib.Path, tensors: Tensors, config: Mapping, **more: object) -> pathlib.Path:
+    """Write a directory."""
+    folder.mkdir(exist_ok=True, parents=True)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**config, **more}))
+    return folder
+
+
+def model(
+    folder: pathlib.Path,
+    said: Mapping,
+    parts: Callable[[str, torch.Tensor], tuple[Tensors, torch.Tensor]],
+    dtype: torch.dtype = torch.bfloat16,
+    name: str = NAME,
+    key: str = "quantization_config",
+) -> tuple[pathlib.Path, Tensors]:
+    """Write a small model whose layers are quantized; returns its directory, and the values of all its tensors.
+
+    ``parts`` makes the tensors of a weight, by the ends of their names behind the module's, and its values.
+    """
+    architectures.save(name, folder / "plain", dtype)
+    tensors = load_file(folder / "plain/model.safetensors")
+    config = json.loads((folder / "plain/config.json").read_text())
+    stored, values = {}, dict(tensors)
+    for each, tensor in tensors.items():
+        if is_layer(each):
+            made, decoded = parts(each, tensor)
+            stored |= {each.removesuffix("weight") + end: part for end, part in made.items()}
+            values[each] = decoded.to(dtype)
+        else:
+            stored[each] = tensor
+    return write(folder / "hf", stored, config, **{key: said}), values
+
+
+def check_model(folder: pathlib.Path, values: Tensors, scheme: str | None = None, name: str = NAME):
+    """Convert; values and logits are those of the decoded model, and quantized weights are kept as they are.
+
+    Returns the report.
+    """
+    report = aibit.convert(folder, folder.parent / "m.aibit")
+    layers = [tensor for tensor in report.tensors if is_layer(tensor.name)]
+    assert layers and all(tensor.kept for tensor in layers)
+    if scheme is not None:
+        assert {tensor.scheme for tensor in layers} == {scheme}
+    assert not report.unused
+    with aibit.open(folder.parent / "m.aibit", verify="full") as file:
+        for key, value in values.items():
+            assert torch.equal(torch.from_numpy(file.dequantize(key)).to(value.dtype), value), key
+    family, make_config = architectures.MODELS[name]
+    config = make_config()
+    config.dtype = next(iter(values.values())).dtype
+    plain = family.from_pretrained(None, config=config, state_dict=values).eval()
+    loaded = aibit.load_model(folder.parent / "m.aibit")
+    assert isinstance(plain, transformers.PreTrainedModel)
+    expected, found = architectures.output(plain, name), architectures.output(loaded, name)
+    assert torch.equal(found, expected)
+    return report
+
+
+def one(folder: pathlib.Path, said: Mapping, parts: Tensors, key: str = "quantization_config") -> Source:
+    """A source of one quantized module ``m.q``, and a plain tensor beside it."""
+    tensors = {"m.b": torch.ones(3)} | {f"m.q.{end}": part for end, part in parts.items()}
+    write(folder, tensors, {"dtype": "bfloat16", key: said})
+    return open_source(folder)
+
+
+def decoded(source: Source, name: str = "m.q.weight") -> torch.Tensor:
+    """The values of a weight, f32, from planes that are of the shapes and values that its scheme has."""
+    tensor, planes = source.tensors[name], source.planes(name)
+    specs = tensor.stored.planes(tensor.shape, tensor.dtype)
+    assert {spec.role: (spec.stored, planes[spec.role].dtype.itemsize) for spec in specs} == {
+        role: (plane.shape, plane.dtype.itemsize) for role, plane in planes.items()
+    }
+    assert not list(tensor.stored.bad_values(planes)) and not list(tensor.stored.bad_codes(planes, tensor.shape))
+    return torch.from_numpy(tensor.stored.decode(planes, tensor.shape, tensor.dtype))
+
+
+def refused(
+    folder: pathlib.Path, said: Mapping, parts: Tensors, message: str, key: str = "quantization_config"
+) -> None:
+    """The module is refused with an error that names the directory, and nothing else is written beside it."""
+    with pytest.raises(AibitError, match=message) as caught:
+        one(folder / "bad", said, parts, key).planes("m.q.weight")
+    assert str(folder / "bad") in str(caught.value)
+    with pytest.raises(AibitError):
+        aibit.convert(folder / "bad", folder / "m.aibit")
+    assert [path.name for path in folder.iterdir()] == ["bad"]
