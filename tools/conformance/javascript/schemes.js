@@ -1,5 +1,5 @@
 // The schemes of `.aibit`, page by page of spec/schemes/. Those of fourbit.md and nf4_cpu.md are in fourbit.js, those
-// of ggml.md in ggml.js.
+// of ggml.md in ggml.js, and scales of blocks in blocks.js.
 //
 // A scheme is functions of the six parameters p of the scheme table, with the two of the tensor after them, and of the
 // tensor's shape s:
@@ -16,6 +16,7 @@
 // `check` and `decode` get planes that are there, so their numbers fit a Number; the others may get any shape. A new
 // scheme is a row of the table at the end.
 
+import { BLOCK_SCHEMES } from './blocks.js';
 import { FP4, NF4, NF4_CPU } from './fourbit.js';
 import { GGML_SCHEMES } from './ggml.js';
 import {
@@ -205,6 +206,7 @@ const ROWS = [
   ['fp4', FP4],
   ['nf4-cpu', NF4_CPU],
   ...GGML_SCHEMES,
+  ...BLOCK_SCHEMES,
 ];
 const SCHEMES = new Map([
   ...ROWS.map(([name, scheme]) => [`${name} 1`, scheme]),

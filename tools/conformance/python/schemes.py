@@ -1,4 +1,4 @@
-"""Decode the schemes of `.aibit` in plain Python, page by page of spec/schemes/; ggml.md is in `ggml.py`."""
+"""Decode the schemes of `.aibit` in plain Python, page by page of spec/schemes/; ggml.md is in `ggml.py`, scales of blocks in `blocks.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import struct
 from itertools import pairwise
 
-from . import ggml
+from . import blocks, ggml
 from .numbers import (
     DTYPES,
     FLOATS,
@@ -303,5 +303,6 @@ SCHEMES: dict[tuple[str, int], Scheme] = {
         "fp4": fourbit(FP4),
         "nf4-cpu": Scheme(fourbit_parameters, tiled_takes, FLOATS, tiled_planes, tiled_check, NF4_SCHEME.decode),
         **ggml.SCHEMES,
+        **blocks.SCHEMES,
     }.items()
 } | {("int8-outlier", 2): outlier(6)}  # fmt: skip
