@@ -17,7 +17,6 @@ from ..kernels import functional
 from ..kernels.functional import Weight
 from .fused import FusedRows, fused_product, split
 
-
 _BUFFERS = {"bias": "biases"}  # role -> name, where a layer has something else of the role's name
 
 

@@ -1,7 +1,8 @@
 // What the tables say of one another: sections 7 to 13 of spec/aibit-1.md.
 
 import {
-  BY_NAME, DTYPES, RuleError, align, divided, hex, isArrayEqual, isZero, need, planeLength, product, remainder, up, viewOf,
+  BY_NAME, DTYPES, RuleError, align, divided, hex, isArrayEqual, isZero, need, planeLength, product, remainder, up,
+  viewOf,
 } from './numbers.js';
 import { schemeOf } from './schemes.js';
 import { HEADER } from './tables.js';
