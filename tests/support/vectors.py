@@ -90,9 +90,11 @@ def planes_by_scheme(count):
     for _ in range(count):
         name = rng.choice(list(BUILTIN))
         version = rng.choice([make(name).version, *(older for other, older in OLDER if other == name)])
-        parameters, own = [0] * 6, [rng.choice((0, 1, 2)) if make(name, version).of_tensor else 0, 0]
+        own = [rng.choice((0, 1, 2)) if make(name, version).of_tensor else 0, 0]
+        usual = make(name, version).parameters if rng.random() < 0.5 else ()
+        parameters = [*usual, *[0] * (6 - len(usual))]
         for i in range(rng.choice((0, 1, 2, 2, 3, 3))):
-            parameters[i] = rng.choice(NUMBERS if i == 0 else (0, 1, 2))
+            parameters[i] = rng.choice(NUMBERS if i == 0 else (0, 1, 2, 10, 11, 12, 16))
         parameters[rng.randrange(6)] += rng.random() < 0.05
         shape = tuple(rng.choice(LENGTHS) for _ in range(rng.choice((0, 1, 2, 2, 2, 3, 4))))
         dtype = rng.choice(["f16", "bf16", "f32", "i8", name if name in DTYPES else "f32"])

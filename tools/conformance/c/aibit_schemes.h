@@ -26,11 +26,11 @@ static inline uint64_t aibit_dtype_length(unsigned code, uint64_t rows, uint64_t
 }
 
 enum { AIBIT_UNKNOWN, AIBIT_PLAIN, AIBIT_INT8, AIBIT_AFFINE, AIBIT_OUTLIER, AIBIT_CLUSTER, AIBIT_INT4, AIBIT_FOURBIT,
-       AIBIT_GGML, AIBIT_FP8_BLOCK, AIBIT_INT_GROUP, AIBIT_MICRO, AIBIT_TERNARY };
+       AIBIT_GGML, AIBIT_FP8BLOCK, AIBIT_INTGROUP, AIBIT_MICRO, AIBIT_TERNARY };
 
 /* a and b: plain: its dtype; affine: dtype of codes, and 1 for groups | 2 for zero points; outlier: 1 if their number is
    a parameter of the tensor; four bits: 1 for tiles; ggml: elements of a block / 32, and its bytes; micro: dtype of
-   codes, 0 for the parameter's, and columns of a block. */
+   codes, 0 for the parameter's, and a block's columns. */
 typedef struct { const char *name; uint8_t family, a, b; } aibit_kind;
 
 static inline aibit_kind aibit_kind_of(const aibit_scheme *s) {
@@ -47,7 +47,7 @@ static inline aibit_kind aibit_kind_of(const aibit_scheme *s) {
         {"gguf:iq4_xs", AIBIT_GGML, 8, 136}, {"gguf:iq3_xxs", AIBIT_GGML, 8, 98}, {"gguf:iq3_s", AIBIT_GGML, 8, 110},
         {"gguf:iq2_xxs", AIBIT_GGML, 8, 66}, {"gguf:iq2_xs", AIBIT_GGML, 8, 74}, {"gguf:iq2_s", AIBIT_GGML, 8, 82},
         {"gguf:iq1_s", AIBIT_GGML, 8, 50}, {"gguf:iq1_m", AIBIT_GGML, 8, 56},
-        {"fp8-block", AIBIT_FP8_BLOCK, 0, 0}, {"int-group", AIBIT_INT_GROUP, 0, 0}, {"mxfp4", AIBIT_MICRO, 18, 32},
+        {"fp8-block", AIBIT_FP8BLOCK, 0, 0}, {"int-group", AIBIT_INTGROUP, 0, 0}, {"mxfp4", AIBIT_MICRO, 18, 32},
         {"mxfp8", AIBIT_MICRO, 0, 32}, {"nvfp4", AIBIT_MICRO, 18, 16}, {"ternary", AIBIT_TERNARY, 0, 0}};
     if (s->version == 2 && aibit_is(s->name, s->name_length, "int8-outlier")) return (aibit_kind){"", AIBIT_OUTLIER, 1, 0};
     for (size_t i = 0; s->version == 1 && i < sizeof kinds / sizeof *kinds; i++)
@@ -73,8 +73,8 @@ static inline bool aibit_parameters_fit(aibit_kind kind, const uint32_t p[6]) {
         case AIBIT_CLUSTER: used = 1, fit = a >= 2 && a <= 8; break;
         case AIBIT_INT4: used = 3, fit = (!a || (power && a >= 16 && a <= 1024)) && p[1] <= 1 && p[2] <= (a > 0); break;
         case AIBIT_FOURBIT: used = 2, fit = power && a >= 32 && a <= 4096 && p[1] <= 1; break;
-        case AIBIT_FP8_BLOCK: used = 3, fit = a <= 65536 && p[1] <= 65536 && (aibit_is_scale(p[2]) || p[2] == 16); break;
-        case AIBIT_INT_GROUP:
+        case AIBIT_FP8BLOCK: used = 3, fit = a <= 65536 && p[1] <= 65536 && (aibit_is_scale(p[2]) || p[2] == 16); break;
+        case AIBIT_INTGROUP:
             used = 5, fit = a >= 1 && a <= 8 && a != 7 && p[1] <= 65536 && aibit_is_scale(p[2]) && p[3] <= 3;
             fit = fit && p[4] <= (p[1] > 0);
             break;
@@ -117,8 +117,8 @@ static inline unsigned aibit_planes_of(aibit_kind kind, const uint32_t p[6], con
         out[n++].length = aibit_dtype_length(t->dtype, rows, k);
         return n;
     }
-    bool two = kind.family == AIBIT_INT8 || kind.family == AIBIT_OUTLIER || kind.family == AIBIT_INT4 ||
-               kind.family >= AIBIT_FP8_BLOCK;
+    bool two = kind.family >= AIBIT_FP8BLOCK || kind.family == AIBIT_INT8 || kind.family == AIBIT_OUTLIER ||
+               kind.family == AIBIT_INT4;
     if (t->dtype < F16 || t->dtype > F32 || t->rank < 1 + two) return 0;
     switch (kind.family) {
         case AIBIT_OUTLIER:
@@ -161,14 +161,14 @@ static inline unsigned aibit_planes_of(aibit_kind kind, const uint32_t p[6], con
             if (k % (32 * kind.a)) return 0;
             out[n++] = aibit_new_plane(BLOCKS, U8, rows * (k / (32 * kind.a)) * kind.b);
             break;
-        case AIBIT_FP8_BLOCK:
+        case AIBIT_FP8BLOCK:
             high = t->shape[t->rank - 2];
             scales = matrices * (a ? aibit_up(high, a) : high > 0);
             out[n++] = aibit_new_plane(CODES, F8_E4M3, rows * k);
-            out[n++] = aibit_new_plane(SCALE, p[2], scales * (p[1] ? aibit_up(k, p[1]) : k > 0));
+            out[n++] = aibit_new_plane(SCALE, p[2], scales * (p[1] ? aibit_up(k, p[1]) : k != 0));
             break;
-        case AIBIT_INT_GROUP:
-            scales = rows * (p[1] ? aibit_up(k, p[1]) : k > 0);
+        case AIBIT_INTGROUP:
+            scales = rows * (p[1] ? aibit_up(k, p[1]) : k != 0);
             out[n] = aibit_new_plane(CODES, unsigned_of[a], 0);
             out[n++].length = aibit_dtype_length(unsigned_of[a], rows, k);
             out[n++] = aibit_new_plane(SCALE, p[2], scales);

@@ -1,4 +1,7 @@
-"""Decode the schemes of `.aibit` in plain Python, page by page of spec/schemes/; ggml.md is in `ggml.py`, scales of blocks in `blocks.py`."""
+"""Decode the schemes of `.aibit` in plain Python, page by page of spec/schemes/.
+
+ggml.md is in `ggml.py`, and the pages on scales of blocks are in `blocks.py`.
+"""
 
 from __future__ import annotations
 
