@@ -17,6 +17,7 @@ from ..errors import SourceError, told_by
 from ..formats.sources import Source, SourceTensor, values
 from ..hf.checkpoint_names import CheckpointNames, derived, not_used_on_purpose
 from ..hf.meta_model import MetaModel
+from ..schemes.base import swapped
 from ..schemes.plain import Plain
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _check(model: MetaModel, bindings: Mapping[str, Binding], tensors: Mapping[s
         if binding.read is not None:
             continue
         found = tensors[binding.sources[0]]
-        shape = found.shape[::-1] if found.transposed else found.shape
+        shape = swapped(found.shape) if found.transposed else found.shape
         if shape != model.parameters[name].shape:
             raise SourceError(
                 f"{found.file}: tensor {found.name!r} has shape {list(shape)}, "
