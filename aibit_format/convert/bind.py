@@ -15,10 +15,11 @@ from .. import interop
 from ..dtypes import DTYPES
 from ..errors import SourceError, told_by
 from ..formats.sources import Source, SourceTensor, values
-from ..hf.checkpoint_names import CheckpointNames, derived, not_used_on_purpose
+from ..hf.checkpoint_names import CheckpointNames, derived, not_used_on_purpose, stacks
 from ..hf.meta_model import MetaModel
 from ..schemes.base import swapped
 from ..schemes.plain import Plain
+from . import join
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,9 @@ class Binding:
 
     sources: tuple[str, ...]
     read: Callable[[], tuple[np.ndarray, str]] | None  # None: the one source tensor, unchanged
+    joined: tuple[SourceTensor, Callable[[], Mapping[str, np.ndarray]]] | None = (
+        None  # of quantized ones, if they can be
+    )
 
 
 def bind(model: MetaModel, source: Source) -> tuple[dict[str, Binding], list[str]]:
@@ -71,7 +75,7 @@ def bind(model: MetaModel, source: Source) -> tuple[dict[str, Binding], list[str
             continue
         group = _Group(target, members, names.converters, model.module, source)
         for name in group.targets(state):
-            bindings[name] = Binding(keys, group.reader(name))
+            bindings[name] = Binding(keys, group.reader(name), group.joined(name))
     missing = _missing(model, bindings)
     for name, made in derived(model.module, missing).items():
         bindings[name] = Binding((), partial(interop.to_numpy, made))
@@ -179,6 +183,13 @@ class _Group:
             return made
 
         return make
+
+    def joined(self, name: str) -> tuple[SourceTensor, Callable[[], Mapping[str, np.ndarray]]] | None:
+        """Return the tensor ``name`` as it is quantized, and a function that reads its planes; None if it is not."""
+        if name != self._target or not stacks(self._converter):
+            return None
+        parts = [[key for key, of in self._members if of == pattern] for pattern in self._converter.source_patterns]
+        return join.joined(self._source, name, [part for part in parts if part])
 
     def _convert(self) -> dict[str, tuple[np.ndarray, str]]:
         import torch

@@ -181,6 +181,12 @@ def _assigned(
     first = source.tensors[binding.sources[0]]
     if binding.read is None:
         return _tensor(source, parameter, first, recipe.scheme_for(parameter, first.scheme, names))
+    if binding.joined is not None:
+        found, planes = binding.joined
+        if found.shape == parameter.shape and recipe.scheme_for(parameter, found.scheme, names) == found.scheme:
+            nbytes = sum(source.tensors[key].nbytes for key in binding.sources)
+            tensor = Tensor(parameter.name, found.shape, found.dtype, found.stored)
+            return Assignment(tensor, binding.sources, found.stored, parameter.dtype, nbytes, keep=planes)
     # transformers joins or splits values, so quantized parts are decoded.
     scheme = _plain_if_integer(recipe.scheme_for(parameter, None, names), parameter)
     parameter = _quantizable(parameter, scheme)
