@@ -472,4 +472,6 @@ enums:
     13: tiles
     14: blocks
     15: tile_absmax
+    16: global_scale
+    17: bias
 # <!-- end -->

@@ -306,7 +306,7 @@ def test_whatever_goes_in_comes_out_finite_and_near(name, data):
     scheme = scheme.fitted(array, dtype)
     planes = scheme.encode(array, dtype)
     assert {r: (p.dtype, p.shape) for r, p in planes.items()} == {
-        spec.role: (DTYPES[spec.dtype].numpy, spec.shape) for spec in scheme.planes(shape, dtype)
+        spec.role: (DTYPES[spec.dtype].numpy, spec.stored) for spec in scheme.planes(shape, dtype)
     }
     assert list(scheme.bad_values(planes)) == [] and list(scheme.bad_codes(planes, shape)) == []
     decoded = scheme.decode(frozen(planes), shape, dtype)

@@ -37,4 +37,8 @@ def random_planes(scheme: Scheme, shape: tuple[int, ...], dtype: str = "f32", se
     planes = {role: random_plane(rng, spec.dtype, spec.shape, positive="scale" in role) for role, spec in specs.items()}
     if "group_index" in planes:
         planes["group_index"] = rng.integers(0, max(specs["scale"].shape[-1], 1), shape[-1], np.int32)
+    if scheme.name == "int-group" and specs.get("zero_point") and specs["zero_point"].dtype == "u8":
+        planes["zero_point"] = np.minimum(planes["zero_point"], min(1 << scheme.parameters[0], 255)).astype(np.uint8)
+    if scheme.name == "ternary":
+        planes["codes"] &= ~(planes["codes"] & planes["codes"] >> 1 & np.uint8(0x55))
     return planes

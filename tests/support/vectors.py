@@ -86,9 +86,10 @@ def planes_by_scheme(count):
     rng = random.Random(0)
     for _ in range(count):
         name = rng.choice(list(BUILTIN))
-        parameters = [0] * 6
+        usual = make(name).parameters if rng.random() < 0.5 else ()
+        parameters = [*usual, *[0] * (6 - len(usual))]
         for i in range(rng.choice((0, 1, 2, 2, 3, 3))):
-            parameters[i] = rng.choice(NUMBERS if i == 0 else (0, 1, 2))
+            parameters[i] = rng.choice(NUMBERS if i == 0 else (0, 1, 2, 10, 11, 12, 16))
         parameters[rng.randrange(6)] += rng.random() < 0.05
         shape = tuple(rng.choice(LENGTHS) for _ in range(rng.choice((0, 1, 2, 2, 2, 3, 4))))
         dtype = rng.choice(["f16", "bf16", "f32", "i8", name if name in DTYPES else "f32"])

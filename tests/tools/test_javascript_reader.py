@@ -15,9 +15,12 @@ from aibit_format.container import documents, layout, validate
 from aibit_format.dtypes import DTYPES, to_float32
 from aibit_format.file import reader, writer
 from aibit_format.schemes import BUILTIN, make
+from aibit_format.schemes.block_scaled import BlockScaled
+from aibit_format.schemes.int_group import BITS
 from aibit_format.schemes.packing import unpack_plane
 from tests.support import node, vectors
 from tests.support.paths import ROOT
+from tests.support.random_planes import random_planes
 from tools.conformance import run
 
 SOURCE = ROOT / "tools" / "conformance" / "javascript"
@@ -217,11 +220,17 @@ VARIANTS = {
     "fp8-e4m3": [(0,), (0xFFFFFFFF,)], "cluster": [(bits,) for bits in range(2, 9)], "int8-outlier": [(1, 3)],
     "int4-group": [(32, 0, 0), (64, 1, 0), (16, 0, 1), (0, 0, 0), (0, 1, 0)],
     "nf4": [(64, 0), (32, 1)], "fp4": [(64, 0), (32, 1)], "nf4-cpu": [(64, 0), (64, 1)],
+    "fp8-block": [(0, 0, 12), (1, 0, 11), (16, 32, 10), (5, 7, 16)],
+    "int-group": [(bits, 32, 10 + i % 3, i % 4, i % 2) for i, bits in enumerate(BITS)],
+    "mxfp8": [(14,), (15,)], "nvfp4": [(0,), (1,)], "ternary": [(12, 0), (11, 1), (10, 1)],
 }  # fmt: skip
 
 
 def planes_at_random(rng, scheme, shape):
     """Planes that keep the rules of their scheme, with every code there is."""
+    if isinstance(scheme, BlockScaled):
+        found = random_planes(scheme, shape)
+        return found | {role: np.full_like(plane, 1.5) for role, plane in found.items() if role == "global_scale"}
     planes = {}
     for spec in scheme.planes(shape, "f32"):
         storage = DTYPES[spec.dtype].numpy

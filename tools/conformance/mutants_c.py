@@ -210,7 +210,7 @@ SCHEMES: dict[str, tuple[str, ...]] = {
     "fourbit-4096": ("aibit_schemes.h", "a >= 32 && a <= 4096", "a >= 32 && a < 4096", "blocks of 4096 are refused"),
     "fourbit-nested-2": ("aibit_schemes.h", "a <= 4096 && p[1] <= 1", "a <= 4096 && p[1] <= 2", "`nested` may be 2"),
     "unused-parameters": ("aibit_schemes.h", "for (unsigned i = used; i < 6; i++)", "for (unsigned i = used; i < 5; i++)", "the last unused parameter is not looked at"),
-    "rank-of-int4": ("aibit_schemes.h", " || kind.family == AIBIT_INT4;", ";", "int4-group can hold vectors"),
+    "rank-of-int4": ("aibit_schemes.h", " ||\n               kind.family == AIBIT_INT4;", ";", "int4-group can hold vectors"),
     "quantized-f64": ("aibit_schemes.h", "t->dtype > F32", "t->dtype > F32 + 1", "f64 can be quantized"),
     "outliers-of-all-rows": ("aibit_schemes.h", "p[1] > rows", "p[1] >= rows && rows", "not all rows may be outliers"),
     "outlier-2-to-32-rows-early": ("aibit_schemes.h", "rows > UINT64_C(1) << 32", "rows >= UINT64_C(1) << 32", "2^32 rows are refused"),
@@ -228,6 +228,15 @@ SCHEMES: dict[str, tuple[str, ...]] = {
     "ggml-added-size": ("aibit_schemes.h", '{"gguf:iq2_xs", AIBIT_GGML, 8, 74}', '{"gguf:iq2_xs", AIBIT_GGML, 8, 76}', "the size of a block that 1.1 adds"),
     "ggml-added-elements": ("aibit_schemes.h", '{"gguf:nvfp4", AIBIT_GGML, 2, 36}', '{"gguf:nvfp4", AIBIT_GGML, 1, 18}', "halves of blocks, where rows may end too"),
     "ggml-added-none": ("aibit_schemes.h", '{"gguf:q2_0", AIBIT_GGML, 2, 18}', '{"gguf:q2_0", AIBIT_GGML, 4, 18}', "q2_0 has as many elements as q1_0"),
+    "block-rows-above": ("aibit_schemes.h", "fit = a <= 65536 && p[1]", "fit = a <= 65537 && p[1]", "blocks of 65537 rows are allowed"),
+    "block-scale-e8m0": ("aibit_schemes.h", " || p[2] == 16)", ")", "blocks of fp8 have no scales in f8_e8m0"),
+    "block-matrices": ("aibit_schemes.h", "scales = matrices * (a ? aibit_up(high, a) : high > 0);", "scales = a ? aibit_up(rows, a) : high > 0;", "a block goes on in the next matrix"),
+    "int-group-7": ("aibit_schemes.h", "a <= 8 && a != 7 &&", "a <= 8 &&", "codes of 7 bits are allowed"),
+    "int-group-ordered": ("aibit_schemes.h", "p[4] <= (p[1] > 0)", "p[4] <= 1", "one group for a row of int-group may have an order"),
+    "int-group-zero": ("aibit_schemes.h", "p[3] == 1 ? U8 : p[2], scales)", "p[2], scales)", "zero points that are codes are as wide as scales"),
+    "micro-columns": ("aibit_schemes.h", "aibit_up(k, kind.b));", "k / kind.b);", "a short block has no scale"),
+    "micro-global": ("aibit_schemes.h", "GLOBAL_SCALE, F32, matrices)", "GLOBAL_SCALE, F32, UINT64_C(1))", "experts share a global scale"),
+    "rank-of-blocks": ("aibit_schemes.h", "kind.family >= AIBIT_FP8BLOCK || ", "", "vectors can have scales of blocks"),
 }  # fmt: skip
 
 TEXT: dict[str, tuple[str, ...]] = {

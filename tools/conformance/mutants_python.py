@@ -520,6 +520,22 @@ SCHEMES: dict[str, tuple[str, ...]] = {
     "ggml-iq1-m-half": ("ggml_grids.py", "bits(w, 12, 4) << 4 * k for k, w", "bits(w, 12, 4) << 12 - 4 * k for k, w", "the scale of iq1_m from the highest bits down"),
     "ggml-iq1-m-sign": ("ggml_grids.py", "sign(x, 3) for x in h", "sign(x, 2) for x in h", "the shift of iq1_m by another bit"),
     "ggml-iq1-m-scales": ("ggml_grids.py", "1 + 2 * bits(w, 3 * k, 3) for w", "1 + 2 * bits(w, 9 - 3 * k, 3) for w", "scales of iq1_m from the highest bits down"),
+    "block-sizes-above": ("blocks.py", "range(65537)", "range(65538)", "blocks of 65537 are allowed"),
+    "block-short-rows": ("blocks.py", "grid = [*s[:-2], up(s[-2], rows), up(s[-1], columns)]", "grid = [*s[:-2], s[-2] // rows, up(s[-1], columns)]", "a short block at the end has no scales"),
+    "block-matrix": ("blocks.py", "matrix, n = divmod(row, s[-2])", "matrix, n = 0, row", "a block goes on in the next matrix"),
+    "block-order-ignored": ("blocks.py", 'planes["group_index"][k] if self.ordered else k // columns', "k // columns", "the order of groups of int-group is not looked at"),
+    "block-negative": ("blocks.py", 'need_values(planes["scale"], is_absmax, "scale")\n\n\ndef times', "pass\n\n\ndef times", "scales of blocks may be negative"),
+    "block-finite": ("blocks.py", "need_values(planes[role], math.isfinite, role)", "pass", "scales of integers need not be finite"),
+    "block-codes": ("blocks.py", 'need(all(math.isfinite(code) for code in planes["codes"]), "AIB-E503", "a code is not finite")', "pass", "codes of blocks may be NaN"),
+    "nvfp4-one-factor": ("blocks.py", "return f32(scale / overall if p[0] else scale * overall)", "return scale / overall if p[0] else scale * overall", "the scales of nvfp4 are rounded with the code alone"),
+    "nvfp4-infinite": ("blocks.py", "need(math.isfinite(found),", "need(True,", "the product of scales may be infinite"),
+    "int-group-zero-point": ("blocks.py", "lambda z: z <= 1 << p[0]", "lambda z: z <= (1 << p[0]) + 1", "a zero point of 9 is allowed with 3 bits"),
+    "int-group-zero-point-early": ("blocks.py", "lambda z: z <= 1 << p[0]", "lambda z: z < 1 << p[0]", "a zero point of 2^bits is refused"),
+    "int-group-index": ("blocks.py", "lambda g: 0 <= g < groups", "lambda g: 0 <= g <= groups", "the group after the last of int-group may be used"),
+    "int-group-bias-once": ("blocks.py", 'f32(f32(code * n["scale"]) + n["bias"])', 'f32(code * n["scale"] + n["bias"])', "a product with a bias is rounded once"),
+    "int-group-7": ("blocks.py", "(1, 2, 3, 4, 5, 6, 8)", "(1, 2, 3, 4, 5, 6, 7, 8)", "codes of 7 bits are allowed"),
+    "ternary-code-3": ("blocks.py", "all(code <= 2 for", "all(code <= 3 for", "a ternary code of 3 is allowed"),
+    "ternary-reciprocal": ("blocks.py", '(code - 1) / n["scale"] if p[1] else', '(code - 1) * n["scale"] if p[1] else', "a ternary scale that divides multiplies"),
 }  # fmt: skip
 
 MUTANTS: dict[str, tuple[str, ...]] = XXH3 | NUMBERS | CONTENTS | READER | SCHEMES

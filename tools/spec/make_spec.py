@@ -28,6 +28,7 @@ from aibit_format.container import documents, layout, parse, validate
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.file import reader
 from aibit_format.schemes import BUILTIN, PlaneSpec, Scheme, make
+from aibit_format.schemes.block_scaled import BlockScaled
 from aibit_format.schemes.cluster import Cluster
 from aibit_format.schemes.fourbit import FP4, NF4, _nested_table, dynamic_map
 from aibit_format.schemes.ggml import GGML
@@ -75,6 +76,8 @@ ROLE_TEXT = {
     "tiles": "codes in the order of a kernel",
     "blocks": "blocks of a foreign format, scales and codes together",
     "tile_absmax": "scales in the order of a kernel",
+    "global_scale": "factor or divisor of all scales of a matrix",
+    "bias": "what code 0 of a group stands for",
 }
 KEY_TEXT = {
     "model.architecture": "class that runs the model, such as `LlamaForCausalLM`",
@@ -388,6 +391,12 @@ def _first_byte(e: Example, decoded: np.ndarray) -> str:
         ends = np.cumsum(list(sizes.values())).tolist()
         fields = [f"`{name}` {end - sizes[name]} to {end - 1}" for name, end in zip(sizes, ends, strict=True)]
         return f"Bytes of the first block: {', '.join(fields)}. Its first value is {value}."
+    if isinstance(e.scheme, BlockScaled) and (bits := DTYPES[e.scheme.codes].bits) < 8:
+        first = int(e.planes["codes"].reshape(-1)[0])
+        return (
+            f"Byte 0 of `codes` is 0x{first:02x}, in bits {first:08b}: the code of the first value is its lowest "
+            f"{bits} bit{'s' if bits > 1 else ''}, {first & ((1 << bits) - 1)}, which stands for {value}."
+        )
     codes, first = e.planes["codes"], int(e.planes["codes"].reshape(-1)[:1].view(np.uint8)[0])
     bits = e.scheme.bits if isinstance(e.scheme, Cluster) else _CODE_BITS.get(e.scheme.name, 8)
     if bits < 8:

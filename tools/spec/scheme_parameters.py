@@ -12,9 +12,11 @@ from aibit_format.schemes import BUILTIN, Scheme, make, parameters_of, parse
 SHARING = (
     "int8", "int8-outlier", "int8-absmax", "int8-absmax,group=16", "int8-absmax,group=tensor", "fp8-e4m3",
     "fp8-e4m3,group=tensor", "int4-group", "int4-group,group=row", "nf4", "nf4,nested=1", "nf4-cpu", "cluster",
-    "gguf:q4_0",
+    "fp8-block", "fp8-block,rows=1,columns=all", "fp8-block,rows=all,columns=all", "int-group", "int-group,group=row",
+    "mxfp4", "mxfp8", "nvfp4", "ternary", "gguf:q4_0",
 )  # fmt: skip
 SHAPES = ((2, 0), (0, 32), (0,))
+_MOST = 5  # parameters that a scheme has
 
 
 def parameters() -> str:
@@ -26,9 +28,9 @@ def parameters() -> str:
         scheme = make(name)
         cells = [f"`{key}`, {default}" for key, default in parameters_of(type(scheme)).items()]
         stored = [*scheme.parameters, *[0] * (6 - len(scheme.parameters))]
-        rows.append((f"`{name}`", *cells, *["0"] * (3 - len(cells)), f"`{stored}`"))
-    rows.append(("plain dtypes and `gguf:...`", "0", "0", "0", f"`{[0] * 6}`"))
-    return _table(("scheme", "[0]", "[1]", "[2]", "all six by default"), rows)
+        rows.append((f"`{name}`", *cells, *["0"] * (_MOST - len(cells)), f"`{stored}`"))
+    rows.append(("plain dtypes and `gguf:...`", *["0"] * _MOST, f"`{[0] * 6}`"))
+    return _table(("scheme", *(f"[{i}]" for i in range(_MOST)), "all six by default"), rows)
 
 
 def empty_shapes() -> str:

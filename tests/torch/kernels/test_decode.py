@@ -13,8 +13,8 @@ from aibit_format.torch.kernels import decode
 @pytest.mark.parametrize("scheme", ["int8", "int8-absmax", "int8-absmax,group=48", "int8-absmax,group=tensor",
     "int8-zp", "int8-zp,group=48", "fp8-e4m3", "fp8-e4m3,group=tensor", "int4-group,group=32", "int4-group,group=row",
     "int4-group,symmetric=1", "nf4", "gguf:q8_0", "cluster",
-    "fp8-block,rows=5,columns=7", "int-group,bits=1,group=48", "int-group,bits=5,zero=float", "mxfp4", "nvfp4,reciprocal=1",
-    "ternary"])  # fmt: skip
+    "fp8-block,rows=5,columns=7", "int-group,bits=1,group=48", "int-group,bits=5,zero=float", "mxfp4",
+    "nvfp4,reciprocal=1", "ternary"])  # fmt: skip
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
 def test_torch_decodes_what_the_scheme_decodes(scheme, dtype):
     scheme, shape = schemes.parse(scheme), (37, 160)

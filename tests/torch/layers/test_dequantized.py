@@ -18,7 +18,8 @@ from tests.support.memory import place_in_file
 from tests.support.quantized import decoded
 
 SCHEMES = ["int8-absmax", "int8-absmax,group=tensor", "int8-zp", "int8-zp,group=32", "int8-outlier", "fp8-e4m3",
-           "int4-group,group=32", "int4-group", "cluster", "cluster,bits=3", "gguf:q4_0", "gguf:q8_0", "fp8-block", "fp8-block,rows=16,columns=all,scale=f8_e8m0",
+           "int4-group,group=32", "int4-group", "cluster", "cluster,bits=3", "gguf:q4_0", "gguf:q8_0",
+           "fp8-block", "fp8-block,rows=16,columns=all,scale=f8_e8m0",
            "int-group", "int-group,bits=3,group=32,zero=bias", "mxfp4", "mxfp8", "nvfp4", "ternary"]  # fmt: skip
 
 

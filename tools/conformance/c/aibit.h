@@ -76,7 +76,8 @@ static inline bool aibit_zero(const uint8_t *p, uint64_t length) {
 static inline const char *aibit_role_name(unsigned role) {
     static const char *const names[] = {
         NULL, "values", "codes", "row_absmax", "absmax", "nested_absmax", "nested_offset", "scale", "zero_point",
-        "codebook", "group_index", "outlier_index", "outlier_values", "tiles", "blocks", "tile_absmax"};
+        "codebook", "group_index", "outlier_index", "outlier_values", "tiles", "blocks", "tile_absmax",
+        "global_scale", "bias"};
     return role < sizeof names / sizeof *names ? names[role] : NULL;
 }
 

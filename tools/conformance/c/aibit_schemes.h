@@ -26,10 +26,10 @@ static inline uint64_t aibit_dtype_length(unsigned code, uint64_t rows, uint64_t
 }
 
 enum { AIBIT_UNKNOWN, AIBIT_PLAIN, AIBIT_INT8, AIBIT_AFFINE, AIBIT_OUTLIER, AIBIT_CLUSTER, AIBIT_INT4, AIBIT_FOURBIT,
-       AIBIT_GGML };
+       AIBIT_GGML, AIBIT_FP8BLOCK, AIBIT_INTGROUP, AIBIT_MICRO, AIBIT_TERNARY };
 
 /* a and b: plain: its dtype; affine: dtype of codes, and 1 for groups | 2 for zero points; four bits: 1 for tiles;
-   ggml: elements of a block / 32, and its bytes. */
+   ggml: elements of a block / 32, and its bytes; micro: dtype of codes, 0 for the parameter's, and a block's columns. */
 typedef struct { const char *name; uint8_t family, a, b; } aibit_kind;
 
 static inline aibit_kind aibit_kind_of(const aibit_scheme *s) {
@@ -45,7 +45,9 @@ static inline aibit_kind aibit_kind_of(const aibit_scheme *s) {
         {"gguf:mxfp4", AIBIT_GGML, 1, 17}, {"gguf:nvfp4", AIBIT_GGML, 2, 36}, {"gguf:iq4_nl", AIBIT_GGML, 1, 18},
         {"gguf:iq4_xs", AIBIT_GGML, 8, 136}, {"gguf:iq3_xxs", AIBIT_GGML, 8, 98}, {"gguf:iq3_s", AIBIT_GGML, 8, 110},
         {"gguf:iq2_xxs", AIBIT_GGML, 8, 66}, {"gguf:iq2_xs", AIBIT_GGML, 8, 74}, {"gguf:iq2_s", AIBIT_GGML, 8, 82},
-        {"gguf:iq1_s", AIBIT_GGML, 8, 50}, {"gguf:iq1_m", AIBIT_GGML, 8, 56}};
+        {"gguf:iq1_s", AIBIT_GGML, 8, 50}, {"gguf:iq1_m", AIBIT_GGML, 8, 56},
+        {"fp8-block", AIBIT_FP8BLOCK, 0, 0}, {"int-group", AIBIT_INTGROUP, 0, 0}, {"mxfp4", AIBIT_MICRO, 18, 32},
+        {"mxfp8", AIBIT_MICRO, 0, 32}, {"nvfp4", AIBIT_MICRO, 18, 16}, {"ternary", AIBIT_TERNARY, 0, 0}};
     for (size_t i = 0; s->version == 1 && i < sizeof kinds / sizeof *kinds; i++)
         if (aibit_is(s->name, s->name_length, kinds[i].name)) return kinds[i];
     for (uint8_t dtype = 1; s->version == 1 && dtype < AIBIT_DTYPES; dtype++) {
@@ -54,6 +56,8 @@ static inline aibit_kind aibit_kind_of(const aibit_scheme *s) {
     }
     return (aibit_kind){"", AIBIT_UNKNOWN, 0, 0};
 }
+
+static inline bool aibit_is_scale(uint32_t dtype) { return dtype >= 10 && dtype <= 12; } /* f16, bf16 or f32 */
 
 static inline bool aibit_parameters_fit(aibit_kind kind, const uint32_t p[6]) {
     uint32_t a = p[0];
@@ -67,6 +71,15 @@ static inline bool aibit_parameters_fit(aibit_kind kind, const uint32_t p[6]) {
         case AIBIT_CLUSTER: used = 1, fit = a >= 2 && a <= 8; break;
         case AIBIT_INT4: used = 3, fit = (!a || (power && a >= 16 && a <= 1024)) && p[1] <= 1 && p[2] <= (a > 0); break;
         case AIBIT_FOURBIT: used = 2, fit = power && a >= 32 && a <= 4096 && p[1] <= 1; break;
+        case AIBIT_FP8BLOCK: used = 3, fit = a <= 65536 && p[1] <= 65536 && (aibit_is_scale(p[2]) || p[2] == 16); break;
+        case AIBIT_INTGROUP:
+            used = 5, fit = a >= 1 && a <= 8 && a != 7 && p[1] <= 65536 && aibit_is_scale(p[2]) && p[3] <= 3;
+            fit = fit && p[4] <= (p[1] > 0);
+            break;
+        case AIBIT_MICRO:
+            used = !kind.a || kind.b == 16, fit = kind.a ? kind.b == 32 || a <= 1 : a == 14 || a == 15;
+            break;
+        case AIBIT_TERNARY: used = 2, fit = aibit_is_scale(a) && p[1] <= 1; break;
     }
     for (unsigned i = used; i < 6; i++) fit = fit && p[i] == 0;
     return fit;
@@ -80,19 +93,24 @@ static inline aibit_plane aibit_new_plane(uint16_t role, unsigned dtype, uint64_
    dimensions that are not zero is below 2^60, so that nothing here wraps. */
 static inline unsigned aibit_planes_of(aibit_kind kind, const uint32_t p[6], const aibit_tensor *t,
                                        aibit_plane out[6]) {
-    enum { BOOL = 1, U8, I8, U16, I16, U32, I32, U64, I64, F16, BF16, F32 };
+    enum { BOOL = 1, U8, I8, U16, I16, U32, I32, U64, I64, F16, BF16, F32, F64, F8_E4M3, F8_E5M2, F8_E8M0 };
+    static const uint8_t unsigned_of[9] = {0, 23, 21, 26, 19, 27, 28, 0, U8}; /* u1 to u8 */
     enum { VALUES = 1, CODES, ROW_ABSMAX, ABSMAX, NESTED_ABSMAX, NESTED_OFFSET, SCALE, ZERO_POINT, CODEBOOK,
-           GROUP_INDEX, OUTLIER_INDEX, OUTLIER_VALUES, TILES, BLOCKS, TILE_ABSMAX };
+           GROUP_INDEX, OUTLIER_INDEX, OUTLIER_VALUES, TILES, BLOCKS, TILE_ABSMAX, GLOBAL_SCALE, BIAS };
     unsigned n = 0;
     uint64_t k = t->rank ? t->shape[t->rank - 1] : 1, rows = 1, a = p[0], scales;
+    uint64_t matrices = 1, high;
+    unsigned codes;
     for (int i = 0; i + 1 < t->rank; i++) rows *= t->shape[i];
+    for (int i = 0; i + 2 < t->rank; i++) matrices *= t->shape[i];
     if (kind.family == AIBIT_PLAIN) {
         if (t->dtype != kind.a) return 0;
         out[n] = aibit_new_plane(VALUES, t->dtype, 0);
         out[n++].length = aibit_dtype_length(t->dtype, rows, k);
         return n;
     }
-    bool two = kind.family == AIBIT_INT8 || kind.family == AIBIT_OUTLIER || kind.family == AIBIT_INT4;
+    bool two = kind.family >= AIBIT_FP8BLOCK || kind.family == AIBIT_INT8 || kind.family == AIBIT_OUTLIER ||
+               kind.family == AIBIT_INT4;
     if (t->dtype < F16 || t->dtype > F32 || t->rank < 1 + two) return 0;
     switch (kind.family) {
         case AIBIT_OUTLIER:
@@ -134,6 +152,32 @@ static inline unsigned aibit_planes_of(aibit_kind kind, const uint32_t p[6], con
         case AIBIT_GGML:
             if (k % (32 * kind.a)) return 0;
             out[n++] = aibit_new_plane(BLOCKS, U8, rows * (k / (32 * kind.a)) * kind.b);
+            break;
+        case AIBIT_FP8BLOCK:
+            high = t->shape[t->rank - 2];
+            scales = matrices * (a ? aibit_up(high, a) : high > 0);
+            out[n++] = aibit_new_plane(CODES, F8_E4M3, rows * k);
+            out[n++] = aibit_new_plane(SCALE, p[2], scales * (p[1] ? aibit_up(k, p[1]) : k != 0));
+            break;
+        case AIBIT_INTGROUP:
+            scales = rows * (p[1] ? aibit_up(k, p[1]) : k != 0);
+            out[n] = aibit_new_plane(CODES, unsigned_of[a], 0);
+            out[n++].length = aibit_dtype_length(unsigned_of[a], rows, k);
+            out[n++] = aibit_new_plane(SCALE, p[2], scales);
+            if (p[3]) out[n++] = aibit_new_plane(p[3] == 3 ? BIAS : ZERO_POINT, p[3] == 1 ? U8 : p[2], scales);
+            if (p[4]) out[n++] = aibit_new_plane(GROUP_INDEX, I32, k);
+            break;
+        case AIBIT_MICRO:
+            codes = kind.a ? kind.a : p[0];
+            out[n] = aibit_new_plane(CODES, codes, 0);
+            out[n++].length = aibit_dtype_length(codes, rows, k);
+            out[n++] = aibit_new_plane(SCALE, kind.b == 16 ? F8_E4M3 : F8_E8M0, rows * aibit_up(k, kind.b));
+            if (kind.b == 16) out[n++] = aibit_new_plane(GLOBAL_SCALE, F32, matrices);
+            break;
+        case AIBIT_TERNARY:
+            out[n] = aibit_new_plane(CODES, unsigned_of[2], 0);
+            out[n++].length = aibit_dtype_length(unsigned_of[2], rows, k);
+            out[n++] = aibit_new_plane(SCALE, a, matrices);
             break;
     }
     return n;

@@ -1,7 +1,8 @@
 // What the tables say of one another: sections 7 to 13 of spec/aibit-1.md.
 
 import {
-  BY_NAME, DTYPES, RuleError, align, divided, hex, isArrayEqual, isZero, need, planeLength, product, remainder, up, viewOf,
+  BY_NAME, DTYPES, RuleError, align, divided, hex, isArrayEqual, isZero, need, planeLength, product, remainder, up,
+  viewOf,
 } from './numbers.js';
 import { schemeOf } from './schemes.js';
 import { HEADER } from './tables.js';
@@ -75,7 +76,7 @@ export function checkTensors(tensors, schemes) {
 // 9. Plane table
 
 const NAMES = 'values codes row_absmax absmax nested_absmax nested_offset scale zero_point codebook group_index'
-  + ' outlier_index outlier_values tiles blocks tile_absmax';
+  + ' outlier_index outlier_values tiles blocks tile_absmax global_scale bias';
 export const ROLES = new Map(NAMES.split(' ').map((name, i) => [i + 1, name]));
 const BULK = ['values', 'codes', 'tiles', 'blocks'];
 const PRIVATE = 0x8000;

@@ -1,5 +1,5 @@
 // The schemes of `.aibit`, page by page of spec/schemes/. Those of fourbit.md and nf4_cpu.md are in fourbit.js, those
-// of ggml.md in ggml.js.
+// of ggml.md in ggml.js, and scales of blocks in blocks.js.
 //
 // A scheme is functions of the six parameters p of the scheme table and of the tensor's shape s:
 //
@@ -14,6 +14,7 @@
 // `check` and `decode` get planes that are there, so their numbers fit a Number; the others may get any shape. A new
 // scheme is a row of the table at the end.
 
+import { BLOCK_SCHEMES } from './blocks.js';
 import { FP4, NF4, NF4_CPU } from './fourbit.js';
 import { GGML_SCHEMES } from './ggml.js';
 import {
@@ -201,6 +202,7 @@ const ROWS = [
   ['fp4', FP4],
   ['nf4-cpu', NF4_CPU],
   ...GGML_SCHEMES,
+  ...BLOCK_SCHEMES,
 ];
 const VERSION_1 = new Map(ROWS);
 export const SCHEME_NAMES = [...VERSION_1.keys()];

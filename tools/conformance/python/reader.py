@@ -256,7 +256,7 @@ def check_tensors(tensors: list[Record], schemes: list[Record]) -> None:
 # 9. Plane table
 
 ROLES = "values codes row_absmax absmax nested_absmax nested_offset scale zero_point codebook group_index outlier_index"
-ROLES = dict(enumerate((ROLES + " outlier_values tiles blocks tile_absmax").split(), 1))
+ROLES = dict(enumerate((ROLES + " outlier_values tiles blocks tile_absmax global_scale bias").split(), 1))
 
 
 def check_planes(planes: list[Record], tensors: list[Record]) -> None:

@@ -1,4 +1,7 @@
-"""Decode the schemes of `.aibit` in plain Python, page by page of spec/schemes/; ggml.md is in `ggml.py`."""
+"""Decode the schemes of `.aibit` in plain Python, page by page of spec/schemes/.
+
+ggml.md is in `ggml.py`, and the pages on scales of blocks are in `blocks.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 import struct
 from itertools import pairwise
 
-from . import ggml
+from . import blocks, ggml
 from .numbers import (
     DTYPES,
     FLOATS,
@@ -298,5 +301,6 @@ SCHEMES: dict[tuple[str, int], Scheme] = {
         "fp4": fourbit(FP4),
         "nf4-cpu": Scheme(fourbit_parameters, tiled_takes, FLOATS, tiled_planes, tiled_check, NF4_SCHEME.decode),
         **ggml.SCHEMES,
+        **blocks.SCHEMES,
     }.items()
 }  # fmt: skip
