@@ -19,7 +19,7 @@ from ..hf.checkpoint_names import CheckpointNames, derived, not_used_on_purpose,
 from ..hf.meta_model import MetaModel
 from ..schemes.base import swapped
 from ..schemes.plain import Plain
-from . import join
+from .join import Joined, joined
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +34,7 @@ class Binding:
 
     sources: tuple[str, ...]
     read: Callable[[], tuple[np.ndarray, str]] | None  # None: the one source tensor, unchanged
-    joined: tuple[SourceTensor, Callable[[], Mapping[str, np.ndarray]]] | None = (
-        None  # of quantized ones, if they can be
-    )
+    joined: Joined | None = None  # the parameter as it is quantized, where it is made of quantized tensors
 
 
 def bind(model: MetaModel, source: Source) -> tuple[dict[str, Binding], list[str]]:
@@ -184,12 +182,12 @@ class _Group:
 
         return make
 
-    def joined(self, name: str) -> tuple[SourceTensor, Callable[[], Mapping[str, np.ndarray]]] | None:
+    def joined(self, name: str) -> Joined | None:
         """Return the tensor ``name`` as it is quantized, and a function that reads its planes; None if it is not."""
         if name != self._target or not stacks(self._converter):
             return None
         parts = [[key for key, of in self._members if of == pattern] for pattern in self._converter.source_patterns]
-        return join.joined(self._source, name, [part for part in parts if part])
+        return joined(self._source, name, [part for part in parts if part])
 
     def _convert(self) -> dict[str, tuple[np.ndarray, str]]:
         import torch

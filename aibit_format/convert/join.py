@@ -18,9 +18,10 @@ from ..schemes.plain import Plain
 Planes = Mapping[str, np.ndarray]
 
 
-def joined(
-    source: Source, name: str, parts: Sequence[Sequence[str]]
-) -> tuple[SourceTensor, Callable[[], Planes]] | None:
+Joined = tuple[SourceTensor, Callable[[], Planes]]  # a tensor, and a function that reads its planes
+
+
+def joined(source: Source, name: str, parts: Sequence[Sequence[str]]) -> Joined | None:
     """Return the tensor that parts become, and a function that reads its planes; None if they have to be decoded.
 
     Args:

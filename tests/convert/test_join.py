@@ -30,7 +30,8 @@ def saved(request, tmp_path_factory):
     """A tiny Qwen3-MoE in FP8; of 48 rows the last block of each part is short."""
     config = transformers.Qwen3MoeConfig(
         vocab_size=160, hidden_size=64, intermediate_size=128, moe_intermediate_size=request.param, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2, dtype="bfloat16",
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
+        dtype="bfloat16",
     )  # fmt: skip
     torch.manual_seed(0)
     model = transformers.Qwen3MoeForCausalLM(config).to(torch.bfloat16)
