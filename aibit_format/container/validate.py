@@ -162,8 +162,8 @@ def _tensor_records(info: FileInfo) -> Iterator[Problem]:
     yield from _some("AIB-E402", "a dimension beyond the rank is not zero", bad, tensor=names)
     bad = np.flatnonzero(table["flags"] & ~np.uint16(layout.TENSOR_FLAGS))
     yield from _some("AIB-E415", "unknown flags", bad, tensor=names, found=table["flags"])
-    bad = np.flatnonzero((table["flags"] & layout.TENSOR_TRANSPOSED > 0) & (table["rank"] != 2))
-    yield from _some("AIB-E415", "transposed, and not of rank 2", bad, tensor=names, found=table["rank"])
+    bad = np.flatnonzero((table["flags"] & layout.TENSOR_TRANSPOSED > 0) & ~np.isin(table["rank"], (2, 3)))
+    yield from _some("AIB-E415", "transposed, and not of rank 2 or 3", bad, tensor=names, found=table["rank"])
     for what, records in (("tensor", table), ("plane", info.plane_table), ("document", info.document_table)):
         union = _union(records)
         for field in (name for name in records.dtype.names or () if name.startswith("reserved")):

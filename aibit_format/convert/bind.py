@@ -15,9 +15,11 @@ from .. import interop
 from ..dtypes import DTYPES
 from ..errors import SourceError, told_by
 from ..formats.sources import Source, SourceTensor, values
-from ..hf.checkpoint_names import CheckpointNames, derived, not_used_on_purpose
+from ..hf.checkpoint_names import CheckpointNames, derived, not_used_on_purpose, stacks
 from ..hf.meta_model import MetaModel
+from ..schemes.base import swapped
 from ..schemes.plain import Plain
+from .join import Joined, joined
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +34,7 @@ class Binding:
 
     sources: tuple[str, ...]
     read: Callable[[], tuple[np.ndarray, str]] | None  # None: the one source tensor, unchanged
+    joined: Joined | None = None  # the parameter as it is quantized, where it is made of quantized tensors
 
 
 def bind(model: MetaModel, source: Source) -> tuple[dict[str, Binding], list[str]]:
@@ -70,7 +73,7 @@ def bind(model: MetaModel, source: Source) -> tuple[dict[str, Binding], list[str
             continue
         group = _Group(target, members, names.converters, model.module, source)
         for name in group.targets(state):
-            bindings[name] = Binding(keys, group.reader(name))
+            bindings[name] = Binding(keys, group.reader(name), group.joined(name))
     missing = _missing(model, bindings)
     for name, made in derived(model.module, missing).items():
         bindings[name] = Binding((), partial(interop.to_numpy, made))
@@ -103,7 +106,7 @@ def _check(model: MetaModel, bindings: Mapping[str, Binding], tensors: Mapping[s
         if binding.read is not None:
             continue
         found = tensors[binding.sources[0]]
-        shape = found.shape[::-1] if found.transposed else found.shape
+        shape = swapped(found.shape) if found.transposed else found.shape
         if shape != model.parameters[name].shape:
             raise SourceError(
                 f"{found.file}: tensor {found.name!r} has shape {list(shape)}, "
@@ -178,6 +181,13 @@ class _Group:
             return made
 
         return make
+
+    def joined(self, name: str) -> Joined | None:
+        """Return the tensor ``name`` as it is quantized, and a function that reads its planes; None if it is not."""
+        if name != self._target or not stacks(self._converter):
+            return None
+        parts = [[key for key, of in self._members if of == pattern] for pattern in self._converter.source_patterns]
+        return joined(self._source, name, [part for part in parts if part])
 
     def _convert(self) -> dict[str, tuple[np.ndarray, str]]:
         import torch

@@ -19,6 +19,7 @@ from ..errors import RecipeError, SchemeError, SourceError
 from ..formats.sources import Source, SourceTensor, values
 from ..hf.meta_model import MetaModel, ParameterSpec, Role
 from ..schemes import Scheme, make
+from ..schemes.base import swapped
 from ..schemes.plain import Plain
 from .bind import Binding, bind, listed
 from .encoders import encode
@@ -159,7 +160,7 @@ def assign_alone(source: Source, recipe: Recipe, about: Mapping[str, Value] | No
             tensors[name] = _alias(tensors[found.alias_of], name)
             continue
         # Like the weight of a Conv1D, it is stored as the transpose of the tensor that has this name.
-        shape, role = (found.shape[::-1], "conv1d") if found.transposed else (found.shape, "other")
+        shape, role = (swapped(found.shape), "conv1d") if found.transposed else (found.shape, "other")
         parameter = ParameterSpec(name, shape, found.dtype, role)
         tensors[name] = _tensor(source, parameter, found, recipe.scheme_alone(found, names[name]))
     if about is None:
@@ -182,6 +183,12 @@ def _assigned(
     first = source.tensors[binding.sources[0]]
     if binding.read is None:
         return _tensor(source, parameter, first, recipe.scheme_for(parameter, first.scheme, names))
+    if binding.joined is not None:
+        found, planes = binding.joined
+        if found.shape == parameter.shape and recipe.scheme_for(parameter, found.scheme, names) == found.scheme:
+            nbytes = sum(source.tensors[key].nbytes for key in binding.sources)
+            tensor = Tensor(parameter.name, found.shape, found.dtype, found.stored)
+            return Assignment(tensor, binding.sources, found.stored, parameter.dtype, nbytes, keep=planes)
     # transformers joins or splits values, so quantized parts are decoded.
     scheme = _plain_if_integer(recipe.scheme_for(parameter, None, names), parameter)
     parameter = _quantizable(parameter, scheme)
@@ -221,7 +228,9 @@ def _fitted(scheme: Scheme, parameter: ParameterSpec, read: Callable[[], Values]
     try:
         array, dtype = read()
         array = rounded(array, dtype, parameter.dtype)
-        return scheme.fitted(array.T if transposed != (parameter.role == "conv1d") else array, parameter.dtype)
+        return scheme.fitted(
+            np.swapaxes(array, -1, -2) if transposed != (parameter.role == "conv1d") else array, parameter.dtype
+        )
     except SchemeError as error:
         raise SchemeError(f"tensor {parameter.name!r}: {error}") from error
 
@@ -243,7 +252,7 @@ def _plain_if_integer(scheme: Scheme, parameter: ParameterSpec) -> Scheme:
 
 def _target(parameter: ParameterSpec, scheme: Scheme) -> Tensor:
     transposed = parameter.role == "conv1d" and not isinstance(scheme, Plain)
-    shape = parameter.shape[::-1] if transposed else parameter.shape
+    shape = swapped(parameter.shape) if transposed else parameter.shape
     dtype = scheme.name if isinstance(scheme, Plain) else parameter.dtype
     tensor = Tensor(parameter.name, shape, dtype, scheme, transposed=transposed)
     try:

@@ -149,7 +149,9 @@ class Pipeline:
             if assignment.read is not None:
                 values, dtype = assignment.read()
                 if tensor.transposed != assignment.source_transposed:
-                    values = np.ascontiguousarray(values.T)  # here, or encoding and measuring would each do it
+                    values = np.ascontiguousarray(
+                        np.swapaxes(values, -1, -2)
+                    )  # here, or encoding and measuring would each do it
                 planes = _encoded(assignment, values, dtype)
                 self._out.write(tensor.name, planes)
                 made = measure(tensor.scheme, planes, values, dtype)

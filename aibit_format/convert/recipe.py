@@ -15,6 +15,7 @@ from ..formats.sources import SourceTensor
 from ..hf.meta_model import ParameterSpec
 from ..io.mapped import Path
 from ..schemes import Scheme, make, parse
+from ..schemes.base import swapped
 
 DEFAULT = "int8"
 DOCUMENT = "recipe.toml"  # the document that keeps a recipe file in the output
@@ -131,7 +132,7 @@ def read_file(path: Path) -> tuple[str, str | None, list[tuple[str, str]]]:
 
 def _holds(scheme: Scheme, parameter: ParameterSpec) -> bool:
     try:
-        scheme.planes(parameter.shape[::-1] if parameter.role == "conv1d" else parameter.shape, parameter.dtype)
+        scheme.planes(swapped(parameter.shape) if parameter.role == "conv1d" else parameter.shape, parameter.dtype)
     except SchemeError:
         return False
     return True

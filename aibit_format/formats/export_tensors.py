@@ -13,7 +13,7 @@ from ..container.tables import TensorInfo
 from ..dtypes import DTYPES, from_float32
 from ..errors import SchemeError, WriteError
 from ..file.sharded_reader import Opened
-from ..schemes.base import matrix
+from ..schemes.base import matrix, swapped
 from ..schemes.packing import pack_plane, unpack_plane
 from ..schemes.plain import Plain
 from .safetensors.writer import Entry, Item
@@ -58,7 +58,7 @@ def values_item(file: Opened, info: TensorInfo, dtype: str | None = None) -> Ite
     are written unchanged.
     """
     wanted = dtype if dtype and DTYPES[info.dtype].is_float else info.dtype
-    shape = info.shape[::-1] if info.transposed else info.shape
+    shape = swapped(info.shape) if info.transposed else info.shape
     return Item(info.name, (Entry(info.name, wanted, shape),), lambda: [_values(file, info, wanted)])
 
 
@@ -80,7 +80,7 @@ def _values(file: Opened, info: TensorInfo, dtype: str) -> np.ndarray:
             except SchemeError as error:
                 raise SchemeError(f"{file.path}: tensor {info.name!r}: {error}") from error
         found = found.reshape(info.shape)
-    return found.T if info.transposed else found
+    return np.swapaxes(found, -1, -2) if info.transposed else found
 
 
 def _closely_packed(values: np.ndarray, info: TensorInfo) -> np.ndarray:
@@ -88,7 +88,7 @@ def _closely_packed(values: np.ndarray, info: TensorInfo) -> np.ndarray:
     if not info.transposed and values.nbytes * 8 == math.prod(info.shape) * DTYPES[info.dtype].bits:
         return values.reshape(-1)
     codes = unpack_plane(values, info.dtype, info.shape)
-    return pack_plane((codes.T if info.transposed else codes).reshape(-1), info.dtype)
+    return pack_plane((np.swapaxes(codes, -1, -2) if info.transposed else codes).reshape(-1), info.dtype)
 
 
 def documents_of(file: Opened, config: dict[str, Any] | None) -> dict[str, bytes]:

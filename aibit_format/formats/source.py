@@ -22,7 +22,7 @@ class SourceTensor:
 
     ``scheme`` says how a quantized tensor is stored; it is ``None`` for plain values, unless these are smaller than a
     byte, and so packed. ``transposed`` says that ``shape`` is that of the stored tensor, and the architecture wants its
-    transpose (GPT-2's quantized Conv1D weights).
+    last two dimensions swapped (GPT-2's quantized Conv1D weights, gpt-oss' experts).
     ``alias_of`` names the earlier tensor that this one is another name for, if the source says so. ``offset`` is the
     byte of the file at which its values begin, if they lie there in order and without encoding; they may then be read
     from there instead of through ``planes``.

@@ -36,6 +36,16 @@ class CheckpointNames:
         return self._rename(name, self._renamings, self._converters, self._prefix, self._state)
 
 
+# Operations that stack the weights of experts along a new first dimension, alone or before they concatenate rows.
+_STACKS = ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)])
+
+
+def stacks(converter: Any) -> bool:
+    """Tell whether a converter does nothing but stack the weights of experts, [N, K] each, and concatenate rows."""
+    operations = [(type(each).__name__, getattr(each, "dim", None)) for each in converter.operations]
+    return operations in _STACKS and len(converter.target_patterns) == 1
+
+
 # Buffers of old checkpoints: the expressions of ``PreTrainedModel._adjust_missing_and_unexpected_keys``.
 _OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 

@@ -203,6 +203,11 @@ def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
 
 
+def swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a tensor whose last two dimensions are swapped."""
+    return (*shape[:-2], *shape[:-3:-1])
+
+
 def check_weights(name: str, shape: tuple[int, ...], dtype: str, rank: int = 2) -> None:
     """Raise SchemeError unless the tensor has a floating-point dtype and ``rank`` dimensions or more."""
     if len(shape) < rank:

@@ -146,7 +146,7 @@ def test_fixtures_are_read(name, run, tmp_path):
 def test_verbs_that_write(model, run, tmp_path):
     assert "4 tensors" in ok(run("inspect", model)) and "valid" in ok(run("verify", "s-00001-of-00002.aibit"))
     ok(run("merge", "s-00001-of-00002.aibit", "-o", "merged.aibit"))
-    assert (tmp_path / "merged.aibit").read_bytes() == model.read_bytes()
+    assert "the same" in ok(run("diff", "merged.aibit", model))
     ok(run("edit", model, "-o", "e.aibit", "--set", "a.b=1"))
     status, out, err = run("diff", model, "e.aibit")
     assert (status, err) == (1, "") and "metadata a.b" in out

@@ -111,7 +111,7 @@ def test_it_is_cut_joined_edited_and_compared(tmp_path):
     first = aibit.split(path, tmp_path / "s.aibit", 20)[0]
     aibit.merge(first, tmp_path / "whole.aibit")
     aibit.edit(aibit_copy, tmp_path / "edited.aibit", metadata={"a.b": 1})
-    assert path.read_bytes() == (tmp_path / "whole.aibit").read_bytes()
+    assert aibit.diff(path, tmp_path / "whole.aibit") == []
     assert [found.kind for found in aibit.diff(path, tmp_path / "edited.aibit")] == ["metadata"]
     aibit.convert(path, tmp_path / "again.aibit")
     assert aibit.diff(path, tmp_path / "again.aibit")[0].kind == "metadata"  # model.missing

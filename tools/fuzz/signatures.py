@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Mapping
+from typing import Any
 
 from tools import ROOT
 
@@ -15,6 +16,8 @@ from .records import Mutator
 _KEY = ROOT / "fixtures" / "keys" / "test-only"
 _STRANGER = bytes(range(32))  # the private half of a key that nobody asks for
 _FILE, _BESIDE = "m.aibit", "m.aibit.sig"
+_KINDS = (8, 11)  # sections of signatures
+_WHOLE, _FRONT = 1, 2  # algorithms: over the whole file, over the front matter
 
 
 class Signatures(bundle.Written):
@@ -108,7 +111,7 @@ class Signatures(bundle.Written):
         made: dict[str, dict[str, bytes]] = {}
         container = ROOT / "fixtures" / "container"
         self._key = next(iter(self._signatures.public_keys(f"{_KEY}.pub")))
-        for name in ("hello", "documents", "metadata", "empty", "sections", "sharded-00002-of-00003"):
+        for name in ("hello", "documents", "metadata", "empty", "extra-section", "sharded-00002-of-00003"):
             plain = (container / f"{name}.aibit").read_bytes()
             made[f"{name}-beside"] = {_FILE: plain, _BESIDE: self._detached(plain, f"{_KEY}.pem")}
             made[f"{name}-by-a-stranger"] = {_FILE: plain, _BESIDE: self._detached(plain, self._stranger)}
@@ -116,7 +119,8 @@ class Signatures(bundle.Written):
                 made[f"{name}-inside"] = {_FILE: self._embedded(plain, f"{_KEY}.pem")}
                 both = self._embedded(plain, f"{_KEY}.pem", self._stranger)
                 made[f"{name}-both"] = {_FILE: both, _BESIDE: self._detached(both, f"{_KEY}.pem", self._stranger)}
-        made["fixture"] = {_FILE: (container / "signed.aibit").read_bytes()}
+        for name in ("signed", "sections", "signed-front"):
+            made[f"fixture-{name}"] = {_FILE: (container / f"{name}.aibit").read_bytes()}
         signed = {self._content(files[_FILE]) for name, files in made.items() if not name.endswith("stranger")}
         return made, signed
 
@@ -142,6 +146,7 @@ class Signatures(bundle.Written):
                 source, "structure" if detached else "full", None if detached else f"{_KEY}.pub"
             ) as f:
                 key = f.check_signature(f"{_KEY}.pub", detached) if detached else f.signed_by
+                f.verify()  # a signature of the front matter says nothing of what is not read
         except AibitError as error:
             return self._verdicts.coded(error)
         if self._content(content) not in self._signed:
@@ -158,8 +163,7 @@ class Signatures(bundle.Written):
         except AibitError as error:
             return self._verdicts.coded(error)
         with self._reader.File(output, "full") as file:
-            content = file.content_digest()
-            if not all(self._signatures.verifies(signature, content) for signature in file.signatures):
+            if not all(self._signatures.verifies(found, _digest(file, found.algorithm)) for found in file.signatures):
                 raise ValueError("signed, and does not verify")
         return "verifies"
 
@@ -167,21 +171,22 @@ class Signatures(bundle.Written):
         """The stranger's signature over a file, said to be by ``name``."""
         key = name or self._stranger_key.public_key().public_bytes_raw()
         with self._reader.File(data) as file:
-            message = self._signatures.message(key, file.content_digest())
-        return self._signatures.Signature(key, self._stranger_key.sign(message))
+            algorithm = _WHOLE if file.tables.strong_leaves is None else _FRONT
+            message = self._signatures.message(key, _digest(file, algorithm))
+        return self._signatures.Signature(key, self._stranger_key.sign(message), algorithm)
 
     def _content(self, data: bytes) -> bytes:
         """A file without its root and what its signatures are."""
         out = bytearray(data)
         out[self._builder.HEAD - 16 : self._builder.HEAD] = bytes(16)
         for row in self._builder.table(data, "section"):
-            if row["kind"] == 8:
+            if row["kind"] in _KINDS:
                 start, length = int(row["offset"]), int(row["length"])
                 out[start : start + length] = bytes(length)
         return bytes(out)
 
     def _section(self, data: bytes) -> bytes:
-        row = next(row for row in self._builder.table(data, "section") if row["kind"] == 8)
+        row = next(row for row in self._builder.table(data, "section") if row["kind"] in _KINDS)
         return data[int(row["offset"]) :][: int(row["length"])]
 
     def _replaced(self, files: dict[str, bytes], place: str, body: bytes) -> dict[str, bytes]:
@@ -189,8 +194,13 @@ class Signatures(bundle.Written):
         if place == _BESIDE:
             return {**files, _BESIDE: body}
         rebuilt = self._builder.rebuilt
-        change = rebuilt(lambda rows: [(k, f, n, body if k == 8 else content) for k, f, n, content in rows])
+        change = rebuilt(lambda rows: [(k, f, n, body if k in _KINDS else content) for k, f, n, content in rows])
         return {**files, _FILE: change(files[_FILE])}
+
+
+def _digest(file: Any, algorithm: int) -> bytes:
+    """What signatures of this algorithm cover."""
+    return file.content_digest() if algorithm == _WHOLE else file.tables.front_digest()
 
 
 def _spots(size: int, first: int) -> list[tuple[int, int]]:

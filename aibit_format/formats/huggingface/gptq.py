@@ -1,10 +1,12 @@
 """Reads a GPTQ checkpoint: a Hugging Face directory as AutoGPTQ, GPTQModel, optimum or AutoRound write it.
 
-``qweight`` i32 [K / 8, N]: nibble i of word [k, n], from the lowest, is the code of column 8 k + i in row n.
-``qzeros``: nibble i of word [g, w] is the zero point of row 8 w + i; ``checkpoint_format`` "gptq" stores it minus
-one, "gptq_v2" unchanged. ``g_idx`` i32 [K]: the group of each column. With ``desc_act`` they are in another order than
-0 0 ... 1 1 ...; otherwise it carries no information and is left out. Layout and arithmetic are those of ``QuantLinear``
-in https://github.com/AutoGPTQ/AutoGPTQ and ``TorchQuantLinear`` in https://github.com/ModelCloud/GPTQModel.
+``qweight`` i32 [K * bits / 32, N]: the words of column n are a stream of the codes of row n, from the lowest bits; of 4
+bits nibble i of word [k, n] is the code of column 8 k + i. ``qzeros`` i32 [G, N * bits / 32]: each row is a stream of
+zero points; ``checkpoint_format`` "gptq" stores them minus one, "gptq_v2" unchanged. AutoRound writes the first as
+auto_round:auto_gptq, and the second else. ``g_idx`` i32 [K]: the group of each column. With ``desc_act`` they are in
+another order than 0 0 ... 1 1 ...; otherwise it carries no information and is left out. Layout and arithmetic are those
+of ``QuantLinear`` in https://github.com/AutoGPTQ/AutoGPTQ and ``TorchQuantLinear`` in
+https://github.com/ModelCloud/GPTQModel.
 
 The meaning of a stored 15 in the format "gptq" depends on the writer. GPTQModel subtracts 0x11111111 from each word,
 with borrows between nibbles, and adds it again when loading. Other kernels add one to each nibble, which gives 16.
@@ -16,11 +18,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...schemes.packing import pack, unpack
 from ..source import SourceTensor
-from .packed_int4 import BITS, CODES, PackedInt4, Parts, unpack
+from .modules import stream_codes
+from .packed_int4 import BITS, CODES, PackedInt4, Parts
+from .settings import AUTOROUND, packing
 
-_ORDER = tuple(range(CODES))
-_ONES = np.uint32(0x11111111)
 _PIECE_WORDS = 1 << 18  # words transposed at a time
 _SAID_OF_MODULES = ("bits", "group_size", "sym", "checkpoint_format", "format")
 
@@ -29,10 +32,13 @@ class GPTQ(PackedInt4):
     """Provide the tensors of the directory ``path``, whose ``quant_method`` is "gptq"."""
 
     kind: ClassVar[str] = "gptq"
+    WIDTHS = (2, 3, 4, 8)
 
     @property
     def format(self) -> Any:
         """Return the ``checkpoint_format``, which some versions call ``format``."""
+        if str(self._said.get("quant_method")).endswith(AUTOROUND):
+            return "gptq" if "gptq" in packing(self._said) else "gptq_v2"
         found = self._said.get("checkpoint_format") or self._said.get("format") or "gptq"
         return found.lower() if isinstance(found, str) else found
 
@@ -54,10 +60,12 @@ class GPTQ(PackedInt4):
                     )
 
     def _shape(self, qweight: tuple[int, ...]) -> tuple[int, int]:
-        return qweight[1], qweight[0] * CODES
+        return qweight[1], qweight[0] * 32 // self.bits
 
     def _codes(self, words: np.ndarray) -> np.ndarray:
         count, rows = words.shape
+        if self.bits != BITS:
+            return stream_codes(np.ascontiguousarray(words.T), self.bits, count * 32 // self.bits, f"u{self.bits}")
         codes = np.empty((rows, count * CODES // 2), np.uint8)
         step = max(64, _PIECE_WORDS // max(count, 1))
         for start in range(0, rows, step):
@@ -68,12 +76,21 @@ class GPTQ(PackedInt4):
 
     def _zeros(self, words: np.ndarray) -> np.ndarray:
         if self.format == "gptq_v2":
-            return unpack(words, _ORDER)
+            return self._unpacked(words)
         meta = self._said.get("meta")
         writer = str(meta.get("quantizer")) if isinstance(meta, dict) else ""
         if "gptqmodel" in writer.lower():
-            return unpack(words.astype(np.uint32) + _ONES, _ORDER)
-        return unpack(words, _ORDER) + np.uint8(1)
+            ones = pack(np.ones(words.shape[1] * 32 // self.bits, np.uint8), self.bits, "little").view("<u4")
+            return self._unpacked(words.astype(np.uint32) + ones)
+        zeros = self._unpacked(words)
+        if self.bits == 8 and (zeros == 255).any():
+            raise self._refused("a stored zero point of 255, which is 256 in this format: more than a byte")
+        return zeros + np.uint8(1)
+
+    def _unpacked(self, words: np.ndarray) -> np.ndarray:
+        """Unpack words [G, W] to zero points u8 [N, G]."""
+        data = np.ascontiguousarray(words).view(np.uint8)
+        return np.ascontiguousarray(unpack(data, self.bits, data.shape[1] * 8 // self.bits, "little").T)
 
     def _ordered(self, parts: Parts, groups: int, columns: int) -> bool:
         found: SourceTensor | None = parts.get("g_idx")

@@ -19,6 +19,7 @@ METHODS: dict[str | None, str] = {
     "compressed-tensors": "aibit_format.formats.compressed_tensors.source:CompressedTensors",
     **dict.fromkeys(("modelopt", "modelopt_fp4"), "aibit_format.formats.modelopt.source:ModelOpt"),
     **dict.fromkeys(("mlx", "metal"), "aibit_format.formats.mlx.source:MLX"),
+    "mxfp4": "aibit_format.formats.mxfp4.source:MXFP4",
     "torchao": "aibit_format.formats.torchao.source:TorchAO",
     "hqq": "aibit_format.formats.hqq.source:HQQ",
     "bitnet": "aibit_format.formats.bitnet.source:BitNet",
@@ -42,6 +43,7 @@ REFUSED: dict[str, str] = {
     "fouroversix": "NVFP4 with scales that its own library chooses and packs",
     "nvfp4": "transformers quantizes plain values as it loads them, and saves none of this method",
     "spqr": f"two levels of scales and a sparse part: {_CODES}",
+    "auto-round": "its packing_format is neither GPTQ's nor AWQ's; export it as auto_round:auto_gptq or llm_compressor",
     "marlin": _GPU,
     "eetq": _GPU,
 }

@@ -7,6 +7,7 @@ Here ``X.weight`` [N, K] takes their place, with the scheme ``int4-group``. The 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
@@ -16,9 +17,9 @@ import numpy as np
 from ...container.metadata import Value
 from ...dtypes import to_float32
 from ...errors import SourceError
-from ...schemes import make
+from ...schemes import make, parse
 from ...schemes.base import ROW
-from ...schemes.int4_group import GROUP_SIZES, SYMMETRIC_ZERO
+from ...schemes.int4_group import GROUP_SIZES
 from ..source import SourceFile, SourceTensor
 from .bitsandbytes import conv1d_rule, weight_dtype
 from .settings import settings
@@ -26,6 +27,7 @@ from .source import HuggingFace
 
 BITS = 4
 CODES = 8  # in a word
+_WORD = 32  # bits
 # Parts of a module and their dtypes. Scales of other floating-point dtypes are accepted if float16 holds them exactly.
 _PARTS = {"qweight": ("i32",), "qzeros": ("i32",), "scales": ("f16", "bf16", "f32"), "g_idx": ("i32",)}
 
@@ -50,6 +52,7 @@ class PackedInt4(ABC):
     """
 
     kind: ClassVar[str]
+    WIDTHS: ClassVar[tuple[int, ...]] = (BITS,)  # of codes
     no_model = None
     architecture = None
     metadata: Mapping[str, Value] = {}
@@ -60,8 +63,10 @@ class PackedInt4(ABC):
         self._dtype = weight_dtype(self._directory.config, path)
         self._is_conv1d = conv1d_rule(self._directory.config)
         self._said = settings(path).said
-        if self._said.get("bits") is True or self._said.get("bits") != BITS:
-            raise self._refused(f"bits {self._said.get('bits')!r}, only {BITS} is read here")
+        bits = self._said.get("bits")
+        if type(bits) is not int or bits not in self.WIDTHS:
+            raise self._refused(f"bits {bits!r}, only {' and '.join(map(str, self.WIDTHS))} read here")
+        self.bits = bits
         self.group = self._group()
         self.symmetric = self._symmetric()
         self._check_said()
@@ -100,10 +105,10 @@ class PackedInt4(ABC):
         zero = self._zeros(self._values(parts["qzeros"]))
         if not self.symmetric:
             planes["zero_point"] = zero
-        elif (zero != SYMMETRIC_ZERO).any():
-            what = f"has zero points {zero.min()} to {zero.max()}, a symmetric checkpoint {SYMMETRIC_ZERO}"
+        elif (zero != 1 << (self.bits - 1)).any():
+            what = f"has zero points {zero.min()} to {zero.max()}, a symmetric checkpoint {1 << (self.bits - 1)}"
             raise self._error(parts["qzeros"], what + self._hint(zero))
-        if scheme.parameters[2]:
+        if "group_index" in {spec.role for spec in scheme.planes(self.tensors[name].shape, self._dtype)}:
             planes["group_index"] = self._values(parts["g_idx"])
         return planes
 
@@ -146,19 +151,25 @@ class PackedInt4(ABC):
                 raise self._error(found, f"is {found.dtype}{list(found.shape)}, expected {dtypes[0]} of rank {rank}")
         qweight = parts["qweight"]
         rows, columns = shape = self._shape(qweight.shape)
-        if rows % CODES or columns % CODES or not rows * columns:
-            raise self._error(qweight, f"stands for a weight [{rows}, {columns}], not in multiples of {CODES}")
+        if rows * self.bits % _WORD or columns * self.bits % _WORD or not rows * columns:
+            whole = _WORD // math.gcd(_WORD, self.bits)
+            raise self._error(qweight, f"stands for a weight [{rows}, {columns}], not in multiples of {whole}")
         groups = -(-columns // (self.group or columns or 1))
-        wanted = {"qzeros": (groups, rows // CODES), "scales": (groups, rows), "g_idx": (columns,)}
+        wanted = {"qzeros": (groups, rows * self.bits // _WORD), "scales": (groups, rows), "g_idx": (columns,)}
         for part, expected in wanted.items():
             if part in parts and parts[part].shape != expected:
                 raise self._error(
                     parts[part],
                     f"has shape {list(parts[part].shape)}, {list(expected)} go with qweight {list(qweight.shape)}, "
-                    f"bits {BITS} and group_size {self.group or -1}",
+                    f"bits {self.bits} and group_size {self.group or -1}",
                 )
         ordered = self._ordered(parts, groups, columns)
-        name, scheme = f"{module}.weight", make("int4-group", 1, (self.group, int(self.symmetric), int(ordered)))
+        if self.bits == BITS:
+            scheme = make("int4-group", 1, (self.group, int(self.symmetric), int(ordered)))
+        else:
+            zero, group = "none" if self.symmetric else "code", self.group or "row"
+            scheme = parse(f"int-group,bits={self.bits},group={group},zero={zero},ordered={int(ordered)}")
+        name = f"{module}.weight"
         return SourceTensor(name, shape, self._dtype, qweight.file, scheme, transposed=self._is_conv1d(name))
 
     def _values(self, tensor: SourceTensor) -> np.ndarray:

@@ -21,6 +21,9 @@ from ...errors import FormatError, SourceError
 from ..files import read_file
 from .source import read_config, sub_configs
 
+AUTOROUND = "auto-round"
+_LIKE_GPTQ = ("auto_round", "auto_round:auto_gptq", "auto_round:gptq", "auto_round:exllamav2", "auto_round:tritonv2",
+              "auto_gptq", "gptq")  # fmt: skip
 CONFIG, GPTQ_BESIDE, MODELOPT_BESIDE = "config.json", "quantize_config.json", "hf_quant_config.json"
 
 
@@ -65,7 +68,21 @@ def _method(said: Mapping[str, Any]) -> str:
         return "bitsandbytes"
     if method is None and "group_size" in said and "bits" in said:
         return "mlx"
-    return str(method).removeprefix("intel/")
+    method = str(method).removeprefix("intel/")
+    return _packed_by_autoround(said) if method == AUTOROUND else method
+
+
+def _packed_by_autoround(said: Mapping[str, Any]) -> str:
+    """Return whose layout AutoRound has packed weights in; its own name if it is neither GPTQ's nor AWQ's."""
+    layout = packing(said)
+    if "awq" in layout:
+        return "awq"
+    return "gptq" if layout in _LIKE_GPTQ else AUTOROUND
+
+
+def packing(said: Mapping[str, Any]) -> str:
+    """Return the layout that AutoRound's settings name, without the name of a kernel."""
+    return str(said.get("packing_format") or said.get("backend") or "auto_round").lower()
 
 
 def _beside(path: str, name: str) -> Mapping[str, Any] | None:

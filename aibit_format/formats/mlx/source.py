@@ -45,16 +45,15 @@ class MLX(QuantizedModules):
 
     def weight(self, name: str, parts: Parts) -> Weight:
         module = name.removesuffix(".weight")
-        codes, said = self.part(name, parts, CODES, ("u32",)), self._paths.get(module, {})
-        if said is False:
+        codes, its_own = self.part(name, parts, CODES, ("u32",)), self._paths.get(module, {})
+        if not isinstance(its_own, Mapping):
             raise self.error(codes, f"is quantized, but the config says that {module!r} is not")
-        said = {**self.said, **said}
+        said = {**self.said, **its_own}
         mode, bits, group = said.get("mode", "affine"), said.get("bits"), said.get("group_size")
         where = f"bits {bits!r}, group_size {group!r}, mode {str(mode)[:80]!r} of {module!r}"
-        if mode in _MODES:
-            if (bits, group) != _MODES[mode][:2]:
-                raise self.refused(f"{where}, expected {_MODES[mode][0]} and {_MODES[mode][1]}")
-        elif mode != "affine" or type(bits) is not int or bits not in _BITS or group not in _GROUPS:
+        if mode in _MODES and (bits, group) != _MODES[mode][:2]:
+            raise self.refused(f"{where}, expected {_MODES[mode][0]} and {_MODES[mode][1]}")
+        if mode not in ("affine", *_MODES) or type(bits) is not int or bits not in _BITS or group not in _GROUPS:
             raise self.refused(f"{where}: bits {_BITS}, group_size {_GROUPS}, mode affine or {', '.join(_MODES)}")
         *rows, words = codes.shape or (0,)
         columns = words * 32 // bits

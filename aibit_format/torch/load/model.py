@@ -22,7 +22,7 @@ from ...hf.config import build_config, empty_model
 from ...hf.limits import Limits
 from ...hf.vocabulary import check_special_ids, vocabulary_size
 from ...io.mapped import Path
-from ...schemes.base import FLOATS
+from ...schemes.base import FLOATS, swapped
 from ...schemes.plain import Plain
 
 try:
@@ -294,7 +294,7 @@ class _Assembly:
 
     def _check_shape(self, info: TensorInfo) -> None:
         wanted = tuple(self._place(info.name).shape)
-        found = info.shape[::-1] if info.transposed else info.shape
+        found = swapped(info.shape) if info.transposed else info.shape
         if found != wanted:
             raise LoadError(
                 f"{self.file.path}: tensor {info.name!r} has shape {list(found)}, "
@@ -333,7 +333,9 @@ class _Assembly:
         else:
             info, planes = self._read(info)
             decoded = info.scheme.decode(planes, info.shape, info.dtype)
-            values = torch.from_numpy(np.ascontiguousarray(decoded.T if info.transposed else decoded)).to(self.device)
+            values = torch.from_numpy(
+                np.ascontiguousarray(np.swapaxes(decoded, -1, -2) if info.transposed else decoded)
+            ).to(self.device)
         return values.to(torch_dtypes()[self._dtype(info.name)])
 
     def _dtype(self, name: str) -> str:

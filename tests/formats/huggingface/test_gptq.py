@@ -81,3 +81,49 @@ def test_a_missing_g_idx_means_the_plain_order(tmp_path):
 def test_modules_that_dynamic_leaves_out_or_says_again_are_no_contradiction(tmp_path):
     said = GPTQ_SAID | {"dynamic": {r"-:.*lm_head.*": {}, r".*\.q": {"bits": 4}}}
     assert one_module(tmp_path / "hf", said, packed(said, 8, 32)).planes("m.q.weight")
+
+
+def streams(words: np.ndarray, bits: int) -> np.ndarray:
+    """Codes [rows, n] of rows of words, by Python's own integers."""
+    rows = [sum(int(word) << (32 * place) for place, word in enumerate(row)) for row in words.view(np.uint32)]
+    count = words.shape[1] * 32 // bits
+    return np.array([[(row >> (bits * place)) & ((1 << bits) - 1) for place in range(count)] for row in rows])
+
+
+WIDE = [(bits, form, sym) for bits in (2, 3, 8) for form in ("gptq", "gptq_v2") for sym in (False, True)]
+
+
+@pytest.mark.parametrize(("bits", "form", "sym"), WIDE)
+def test_codes_of_other_widths(bits, form, sym, tmp_path):
+    random, rows, columns = np.random.RandomState(bits), 32, 64
+    qweight = random.randint(-(2**31), 2**31, (columns * bits // 32, rows)).astype(np.int32)
+    zeros = random.randint(0, (1 << bits) - 1, (2, rows))  # the largest is another in each of the formats
+    if sym:
+        zeros[:] = (1 << (bits - 1)) - (form == "gptq")
+    packed_zeros = [sum(int(zero) << (bits * place) for place, zero in enumerate(row)) for row in zeros]
+    qzeros = np.array([[row >> (32 * i) & 0xFFFFFFFF for i in range(rows * bits // 32)] for row in packed_zeros])
+    scales = (random.rand(2, rows) / 64).astype(np.float16)
+    said = GPTQ_SAID | {"bits": bits, "checkpoint_format": form, "sym": sym}
+    parts = {"qweight": qweight, "qzeros": qzeros.astype(np.uint32).view(np.int32), "scales": scales,
+             "g_idx": np.arange(columns, dtype=np.int32) // 32}  # fmt: skip
+    source = one_module(tmp_path / "hf", said, parts)
+    tensor, planes = source.tensors["m.q.weight"], source.planes("m.q.weight")
+    assert tensor.stored.text.startswith(f"int-group,bits={bits},group=32")
+    codes = streams(np.ascontiguousarray(qweight.T), bits)
+    zero = np.repeat((zeros + (form == "gptq")).T, 32, axis=1)
+    expected = (codes - zero).astype(np.float32) * np.repeat(scales.astype(np.float32).T, 32, axis=1)
+    assert np.array_equal(tensor.stored.decode(planes, tensor.shape, "bf16"), expected)
+    assert not list(tensor.stored.bad_codes(planes, tensor.shape))
+
+
+@pytest.mark.parametrize(("layout", "form"), [("auto_round:auto_gptq", "gptq"), ("auto_round", "gptq_v2")])
+def test_what_autoround_writes(layout, form, tmp_path):
+    parts = packed(GPTQ_SAID, 16, 64)
+    said = {"quant_method": "auto-round", "packing_format": layout, "bits": 4, "group_size": 32, "sym": False}
+    found = one_module(tmp_path / "a", said, parts)
+    plain = one_module(tmp_path / "b", GPTQ_SAID | {"checkpoint_format": form}, parts)
+    assert found.kind == "gptq"
+    for role, plane in plain.planes("m.q.weight").items():
+        assert np.array_equal(found.planes("m.q.weight")[role], plane)
+    with pytest.raises(SourceError, match=r"'auto-round', which is not read: its packing_format is neither"):
+        one_module(tmp_path / "c", said | {"packing_format": "auto_round:nv_fp"}, parts)

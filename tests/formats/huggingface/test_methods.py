@@ -8,6 +8,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from transformers.utils.quantization_config import QuantizationMethod
 
 from aibit_format.errors import SourceError
 from aibit_format.formats.huggingface.methods import METHODS, REFUSED
@@ -46,3 +47,8 @@ def test_settings_that_are_no_object_are_shown(said, tmp_path):
     directory(tmp_path, quantization_config=said)
     with pytest.raises(SourceError, match="which no source here reads"):
         open_source(tmp_path)
+
+
+def test_every_method_of_transformers_is_read_or_refused():
+    known = {method.value for method in QuantizationMethod} - {"bitsandbytes_4bit", "bitsandbytes_8bit", "gguf"}
+    assert known <= METHODS.keys() | REFUSED.keys()

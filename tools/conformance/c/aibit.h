@@ -296,7 +296,7 @@ static inline const char *aibit_check_schemes(const aibit_file *f) { /* section 
 /* --- tensors, planes and documents (sections 8, 9, 11) ----------------------------------------------------------- */
 
 static inline const char *aibit_check_shape(const aibit_tensor *t) {
-    AIBIT_NEED(t->flags <= 3 && (!(t->flags & AIBIT_TRANSPOSED) || t->rank == 2), "E415: flags of a tensor");
+    AIBIT_NEED(t->flags <= 3 && (!(t->flags & AIBIT_TRANSPOSED) || t->rank == 2 || t->rank == 3), "E415: flags of a tensor");
     AIBIT_NEED(t->rank <= 8, "E402: rank of a tensor");
     for (int k = t->rank; k < 8; k++) AIBIT_NEED(t->shape[k] == 0, "E402: a dimension beyond the rank");
     uint64_t left = (UINT64_C(1) << 60) - 1; /* divide, so that nothing wraps */

@@ -41,7 +41,7 @@ export function checkTensors(tensors, schemes) {
   tensors.forEach((t, i) => {
     const { name, flags } = t;
     const alias = (flags & ALIAS) !== 0;
-    const known = flags <= 3 && !(flags & TRANSPOSED && t.rank !== 2);
+    const known = flags <= 3 && !(flags & TRANSPOSED && t.rank !== 2 && t.rank !== 3);
     need(known, 'AIB-E415', () => `${name}: flags ${flags}, rank ${t.rank}`);
     need(t.rank <= 8 && isZero(t.shape.slice(t.rank)), 'AIB-E402', () => `${name}: rank ${t.rank}`);
     t.shape = t.shape.slice(0, t.rank);

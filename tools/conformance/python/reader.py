@@ -225,7 +225,7 @@ def check_tensors(tensors: list[Record], schemes: list[Record]) -> None:
     first = 0
     for i, t in enumerate(tensors):
         name, alias = t["name"], t["flags"] & ALIAS
-        flags = t["flags"] <= 3 and not (t["flags"] & TRANSPOSED and t["rank"] != 2)
+        flags = t["flags"] <= 3 and not (t["flags"] & TRANSPOSED and t["rank"] not in (2, 3))
         need(flags, "AIB-E415", f"{name}: flags {t['flags']}, rank {t['rank']}")
         need(t["rank"] <= 8 and not any(t["shape"][t["rank"] :]), "AIB-E402", f"{name}: rank {t['rank']}")
         t["shape"] = t["shape"][: t["rank"]]
