@@ -118,13 +118,13 @@ class Vocabulary:
         ]  # fmt: skip
 
 
-def documents_of(metadata: Mapping[str, Any], rows: int, context: int) -> dict[str, bytes]:
+def documents_of(metadata: Mapping[str, Any], rows: int, context: int | None) -> dict[str, bytes]:
     """Make ``tokenizer.json``, ``tokenizer_config.json`` and the chat templates.
 
     Args:
         metadata: of the GGUF file.
         rows: number of rows of the embeddings.
-        context: length of the longest input of the model, in tokens.
+        context: length of the longest input of the model, in tokens; ``None`` if there is no longest.
 
     Raises:
         SourceError: the kind of tokenizer, or its way to cut text, is unknown here; or it is damaged.
@@ -259,13 +259,13 @@ def _template(vocabulary: Vocabulary, adds: Mapping[str, bool]) -> dict[str, Any
     }
 
 
-def _config(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
+def _config(vocabulary: Vocabulary, context: int | None) -> dict[str, Any]:
     named = {f"{name}_token": vocabulary.tokens[i] for name, i in vocabulary.special.items() if i is not None}
     others = [t["content"] for t in vocabulary.added() if t["special"] and t["content"] not in named.values()]
     return {
         "tokenizer_class": "TokenizersBackend",
         "clean_up_tokenization_spaces": False,
-        "model_max_length": context,
+        **({} if context is None else {"model_max_length": context}),
         "extra_special_tokens": others,
         **named,
     }

@@ -10,7 +10,7 @@ import transformers
 
 import aibit_format as aibit
 from aibit_format.errors import SourceError, WriteError
-from aibit_format.formats.gguf.architectures import FAMILIES, config_of
+from aibit_format.formats.gguf.architectures import LLAMA
 from aibit_format.formats.gguf.export import export
 from aibit_format.formats.gguf.file import GGUFFile
 from aibit_format.formats.sources import open_source
@@ -23,6 +23,7 @@ transformers.utils.logging.disable_progress_bar()
     ("keys", "message"),
     [
         ({"expert_count": 4}, "llama.expert_count is 4"),
+        ({"attention.wonder": 4}, "key llama.attention.wonder is unknown here"),
         ({"attention.key_length": 16}, "'blk.0.attn_q.weight' has shape [256, 256], for 8 heads of 16"),
         ({"rope.dimension_count": 16}, "rope.dimension_count is 16, the heads have 32"),
         ({"attention.sliding_window": 128}, "sliding_window is 128"),
@@ -47,7 +48,7 @@ def test_a_llama_that_transformers_has_not_keeps_its_tensors(keys, message, tmp_
         (("blk.0.attn_q", "blk.0.attn_k", "blk.0.attn_v"), "attention_bias is all of them or none"),
         (("blk.0.attn_output",), "attention_bias is all of them or none"),
         (("blk.0.ffn_up",), "mlp_bias is all of them or none"),
-        (("output",), "'output.bias': LlamaForCausalLM has no such bias"),
+        (("output",), "'output.bias' has no place in LlamaForCausalLM"),
     ],
 )
 def test_a_bias_that_transformers_has_not_keeps_the_model_from_being_one(biases, message, tmp_path):
@@ -55,10 +56,10 @@ def test_a_bias_that_transformers_has_not_keeps_the_model_from_being_one(biases,
     ten_types(tmp_path / "m.gguf")
     file = GGUFFile(str(tmp_path / "m.gguf"))
     shapes = {tensor.name: tensor.shape for tensor in file.tensors}
-    assert config_of(FAMILIES["llama"], file.metadata, shapes, None)["attention_bias"] is False
+    assert LLAMA.config(file.metadata, shapes, {})["attention_bias"] is False
     shapes |= {f"{name}.bias": shapes[f"{name}.weight"][:1] for name in biases}
     with pytest.raises(SourceError, match=message):
-        config_of(FAMILIES["llama"], file.metadata, shapes, None)
+        LLAMA.config(file.metadata, shapes, {})
 
 
 @pytest.mark.parametrize("shape", [(), (256,), (1, 256, 256)])
@@ -67,7 +68,7 @@ def test_what_is_no_matrix_has_no_rows_to_reorder(shape, tmp_path):
     file = GGUFFile(str(tmp_path / "m.gguf"))
     shapes = {tensor.name: tensor.shape for tensor in file.tensors} | {"blk.0.attn_q.weight": shape}
     with pytest.raises(SourceError, match=r"'blk.0.attn_q.weight' has shape .*, for 8 heads of 32"):
-        config_of(FAMILIES["llama"], file.metadata, shapes, None)
+        LLAMA.config(file.metadata, shapes, {})
 
 
 def test_another_architecture_is_kept_under_its_own_names(tmp_path):

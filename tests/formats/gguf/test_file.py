@@ -37,7 +37,7 @@ def test_types_without_a_scheme_and_parts_of_files_are_refused(tmp_path):
     with pytest.raises(SourceError, match=r"iq\.gguf: tensor 'blk\.0\.w' is iq4_nl, which has no scheme here"):
         open_source(str(tmp_path / "iq.gguf"))
     plain(tmp_path / "part.gguf", **{"split.no": 1, "split.count": 3})
-    with pytest.raises(SourceError, match="part 1 of 3"):
+    with pytest.raises(SourceError, match="part 2 of 3: open the first part"):
         open_source(str(tmp_path / "part.gguf"))
 
 
