@@ -29,6 +29,10 @@ FALCON: dict[str, Any] = {
     "vocab_size": 1024, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False,
     "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.1,
 }  # fmt: skip
+HEADS = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+}  # fmt: skip
+SECTIONS = {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
 LONG = {
     "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 512,
     "short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [1.0 + i for i in range(8)],
@@ -79,6 +83,22 @@ CONFIGS: dict[str, Callable[[], t.PreTrainedConfig]] = {
         **FALCON, num_kv_heads=2, new_decoder_architecture=True, num_ln_in_parallel_attn=1
     ),
     "falcon one key": lambda: t.FalconConfig(**FALCON),
+    "mamba": lambda: t.MambaConfig(
+        vocab_size=1024, hidden_size=64, num_hidden_layers=2, state_size=16, bos_token_id=0, eos_token_id=1,
+        initializer_range=0.1,
+    ),
+    "lfm2": lambda: t.Lfm2Config(
+        **SMALL | {"num_hidden_layers": 3}, layer_types=["conv", "full_attention", "conv"],
+        block_auto_adjust_ff_dim=False,
+    ),
+    "qwen35": lambda: t.Qwen3_5TextConfig(
+        **SMALL | {"num_hidden_layers": 4}, **HEADS, rope_parameters=partial() | SECTIONS, head_dim=32
+    ),
+    # Without key heads that several value heads share, nothing is reordered.
+    "qwen35 alike": lambda: t.Qwen3_5TextConfig(
+        **SMALL | {"num_hidden_layers": 4}, **HEADS | {"linear_num_key_heads": 4}, head_dim=32,
+        rope_parameters=partial() | SECTIONS,
+    ),
 }  # fmt: skip
 
 
@@ -96,6 +116,8 @@ def model_of(name: str, **changes: Any) -> Any:
             value.data = noise * 0.1  # some constructors leave them as they find them
         elif value.ndim == 1:
             value.data += noise * 0.2
+        elif not value.any():
+            value.data = noise * 0.1
     return model
 
 
@@ -120,6 +142,28 @@ def groups_together(x: torch.Tensor, config: Any) -> torch.Tensor:
     return torch.cat([part.reshape(-1, x.shape[1]) for part in parts])
 
 
+def tiled(size: str | None, after_keys: bool = False, dim: int = 0) -> Callable[[torch.Tensor, Any], torch.Tensor]:
+    """Qwen3.5's value heads: the first of every key head, then the second."""
+
+    def tile(x: torch.Tensor, config: Any) -> torch.Tensor:
+        keys, each = config.linear_num_key_heads, getattr(config, size) if size else 1
+        first = 2 * keys * config.linear_key_head_dim if after_keys else 0
+        head, tail = x[:first], x[first:]
+        shape = [*tail.shape[:dim], keys, config.linear_num_value_heads // keys, each, *tail.shape[dim + 1 :]]
+        return torch.cat([head, tail.reshape(shape).transpose(dim, dim + 1).reshape(tail.shape)])
+
+    return tile
+
+
+def negated(x: torch.Tensor, config: Any) -> torch.Tensor:
+    return -torch.exp(x)
+
+
+def squeezed(x: torch.Tensor, config: Any) -> torch.Tensor:
+    return x.squeeze(1)
+
+
+VALUE = "linear_value_head_dim"
 ROTATED = {"q_proj": permuted("num_attention_heads"), "k_proj": permuted("num_key_value_heads")}
 PLUS_ONE = {"norm.weight": lambda x, config: x + 1}
 # Architecture -> part of a name -> what llama.cpp's conversion does to the tensor.
@@ -127,6 +171,15 @@ CHANGES: dict[str, dict[str, Callable[[torch.Tensor, Any], torch.Tensor]]] = {
     "llama": ROTATED, "granite": ROTATED, "granitemoe": ROTATED, "gemma": PLUS_ONE, "gemma2": PLUS_ONE,
     "gemma3": PLUS_ONE, "nemotron": PLUS_ONE, "bloom": {"query_key_value": heads_together},
     "falcon": {"query_key_value": groups_together},
+    "mamba": {"A_log": negated, "conv1d.weight": squeezed}, "lfm2": {"conv.conv.weight": squeezed},
+    "qwen35": {
+        "layernorm.weight": PLUS_ONE["norm.weight"], "q_norm.weight": PLUS_ONE["norm.weight"],
+        "k_norm.weight": PLUS_ONE["norm.weight"], "model.norm.weight": PLUS_ONE["norm.weight"],
+        "in_proj_qkv": tiled(VALUE, after_keys=True), "in_proj_z": tiled(VALUE), "in_proj_a": tiled(None),
+        "in_proj_b": tiled(None), "A_log": lambda x, config: negated(tiled(None)(x, config), config),
+        "dt_bias": tiled(None), "out_proj": tiled(VALUE, dim=1),
+        "conv1d.weight": lambda x, config: squeezed(tiled(VALUE, after_keys=True)(x, config), config),
+    },
     "gpt2": {f"{name}.weight": lambda x, config: x.T for name in ("c_attn", "c_proj", "c_fc")},
 }  # fmt: skip
 
@@ -152,6 +205,8 @@ def _experts(name: str, x: torch.Tensor, architecture: str) -> Iterator[tuple[st
     """Yield stacks of experts by the names that gguf-py knows, gate and up apart."""
     if name.endswith("sinks"):
         yield name + ".weight", x
+    elif name.endswith("dt_bias"):
+        yield name.replace("dt_bias", "dt_proj.bias"), x
     elif ".experts." not in name:
         name = name.removeprefix("transformer.") if architecture == "bloom" else name
         yield name.replace("block_sparse_moe.router.", "block_sparse_moe.router.layer."), x
@@ -186,6 +241,26 @@ KEYS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "mamba": lambda c: {
+        "context_length": 1 << 20, "feed_forward_length": 0, "attention.head_count": 0,
+        "ssm.conv_kernel": c.conv_kernel, "ssm.inner_size": c.intermediate_size, "ssm.state_size": c.state_size,
+        "ssm.time_step_rank": c.time_step_rank, "attention.layer_norm_rms_epsilon": c.layer_norm_epsilon,
+    },
+    "lfm2": lambda c: {
+        "attention.head_count_kv": [c.num_key_value_heads if kind != "conv" else 0 for kind in c.layer_types],
+        "attention.layer_norm_rms_epsilon": c.norm_eps, "shortconv.l_cache": c.conv_L_cache,
+        "vocab_size": c.vocab_size,
+    },
+    "qwen35": lambda c: {
+        "ssm.conv_kernel": c.linear_conv_kernel_dim, "ssm.state_size": c.linear_key_head_dim,
+        "ssm.group_count": c.linear_num_key_heads, "ssm.time_step_rank": c.linear_num_value_heads,
+        "ssm.inner_size": c.linear_value_head_dim * c.linear_num_value_heads, "full_attention_interval": 4,
+        "rope.dimension_sections": [*c.rope_parameters["mrope_section"], 0],
+    },
+}  # fmt: skip
+
+
 def keys_of(config: Any, architecture: str) -> dict[str, Any]:
     """The keys of the architecture that llama.cpp's conversion writes."""
     values = {}
@@ -206,6 +281,9 @@ def keys_of(config: Any, architecture: str) -> dict[str, Any]:
         values["expert_feed_forward_length"] = config.intermediate_size
     if architecture == "stablelm":
         values["use_parallel_residual"] = config.use_parallel_residual
+    if architecture in ("mamba", "lfm2"):
+        values.pop("attention.layer_norm_epsilon")
+    values |= OTHERS.get(architecture, lambda config: {})(config)
     rope = getattr(config, "rope_parameters", None) or {}
     both = rope if "full_attention" not in rope else rope["full_attention"] | {"local": rope["sliding_attention"]}
     for key, name in (("freq_base", "rope_theta"), ("scaling.factor", "factor")):
@@ -226,7 +304,7 @@ def keys_of(config: Any, architecture: str) -> dict[str, Any]:
         factor = torch.sqrt(1 + torch.log(torch.tensor(scale)) / torch.log(torch.tensor(float(original))))
         values["rope.scaling.attn_factor"] = float(factor)
     if "partial_rotary_factor" in both:
-        size = config.hidden_size // config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         values["rope.dimension_count"] = int(size * both["partial_rotary_factor"])
     return values
 
@@ -240,6 +318,7 @@ def convert(model: Any, architecture: str, path: Any, kind: str = "f32", tokens:
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in keys_of(model.config, architecture).items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add |= {list: writer.add_array}
         add[type(value)](f"{architecture}.{key}", value)
     if tokens:
         writer.add_tokenizer_model("gpt2")
@@ -258,7 +337,9 @@ def convert(model: Any, architecture: str, path: Any, kind: str = "f32", tokens:
     found = {}
     for name, x in tensors.items():
         array = x.detach().float().contiguous().numpy()
-        small = array.ndim == 1 or "norm" in name or "ffn_gate_inp" in name or not name.endswith(".weight")
+        small = array.ndim == 1 or not name.endswith(".weight")
+        small |= array.shape[-1] % 32 != 0
+        small |= any(part in name for part in ("norm", "ffn_gate_inp", "ssm_conv1d", "shortconv.conv."))
         wanted = gguf.GGMLQuantizationType["F32" if small or name == "position_embd.weight" else kind.upper()]
         data = gguf.quants.quantize(array, wanted)
         writer.add_tensor(name, data, raw_dtype=wanted)
@@ -268,9 +349,7 @@ def convert(model: Any, architecture: str, path: Any, kind: str = "f32", tokens:
     return found
 
 
-def llama_cpp(
-    path: Any, prompt: Any = IDS, count: int = 6, **options: Any
-) -> tuple[str, dict[int, float]]:
+def llama_cpp(path: Any, prompt: Any = IDS, count: int = 6, **options: Any) -> tuple[str, dict[int, float]]:
     """What llama.cpp writes after ``prompt``, without sampling, and its logits after it, up to a constant."""
     x = pytest.importorskip("xllamacpp", reason="llama.cpp comes with xllamacpp, which is not installed")
     parameters = x.CommonParams()

@@ -17,6 +17,7 @@ from .keys import Keys
 from .operations import SAME, Operation, Permuted
 from .rope import FACTORS
 
+_ENDS = (".weight", ".bias")
 _LAYER = re.compile(r"(?:(?<=^)|(?<=\.))blk\.(0|[1-9][0-9]{0,5})\.")
 EMBEDDINGS = "token_embd.weight"
 
@@ -147,7 +148,7 @@ class Architecture:
         operation, shape = place.row.operation, shapes[0]
         rank = 1 if place.parts[0].endswith(".bias") else 2
         try:
-            if isinstance(operation, Permuted) and len(shape) != rank:
+            if isinstance(operation, Permuted) and len(shape) != rank and place.parts[0].endswith(_ENDS):
                 operation.order(0, config)  # the blocks of a vector would pass for rows
             return operation.joined(shapes, config)
         except SourceError as error:

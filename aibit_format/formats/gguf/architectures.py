@@ -10,31 +10,42 @@ from typing import Any
 
 from .architecture import Architecture, Row
 from .config_keys import (
+    AdjustedWidth,
     Constant,
+    ConvolutionLayers,
     Derived,
+    EachHead,
     Fixed,
     HeadSize,
     LayerTypes,
+    LinearLayers,
     Number,
     Optional,
     QueryScale,
     Rope,
+    SectionedRope,
     TwoRopes,
     Window,
     WithoutTensor,
+    Written,
 )  # fmt: skip
 from .operations import (
     JOINED,
+    NEGATED_EXPONENTIAL,
     SAME,
     SHIFTED,
     TURNED,
     TURNED_EACH,
+    Columns,
     Interleaved,
     Operation,
     Permuted,
     RowVector,
+    Squeezed,
+    Then,
     by_groups,
     by_heads,
+    by_key_heads,
     rotary,
 )  # fmt: skip
 
@@ -407,9 +418,92 @@ FALCON_ONE_KEY = Architecture(
     ),
 )  # fmt: skip
 
+
+def _mixer(theirs: str, ours: str, operation: Operation = SAME, bias: str | None = None) -> Rows:
+    return _tensor(f"blk.{{}}.{theirs}", f"backbone.layers.{{}}.{ours}", operation, bias)
+
+
+MAMBA = Architecture(
+    "mamba", "mamba", "MambaForCausalLM",
+    (
+        *_outer("backbone.embeddings", "backbone.norm_f"), *_mixer("attn_norm", "norm"),
+        *_mixer("ssm_in", "mixer.in_proj"), *_mixer("ssm_out", "mixer.out_proj"), *_mixer("ssm_x", "mixer.x_proj"),
+        *_mixer("ssm_dt", "mixer.dt_proj", bias=""), *_mixer("ssm_conv1d", "mixer.conv1d", Squeezed(1)),
+        Row("backbone.layers.{}.mixer.conv1d.bias", ("blk.{}.ssm_conv1d.bias",), flag="use_conv_bias"),
+        Row("backbone.layers.{}.mixer.A_log", ("blk.{}.ssm_a",), NEGATED_EXPONENTIAL),
+        Row("backbone.layers.{}.mixer.D", ("blk.{}.ssm_d",)),
+    ),
+    (
+        Number("embedding_length", "hidden_size"), _LAYERS, Number("ssm.conv_kernel", "conv_kernel"),
+        Number("ssm.state_size", "state_size"), Number("ssm.time_step_rank", "time_step_rank"), Fixed("expand", 2),
+        Derived("ssm.inner_size", "hidden_size", 2), Constant("ssm.dt_b_c_rms", False, None),
+        Number("attention.layer_norm_rms_epsilon", "layer_norm_epsilon", float), Written("context_length", 1 << 20),
+        Written("feed_forward_length", 0), Written("attention.head_count", 0), Fixed("use_bias", False, None),
+        Fixed("hidden_act", "silu", None),
+    ),
+)  # fmt: skip
+
+
+def _lfm2(theirs: str, ours: str, operation: Operation = SAME, bias: str | None = None) -> Rows:
+    return _tensor(f"blk.{{}}.{theirs}", f"model.layers.{{}}.{ours}", operation, bias)
+
+
+LFM2 = Architecture(
+    "lfm2", "lfm2", "Lfm2ForCausalLM",
+    (
+        *_tensor("token_embd", "model.embed_tokens"), *_tensor("token_embd_norm", "model.embedding_norm"),
+        *_tensor("output", "lm_head"), *_lfm2("attn_norm", "operator_norm"), *_lfm2("ffn_norm", "ffn_norm"),
+        *_lfm2("attn_q", "self_attn.q_proj"), *_lfm2("attn_k", "self_attn.k_proj"),
+        *_lfm2("attn_v", "self_attn.v_proj"), *_lfm2("attn_output", "self_attn.out_proj"),
+        *_lfm2("attn_q_norm", "self_attn.q_layernorm"), *_lfm2("attn_k_norm", "self_attn.k_layernorm"),
+        *_lfm2("ffn_gate", "feed_forward.w1"), *_lfm2("ffn_up", "feed_forward.w3"),
+        *_lfm2("ffn_down", "feed_forward.w2"), *_lfm2("shortconv.conv", "conv.conv", Squeezed(1)),
+        *_lfm2("shortconv.in_proj", "conv.in_proj"), *_lfm2("shortconv.out_proj", "conv.out_proj"),
+    ),
+    (
+        Number("context_length", "max_position_embeddings"), Number("embedding_length", "hidden_size"), _LAYERS,
+        AdjustedWidth(), Number("attention.head_count", "num_attention_heads"), ConvolutionLayers(),
+        Number("attention.layer_norm_rms_epsilon", "norm_eps", float), Number("shortconv.l_cache", "conv_L_cache"),
+        HeadSize(None, written=False), Rope(), Fixed("conv_bias", False, None),
+    ),
+)  # fmt: skip
+
+
+def _linear(theirs: str, ours: str, operation: Operation = SAME) -> Rows:
+    return _tensor(f"blk.{{}}.{theirs}", f"model.layers.{{}}.linear_attn.{ours}", operation)
+
+
+_VALUE_HEADS = Permuted(by_key_heads())
+QWEN35 = Architecture(
+    "qwen35", "qwen3_5_text", "Qwen3_5ForCausalLM",
+    (
+        *_outer(shift=True), *_attention(), *_mlp(),
+        *_norms(
+            shift=True, attn_norm="input_layernorm", post_attention_norm="post_attention_layernorm",
+            attn_q_norm="self_attn.q_norm", attn_k_norm="self_attn.k_norm",
+        ),
+        *_linear("attn_qkv", "in_proj_qkv", Permuted(by_key_heads("linear_value_head_dim", after_keys=True))),
+        *_linear("attn_gate", "in_proj_z", Permuted(by_key_heads("linear_value_head_dim"))),
+        *_linear("ssm_alpha", "in_proj_a", _VALUE_HEADS), *_linear("ssm_beta", "in_proj_b", _VALUE_HEADS),
+        *_linear("ssm_conv1d", "conv1d",
+                 Then(Permuted(by_key_heads("linear_value_head_dim", after_keys=True)), Squeezed(1))),
+        *_linear("ssm_norm", "norm"),
+        *_linear("ssm_out", "out_proj", Columns(by_key_heads(), lambda config: config["linear_num_value_heads"])),
+        Row("model.layers.{}.linear_attn.A_log", ("blk.{}.ssm_a",), Then(_VALUE_HEADS, NEGATED_EXPONENTIAL)),
+        Row("model.layers.{}.linear_attn.dt_bias", ("blk.{}.ssm_dt.bias",), _VALUE_HEADS),
+    ),
+    (
+        *_SIZES, _RMS, HeadSize(), SectionedRope(partial=True), LinearLayers(), _SILU, _NO_BIAS,
+        Number("ssm.conv_kernel", "linear_conv_kernel_dim"), Number("ssm.state_size", "linear_key_head_dim"),
+        Number("ssm.group_count", "linear_num_key_heads"), Number("ssm.time_step_rank", "linear_num_value_heads"),
+        EachHead("ssm.inner_size", "linear_value_head_dim", "linear_num_value_heads"),
+    ),
+)  # fmt: skip
+
 ARCHITECTURES = (
     LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, GEMMA, GEMMA2, GEMMA3, PHI3, GPT_OSS, GRANITE,
     GRANITE_MOE, OLMO2, STARCODER2, STABLELM, NEMOTRON, GPT2, BLOOM, FALCON_TWO_NORMS, FALCON_ONE_NORM, FALCON_ONE_KEY,
+    MAMBA, LFM2, QWEN35,
 )  # fmt: skip
 KNOWN = tuple(dict.fromkeys(architecture.gguf for architecture in ARCHITECTURES))
 

@@ -102,6 +102,38 @@ class Derived(Entry):
 
 
 @dataclass(frozen=True)
+class EachHead(Entry):
+    """Say that a file has the size of all heads together where a config has that of each."""
+
+    key: str
+    config: str
+    heads: str
+
+    def read(self, keys: Keys, config: Config, about: About) -> None:
+        whole, heads = keys.integer(self.key), config[self.heads]
+        if whole % heads:
+            raise keys.wrong(self.key, whole, f"a multiple of {heads} heads is needed")
+        config[self.config] = whole // heads
+
+    def write(self, config: Mapping[str, Any], values: Config) -> None:
+        values[self.key] = config[self.config] * config[self.heads]
+
+
+@dataclass(frozen=True)
+class Written(Entry):
+    """Say what files have under a key that has no meaning for the architecture, but which llama.cpp looks for."""
+
+    key: str
+    value: Any
+
+    def read(self, keys: Keys, config: Config, about: About) -> None:
+        keys.get(self.key)
+
+    def write(self, config: Mapping[str, Any], values: Config) -> None:
+        values[self.key] = self.value
+
+
+@dataclass(frozen=True)
 class Optional(Entry):
     """Say that a number has one key on each side and may be missing: ``None`` in a config, ``absent`` in a file."""
 
@@ -331,3 +363,74 @@ class WithoutTensor(Entry):
 
     def write(self, config: Mapping[str, Any], values: Config) -> None:
         values[self.key] = bool(config.get(self.config))
+
+
+class ConvolutionLayers(Entry):
+    """Say which layers of LFM2 are convolutions: those for which a file has no heads of keys and values."""
+
+    def read(self, keys: Keys, config: Config, about: About) -> None:
+        counts = keys.each("attention.head_count_kv", config["num_hidden_layers"])
+        if {*counts} - {0} != {max(counts)} or type(counts[0]) is not int:
+            raise keys.wrong(
+                "attention.head_count_kv", keys.get("attention.head_count_kv"), "0 or one number is needed"
+            )
+        config["num_key_value_heads"] = max(counts)
+        config["layer_types"] = [_FULL if count else "conv" for count in counts]
+
+    def write(self, config: Mapping[str, Any], values: Config) -> None:
+        heads, types = config["num_key_value_heads"], config.get("layer_types")
+        if not types or len(types) != config["num_hidden_layers"] or {*types} - {"conv", _FULL}:
+            raise SourceError(f"config.json: layer_types is {brief(types)}, conv or {_FULL} is needed for each layer")
+        values["attention.head_count_kv"] = [heads if kind == _FULL else 0 for kind in types]
+
+
+class AdjustedWidth(Entry):
+    """Say how wide the layers of LFM2 are inside, which a config may leave to be computed from another width."""
+
+    def read(self, keys: Keys, config: Config, about: About) -> None:
+        config["intermediate_size"] = keys.integer("feed_forward_length")
+        config["block_auto_adjust_ff_dim"] = False
+
+    def write(self, config: Mapping[str, Any], values: Config) -> None:
+        width = config.get("block_ff_dim") or config["intermediate_size"]
+        if config.get("block_auto_adjust_ff_dim", True):
+            width = int(config.get("block_ffn_dim_multiplier", 1.0) * int(2 * width / 3))
+            multiple = config.get("block_multiple_of", 256)
+            width = -(-width // multiple) * multiple
+        values["feed_forward_length"] = width
+
+
+class LinearLayers(Entry):
+    """Say which layers of Qwen3.5 attend to everything: every so many-th. A file lists the others as well."""
+
+    def read(self, keys: Keys, config: Config, about: About) -> None:
+        layers = config["num_hidden_layers"]
+        interval = keys.integer("full_attention_interval", 4)
+        linear = [(i + 1) % interval != 0 for i in range(layers)]
+        if keys.get("attention.recurrent_layers") is not None:
+            linear = keys.each("attention.recurrent_layers", layers)
+        config["layer_types"] = ["linear_attention" if each else _FULL for each in linear]
+
+    def write(self, config: Mapping[str, Any], values: Config) -> None:
+        types, layers = config.get("layer_types"), config["num_hidden_layers"]
+        interval = config.get("full_attention_interval") or 4
+        types = types or [_FULL if (i + 1) % interval == 0 else "linear_attention" for i in range(layers)]
+        values["attention.recurrent_layers"] = [kind != _FULL for kind in types]
+        values["full_attention_interval"] = types.index(_FULL) + 1 if _FULL in types else interval
+
+
+class SectionedRope(Rope):
+    """Say how positions of three axes rotate, each its section of the dimensions, which take turns."""
+
+    def read(self, keys: Keys, config: Config, about: About) -> None:
+        sections = keys.each("rope.dimension_sections", 4)
+        super().read(keys, config, about)
+        config["rope_parameters"] |= {"mrope_section": sections[:3], "mrope_interleaved": True}
+
+    def write(self, config: Mapping[str, Any], values: Config) -> None:
+        parameters = dict(rope.parameters_of(config))
+        sections = parameters.pop("mrope_section", None) or [11, 11, 10]
+        if not parameters.pop("mrope_interleaved", True):
+            raise SourceError("config.json: rope_parameters: mrope_interleaved is to be true, as llama.cpp computes")
+        super().write({**config, "rope_parameters": parameters}, values)
+        values["rope.dimension_sections"] = [*sections, 0]

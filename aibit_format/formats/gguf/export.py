@@ -247,7 +247,7 @@ def _metadata(
         sizes[item.type] = sizes.get(item.type, 0) + item.nbytes
     mostly = max(sizes, key=lambda kind: sizes[kind], default="f32") if wanted == KEEP else wanted
     before = file.check_document(DOCUMENT) if DOCUMENT in file.documents else {}
-    general = {key: value for key, value in before.items() if key.startswith("general.") and isinstance(value, str)}
+    general = {key: value for key, value in before.items() if key.startswith("general.") and _is_text(value)}
     return {
         "general.type": "model",
         "general.name": os.path.splitext(os.path.basename(path))[0],
@@ -257,6 +257,12 @@ def _metadata(
         **model.values(config),
         **metadata_of(file, config),
     }
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+    )
 
 
 def _write(

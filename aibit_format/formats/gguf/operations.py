@@ -179,6 +179,36 @@ class RowVector(Operation):
         return np.atleast_2d(arrays[0])
 
 
+@dataclass(frozen=True)
+class Then(Operation):
+    """Do one operation after the other on a tensor; the second makes transformers' tensor."""
+
+    first: Operation
+    second: Operation
+    keeps_order = False
+
+    @property
+    def value(self) -> ValueOf | None:  # type: ignore[override]
+        return self.first.value or self.second.value
+
+    def moves_blocks(self, block: int, config: Config) -> bool:
+        return self.first.moves_blocks(block, config) and self.second.moves_blocks(block, config)
+
+    def joined(self, shapes: Sequence[Shape], config: Config) -> Shape:
+        return self.second.joined([self.first.joined(shapes, config)], config)
+
+    def parts(self, shape: Shape, config: Config) -> list[Shape]:
+        (between,) = self.second.parts(shape, config)
+        return self.first.parts(between, config)
+
+    def to_hugging_face(self, arrays: Sequence[np.ndarray], config: Config) -> np.ndarray:
+        return self.second.to_hugging_face([self.first.to_hugging_face(arrays, config)], config)
+
+    def to_gguf(self, array: np.ndarray, config: Config) -> list[np.ndarray]:
+        (between,) = self.second.to_gguf(array, config)
+        return self.first.to_gguf(between, config)
+
+
 class Joined(Operation):
     """Put the rows of two tensors one after the other: ``gate_up_proj`` [..., 2 rows, in] of gate and up."""
 
