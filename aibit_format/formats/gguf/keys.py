@@ -60,7 +60,7 @@ class Keys:
         value = self.get(key)
         found = value.tolist() if isinstance(value, np.ndarray) else [value] * count
         if value is None or len(found) != count:
-            raise self.wrong(key, value, f"one value for each of {count} layers is needed")
+            raise self.wrong(key, value, f"one value, or {count} of them, is needed")
         return found
 
     def rope(self) -> dict[str, Any]:
