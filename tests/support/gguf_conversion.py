@@ -349,18 +349,22 @@ def convert(model: Any, architecture: str, path: Any, kind: str = "f32", tokens:
     return found
 
 
-def llama_cpp(path: Any, prompt: Any = IDS, count: int = 6, **options: Any) -> tuple[str, dict[int, float]]:
-    """What llama.cpp writes after ``prompt``, without sampling, and its logits after it, up to a constant."""
+def server(path: Any) -> Any:
+    """llama.cpp with a model, to be asked by ``llama_cpp``."""
     x = pytest.importorskip("xllamacpp", reason="llama.cpp comes with xllamacpp, which is not installed")
     parameters = x.CommonParams()
-    parameters.model.path, parameters.n_ctx, parameters.n_parallel = str(path), 128, 1
+    parameters.model.path, parameters.n_ctx, parameters.n_parallel = str(path), 512, 1
     parameters.warmup = parameters.fit_params = False
     parameters.verbosity, parameters.n_gpu_layers, parameters.cpuparams.n_threads = -1, 0, 2
     parameters.cache_type_k = parameters.cache_type_v = x.ggml_type.GGML_TYPE_F32
     parameters.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    server = x.Server(parameters)
+    return x.Server(parameters)
+
+
+def llama_cpp(running: Any, prompt: Any = IDS, count: int = 6, **options: Any) -> tuple[str, dict[int, float]]:
+    """What llama.cpp writes after ``prompt``, without sampling, and its logits after it, up to a constant."""
     request = {"prompt": prompt, "n_predict": count, "temperature": 0.0, "n_probs": 1024, "cache_prompt": False}
-    answer: Any = server.handle_completions(request | options)
+    answer: Any = running.handle_completions(request | options)
     answer = json.loads(answer) if isinstance(answer, (str, bytes)) else answer
     (choice,) = answer["choices"]
     first = choice["logprobs"]["content"][0]["top_logprobs"]

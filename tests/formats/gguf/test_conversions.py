@@ -12,7 +12,7 @@ import transformers
 
 import aibit_format as aibit
 from aibit_format.formats.gguf.architectures import ARCHITECTURES, KNOWN
-from tests.support.gguf_conversion import CONFIGS, IDS, convert, llama_cpp, model_of
+from tests.support.gguf_conversion import CONFIGS, IDS, convert, llama_cpp, model_of, server
 from tests.support.gguf_models import written
 
 transformers.utils.logging.disable_progress_bar()
@@ -97,7 +97,7 @@ def test_llama_cpp_writes_the_same_before_and_after(name, tmp_path):
     convert(model, name.split()[0], tmp_path / "m.gguf")
     aibit.convert(tmp_path / "m.gguf", tmp_path / "m.aibit", scheme="keep")
     written(tmp_path / "m.aibit", tmp_path / "again.gguf")
-    (text, before), (again, after) = (llama_cpp(tmp_path / file) for file in ("m.gguf", "again.gguf"))
+    (text, before), (again, after) = (llama_cpp(server(tmp_path / file)) for file in ("m.gguf", "again.gguf"))
     assert text == again and before.keys() == after.keys()
     assert all(abs(before[i] - after[i]) < 1e-4 for i in before)
     wanted = logits(aibit.load_model(tmp_path / "m.aibit"))[0, -1].log_softmax(-1)
