@@ -408,7 +408,7 @@ FALCON_ONE_NORM = Architecture(
         Number("attention.head_count_kv", "num_kv_heads"), *_FALCON, Fixed("new_decoder_architecture", True),
         Fixed("num_ln_in_parallel_attn", 1), Fixed("multi_query", True, False, None),
     ),
-    lambda values, names: values.get("falcon.attention.head_count_kv", 1) != 1,
+    lambda values, names: str(values.get("falcon.attention.head_count_kv", 1)) != "1",
 )  # fmt: skip
 FALCON_ONE_KEY = Architecture(
     "falcon", "falcon", "FalconForCausalLM", (*_FALCON_ROWS, *_ONE_NORM),
@@ -511,6 +511,8 @@ KNOWN = tuple(dict.fromkeys(architecture.gguf for architecture in ARCHITECTURES)
 def of_file(metadata: Mapping[str, Any], names: Collection[str]) -> Architecture | None:
     """Return the architecture of a GGUF file with this metadata and these names of tensors."""
     name = metadata.get("general.architecture")
+    if not isinstance(name, str):
+        return None
     return next((each for each in ARCHITECTURES if each.gguf == name and each.chosen(metadata, names)), None)
 
 

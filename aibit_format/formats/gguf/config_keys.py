@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ...errors import SourceError
 from . import rope
 from .keys import Keys, brief
@@ -94,7 +96,7 @@ class Derived(Entry):
     times: int = 1
 
     def read(self, keys: Keys, config: Config, about: About) -> None:
-        if (found := keys.get(self.key)) not in (None, self.times * config[self.config]):
+        if (found := keys.scalar(self.key)) not in (None, self.times * config[self.config]):
             raise keys.wrong(self.key, found, f"{self.times} x {self.config} is needed")
 
     def write(self, config: Mapping[str, Any], values: Config) -> None:
@@ -144,7 +146,7 @@ class Optional(Entry):
 
     def read(self, keys: Keys, config: Config, about: About) -> None:
         config[self.config] = None
-        if keys.get(self.key) not in (None, self.absent):
+        if keys.scalar(self.key) not in (None, self.absent):
             config[self.config] = keys.number(self.key) if self.kind is float else keys.integer(self.key)
 
     def write(self, config: Mapping[str, Any], values: Config) -> None:
@@ -236,6 +238,9 @@ class Rope(Entry):
         rotated = keys.integer("rope.dimension_count", size)
         if rotated != size and not (self.partial and rotated < size):
             raise keys.wrong("rope.dimension_count", rotated, f"the heads have {size} dimensions")
+        for name, factors in about.factors.items():
+            if len(factors) != rotated // 2:
+                raise SourceError(f"tensor {name!r} has {len(factors)} factors, for {rotated} dimensions")
         found = rope.from_gguf(values, about.factors, config["max_position_embeddings"])
         if self.partial:
             found["partial_rotary_factor"] = rotated / size
@@ -265,7 +270,7 @@ class Window(Entry):
     config: str = "sliding_window"
 
     def read(self, keys: Keys, config: Config, about: About) -> None:
-        if keys.get("attention.sliding_window") not in (None, 0):
+        if keys.scalar("attention.sliding_window") not in (None, 0):
             raise keys.wrong("attention.sliding_window", keys.get("attention.sliding_window"), "none is expected here")
         config[self.config] = None
 
@@ -285,7 +290,8 @@ class LayerTypes(Entry):
         config["layer_types"] = self._types(config["num_hidden_layers"])
         found = keys.get("attention.sliding_window_pattern", self.period)
         wanted = [kind != _FULL for kind in config["layer_types"]]
-        if found != self.period if isinstance(found, int) else list(found) != wanted:
+        found = found.tolist() if isinstance(found, np.ndarray) else found
+        if found not in (self.period, wanted):
             raise keys.wrong("attention.sliding_window_pattern", found, f"every {self.period}th is expected")
 
     def write(self, config: Mapping[str, Any], values: Config) -> None:
@@ -327,7 +333,6 @@ class TwoRopes(Entry):
     def read(self, keys: Keys, config: Config, about: About) -> None:
         values, size = keys.rope(), rope.head_dim_of(config)
         local = keys.number("rope.freq_base_swa", rope.DEFAULT_THETA)
-        values.pop("freq_base_swa", None)
         if keys.integer("rope.dimension_count", size) != size:
             raise keys.wrong("rope.dimension_count", values["dimension_count"], f"the heads have {size} dimensions")
         values.setdefault("freq_base", 1e6)

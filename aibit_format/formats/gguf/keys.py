@@ -10,6 +10,12 @@ import numpy as np
 
 from ...errors import SourceError
 
+_ROPE = (
+    "freq_base", "dimension_count", "scale_linear", "scaling.type", "scaling.factor", "scaling.original_context_length",
+    "scaling.attn_factor", "scaling.yarn_ext_factor", "scaling.yarn_attn_factor", "scaling.yarn_beta_fast",
+    "scaling.yarn_beta_slow",
+)  # fmt: skip
+
 
 class Keys:
     """Look up the metadata of one architecture, by keys without its name."""
@@ -25,6 +31,13 @@ class Keys:
         """Return a value as the file has it; ``otherwise`` if it is missing."""
         self.asked.add(key)
         return self.values.get(key, otherwise)
+
+    def scalar(self, key: str, otherwise: Any = None) -> Any:
+        """Return a value, or ``otherwise`` if it is missing; raises SourceError for a list."""
+        value = self.get(key, otherwise)
+        if isinstance(value, (list, np.ndarray)):
+            raise self.wrong(key, value, "one value is needed")
+        return value
 
     def integer(self, key: str, otherwise: int | None = None) -> int:
         """Return a positive integer, or ``otherwise`` if the key is missing.
@@ -59,18 +72,18 @@ class Keys:
         """
         value = self.get(key)
         found = value.tolist() if isinstance(value, np.ndarray) else [value] * count
-        if value is None or len(found) != count:
+        if not isinstance(value, (int, np.ndarray)) or len(found) != count:
             raise self.wrong(key, value, f"one value, or {count} of them, is needed")
         return found
 
     def rope(self) -> dict[str, Any]:
-        """Return the values of the keys that begin with ``rope.``, without that prefix."""
-        found = {key.removeprefix("rope."): self.get(key) for key in self.values if key.startswith("rope.")}
+        """Return the values of those ``rope.`` keys that ``rope.from_gguf`` knows, without that prefix."""
+        found = {key: self.scalar(f"rope.{key}") for key in _ROPE if f"rope.{key}" in self.values}
         for key, value in found.items():
             if key == "scaling.type":
                 if not isinstance(value, str):
                     raise self.wrong(f"rope.{key}", value, "a word is needed")
-            elif not isinstance(value, (bool, np.ndarray)):
+            else:
                 self.number(f"rope.{key}")
         return found
 

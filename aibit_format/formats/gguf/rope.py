@@ -107,6 +107,8 @@ def _long_parameters(
     original = rope.get("scaling.original_context_length", context)
     if LONG not in factors or SHORT not in factors or len(factors[LONG]) != len(factors[SHORT]):
         raise SourceError(f"{LONG} and {SHORT} are not of one length, or one is missing")
+    if type(original) is not int or original < 2:
+        raise SourceError(f"rope.scaling.original_context_length is {original}, a number above 1 is needed")
     parameters = {
         "rope_type": "longrope", "rope_theta": theta, "original_max_position_embeddings": original,
         "long_factor": [*map(_shortest, factors[LONG])], "short_factor": [*map(_shortest, factors[SHORT])],

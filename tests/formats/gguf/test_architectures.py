@@ -12,11 +12,12 @@ import transformers
 
 import aibit_format as aibit
 from aibit_format.errors import SourceError, WriteError
-from aibit_format.formats.gguf.architectures import LLAMA
+from aibit_format.formats.gguf.architectures import LLAMA, of_file
 from aibit_format.formats.gguf.export import export
 from aibit_format.formats.gguf.file import GGUFFile
+from aibit_format.formats.gguf.rope import FACTORS
 from aibit_format.formats.sources import open_source
-from tests.support.gguf_conversion import convert, model_of
+from tests.support.gguf_conversion import CONFIGS, convert, model_of
 from tests.support.gguf_models import finish, plain, ten_types
 
 transformers.utils.logging.disable_progress_bar()
@@ -153,3 +154,31 @@ def test_another_architecture_is_kept_under_its_own_names(tmp_path):
     aibit.convert(source, tmp_path / "m.aibit")
     with aibit.open(tmp_path / "m.aibit", verify="full") as file:
         assert np.array_equal(file.dequantize("blk.0.w"), np.ones((2, 32)))
+
+
+WRONG = (
+    None, -1, 0, 1, 3, 1 << 31, 1 << 40, 0.5, float("nan"), float("inf"), True, False, "word", ["a", "b"],
+    np.array([1, 2]), np.array([0.5]), np.array([True, False]), np.array([], np.int32),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_value_of_any_kind_under_any_key_is_refused_or_read(name, tmp_path):
+    """Nothing but SourceError leaves, whatever a file says."""
+    convert(model_of(name), name.split()[0], tmp_path / "m.gguf", tokens=False)
+    file = GGUFFile(str(tmp_path / "m.gguf"))
+    shapes = {tensor.name: tensor.shape for tensor in file.tensors}
+    refused = 0
+    for key in file.metadata:
+        for value in WRONG:
+            metadata = {**file.metadata, key: value}
+            if value is None:
+                del metadata[key]
+            factors = {name: np.ones(shapes[name], np.float32) for name in FACTORS if name in shapes}
+            model = of_file(metadata, shapes)
+            try:
+                if model is not None:
+                    json.dumps(model.config(metadata, shapes, factors))
+            except SourceError:
+                refused += 1
+    assert refused > 5 * len(file.metadata) - 30
