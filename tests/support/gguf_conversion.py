@@ -21,19 +21,19 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.1, "bos_token_id": 0,
     "eos_token_id": 1, "pad_token_id": None,
 }  # fmt: skip
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
-SCALES = {
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+SCALES: dict[str, Any] = {
     "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0,
 }  # fmt: skip
 FALCON: dict[str, Any] = {
     "vocab_size": 1024, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False,
     "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.1,
 }  # fmt: skip
-HEADS = {
+HEADS: dict[str, Any] = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
 }  # fmt: skip
-SECTIONS = {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
-LONG = {
+SECTIONS: dict[str, Any] = {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
+LONG: dict[str, Any] = {
     "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 512,
     "short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [1.0 + i for i in range(8)],
 }  # fmt: skip
@@ -276,7 +276,8 @@ def keys_of(config: Any, architecture: str) -> dict[str, Any]:
     if architecture == "falcon":
         values["attention.head_count_kv"] = config.num_kv_heads if config.new_decoder_architecture else 1
     if architecture in ("granite", "granitemoe"):
-        values.pop("attention.key_length", None), values.pop("attention.value_length", None)
+        values.pop("attention.key_length", None)
+        values.pop("attention.value_length", None)
     if architecture == "gpt-oss":
         values["expert_feed_forward_length"] = config.intermediate_size
     if architecture == "stablelm":
