@@ -19,6 +19,7 @@ from ...dtypes import DTYPES, from_float32
 from ...errors import MissingPackageError, SchemeError, SourceError, WriteError
 from ...file.progress import Progress
 from ...file.sharded_reader import Opened
+from ...hf.tokenizer_files import REASON
 from ...io.atomic import AtomicFile
 from ...schemes import Scheme, make
 from ...schemes.ggml import GGML
@@ -39,6 +40,7 @@ TYPES = {
 }  # fmt: skip
 ENCODED = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 _PLAIN = ("f32", "f16", "bf16")
+_STORED = (*_PLAIN, "f64", "i8", "i16", "i32", "i64")  # dtypes that GGUF has
 # Names whose matrices are f32: llama.cpp computes with them so, and its own conversion writes them so.
 _FLOAT32 = (
     "_norm.weight", "position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight",
@@ -77,7 +79,7 @@ def export(
     """Write the GGUF file ``path`` and ``Modelfile`` in its directory; returns the paths written.
 
     Args:
-        file: a file that holds a model of one of ``architectures``.
+        file: a file that holds a model of one of ``architectures``, or what came from GGUF without being a model.
         path: the file to write.
         type: of the matrices: ``"keep"`` for the blocks and dtypes that they are stored in, and f16 for schemes that
             GGUF lacks; or one of ``ENCODED``. Vectors, norms and positions are f32, as llama.cpp wants them; a
@@ -99,15 +101,18 @@ def export(
         if os.path.lexists(target) and not overwrite:
             raise WriteError(f"{target}: exists; say overwrite=True (--force) to replace it")
     try:
-        model, config = _model(file)
-        items = _items(file, model, config, type)
-        values = _metadata(file, model, config, items, type, path)
+        if config_of(file) is None and DOCUMENT in file.documents:
+            architecture, items, values = _without_model(file, type)
+        else:
+            model, config = _model(file)
+            items = _items(file, model, config, type)
+            architecture, values = model.gguf, _metadata(file, model, config, items, type, path)
     except SourceError as error:
         raise WriteError(f"{file.path}: {error}") from error
     text = _modelfile(os.path.basename(path), values).encode()
     try:
         with AtomicFile(path, overwrite) as out, AtomicFile(modelfile, overwrite) as side:
-            _write(library, out.name, model.gguf, values, items, on_progress)
+            _write(library, out.name, architecture, values, items, on_progress)
             side.write(text)
             out.publish()
             side.publish()
@@ -149,6 +154,43 @@ def _model(file: Opened) -> tuple[Architecture, dict[str, Any]]:
         except SourceError as error:
             problems.append(error)
     raise problems[0]
+
+
+def _without_model(file: Opened, wanted: str) -> tuple[str, list[Item], dict[str, Any]]:
+    """Return architecture, tensors and metadata of what came from GGUF and is no model of transformers: as they came.
+
+    Raises:
+        SourceError: the metadata are not GGUF's, a tensor is in a scheme that GGUF lacks, or a type is wanted: nothing
+            says which tensors it would be for.
+    """
+    if wanted != KEEP:
+        raise SourceError(f"type {wanted!r}: nothing says which tensors it is for, as there is no model; say {KEEP!r}")
+    before = file.check_document(DOCUMENT)
+    architecture = before.get("general.architecture") if isinstance(before, dict) else None
+    if not isinstance(architecture, str):
+        raise SourceError("holds tensors but no model, and no metadata of GGUF")
+    left_out = ("general.architecture", "general.alignment", "split.no", "split.count", "split.tensors.count", REASON)
+    values = {key: value for key, value in before.items() if key not in left_out}
+    for key, value in values.items():
+        kinds = {*map(type, value)} if isinstance(value, list) else {type(value)}
+        if len(kinds) != 1 or not kinds <= {bool, int, float, str}:
+            raise SourceError(f"{DOCUMENT}: {key} holds what GGUF's metadata cannot, or nothing")
+    items = []
+    for info in stored(file):
+        kept = isinstance(info.scheme, GGML) or (isinstance(info.scheme, Plain) and info.scheme.name in _STORED)
+        if not kept:
+            raise SourceError(f"tensor {info.name!r} is in {info.scheme.text}, which GGUF lacks")
+        (plane,) = info.scheme.planes(info.shape, info.dtype)
+        kind, dtype = info.scheme.name.removeprefix("gguf:"), DTYPES[plane.dtype].numpy
+        items.append(Item(info.name, kind, plane.shape, dtype, lambda info=info: _plane(file, info)))
+    return architecture, items, values
+
+
+def _plane(file: Opened, info: TensorInfo) -> np.ndarray:
+    planes = file.planes(info.name)
+    file.check_values(info, planes)
+    (plane,) = planes.values()
+    return plane
 
 
 def _items(file: Opened, model: Architecture, config: dict[str, Any], wanted: str) -> list[Item]:
@@ -275,8 +317,8 @@ def _write(
 ) -> None:
     writer = library.GGUFWriter(path, architecture)
     add = {
-        bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
-        list: writer.add_array,
+        bool: writer.add_bool, int: lambda key, value: _whole(writer, value)(key, value), float: writer.add_float32,
+        str: writer.add_string, list: writer.add_array,
     }  # fmt: skip
     try:
         for key, value in values.items():
@@ -295,6 +337,13 @@ def _write(
                 on_progress(done, total, item.name)
     finally:
         writer.close()
+
+
+def _whole(writer: Any, value: int) -> Callable[[str, int], None]:
+    """Return what writes an integer: unsigned, in 32 bits if it fits."""
+    if value < 0:
+        return writer.add_int32 if value >= -(1 << 31) else writer.add_int64
+    return writer.add_uint32 if value < 1 << 32 else writer.add_uint64
 
 
 def _modelfile(name: str, values: dict[str, Any]) -> str:

@@ -42,8 +42,14 @@ def test_a_llama_that_transformers_has_not_keeps_its_tensors(keys, message, tmp_
         assert message in file.metadata["model.missing"]
         assert file.planes("blk.0.attn_q.weight")["blocks"].tobytes() == arrays["blk.0.attn_q.weight"].tobytes()
         assert file.check_document("gguf.json")["llama.block_count"] == 2
-        with pytest.raises(WriteError, match="holds tensors but no model"):
-            export(file, str(tmp_path / "b.gguf"))
+        with pytest.raises(WriteError, match="type 'f16': nothing says which tensors it is for"):
+            export(file, str(tmp_path / "b.gguf"), type="f16")
+        export(file, str(tmp_path / "b.gguf"))
+    before, after = (GGUFFile(str(tmp_path / name)) for name in ("m.gguf", "b.gguf"))
+    assert before.metadata == after.metadata
+    assert {t.name: (t.type, after.read(t).tobytes()) for t in after.tensors} == {
+        t.name: (t.type, before.read(t).tobytes()) for t in before.tensors
+    }
 
 
 @pytest.mark.parametrize(
