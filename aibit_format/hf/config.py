@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 CONFIG_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
 DEFAULT_DTYPE = "float32"  # transformers' own default for a config without a dtype
 
-# Left out without a word: they choose how a model is run, where its weights are or came from, not what it computes.
-_WITHOUT_EFFECT = FORBIDDEN_KEYS | FORBIDDEN_IN["config.json"] | {
+# Left out by every class: they say how a model is run or where its weights are or came from, not what it computes.
+WITHOUT_EFFECT = frozenset({
     "_name_or_path", "name_or_path", "_commit_hash", "_auto_class", "_output_attentions", "_flash_attn_2_enabled",
     "_post_init_done", "use_pretrained_backbone", "transformers_weights",
-}  # fmt: skip
+})  # fmt: skip
+# Left out of documents already, where a file is written.
+_FORBIDDEN = FORBIDDEN_KEYS | FORBIDDEN_IN["config.json"]
 # Any key that ends so names an attribute of torch in some class.
 _A_DTYPE = "dtype"
 _DTYPES = frozenset({*CONFIG_DTYPES, "auto", "int8", "uint8", "int16", "int32", "int64", "bool"})
@@ -80,15 +82,15 @@ def build_config(config: Mapping[str, Any], limits: Limits) -> PreTrainedConfig:
 def allowed(config: Mapping[str, Any], family: type[PreTrainedConfig]) -> tuple[dict[str, Any], list[str]]:
     """Return the part of ``config`` that reaches ``family`` and its sub-configurations, and the keys left out.
 
-    Keys without effect are left out, but not listed.
+    Keys that no document of a file may have are left out, but not listed: the writer of the document does that.
     """
     inside = compat.sub_configs(family)
     kept: dict[str, Any] = {}
     dropped: list[str] = []
     for key, value in config.items():
-        if key in _WITHOUT_EFFECT:
+        if key in _FORBIDDEN:
             continue
-        if not _is_data(family, key):
+        if key in WITHOUT_EFFECT or not _is_data(family, key):
             dropped.append(key)
         elif key in inside and isinstance(value, Mapping):
             kept[key], lost = allowed(value, _sub_family(family, key, value))
@@ -99,7 +101,7 @@ def allowed(config: Mapping[str, Any], family: type[PreTrainedConfig]) -> tuple[
 
 
 def dropped_keys(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of a parsed ``config.json`` that reach no configuration class, those without effect excepted."""
+    """Return the keys of a parsed ``config.json`` that reach no configuration class, as ``allowed`` lists them."""
     family = compat.config_class(config.get("model_type"))
     return [] if family is None else allowed(config, family)[1]
 
@@ -139,7 +141,7 @@ def _check_values(values: Any, path: str = "") -> None:
 def _check_read(family: type[PreTrainedConfig], dropped: Iterable[str]) -> None:
     """Raise LoadError if the code of the models of ``family`` reads a key that it does not get."""
     names = {path.rpartition(".")[2]: path for path in dropped}
-    for name in compat.mentioned(family, names):
+    for name in compat.mentioned(family, [name for name in names if name not in WITHOUT_EFFECT]):
         raise LoadError(
             f"config.json: {names[name]} is the name of a part of transformers' {family.__name__}, and its models "
             "read it: the value cannot be passed on; remove the key if the model is right without it"

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 import aibit_format as aibit
 from aibit_format.errors import FormatError, LoadError
 from aibit_format.hf import compat
-from aibit_format.hf.config import allowed, build_config, model_class
+from aibit_format.hf.config import WITHOUT_EFFECT, allowed, build_config, model_class
 from aibit_format.hf.limits import Limits
 from tests.support import architectures
 from tests.support.documents import rebuilt_with
@@ -85,9 +85,9 @@ LIMITS = Limits(tensors=10, largest=1 << 20)
 
 def test_keys_that_a_class_does_not_declare_reach_it_unless_they_are_no_data():
     no_data = {"push_to_hub": True, "attribute_map": {"hidden_size": "vocab_size"}, "__dict__": {}, "__class__": "x"}
-    without_effect = {"use_kernels": 1, "_commit_hash": "x", "transformers_weights": "x"}
+    no_data |= {"_commit_hash": "x", "transformers_weights": "x", "_name_or_path": "who/what"}
     data = {"hidden_size": 64, "rope_theta": 5000.0, "made_up": [1, {"a": None}], "_private": 1, "head_dim": 24}
-    given = {"model_type": "llama", **no_data, **without_effect, **data}
+    given = {"model_type": "llama", "use_kernels": 1, **no_data, **data}
     kept, dropped = allowed(given, LlamaConfig)
     assert dropped == list(no_data) and kept == {"model_type": "llama", **data}
     config = build_config(given, LIMITS)
@@ -149,9 +149,12 @@ def test_a_config_without_a_dtype_has_that_of_its_weights(tmp_path):
 
 def test_what_reaches_no_configuration_is_reported(tmp_path):
     architectures.save("llama-untied", tmp_path / "hf")
-    edit_config(tmp_path / "hf", push_to_hub=True, made_up=1)
+    without_effect = dict.fromkeys(sorted(WITHOUT_EFFECT), "who/what")
+    edit_config(tmp_path / "hf", push_to_hub=True, made_up=1, use_kernels=True, **without_effect)
     report = aibit.convert(tmp_path / "hf", tmp_path / "m.aibit")
-    assert report.dropped_keys == ("config.json:push_to_hub",)
+    names = ("use_kernels", "push_to_hub", *without_effect)
+    assert sorted(report.dropped_keys) == sorted(f"config.json:{name}" for name in names)
+    aibit.load_model(tmp_path / "m.aibit")
 
 
 def test_a_class_outside_the_tables_of_tasks_is_found(tmp_path):

@@ -1,310 +1,521 @@
-"""Defines the architectures that both GGUF and transformers know: names of tensors, keys of configs, order of rows.
+"""Lists the architectures that both GGUF and transformers know. A new one is a block of rows here.
 
-Each has one ``Family``, which the source and the exporter use in opposite directions.
-Facts are those of llama.cpp's ``convert_hf_to_gguf.py`` and of the models in transformers.
+Facts are those of llama.cpp's ``convert_hf_to_gguf.py`` and ``src/models``, and of the models in transformers.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
+from .architecture import Architecture, Row
+from .config_keys import (
+    AdjustedWidth,
+    Constant,
+    ConvolutionLayers,
+    Derived,
+    EachHead,
+    Fixed,
+    HeadSize,
+    LayerTypes,
+    LinearLayers,
+    Number,
+    Optional,
+    QueryScale,
+    Rope,
+    SectionedRope,
+    TwoRopes,
+    Window,
+    WithoutTensor,
+    Written,
+)  # fmt: skip
+from .operations import (
+    JOINED,
+    NEGATED_EXPONENTIAL,
+    SAME,
+    SHIFTED,
+    TURNED,
+    TURNED_EACH,
+    Columns,
+    Interleaved,
+    Operation,
+    Permuted,
+    RowVector,
+    Squeezed,
+    Then,
+    by_groups,
+    by_heads,
+    by_key_heads,
+    rotary,
+)  # fmt: skip
 
-from ...errors import SourceError
-from . import rope
-
-ROPE_FACTORS = "rope_freqs.weight"  # not a weight: the frequency factors of llama3 scaling
-_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z_]+)\.(weight|bias)")
-_OUTER = re.compile(r"([a-z_]+)\.(weight|bias)")
-
-
-@dataclass(frozen=True)
-class Family:
-    """Describe one architecture on both sides.
-
-    ``outer`` and ``inner`` map GGUF's names to transformers', outside and inside a layer; ``integers`` and ``floats``
-    map GGUF's keys, without the architecture's name in front, to those of ``config.json``. ``biases`` maps the names
-    that may have a bias to the key of ``config.json`` that gives one to all names of that key, or to ``""`` where it is
-    always there.
-    """
-
-    gguf: str
-    model_type: str
-    architecture: str
-    layer: str
-    outer: Mapping[str, str]
-    inner: Mapping[str, str]
-    integers: Mapping[str, str]
-    floats: Mapping[str, str]
-    biases: Mapping[str, str]
-    conv1d: frozenset[str] = frozenset()  # inner weights that transformers keeps as [in, out]
-    permuted: Mapping[str, str] = field(default_factory=dict)  # inner name -> GGUF's key of its number of heads
-    rope: bool = True
-
-    def hugging_face(self, name: str) -> str | None:
-        """Return transformers' name for a tensor of GGUF, or ``None`` if the model has no such tensor."""
-        if found := _BLOCK.fullmatch(name):
-            stem = self.inner.get(found[2])
-            return stem and f"{self.layer.format(found[1])}{stem}.{found[3]}"
-        if found := _OUTER.fullmatch(name):
-            stem = self.outer.get(found[1])
-            return stem and f"{stem}.{found[2]}"
-        return None
-
-    def names(self, layers: int) -> dict[str, str]:
-        """Map transformers' names to GGUF's, for every tensor that such a model can have."""
-        stems = {stem: f"{name}" for name, stem in self.outer.items()}
-        for i in range(layers):
-            stems |= {f"{self.layer.format(i)}{stem}": f"blk.{i}.{name}" for name, stem in self.inner.items()}
-        return {f"{stem}.{end}": f"{name}.{end}" for stem, name in stems.items() for end in ("weight", "bias")}
-
-    def is_conv1d(self, name: str) -> bool:
-        """Tell whether transformers holds the transpose of this tensor of GGUF."""
-        found = _BLOCK.fullmatch(name)
-        return bool(found and found[3] == "weight" and found[2] in self.conv1d)
-
-    def heads_key(self, name: str) -> str | None:
-        """Return GGUF's key for the number of heads whose rows llama.cpp reorders in this tensor of GGUF, if any."""
-        found = _BLOCK.fullmatch(name)
-        return self.permuted.get(found[2]) if found else None
+Rows = tuple[Row, ...]
 
 
-def gguf_rows(rows: int, heads: int) -> np.ndarray:
-    """Return for each row of GGUF its row in transformers, i64 [rows].
-
-    transformers rotates dimension i of a head with dimension i + d / 2, llama.cpp's llama with its neighbour.
-    """
-    return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
-
-
-def hugging_face_rows(rows: int, heads: int) -> np.ndarray:
-    """Return for each row of transformers its row in GGUF, i64 [rows]."""
-    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+def _tensor(theirs: str, ours: str, operation: Operation = SAME, bias: str | None = None) -> Rows:
+    """Return the row of a weight, and that of its bias: ``bias`` is the config's key that gives one, or ``""``."""
+    weight = Row(f"{ours}.weight", (f"{theirs}.weight",), operation)
+    if bias is None:
+        return (weight,)
+    move = SAME if operation is TURNED else operation
+    return (weight, Row(f"{ours}.bias", (f"{theirs}.bias",), move, bias or None))
 
 
-_OUTER_LLAMA = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_INNER_LLAMA = {
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}  # fmt: skip
-_INTEGERS_LLAMA = {
-    "context_length": "max_position_embeddings", "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers", "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
-}  # fmt: skip
-_FLOATS_LLAMA = {"attention.layer_norm_rms_epsilon": "rms_norm_eps"}
-_BIASES_LLAMA = {
-    **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), "attention_bias"),
-    **dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), "mlp_bias"),
-}
-
-FAMILIES = {
-    family.gguf: family
-    for family in (
-        Family(
-            "llama", "llama", "LlamaForCausalLM", "model.layers.{}.", _OUTER_LLAMA, _INNER_LLAMA, _INTEGERS_LLAMA,
-            _FLOATS_LLAMA, _BIASES_LLAMA,
-            permuted={"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"},
-        ),
-        Family(
-            "qwen2", "qwen2", "Qwen2ForCausalLM", "model.layers.{}.", _OUTER_LLAMA, _INNER_LLAMA, _INTEGERS_LLAMA,
-            _FLOATS_LLAMA, dict.fromkeys(("attn_q", "attn_k", "attn_v"), ""),
-        ),
-        Family(
-            "gpt2", "gpt2", "GPT2LMHeadModel", "transformer.h.{}.",
-            {"token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
-             "output": "lm_head"},
-            {"attn_norm": "ln_1", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj", "ffn_norm": "ln_2",
-             "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
-            {"context_length": "n_positions", "embedding_length": "n_embd", "block_count": "n_layer",
-             "feed_forward_length": "n_inner", "attention.head_count": "n_head"},
-            {"attention.layer_norm_epsilon": "layer_norm_epsilon"},
-            dict.fromkeys(
-                ("output_norm", "attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down"), ""
-            ),
-            conv1d=frozenset({"attn_qkv", "attn_output", "ffn_up", "ffn_down"}), rope=False,
-        ),
+def _outer(embeddings: str = "model.embed_tokens", norm: str = "model.norm", head: str = "lm_head", shift: bool = False,
+           bias: str | None = None) -> Rows:  # fmt: skip
+    return (
+        *_tensor("token_embd", embeddings),
+        *_tensor("output_norm", norm, SHIFTED if shift else SAME),
+        *((Row(f"{norm}.bias", ("output_norm.bias",)),) if bias is not None else ()),
+        *_tensor("output", head),
     )
-}  # fmt: skip
-BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES.values()}
-
-# Keys that make llama.cpp compute something that transformers' model does not, and their harmless values.
-_UNKNOWN = {
-    "expert_count": (0,), "logit_scale": (1.0, 0.0), "embedding_scale": (1.0, 0.0), "residual_scale": (1.0, 0.0),
-    "attention.scale": (1.0, 0.0), "attention.sliding_window": (0,), "attention.causal": (True,),
-    "attention.max_alibi_bias": (0.0,), "attention.clamp_kqv": (0.0,),
-}  # fmt: skip
 
 
-class Keys:
-    """Look up the metadata of one architecture, by keys without its name."""
-
-    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
-        start = architecture + "."
-        self.values = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
-        self._prefix = start
-
-    def integer(self, key: str, otherwise: int | None = None) -> int:
-        """Return a positive integer, or ``otherwise`` if the key is missing.
-
-        Raises:
-            SourceError: it is missing without a default, or it is something else, such as one value per layer.
-        """
-        value = self.values.get(key, otherwise)
-        if type(value) is not int or not 0 < value < 1 << 31:
-            raise SourceError(f"{self._prefix}{key} is {_brief(value)}, one positive number is needed")
-        return value
-
-    def number(self, key: str) -> float:
-        """Return a finite number, as the shortest decimal of its float32; raises SourceError for anything else."""
-        value = self.values.get(key)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise SourceError(f"{self._prefix}{key} is {_brief(value)}, a number is needed")
-        return float(str(np.float32(value)))
-
-    def rope(self) -> dict[str, Any]:
-        """Return the values of the keys that begin with ``rope.``, without that prefix."""
-        found = {key.removeprefix("rope."): value for key, value in self.values.items() if key.startswith("rope.")}
-        for key in found:
-            if key == "scaling.type":
-                if not isinstance(found[key], str):
-                    raise SourceError(f"{self._prefix}rope.{key} is {_brief(found[key])}, a word is needed")
-            elif not isinstance(found[key], bool):
-                self.number(f"rope.{key}")
-        return found
+def _norm(theirs: str, ours: str, shift: bool = False, bias: bool = False) -> Rows:
+    """Return the rows of a norm; ``shift``: transformers adds one to its weights."""
+    found = _tensor(f"blk.{{}}.{theirs}", f"model.layers.{{}}.{ours}", SHIFTED if shift else SAME)
+    return (*found, Row(f"model.layers.{{}}.{ours}.bias", (f"blk.{{}}.{theirs}.bias",))) if bias else found
 
 
-def config_of(
-    family: Family, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], factors: np.ndarray | None
-) -> dict[str, Any]:
-    """Make ``config.json``, except ``dtype``, from GGUF's metadata and tensors.
-
-    Args:
-        family: the architecture.
-        metadata: of the file.
-        shapes: of the tensors, by GGUF's names.
-        factors: f32, the values of ``rope_freqs.weight`` if the file has it.
-
-    Raises:
-        SourceError: transformers' model cannot represent what the file describes; the message says why.
-    """
-    keys = Keys(metadata, family.gguf)
-    for key, harmless in _UNKNOWN.items():
-        value = keys.values.get(key, harmless[0])
-        if not isinstance(value, (int, float)) or value not in harmless:
-            raise SourceError(f"{family.gguf}.{key} is {_brief(value)}: {family.architecture} has no such thing")
-    for name in shapes:
-        if name != ROPE_FACTORS and family.hugging_face(name) is None:
-            raise SourceError(f"tensor {name!r} has no place in {family.architecture}")
-    embedding = shapes.get("token_embd.weight", ())
-    layers = keys.integer("block_count")
-    if len(embedding) != 2 or layers > len(shapes):
-        raise SourceError(f"{layers} layers and embeddings of {list(embedding)} in a file of {len(shapes)} tensors")
-    heads = keys.integer("attention.head_count")
-    keys.values.setdefault("attention.head_count_kv", heads)
-    config: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
-    config |= {theirs: keys.integer(ours) for ours, theirs in family.integers.items()}
-    config |= {theirs: keys.number(ours) for ours, theirs in family.floats.items()}
-    config["vocab_size"] = embedding[0]
-    config["tie_word_embeddings"] = "output.weight" not in shapes
-    config |= _biases(family, shapes, layers)
-    if family.gguf == "gpt2":
-        return config
-    width = config["hidden_size"]
-    head_dim = keys.integer("attention.key_length", width // heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if keys.integer(key, head_dim) != head_dim:
-            raise SourceError(f"{family.gguf}.{key} is {keys.values[key]}, the heads have {head_dim} dimensions")
-    if family.gguf == "llama":
-        config["head_dim"] = head_dim
-    elif head_dim * heads != width:
-        raise SourceError(f"{heads} heads of {head_dim} dimensions in a model {width} wide")
-    for name, shape in shapes.items():
-        key = family.heads_key(name)
-        if key and (
-            len(shape) != (1 if name.endswith(".bias") else 2)  # the blocks of a vector would pass for rows
-            or head_dim % 2
-            or shape[0] != keys.integer(key) * head_dim
-        ):
-            found = f"tensor {name!r} has shape {list(shape)}"
-            raise SourceError(f"{found}, for {keys.integer(key)} heads of {head_dim}")
-    config["rope_parameters"] = rope.from_gguf(keys.rope(), factors, config["max_position_embeddings"])
-    return config
+def _norms(shift: bool = False, bias: bool = False, **names: str) -> Rows:
+    return tuple(row for theirs, ours in names.items() for row in _norm(theirs, ours, shift, bias))
 
 
-def _biases(family: Family, shapes: Mapping[str, tuple[int, ...]], layers: int) -> dict[str, bool]:
-    """Return the keys of ``config.json`` that give biases to several tensors: each has all of its biases, or none.
-
-    Raises:
-        SourceError: some are there and others are not, or a tensor has a bias that transformers' model lacks.
-    """
-    found: dict[str, bool] = {}
-    wanted: dict[str, str] = {}  # name of a bias -> key
-    for name, key in family.biases.items():
-        blocks = [f"blk.{i}.{name}.bias" for i in range(layers)] if name in family.inner else [f"{name}.bias"]
-        wanted |= dict.fromkeys(blocks, key)
-    for name in shapes:
-        if name.endswith(".bias") and name not in wanted:
-            raise SourceError(f"tensor {name!r}: {family.architecture} has no such bias")
-    for name, key in wanted.items():
-        if found.setdefault(key, name in shapes or not key) != (name in shapes):
-            there = f"{key} is all of them or none" if key else "it has all of them"
-            raise SourceError(f"biases of {family.architecture}: {there}, but {name!r} is {_THERE[name in shapes]}")
-    return {key: value for key, value in found.items() if key}
+def _attention(rotated: bool = False, qkv: str | None = None, out: str | None = None) -> Rows:
+    """Return the rows of q, k, v and o; ``rotated``: with llama.cpp's order of rows. ``qkv``, ``out``: their biases."""
+    query, key = ("num_attention_heads", "num_key_value_heads")
+    inner = "model.layers.{}.self_attn."
+    return (
+        *_tensor("blk.{}.attn_q", f"{inner}q_proj", rotary(query) if rotated else SAME, qkv),
+        *_tensor("blk.{}.attn_k", f"{inner}k_proj", rotary(key) if rotated else SAME, qkv),
+        *_tensor("blk.{}.attn_v", f"{inner}v_proj", SAME, qkv),
+        *_tensor("blk.{}.attn_output", f"{inner}o_proj", SAME, out),
+    )
 
 
-_THERE = {True: "there", False: "missing"}
+def _mlp(bias: str | None = None, gate: bool = True, up: str = "mlp.up_proj", down: str = "mlp.down_proj") -> Rows:
+    return (
+        *(_tensor("blk.{}.ffn_gate", "model.layers.{}.mlp.gate_proj", SAME, bias) if gate else ()),
+        *_tensor("blk.{}.ffn_up", f"model.layers.{{}}.{up}", SAME, bias),
+        *_tensor("blk.{}.ffn_down", f"model.layers.{{}}.{down}", SAME, bias),
+    )
 
 
-def keys_of(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Make GGUF's metadata of the architecture, as ``int``, ``float`` and ``str``, from a ``config.json``.
-
-    Raises:
-        SourceError: the config asks for something that llama.cpp's model lacks.
-    """
-    _check_config(family, config)
-    values: dict[str, Any] = {}
-    defaults = {"num_key_value_heads": config.get("num_attention_heads"), "n_inner": 4 * config.get("n_embd", 0)}
-    for ours, theirs in family.integers.items():
-        values[ours] = config.get(theirs) or defaults.get(theirs)
-    for ours, theirs in family.floats.items():
-        values[ours] = config.get(theirs)
-    for ours, theirs in {**family.integers, **family.floats}.items():
-        if type(values[ours]) is not (int if ours in family.integers else float) or values[ours] <= 0:
-            raise SourceError(f"config.json: {theirs} is {_brief(config.get(theirs))}, a positive number is needed")
-    if family.rope:
-        head_dim = head_dim_of(config)
-        values |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
-        values |= {"rope.dimension_count": head_dim, "vocab_size": config["vocab_size"]}
-        values |= {f"rope.{key}": value for key, value in rope.to_gguf(rope.parameters_of(config)).items()}
-    return {f"{family.gguf}.{key}": value for key, value in values.items()}
+def _experts(place: str = "mlp", router: str = "gate") -> Rows:
+    """Return the rows of stacked experts. transformers joins their gate and up, and so do some newer files."""
+    inner = f"model.layers.{{}}.{place}."
+    return (
+        Row(f"{inner}experts.gate_up_proj", ("blk.{}.ffn_gate_exps.weight", "blk.{}.ffn_up_exps.weight"), JOINED),
+        Row(f"{inner}experts.gate_up_proj", ("blk.{}.ffn_gate_up_exps.weight",)),
+        Row(f"{inner}experts.down_proj", ("blk.{}.ffn_down_exps.weight",)),
+        *_tensor("blk.{}.ffn_gate_inp", f"{inner}{router}"),
+    )
 
 
-def head_dim_of(config: Mapping[str, Any]) -> int:
-    """Return the number of dimensions of a head."""
-    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+_LLAMA_NORMS = _norms(attn_norm="input_layernorm", ffn_norm="post_attention_layernorm")
+_QK_NORMS = _norms(attn_q_norm="self_attn.q_norm", attn_k_norm="self_attn.k_norm")
+
+_LAYERS = Number("block_count", "num_hidden_layers")
+_SIZES = (
+    Number("context_length", "max_position_embeddings"), Number("embedding_length", "hidden_size"), _LAYERS,
+    Number("feed_forward_length", "intermediate_size"), Number("attention.head_count", "num_attention_heads"),
+    Number("attention.head_count_kv", "num_key_value_heads", otherwise="num_attention_heads"),
+)  # fmt: skip
+_RMS = Number("attention.layer_norm_rms_epsilon", "rms_norm_eps", float)
+_SILU = Fixed("hidden_act", "silu", None)
+_LLAMA = (*_SIZES, _RMS, HeadSize(), Rope(), _SILU, Fixed("pretraining_tp", None, 0, 1))
+_QWEN2 = (*_SIZES, _RMS, HeadSize(None, written=False), Rope(), _SILU, Fixed("use_sliding_window", False, None))
+_QWEN3 = (*_SIZES, _RMS, HeadSize(), Rope(), _SILU, Fixed("use_sliding_window", False, None))
+_USED = Number("expert_used_count", "num_experts_per_tok")
+_EXPERT_SIZE = Number("expert_feed_forward_length", "moe_intermediate_size")
+_EVERY_LAYER = (Fixed("decoder_sparse_step", 1, None), Fixed("mlp_only_layers", [], None))
+_SCALES = (
+    Number("attention.scale", "attention_multiplier", float), Number("embedding_scale", "embedding_multiplier", float),
+    Number("residual_scale", "residual_multiplier", float), Number("logit_scale", "logits_scaling", float),
+    Constant("rope.scaling.finetuned", None, True),
+)  # fmt: skip
 
 
-# Keys of a config with which llama.cpp would compute something else, and their harmless values.
-_UNKNOWN_TO_GGUF = {
-    "hidden_act": ("silu",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "use_sliding_window": (False,),
-    "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
-    "partial_rotary_factor": (1.0, 1), "pretraining_tp": (1, 0),
-}  # fmt: skip
+def _has_experts(values: Mapping[str, Any], names: Collection[str]) -> bool:
+    return "blk.0.ffn_gate_inp.weight" in names
 
 
-def _check_config(family: Family, config: Mapping[str, Any]) -> None:
-    for key, harmless in _UNKNOWN_TO_GGUF.items():
-        if config.get(key) is not None and config[key] not in harmless:
-            raise SourceError(f"config.json: {key} {_brief(config[key])}: llama.cpp's {family.gguf} has no such thing")
+def _has_none(values: Mapping[str, Any], names: Collection[str]) -> bool:
+    return not _has_experts(values, names)
 
 
-def _brief(value: Any) -> str:
-    if value is None:
-        return "missing"
-    return f"a list of {len(value)}" if isinstance(value, (list, np.ndarray)) else repr(value)[:60]
+def _never(values: Mapping[str, Any], names: Collection[str]) -> bool:
+    return False
+
+
+LLAMA = Architecture(
+    "llama", "llama", "LlamaForCausalLM",
+    (*_outer(), *_LLAMA_NORMS, *_attention(True, "attention_bias", "attention_bias"), *_mlp("mlp_bias")), _LLAMA,
+    _has_none,
+)  # fmt: skip
+# A file of a Mistral model becomes a Llama, which computes the same; a Mistral becomes such a file.
+MISTRAL = Architecture(
+    "llama", "mistral", "MistralForCausalLM", (*_outer(), *_LLAMA_NORMS, *_attention(True), *_mlp()),
+    (*_LLAMA, Window()), _never,
+)  # fmt: skip
+MIXTRAL = Architecture(
+    "llama", "mixtral", "MixtralForCausalLM", (*_outer(), *_LLAMA_NORMS, *_attention(True), *_experts()),
+    (*_LLAMA, Window(), Number("expert_count", "num_local_experts"), _USED), _has_experts,
+)  # fmt: skip
+QWEN2 = Architecture(
+    "qwen2", "qwen2", "Qwen2ForCausalLM", (*_outer(), *_LLAMA_NORMS, *_attention(qkv=""), *_mlp()), _QWEN2
+)
+QWEN3 = Architecture(
+    "qwen3", "qwen3", "Qwen3ForCausalLM",
+    (*_outer(), *_LLAMA_NORMS, *_QK_NORMS, *_attention(qkv="attention_bias", out="attention_bias"), *_mlp()), _QWEN3,
+)  # fmt: skip
+QWEN2_MOE = Architecture(
+    "qwen2moe", "qwen2_moe", "Qwen2MoeForCausalLM",
+    (
+        *_outer(), *_LLAMA_NORMS, *_attention(qkv=""), *_experts(),
+        *_tensor("blk.{}.ffn_gate_shexp", "model.layers.{}.mlp.shared_expert.gate_proj"),
+        *_tensor("blk.{}.ffn_up_shexp", "model.layers.{}.mlp.shared_expert.up_proj"),
+        *_tensor("blk.{}.ffn_down_shexp", "model.layers.{}.mlp.shared_expert.down_proj"),
+        *_tensor("blk.{}.ffn_gate_inp_shexp", "model.layers.{}.mlp.shared_expert_gate", RowVector()),
+    ),
+    (
+        *_QWEN2, Number("expert_count", "num_experts", also="num_local_experts"), _USED, _EXPERT_SIZE,
+        Number("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+        Fixed("norm_topk_prob", False, None), Fixed("qkv_bias", True, None), *_EVERY_LAYER,
+    ),
+)  # fmt: skip
+QWEN3_MOE = Architecture(
+    "qwen3moe", "qwen3_moe", "Qwen3MoeForCausalLM",
+    (
+        *_outer(), *_LLAMA_NORMS, *_QK_NORMS, *_attention(qkv="attention_bias", out="attention_bias"), *_experts(),
+    ),
+    (
+        *_QWEN3, Number("expert_count", "num_experts", also="num_local_experts"), _USED, _EXPERT_SIZE,
+        Fixed("norm_topk_prob", True), *_EVERY_LAYER,
+    ),
+)  # fmt: skip
+
+_GEMMA_NORMS = _norms(
+    shift=True, attn_norm="input_layernorm", post_attention_norm="post_attention_layernorm",
+    ffn_norm="pre_feedforward_layernorm", post_ffw_norm="post_feedforward_layernorm",
+)  # fmt: skip
+_GELU = Fixed("hidden_activation", "gelu_pytorch_tanh", None)
+_CAUSAL = Fixed("use_bidirectional_attention", None, False)
+_NO_BIAS = Fixed("attention_bias", False, None)
+
+GEMMA = Architecture(
+    "gemma", "gemma", "GemmaForCausalLM",
+    (
+        *_outer(shift=True), *_norms(shift=True, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
+        *_attention(), *_mlp(),
+    ),
+    (*_SIZES, _RMS, HeadSize(), Rope(), _NO_BIAS, Fixed("hidden_act", "gelu_pytorch_tanh", "gelu", None), _GELU),
+)  # fmt: skip
+GEMMA2 = Architecture(
+    "gemma2", "gemma2", "Gemma2ForCausalLM", (*_outer(shift=True), *_GEMMA_NORMS, *_attention(), *_mlp()),
+    (
+        *_SIZES, _RMS, HeadSize(), Rope(), QueryScale(46), LayerTypes(2), _GELU, _CAUSAL, _NO_BIAS,
+        Number("attention.sliding_window", "sliding_window", otherwise=4096),
+        Number("attn_logit_softcapping", "attn_logit_softcapping", float, otherwise=50.0),
+        Number("final_logit_softcapping", "final_logit_softcapping", float, otherwise=30.0),
+    ),
+)  # fmt: skip
+GEMMA3 = Architecture(
+    "gemma3", "gemma3_text", "Gemma3ForCausalLM",
+    (
+        *_outer(shift=True), *_GEMMA_NORMS, *_attention(), *_mlp(),
+        *_norms(shift=True, attn_q_norm="self_attn.q_norm", attn_k_norm="self_attn.k_norm"),
+    ),
+    (
+        *_SIZES, _RMS, HeadSize(), TwoRopes(), QueryScale(62), LayerTypes(6), _GELU, _CAUSAL, _NO_BIAS,
+        Number("attention.sliding_window", "sliding_window"), Fixed("attn_logit_softcapping", None),
+        Optional("final_logit_softcapping", "final_logit_softcapping", float, absent=0.0),
+    ),
+)  # fmt: skip
+PHI3 = Architecture(
+    "phi3", "phi3", "Phi3ForCausalLM",
+    (
+        *_outer(), *_LLAMA_NORMS, *_tensor("blk.{}.attn_qkv", "model.layers.{}.self_attn.qkv_proj"),
+        *_tensor("blk.{}.attn_output", "model.layers.{}.self_attn.o_proj"),
+        *_tensor("blk.{}.ffn_up", "model.layers.{}.mlp.gate_up_proj"),
+        *_tensor("blk.{}.ffn_down", "model.layers.{}.mlp.down_proj"),
+    ),
+    (
+        *_SIZES, _RMS, HeadSize(None, written=False), _SILU,
+        Number(
+            "rope.scaling.original_context_length", "original_max_position_embeddings",
+            otherwise="max_position_embeddings",
+        ),
+        Rope(partial=True), Optional("attention.sliding_window", "sliding_window", absent=0),
+    ),
+)  # fmt: skip
+GPT_OSS = Architecture(
+    "gpt-oss", "gpt_oss", "GptOssForCausalLM",
+    (
+        *_outer(), *_norms(attn_norm="input_layernorm", post_attention_norm="post_attention_layernorm"),
+        *_attention(qkv="", out=""), *_tensor("blk.{}.ffn_gate_inp", "model.layers.{}.mlp.router", bias=""),
+        Row("model.layers.{}.self_attn.sinks", ("blk.{}.attn_sinks.weight",)),
+        Row(
+            "model.layers.{}.mlp.experts.gate_up_proj", ("blk.{}.ffn_gate_exps.weight", "blk.{}.ffn_up_exps.weight"),
+            Interleaved(turned_each=True),
+        ),
+        Row(
+            "model.layers.{}.mlp.experts.gate_up_proj_bias", ("blk.{}.ffn_gate_exps.bias", "blk.{}.ffn_up_exps.bias"),
+            Interleaved(),
+        ),
+        Row("model.layers.{}.mlp.experts.down_proj", ("blk.{}.ffn_down_exps.weight",), TURNED_EACH),
+        Row("model.layers.{}.mlp.experts.down_proj_bias", ("blk.{}.ffn_down_exps.bias",)),
+    ),
+    (
+        *_SIZES, _RMS, HeadSize(), Rope(extra=(("truncate", False),)), _SILU, LayerTypes(2),
+        Number("expert_count", "num_local_experts", also="num_experts"), _USED,
+        Number("expert_feed_forward_length", "intermediate_size", otherwise="intermediate_size"),
+        Number("attention.sliding_window", "sliding_window"), Fixed("attention_bias", True, None),
+        Fixed("swiglu_limit", 7.0, None), Fixed("swiglu_alpha", 1.702, None),
+    ),
+)  # fmt: skip
+GRANITE = Architecture(
+    "granite", "granite", "GraniteForCausalLM",
+    (*_outer(), *_LLAMA_NORMS, *_attention(True, "attention_bias", "attention_bias"), *_mlp("mlp_bias")),
+    (*_SIZES, _RMS, HeadSize(None, written=False), Rope(), _SILU, *_SCALES),
+)  # fmt: skip
+GRANITE_MOE = Architecture(
+    "granitemoe", "granitemoe", "GraniteMoeForCausalLM",
+    (
+        *_outer(), *_LLAMA_NORMS, *_attention(True, "attention_bias", "attention_bias"),
+        *_experts("block_sparse_moe", "router"),
+    ),
+    (
+        *_SIZES, _RMS, HeadSize(None, written=False), Rope(), _SILU, *_SCALES,
+        Number("expert_count", "num_local_experts"), _USED,
+    ),
+)  # fmt: skip
+OLMO2 = Architecture(
+    "olmo2", "olmo2", "Olmo2ForCausalLM",
+    (
+        *_outer(), *_QK_NORMS, *_attention(), *_mlp(),
+        *_norms(post_attention_norm="post_attention_layernorm", post_ffw_norm="post_feedforward_layernorm"),
+    ),
+    (*_SIZES, _RMS, HeadSize(None, written=False), Rope(), _SILU, _NO_BIAS),
+)  # fmt: skip
+STARCODER2 = Architecture(
+    "starcoder2", "starcoder2", "Starcoder2ForCausalLM",
+    (
+        *_outer(bias=""), *_attention(qkv="use_bias", out="use_bias"),
+        *_norms(bias=True, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
+        *_mlp("use_bias", False, "mlp.c_fc", "mlp.c_proj"),
+    ),
+    (
+        *_SIZES, Number("attention.layer_norm_epsilon", "norm_epsilon", float), HeadSize(None, written=False), Rope(),
+        Window(), Fixed("hidden_act", "gelu_pytorch_tanh", None),
+    ),
+)  # fmt: skip
+STABLELM = Architecture(
+    "stablelm", "stablelm", "StableLmForCausalLM",
+    (
+        *_outer(bias=""), *_attention(qkv="use_qkv_bias"), *_mlp(),
+        *_norms(bias=True, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
+    ),
+    (
+        *_SIZES, Number("attention.layer_norm_epsilon", "layer_norm_eps", float), HeadSize(None, written=False),
+        Rope(partial=True), _SILU, Fixed("qk_layernorm", False, None),
+        WithoutTensor("use_parallel_residual", "blk.0.ffn_norm.weight", "use_parallel_residual"),
+    ),
+)  # fmt: skip
+NEMOTRON = Architecture(
+    "nemotron", "nemotron", "NemotronForCausalLM",
+    (
+        *_outer(shift=True, bias=""), *_attention(qkv="attention_bias", out="attention_bias"),
+        *_norms(shift=True, bias=True, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
+        *_mlp("mlp_bias", gate=False),
+    ),
+    (
+        *_SIZES, Number("attention.layer_norm_epsilon", "norm_eps", float), HeadSize(), Rope(partial=True),
+        Constant("attention.layer_norm_rms_epsilon"), Fixed("hidden_act", "relu2", None),
+    ),
+)  # fmt: skip
+
+
+def _block(theirs: str, ours: str, operation: Operation = SAME, bias: str | None = "") -> Rows:
+    return _tensor(f"blk.{{}}.{theirs}", f"transformer.h.{{}}.{ours}", operation, bias)
+
+
+GPT2 = Architecture(
+    "gpt2", "gpt2", "GPT2LMHeadModel",
+    (
+        *_outer("transformer.wte", "transformer.ln_f", bias=""), *_tensor("position_embd", "transformer.wpe"),
+        *_block("attn_norm", "ln_1"), *_block("ffn_norm", "ln_2"), *_block("attn_qkv", "attn.c_attn", TURNED),
+        *_block("attn_output", "attn.c_proj", TURNED), *_block("ffn_up", "mlp.c_fc", TURNED),
+        *_block("ffn_down", "mlp.c_proj", TURNED),
+    ),
+    (
+        Number("context_length", "n_positions"), Number("embedding_length", "n_embd"), Number("block_count", "n_layer"),
+        Number("feed_forward_length", "n_inner", otherwise="n_embd", times=4),
+        Number("attention.head_count", "n_head"), Constant("attention.head_count_kv"),
+        Number("attention.layer_norm_epsilon", "layer_norm_epsilon", float), Constant("rope.dimension_count"),
+        Fixed("activation_function", "gelu_new", "gelu_pytorch_tanh", None), Fixed("scale_attn_weights", True, None),
+        Fixed("scale_attn_by_inverse_layer_idx", False, None), Fixed("add_cross_attention", False, None),
+    ),
+    layers="n_layer",
+)  # fmt: skip
+BLOOM = Architecture(
+    "bloom", "bloom", "BloomForCausalLM",
+    (
+        *_outer("transformer.word_embeddings", "transformer.ln_f", bias=""),
+        *_tensor("token_embd_norm", "transformer.word_embeddings_layernorm", bias=""),
+        *_block("attn_norm", "input_layernorm"), *_block("ffn_norm", "post_attention_layernorm"),
+        *_block("attn_qkv", "self_attention.query_key_value", Permuted(by_heads)),
+        *_block("attn_output", "self_attention.dense"), *_block("ffn_up", "mlp.dense_h_to_4h"),
+        *_block("ffn_down", "mlp.dense_4h_to_h"),
+    ),
+    (
+        Number("embedding_length", "hidden_size"), Number("block_count", "n_layer"),
+        Number("attention.head_count", "n_head"), Number("attention.layer_norm_epsilon", "layer_norm_epsilon", float),
+        Number("context_length", "seq_length", otherwise="hidden_size"), Derived("attention.head_count_kv", "n_head"),
+        Derived("feed_forward_length", "hidden_size", 4), Fixed("slow_but_exact", False, None, True),
+        Fixed("apply_residual_connection_post_layernorm", False, None), Fixed("pretraining_tp", None, 0, 1),
+    ),
+    layers="n_layer",
+)  # fmt: skip
+
+_FALCON_ROWS = (
+    *_outer("transformer.word_embeddings", "transformer.ln_f", bias=""),
+    *_block("attn_qkv", "self_attention.query_key_value", Permuted(by_groups), "bias"),
+    *_block("attn_output", "self_attention.dense", bias="bias"), *_block("ffn_up", "mlp.dense_h_to_4h", bias="bias"),
+    *_block("ffn_down", "mlp.dense_4h_to_h", bias="bias"),
+)  # fmt: skip
+_FALCON = (
+    Number("context_length", "max_position_embeddings", otherwise=2048), Number("embedding_length", "hidden_size"),
+    _LAYERS, Number("attention.head_count", "num_attention_heads"),
+    Number("attention.layer_norm_epsilon", "layer_norm_epsilon", float), HeadSize(None, written=False),
+    Number("feed_forward_length", "ffn_hidden_size", otherwise="hidden_size", times=4), Rope(),
+    Fixed("alibi", False, None), Fixed("parallel_attn", True, None), Fixed("activation", "gelu", None),
+)  # fmt: skip
+_ONE_NORM = _block("attn_norm", "input_layernorm")
+# Falcon 40B: a norm for attention and one for the rest. Falcon 2: one norm. Falcon 7B: one key and value for all.
+FALCON_TWO_NORMS = Architecture(
+    "falcon", "falcon", "FalconForCausalLM",
+    (*_FALCON_ROWS, *_block("attn_norm", "ln_mlp"), *_block("attn_norm_2", "ln_attn")),
+    (
+        Number("attention.head_count_kv", "num_kv_heads"), *_FALCON, Fixed("new_decoder_architecture", True),
+        Fixed("num_ln_in_parallel_attn", 2, None), Fixed("multi_query", True, False, None),
+    ),
+    lambda values, names: "blk.0.attn_norm_2.weight" in names,
+)  # fmt: skip
+FALCON_ONE_NORM = Architecture(
+    "falcon", "falcon", "FalconForCausalLM", (*_FALCON_ROWS, *_ONE_NORM),
+    (
+        Number("attention.head_count_kv", "num_kv_heads"), *_FALCON, Fixed("new_decoder_architecture", True),
+        Fixed("num_ln_in_parallel_attn", 1), Fixed("multi_query", True, False, None),
+    ),
+    lambda values, names: str(values.get("falcon.attention.head_count_kv", 1)) != "1",
+)  # fmt: skip
+FALCON_ONE_KEY = Architecture(
+    "falcon", "falcon", "FalconForCausalLM", (*_FALCON_ROWS, *_ONE_NORM),
+    (
+        Constant("attention.head_count_kv", 1, None), *_FALCON, Fixed("new_decoder_architecture", False, None),
+        Fixed("multi_query", True, None), Fixed("num_ln_in_parallel_attn", None, 1),
+    ),
+)  # fmt: skip
+
+
+def _mixer(theirs: str, ours: str, operation: Operation = SAME, bias: str | None = None) -> Rows:
+    return _tensor(f"blk.{{}}.{theirs}", f"backbone.layers.{{}}.{ours}", operation, bias)
+
+
+MAMBA = Architecture(
+    "mamba", "mamba", "MambaForCausalLM",
+    (
+        *_outer("backbone.embeddings", "backbone.norm_f"), *_mixer("attn_norm", "norm"),
+        *_mixer("ssm_in", "mixer.in_proj"), *_mixer("ssm_out", "mixer.out_proj"), *_mixer("ssm_x", "mixer.x_proj"),
+        *_mixer("ssm_dt", "mixer.dt_proj", bias=""), *_mixer("ssm_conv1d", "mixer.conv1d", Squeezed(1)),
+        Row("backbone.layers.{}.mixer.conv1d.bias", ("blk.{}.ssm_conv1d.bias",), flag="use_conv_bias"),
+        Row("backbone.layers.{}.mixer.A_log", ("blk.{}.ssm_a",), NEGATED_EXPONENTIAL),
+        Row("backbone.layers.{}.mixer.D", ("blk.{}.ssm_d",)),
+    ),
+    (
+        Number("embedding_length", "hidden_size"), _LAYERS, Number("ssm.conv_kernel", "conv_kernel"),
+        Number("ssm.state_size", "state_size"), Number("ssm.time_step_rank", "time_step_rank"), Fixed("expand", 2),
+        Derived("ssm.inner_size", "hidden_size", 2), Constant("ssm.dt_b_c_rms", False, None),
+        Number("attention.layer_norm_rms_epsilon", "layer_norm_epsilon", float), Written("context_length", 1 << 20),
+        Written("feed_forward_length", 0), Written("attention.head_count", 0), Fixed("use_bias", False, None),
+        Fixed("hidden_act", "silu", None),
+    ),
+)  # fmt: skip
+
+
+def _lfm2(theirs: str, ours: str, operation: Operation = SAME, bias: str | None = None) -> Rows:
+    return _tensor(f"blk.{{}}.{theirs}", f"model.layers.{{}}.{ours}", operation, bias)
+
+
+LFM2 = Architecture(
+    "lfm2", "lfm2", "Lfm2ForCausalLM",
+    (
+        *_tensor("token_embd", "model.embed_tokens"), *_tensor("token_embd_norm", "model.embedding_norm"),
+        *_tensor("output", "lm_head"), *_lfm2("attn_norm", "operator_norm"), *_lfm2("ffn_norm", "ffn_norm"),
+        *_lfm2("attn_q", "self_attn.q_proj"), *_lfm2("attn_k", "self_attn.k_proj"),
+        *_lfm2("attn_v", "self_attn.v_proj"), *_lfm2("attn_output", "self_attn.out_proj"),
+        *_lfm2("attn_q_norm", "self_attn.q_layernorm"), *_lfm2("attn_k_norm", "self_attn.k_layernorm"),
+        *_lfm2("ffn_gate", "feed_forward.w1"), *_lfm2("ffn_up", "feed_forward.w3"),
+        *_lfm2("ffn_down", "feed_forward.w2"), *_lfm2("shortconv.conv", "conv.conv", Squeezed(1)),
+        *_lfm2("shortconv.in_proj", "conv.in_proj"), *_lfm2("shortconv.out_proj", "conv.out_proj"),
+    ),
+    (
+        Number("context_length", "max_position_embeddings"), Number("embedding_length", "hidden_size"), _LAYERS,
+        AdjustedWidth(), Number("attention.head_count", "num_attention_heads"), ConvolutionLayers(),
+        Number("attention.layer_norm_rms_epsilon", "norm_eps", float), Number("shortconv.l_cache", "conv_L_cache"),
+        HeadSize(None, written=False), Rope(), Fixed("conv_bias", False, None),
+    ),
+)  # fmt: skip
+
+
+def _linear(theirs: str, ours: str, operation: Operation = SAME) -> Rows:
+    return _tensor(f"blk.{{}}.{theirs}", f"model.layers.{{}}.linear_attn.{ours}", operation)
+
+
+_VALUE_HEADS = Permuted(by_key_heads())
+QWEN35 = Architecture(
+    "qwen35", "qwen3_5_text", "Qwen3_5ForCausalLM",
+    (
+        *_outer(shift=True), *_attention(), *_mlp(),
+        *_norms(
+            shift=True, attn_norm="input_layernorm", post_attention_norm="post_attention_layernorm",
+            attn_q_norm="self_attn.q_norm", attn_k_norm="self_attn.k_norm",
+        ),
+        *_linear("attn_qkv", "in_proj_qkv", Permuted(by_key_heads("linear_value_head_dim", after_keys=True))),
+        *_linear("attn_gate", "in_proj_z", Permuted(by_key_heads("linear_value_head_dim"))),
+        *_linear("ssm_alpha", "in_proj_a", _VALUE_HEADS), *_linear("ssm_beta", "in_proj_b", _VALUE_HEADS),
+        *_linear("ssm_conv1d", "conv1d",
+                 Then(Permuted(by_key_heads("linear_value_head_dim", after_keys=True)), Squeezed(1))),
+        *_linear("ssm_norm", "norm"),
+        *_linear("ssm_out", "out_proj", Columns(by_key_heads(), lambda config: config["linear_num_value_heads"])),
+        Row("model.layers.{}.linear_attn.A_log", ("blk.{}.ssm_a",), Then(_VALUE_HEADS, NEGATED_EXPONENTIAL)),
+        Row("model.layers.{}.linear_attn.dt_bias", ("blk.{}.ssm_dt.bias",), _VALUE_HEADS),
+    ),
+    (
+        *_SIZES, _RMS, HeadSize(), SectionedRope(partial=True), LinearLayers(), _SILU, _NO_BIAS,
+        Number("ssm.conv_kernel", "linear_conv_kernel_dim"), Number("ssm.state_size", "linear_key_head_dim"),
+        Number("ssm.group_count", "linear_num_key_heads"), Number("ssm.time_step_rank", "linear_num_value_heads"),
+        EachHead("ssm.inner_size", "linear_value_head_dim", "linear_num_value_heads"),
+    ),
+)  # fmt: skip
+
+ARCHITECTURES = (
+    LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, GEMMA, GEMMA2, GEMMA3, PHI3, GPT_OSS, GRANITE,
+    GRANITE_MOE, OLMO2, STARCODER2, STABLELM, NEMOTRON, GPT2, BLOOM, FALCON_TWO_NORMS, FALCON_ONE_NORM, FALCON_ONE_KEY,
+    MAMBA, LFM2, QWEN35,
+)  # fmt: skip
+KNOWN = tuple(dict.fromkeys(architecture.gguf for architecture in ARCHITECTURES))
+
+
+def of_file(metadata: Mapping[str, Any], names: Collection[str]) -> Architecture | None:
+    """Return the architecture of a GGUF file with this metadata and these names of tensors."""
+    name = metadata.get("general.architecture")
+    if not isinstance(name, str):
+        return None
+    return next((each for each in ARCHITECTURES if each.gguf == name and each.chosen(metadata, names)), None)
+
+
+def of_config(config: Mapping[str, Any]) -> list[Architecture]:
+    """Return the architectures that a model of this config may be; the one whose entries fit is it."""
+    return [each for each in ARCHITECTURES if each.model_type == config.get("model_type")]

@@ -19,14 +19,17 @@ from ...dtypes import from_float32
 from ...errors import MissingPackageError, SchemeError, SourceError, WriteError
 from ...file.progress import Progress
 from ...file.sharded_reader import Opened
+from ...hf.tokenizer_files import REASON
 from ...io.atomic import AtomicFile
 from ...schemes import Scheme, make
 from ...schemes.ggml import GGML
 from ...schemes.plain import Plain
 from ..export_tensors import config_of, stored
-from .architectures import BY_MODEL_TYPE, ROPE_FACTORS, Family, gguf_rows, head_dim_of, keys_of
+from .architecture import EMBEDDINGS, Architecture, Place
+from .architectures import KNOWN, of_config
 from .file import NUMBERS
-from .rope import frequency_factors, parameters_of
+from .operations import SAME
+from .rope import factors_of
 from .source import DOCUMENT
 from .tokenizer_out import metadata_of
 
@@ -40,6 +43,12 @@ TYPES = {
 }  # fmt: skip
 ENCODED = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 _PLAIN = ("f32", "f16", "bf16")
+_STORED = (*_PLAIN, "f64", "i8", "i16", "i32", "i64")  # dtypes that GGUF has
+# Names whose matrices are f32: llama.cpp computes with them so, and its own conversion writes them so.
+_FLOAT32 = (
+    "_norm.weight", "position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight",
+    "shortconv.conv.weight", "ssm_a", "ssm_d", ".bias", "attn_rel_b.weight",
+)  # fmt: skip
 # Buffers that some checkpoints hold and GGUF does not.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 _QUANTIZATION_VERSION = 2  # of GGML's blocks, since 2023
@@ -68,7 +77,7 @@ def export(
     """Write the GGUF file ``path`` and ``Modelfile`` in its directory; returns the paths written.
 
     Args:
-        file: a file that holds a Llama, Qwen2 or GPT-2 model.
+        file: a file that holds a model of one of ``architectures``, or what came from GGUF without being a model.
         path: the file to write.
         type: of the matrices: ``"keep"`` for the blocks and dtypes that they are stored in, and f16 for schemes that
             GGUF lacks; or one of ``ENCODED``. Vectors, norms and positions are f32, as llama.cpp wants them; a
@@ -90,17 +99,20 @@ def export(
         if os.path.lexists(target) and not overwrite:
             raise WriteError(f"{target}: exists; say overwrite=True (--force) to replace it")
     try:
-        family, config = _model(file)
-        items = _items(file, family, config, type)
-        values = _metadata(file, family, config, items, type, path)
+        if config_of(file) is None and DOCUMENT in file.documents:
+            architecture, items, values = _without_model(file, type)
+        else:
+            model, config = _model(file)
+            items = _items(file, model, config, type)
+            architecture, values = model.gguf, _metadata(file, model, config, items, type, path)
     except SourceError as error:
         raise WriteError(f"{file.path}: {error}") from error
     text = _modelfile(os.path.basename(path), values).encode()
     try:
-        with AtomicFile(path, overwrite) as model, AtomicFile(modelfile, overwrite) as side:
-            _write(library, model.name, family.gguf, values, items, on_progress)
+        with AtomicFile(path, overwrite) as out, AtomicFile(modelfile, overwrite) as side:
+            _write(library, out.name, architecture, values, items, on_progress)
             side.write(text)
-            model.publish()
+            out.publish()
             side.publish()
     except OSError as error:
         raise WriteError(f"{path}: {error.strerror or error}") from error
@@ -115,62 +127,118 @@ def _library() -> ModuleType:
     return gguf
 
 
-def _model(file: Opened) -> tuple[Family, dict[str, Any]]:
+def _model(file: Opened) -> tuple[Architecture, dict[str, Any]]:
     config = config_of(file)
     if config is None:
         raise SourceError("holds tensors but no model: GGUF needs one")
-    family = BY_MODEL_TYPE.get(str(config.get("model_type")))
-    found = file.metadata.get("model.architecture")
-    if family is None or found != family.architecture:
-        known = ", ".join(family.architecture for family in BY_MODEL_TYPE.values())
-        raise SourceError(f"holds a {found or config.get('model_type')}; GGUF is written for {known}")
-    embeddings = f"{family.outer['token_embd']}.weight"
+    stated = file.metadata.get("model.architecture")
+    found = [model for model in of_config(config) if model.architecture == stated]
+    if not found:
+        raise SourceError(
+            f"holds a {stated or config.get('model_type')} ({config.get('model_type')}); GGUF is written for "
+            f"{', '.join(KNOWN)}"
+        )
+    embeddings = next(row.name for row in found[0].rows if row.parts == (EMBEDDINGS,))
     if embeddings not in file:
         raise SourceError(f"tensor {embeddings!r} is missing")
-    return family, config | {"vocab_size": file.info(embeddings).shape[0]}
+    config = config | {"vocab_size": file.info(embeddings).shape[0]}
+    problems = []
+    for model in found:  # of several forms of one model, such as Falcon's, that which its config describes
+        try:
+            model.values(config)
+            return model, config
+        except (KeyError, TypeError) as error:
+            problems.append(SourceError(f"config.json: {error!r} is missing, or of another type"))
+        except SourceError as error:
+            problems.append(error)
+    raise problems[0]
 
 
-def _items(file: Opened, family: Family, config: dict[str, Any], wanted: str) -> list[Item]:
-    layers = config.get(family.integers["block_count"])
-    names = family.names(layers if isinstance(layers, int) else 0)
+def _without_model(file: Opened, wanted: str) -> tuple[str, list[Item], dict[str, Any]]:
+    """Return architecture, tensors and metadata of what came from GGUF and is no model of transformers: as they came.
+
+    Raises:
+        SourceError: the metadata are not GGUF's, a tensor is in a scheme that GGUF lacks, or a type is wanted: nothing
+            says which tensors it would be for.
+    """
+    if wanted != KEEP:
+        raise SourceError(f"type {wanted!r}: nothing says which tensors it is for, as there is no model; say {KEEP!r}")
+    before = file.check_document(DOCUMENT)
+    architecture = before.get("general.architecture") if isinstance(before, dict) else None
+    if not isinstance(architecture, str):
+        raise SourceError("holds tensors but no model, and no metadata of GGUF")
+    left_out = ("general.architecture", "general.alignment", "split.no", "split.count", "split.tensors.count", REASON)
+    values = {key: value for key, value in before.items() if key not in left_out}
+    for key, value in values.items():
+        kinds = {*map(type, value)} if isinstance(value, list) else {type(value)}
+        if len(kinds) != 1 or not kinds <= {bool, int, float, str}:
+            raise SourceError(f"{DOCUMENT}: {key} holds what GGUF's metadata cannot, or nothing")
     items = []
-    if family.rope and (parameters := parameters_of(config))["rope_type"] == "llama3":
-        factors = frequency_factors(parameters, head_dim_of(config))
-        items.append(Item(ROPE_FACTORS, "f32", factors.shape, factors.nbytes, lambda: factors))
     for info in stored(file):
-        if info.name in names:
-            items.append(_item(file, info, names[info.name], family, config, wanted))
+        kept = isinstance(info.scheme, GGML) or (isinstance(info.scheme, Plain) and info.scheme.name in _STORED)
+        if not kept:
+            raise SourceError(f"tensor {info.name!r} is in {info.scheme.text}, which GGUF lacks")
+        (plane,) = info.scheme.planes(info.shape, info.dtype)
+        kind = info.scheme.name.removeprefix("gguf:")
+        items.append(Item(info.name, kind, info.shape, plane.nbytes, lambda info=info: _plane(file, info)))
+    return architecture, items, values
+
+
+def _plane(file: Opened, info: TensorInfo) -> np.ndarray:
+    planes = file.planes(info.name)
+    file.check_values(info, planes)
+    (plane,) = planes.values()
+    return plane
+
+
+def _items(file: Opened, model: Architecture, config: dict[str, Any], wanted: str) -> list[Item]:
+    layers = config.get(model.layers)
+    places = model.names(layers if isinstance(layers, int) else 0, set(file))
+    items = []
+    for name, factors in factors_of(config).items():
+        items.append(Item(name, "f32", factors.shape, factors.nbytes, lambda factors=factors: factors))
+    for info in stored(file):
+        if info.name in places:
+            items += _parts(file, info, places[info.name], config, wanted)
         elif not info.name.endswith(_BUFFERS):
-            raise SourceError(f"tensor {info.name!r} has no place in GGUF's {family.gguf}")
+            raise SourceError(f"tensor {info.name!r} has no place in GGUF's {model.gguf}")
     return items
 
 
-def _item(file: Opened, info: TensorInfo, name: str, family: Family, config: dict[str, Any], wanted: str) -> Item:
+def _parts(file: Opened, info: TensorInfo, place: Place, config: dict[str, Any], wanted: str) -> list[Item]:
+    """Return what a tensor of transformers becomes in GGUF: one tensor, or two of the same type."""
+    operation = place.row.operation
     # Rows of GGUF are rows of a Linear, so a Conv1D of transformers is transposed.
-    turned = info.transposed != family.is_conv1d(name)
+    turned = info.transposed != operation.turned
     shape = info.shape[::-1] if turned else info.shape
-    key = family.heads_key(name)
-    order = gguf_rows(shape[0], _heads(config, family.integers[key])) if key else None
-    scheme = _target(info, name, shape, turned, wanted)
-    (plane,) = scheme.planes(shape, scheme.name if isinstance(scheme, Plain) else "f32")
+    try:
+        shapes = operation.parts(shape, config)
+    except SourceError as error:
+        raise SourceError(f"tensor {info.name!r} has shape {list(shape)}, for {error}") from error
+    scheme = _target(info, place, shapes[0], turned, config, wanted)
+    made: list[list[np.ndarray]] = []  # of the tensor at hand: its parts are written one after the other
 
-    def make_array() -> np.ndarray:
-        array = _array(file, info, scheme, turned)
-        return np.ascontiguousarray(array if order is None else array[order])
+    def make_part(i: int) -> np.ndarray:
+        if i == 0:
+            made[:] = [_arrays(file, info, place, scheme, turned, config)]
+        return np.ascontiguousarray(made.pop()[i] if i == len(shapes) - 1 else made[0][i])
 
-    return Item(name, scheme.name.removeprefix("gguf:"), tuple(shape), plane.nbytes, make_array)
+    items = []
+    for i, (name, part) in enumerate(zip(place.parts, shapes, strict=True)):
+        (plane,) = scheme.planes(part, scheme.name if isinstance(scheme, Plain) else "f32")
+        kind = scheme.name.removeprefix("gguf:")
+        items.append(Item(name, kind, tuple(part), plane.nbytes, lambda i=i: make_part(i)))
+    return items
 
 
-def _heads(config: dict[str, Any], key: str) -> int:
-    return config.get(key) or config["num_attention_heads"]
-
-
-def _target(info: TensorInfo, name: str, shape: Sequence[int], turned: bool, wanted: str) -> Scheme:
+def _target(
+    info: TensorInfo, place: Place, shape: Sequence[int], turned: bool, config: dict[str, Any], wanted: str
+) -> Scheme:
     """Choose the scheme of a tensor in GGUF."""
-    kept = not turned and isinstance(info.scheme, GGML)
+    kept = not turned and isinstance(info.scheme, GGML) and _moves(info, place, config)
     if wanted == KEEP and kept:
         return info.scheme
-    if len(shape) < 2 or name.endswith("_norm.weight") or name == "position_embd.weight":
+    if len(shape) < 2 or place.parts[0].endswith(_FLOAT32):
         return make("f32")
     if wanted == KEEP:
         return make(info.scheme.name if info.scheme.name in _PLAIN else "f16")
@@ -180,25 +248,38 @@ def _target(info: TensorInfo, name: str, shape: Sequence[int], turned: bool, wan
     return scheme
 
 
-def _array(file: Opened, info: TensorInfo, scheme: Scheme, turned: bool) -> np.ndarray:
-    """Make the one plane of ``scheme`` that a tensor becomes; each of its rows is a row of the model."""
+def _moves(info: TensorInfo, place: Place, config: dict[str, Any]) -> bool:
+    """Tell whether the tensor's planes can go through the operation as they are."""
+    operation = place.row.operation
+    if operation is SAME:
+        return True
+    block = info.scheme.layout.block if isinstance(info.scheme, GGML) else 1
+    return (block == 1 or len(info.shape) > 1) and operation.moves_blocks(block, config)
+
+
+def _arrays(
+    file: Opened, info: TensorInfo, place: Place, scheme: Scheme, turned: bool, config: dict[str, Any]
+) -> list[np.ndarray]:
+    """Make the one plane of ``scheme`` of each part that a tensor becomes; each of its rows is a row of the model."""
     planes = file.planes(info.name)
     file.check_values(info, planes)
-    if scheme == info.scheme:
+    operation = place.row.operation
+    if scheme == info.scheme and _moves(info, place, config):
         (plane,) = planes.values()
-        return plane.T if turned else plane
+        return operation.to_gguf(plane.T if turned else plane, config)
     values = info.scheme.decode(planes, info.shape, info.dtype)
     values = np.ascontiguousarray(values.T) if turned else values
+    arrays = [np.ascontiguousarray(array) for array in operation.to_gguf(values, config)]
     try:
         if isinstance(scheme, Plain):
-            return from_float32(values, scheme.name)
-        return scheme.encode(values, "f32")["blocks"]
+            return [from_float32(array, scheme.name) for array in arrays]
+        return [scheme.encode(array, "f32")["blocks"] for array in arrays]
     except SchemeError as error:
         raise SchemeError(f"{file.path}: tensor {info.name!r}: {error}") from error
 
 
 def _metadata(
-    file: Opened, family: Family, config: dict[str, Any], items: Sequence[Item], wanted: str, path: str
+    file: Opened, model: Architecture, config: dict[str, Any], items: Sequence[Item], wanted: str, path: str
 ) -> dict[str, Any]:
     """Collect all metadata except the architecture's name, which the writer adds."""
     sizes: dict[str, int] = {}
@@ -206,16 +287,22 @@ def _metadata(
         sizes[item.type] = sizes.get(item.type, 0) + item.nbytes
     mostly = max(sizes, key=lambda kind: sizes[kind], default="f32") if wanted == KEEP else wanted
     before = file.check_document(DOCUMENT) if DOCUMENT in file.documents else {}
-    general = {key: value for key, value in before.items() if key.startswith("general.") and isinstance(value, str)}
+    general = {key: value for key, value in before.items() if key.startswith("general.") and _is_text(value)}
     return {
         "general.type": "model",
         "general.name": os.path.splitext(os.path.basename(path))[0],
         **{key: value for key, value in general.items() if key not in _OWN},
         "general.file_type": TYPES[mostly],
         "general.quantization_version": _QUANTIZATION_VERSION,
-        **keys_of(family, config),
+        **model.values(config),
         **metadata_of(file, config),
     }
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+    )
 
 
 def _write(
@@ -228,8 +315,8 @@ def _write(
 ) -> None:
     writer = library.GGUFWriter(path, architecture)
     add = {
-        bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
-        list: writer.add_array,
+        bool: writer.add_bool, int: lambda key, value: _whole(writer, value)(key, value), float: writer.add_float32,
+        str: writer.add_string, list: writer.add_array,
     }  # fmt: skip
     try:
         for key, value in values.items():
@@ -249,6 +336,13 @@ def _write(
                 on_progress(done, total, item.name)
     finally:
         writer.close()
+
+
+def _whole(writer: Any, value: int) -> Callable[[str, int], None]:
+    """Return what writes an integer: unsigned, in 32 bits if it fits."""
+    if value < 0:
+        return writer.add_int32 if value >= -(1 << 31) else writer.add_int64
+    return writer.add_uint32 if value < 1 << 32 else writer.add_uint64
 
 
 def _modelfile(name: str, values: dict[str, Any]) -> str:

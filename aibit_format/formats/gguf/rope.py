@@ -2,7 +2,8 @@
 
 GGUF states theta, a scaling type (``linear``, ``yarn``) and its numbers. Llama 3's scaling is not stated: the file has
 a tensor ``rope_freqs.weight`` whose values divide the frequencies; this module recovers the parameters from it.
-The formula is that of ``transformers.modeling_rope_utils`` (``llama3``).
+Phi-3's (``longrope``) is in two tensors, one for texts beyond the original context.
+The formulas are those of ``transformers.modeling_rope_utils`` (``llama3``, ``longrope``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import numpy as np
 from ...errors import SourceError
 
 DEFAULT_THETA = 10000.0
+# Tensors that are no weights: frequency factors of llama3 scaling, and those of longrope.
+FREQUENCIES, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+FACTORS = (FREQUENCIES, LONG, SHORT)
 _CONTEXTS = (8192, *(1 << power for power in range(6, 21)))  # tried if there are too few values to compute it
 _TOLERANCE = 1e-5  # relative: the factors went through float32
 
@@ -64,8 +68,8 @@ def llama3_parameters(factors: np.ndarray, theta: float) -> dict[str, Any]:
     raise SourceError("rope_freqs.weight holds frequency factors that are not of llama3 scaling")
 
 
-def from_gguf(rope: Mapping[str, Any], factors: np.ndarray | None, context: int) -> dict[str, Any]:
-    """Make ``rope_parameters`` from GGUF's ``rope.`` keys (without that prefix) and from ``rope_freqs.weight``.
+def from_gguf(rope: Mapping[str, Any], factors: Mapping[str, np.ndarray], context: int) -> dict[str, Any]:
+    """Make ``rope_parameters`` from GGUF's ``rope.`` keys (without that prefix) and from tensors of factors.
 
     Raises:
         SourceError: transformers has no such scaling.
@@ -76,10 +80,12 @@ def from_gguf(rope: Mapping[str, Any], factors: np.ndarray | None, context: int)
         kind = "linear"  # llama.cpp's default for a factor without a type
     if kind != "none" and factor in (0.0, 1.0):
         kind = "none"
-    if factors is not None:
-        if kind != "none":
-            raise SourceError(f"rope scaling {kind!r} together with rope_freqs.weight")
-        return llama3_parameters(factors, theta)
+    if factors:
+        if kind != "none" or (FREQUENCIES in factors and len(factors) > 1):
+            raise SourceError(f"rope scaling {kind!r} together with {', '.join(factors)}")
+        if FREQUENCIES in factors:
+            return llama3_parameters(factors[FREQUENCIES], theta)
+        return _long_parameters(rope, factors, theta, context)
     if kind == "none":
         return {"rope_type": "default", "rope_theta": theta}
     if kind not in ("linear", "yarn"):
@@ -95,6 +101,28 @@ def from_gguf(rope: Mapping[str, Any], factors: np.ndarray | None, context: int)
     return parameters
 
 
+def _long_parameters(
+    rope: Mapping[str, Any], factors: Mapping[str, np.ndarray], theta: float, context: int
+) -> dict[str, Any]:
+    original = rope.get("scaling.original_context_length", context)
+    if LONG not in factors or SHORT not in factors or len(factors[LONG]) != len(factors[SHORT]):
+        raise SourceError(f"{LONG} and {SHORT} are not of one length, or one is missing")
+    if type(original) is not int or original < 2:
+        raise SourceError(f"rope.scaling.original_context_length is {original}, a number above 1 is needed")
+    parameters = {
+        "rope_type": "longrope", "rope_theta": theta, "original_max_position_embeddings": original,
+        "long_factor": [*map(_shortest, factors[LONG])], "short_factor": [*map(_shortest, factors[SHORT])],
+    }  # fmt: skip
+    stated = rope.get("scaling.attn_factor", 1.0)
+    if not math.isclose(stated, _long_attention(context / original, original), rel_tol=_TOLERANCE):
+        parameters["attention_factor"] = _shortest(stated)
+    return parameters
+
+
+def _long_attention(factor: float, original: int) -> float:
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+
+
 def parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ``rope_parameters`` of a config of any age: older ones have ``rope_theta`` and ``rope_scaling``."""
     found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
@@ -103,19 +131,39 @@ def parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def to_gguf(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Make GGUF's ``rope.`` keys from the result of ``parameters_of``; llama3's factors are not among them.
+def head_dim_of(config: Mapping[str, Any]) -> int:
+    """Return the number of dimensions of a head."""
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def factors_of(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the tensors of factors that GGUF has for a config, f32, by name."""
+    both = config.get("rope_parameters") or {}
+    parameters = parameters_of(config) if "full_attention" not in both else both["full_attention"]
+    if parameters.get("rope_type") == "llama3":
+        return {FREQUENCIES: frequency_factors(parameters, head_dim_of(config))}
+    if parameters.get("rope_type") in _LONG:
+        found = {LONG: parameters["long_factor"], SHORT: parameters["short_factor"]}
+        return {name: np.asarray(values, np.float32) for name, values in found.items()}
+    return {}
+
+
+_LONG = ("longrope", "su")
+
+
+def to_gguf(parameters: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Make GGUF's ``rope.`` keys from the result of ``parameters_of``; factors are not among them.
 
     Raises:
         SourceError: llama.cpp has no such scaling.
     """
-    kind, known = parameters["rope_type"], {"rope_type", "rope_theta"}
+    kind, known = parameters["rope_type"], {"rope_type", "rope_theta", "original_max_position_embeddings"}
     values: dict[str, Any] = {"freq_base": float(parameters["rope_theta"])}
     if kind in ("linear", "yarn"):
         known |= {"factor"}
         values |= {"scaling.type": kind, "scaling.factor": float(parameters["factor"])}
     if kind == "yarn":
-        known |= {"original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"}
+        known |= {"beta_fast", "beta_slow", "attention_factor"}
         values["scaling.original_context_length"] = int(parameters["original_max_position_embeddings"])
         for name in ("beta_fast", "beta_slow"):
             if parameters.get(name) is not None:
@@ -125,9 +173,15 @@ def to_gguf(parameters: Mapping[str, Any]) -> dict[str, Any]:
         if stated is not None and not math.isclose(stated, usual, rel_tol=_TOLERANCE):
             raise SourceError(f"rope attention_factor {stated}, llama.cpp computes {usual}")
     if kind == "llama3":
-        known |= {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+        known |= {"factor", "low_freq_factor", "high_freq_factor"}
+    if kind in _LONG:
+        known |= {"long_factor", "short_factor", "attention_factor", "factor"}
+        original = parameters.get("original_max_position_embeddings") or config["original_max_position_embeddings"]
+        scale = parameters.get("factor") or config["max_position_embeddings"] / original
+        attention = parameters.get("attention_factor") or _long_attention(scale, original)
+        values |= {"scaling.original_context_length": int(original), "scaling.attn_factor": float(attention)}
     others = sorted(key for key, value in parameters.items() if key not in known and value is not None)
-    if kind not in ("default", "linear", "yarn", "llama3"):
+    if kind not in ("default", "linear", "yarn", "llama3", *_LONG):
         raise SourceError(f"rope scaling {kind!r} has no counterpart in GGUF")
     if others:
         raise SourceError(f"rope scaling {kind!r} with {', '.join(others)} has no counterpart in GGUF")

@@ -1,8 +1,8 @@
 """Reads a GGUF file as a source: blocks unchanged, with the names and the config that transformers expects.
 
-For the architectures in ``architectures`` the result is a model: names are mapped back, rows that llama.cpp reorders
-for its rotary embeddings are put back in order (whole rows of blocks move, nothing is decoded), and config, tokenizer
-and chat template are made from the metadata. For any other architecture, tensors keep GGUF's names.
+For the architectures in ``architectures`` the result is a model: names are mapped back, what llama.cpp's conversion did
+to tensors is undone (whole rows of blocks move, and nothing is decoded that need not be), and config, tokenizer and
+chat template are made from the metadata. For any other architecture, tensors keep GGUF's names.
 """
 
 from __future__ import annotations
@@ -17,30 +17,34 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...container.metadata import Value
-from ...dtypes import DTYPES, to_float32
-from ...errors import SourceError
+from ...dtypes import DTYPES, from_float32, to_float32
+from ...errors import SchemeError, SourceError
 from ...hf.tokenizer_files import REASON, REASON_DOCUMENT
 from ...schemes import make
 from ...schemes.ggml import LAYOUTS
 from ..files import begins_with
 from ..source import SourceFile, SourceTensor
 from . import tokenizer_in
-from .architectures import FAMILIES, ROPE_FACTORS, Family, config_of, hugging_face_rows
+from .architecture import Architecture, Place, Row
+from .architectures import KNOWN, of_file
 from .file import GGUFFile, GGUFTensor
+from .operations import SAME, ValueOf
+from .parts import GGUFParts
+from .rope import FACTORS
 
 __all__ = ["GGUF", "GGUFFile"]
 
 DOCUMENT = REASON_DOCUMENT  # "gguf.json": the metadata that no other document holds
 _IN_TOKENIZER = frozenset(f"tokenizer.ggml.{key}" for key in ("tokens", "scores", "merges", "token_type"))
-_FACTORS = (".scale", ".input_scale")  # of tensors in nvfp4, beside the scales in their blocks
+_BESIDE = (".scale", ".input_scale")  # factors of tensors in nvfp4, beside the scales in their blocks
 _PIECE_ELEMENTS = 1 << 20  # elements checked at a time
 
 
 class GGUF:
-    """Provide the tensors of the file ``path``.
+    """Provide the tensors of the file ``path``, or of the parts of which it is the first.
 
     Raises:
-        SourceError: it is damaged, one part of several, or has tensors of a type without a scheme here.
+        SourceError: it is damaged, not the first part of several, or has tensors of a type without a scheme here.
     """
 
     kind: ClassVar[str] = "gguf"
@@ -49,25 +53,19 @@ class GGUF:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._file = GGUFFile(path)
-        metadata = self._file.metadata
-        parts = metadata.get("split.count", 1)
-        if type(parts) is not int or parts > 1:
-            raise SourceError(
-                f"{path}: part {metadata.get('split.no')} of {parts}: join the parts first (llama-gguf-split --merge)"
-            )
+        self._file = GGUFParts(path)
         for tensor in self._file.tensors:
             if f"gguf:{tensor.type}" not in LAYOUTS and tensor.type not in DTYPES:
                 raise SourceError(f"{path}: tensor {tensor.name!r} is {tensor.type}, which has no scheme here")
-        self._family: Family | None = None
+        self._stored = {tensor.name: tensor for tensor in self._file.tensors}
+        self._model: Architecture | None = None
         self._config: dict[str, Any] = {}
+        self._places = {name: Place(Row(name, (name,)), (name,)) for name in self._stored}
         self.no_model: str | None = None
         try:
-            self._family, self._config = self._model()
+            self._model, self._config, self._places = self._found()
         except SourceError as error:
             self.no_model = f"GGUF: {error}"
-        self._heads = {t.name: self._heads_of(t) for t in self._file.tensors}
-        self._places = {self._name(t): t for t in self._file.tensors if not (self._family and t.name == ROPE_FACTORS)}
 
     @staticmethod
     def matches(path: str) -> bool:
@@ -76,21 +74,21 @@ class GGUF:
 
     @cached_property
     def tensors(self) -> dict[str, SourceTensor]:
-        return {name: self._tensor(name, tensor) for name, tensor in self._places.items()}
+        return {name: self._tensor(name, place) for name, place in self._places.items()}
 
     @property
     def files(self) -> list[SourceFile]:
-        return [SourceFile(os.path.basename(self.path), self.path, self._file.size)]
+        return [SourceFile(os.path.basename(file.path), file.path, file.size) for file in self._file.files]
 
     @cached_property
     def documents(self) -> dict[str, bytes]:
         kept = dict(self._file.metadata)
-        if self._family is None:
+        if self._model is None:
             return {DOCUMENT: _json(kept)}
         found = {"config.json": _json(self._config | {"dtype": DTYPE_NAMES[self._dtype]} | self._ends())}
         found["generation_config.json"] = _json({"_from_model_config": True} | self._ends())
         try:
-            context = self._config.get("max_position_embeddings") or self._config["n_positions"]
+            context = next((self._config[key] for key in _CONTEXT if self._config.get(key)), None)
             found |= tokenizer_in.documents_of(self._file.metadata, self._config["vocab_size"], context)
             kept = {key: value for key, value in kept.items() if key not in _IN_TOKENIZER}
         except SourceError as error:
@@ -99,46 +97,67 @@ class GGUF:
 
     def planes(self, name: str) -> dict[str, np.ndarray]:
         tensor, place = self.tensors[name], self._places[name]
+        parts = [self._stored[part] for part in place.parts]
+        arrays = [self._plane(part) for part in parts]
+        if tensor.scheme is None and any(part.type not in DTYPES for part in parts):
+            arrays = [self._values(part, array) for part, array in zip(parts, arrays, strict=True)]
+        elif tensor.scheme is None and len({part.type for part in parts} | {tensor.dtype}) > 1:
+            arrays = [to_float32(array, part.type) for part, array in zip(parts, arrays, strict=True)]
         (plane,) = tensor.stored.planes(tensor.shape, tensor.dtype)
-        values = self._file.read(place).view(DTYPES[plane.dtype].numpy).reshape(plane.shape)
-        heads = self._heads[place.name]
-        return {plane.role: values[hugging_face_rows(len(values), heads)] if heads else values}
+        made = arrays[0] if place.row.operation is SAME else place.row.operation.to_hugging_face(arrays, self._config)
+        return {plane.role: made}
 
-    def _model(self) -> tuple[Family, dict[str, Any]]:
-        architecture = self._file.metadata.get("general.architecture")
-        if not isinstance(architecture, str) or architecture not in FAMILIES:
-            raise SourceError(f"architecture {architecture!r} is unknown here; known: {', '.join(FAMILIES)}")
-        family = FAMILIES[architecture]
-        places = {tensor.name: tensor for tensor in self._file.tensors}
-        for name in places:
-            if name.endswith(_FACTORS):
+    def _plane(self, part: GGUFTensor) -> np.ndarray:
+        """Return a stored tensor as an array: of blocks, or of values in the storage of its dtype."""
+        if part.type in DTYPES:
+            return self._file.read(part).view(DTYPES[part.type].numpy).reshape(part.shape)
+        (plane,) = make(f"gguf:{part.type}").planes(part.shape, "f32")
+        return self._file.read(part).reshape(plane.shape)
+
+    @staticmethod
+    def _values(part: GGUFTensor, array: np.ndarray) -> np.ndarray:
+        if part.type in DTYPES:
+            return to_float32(array, part.type)
+        return make(f"gguf:{part.type}").decode({"blocks": array}, part.shape, "f32")
+
+    def _found(self) -> tuple[Architecture, dict[str, Any], dict[str, Place]]:
+        model = of_file(self._file.metadata, self._stored.keys())
+        if model is None:
+            name = self._file.metadata.get("general.architecture")
+            raise SourceError(f"architecture {str(name)[:60]!r} is unknown here; known: {', '.join(KNOWN)}")
+        for name in self._stored:
+            if name.endswith(_BESIDE):
                 raise SourceError(f"tensor {name!r} scales the values of another, which no model here does")
-        factors = None
-        if ROPE_FACTORS in places:
-            if places[ROPE_FACTORS].type != "f32":
-                raise SourceError(f"{ROPE_FACTORS} is {places[ROPE_FACTORS].type}, f32 is needed")
-            factors = self._file.read(places[ROPE_FACTORS]).view("<f4")
-        shapes = {tensor.name: tensor.shape for tensor in self._file.tensors}
-        return family, config_of(family, self._file.metadata, shapes, factors)
+        factors = {}
+        for name in FACTORS:
+            if name in self._stored:
+                if self._stored[name].type != "f32":
+                    raise SourceError(f"{name} is {self._stored[name].type}, f32 is needed")
+                factors[name] = self._file.read(self._stored[name]).view("<f4")
+        shapes = {name: tensor.shape for name, tensor in self._stored.items()}
+        return model, model.config(self._file.metadata, shapes, factors), model.places(shapes)
 
-    def _name(self, tensor: GGUFTensor) -> str:
-        return (self._family and self._family.hugging_face(tensor.name)) or tensor.name
+    def _tensor(self, name: str, place: Place) -> SourceTensor:
+        parts, operation = [self._stored[part] for part in place.parts], place.row.operation
+        shape = parts[0].shape
+        if self._model is not None:
+            shape = self._model.check(place, [part.shape for part in parts], self._config)
+        first = parts[0]
+        file = os.path.basename(self._file.owner(first).path)
+        layout = LAYOUTS.get(f"gguf:{first.type}")
+        if layout and len({part.type for part in parts}) == 1 and self._moves(place, first, layout.block):
+            scheme = make(f"gguf:{first.type}")
+            return SourceTensor(name, shape, self._dtype, file, scheme, operation.turned)
+        kept = {part.type for part in parts} <= DTYPES.keys() and operation.moves_blocks(1, self._config)
+        dtype = first.type if kept and len({part.type for part in parts}) == 1 else "f32"
+        at_hand = kept and operation.keeps_order
+        offset = self._file.owner(first).data_start + first.offset if at_hand else None
+        return SourceTensor(name, shape, dtype, file, None, operation.turned, offset=offset)
 
-    def _heads_of(self, tensor: GGUFTensor) -> int:
-        """Return the number of heads whose rows are in llama.cpp's order; 0 if there are none."""
-        key = self._family.heads_key(tensor.name) if self._family else None
-        config_key = self._family.integers[key] if self._family and key else None
-        return self._config[config_key] if config_key else 0
-
-    def _tensor(self, name: str, place: GGUFTensor) -> SourceTensor:
-        scheme = f"gguf:{place.type}"
-        known = scheme in LAYOUTS
-        dtype = self._dtype if known else place.type
-        transposed = self._family is not None and self._family.is_conv1d(place.name)
-        file = os.path.basename(self.path)
-        as_it_is = not known and not self._heads[place.name]
-        offset = self._file.data_start + place.offset if as_it_is else None
-        return SourceTensor(name, place.shape, dtype, file, make(scheme) if known else None, transposed, offset=offset)
+    def _moves(self, place: Place, part: GGUFTensor, block: int) -> bool:
+        """Tell whether blocks of so many elements go through an operation whole: those of a vector are no rows."""
+        operation = place.row.operation
+        return operation is SAME or (len(part.shape) > 1 and operation.moves_blocks(block, self._config))
 
     @cached_property
     def _dtype(self) -> str:
@@ -148,9 +167,10 @@ class GGUF:
         may not. The norms of one trained in f16 do not fit bf16.
         """
         left = ["bf16", "f16"]
-        for tensor in self._file.tensors:
-            if tensor.name != ROPE_FACTORS and tensor.type in ("f16", "bf16", "f32", "f64") and tensor.nbytes:
-                left = _holding(left, self._file.read(tensor), tensor.type)
+        for place in self._places.values():
+            for part in (self._stored[name] for name in place.parts):
+                if part.type in ("f16", "bf16", "f32", "f64") and part.nbytes:
+                    left = _holding(left, self._file.read(part), part.type, place.row.operation.value)
         return left[0] if left else "f32"
 
     def _ends(self) -> dict[str, Any]:
@@ -167,22 +187,40 @@ class GGUF:
         }
 
 
+# Keys of a config for the length of the longest input, of which a model has one or none.
+_CONTEXT = ("max_position_embeddings", "n_positions", "seq_length")
 DTYPE_NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}  # in config.json
 
 
-def _holding(dtypes: Iterable[str], data: np.ndarray, dtype: str) -> list[str]:
-    """Select those of ``dtypes`` that exactly hold every value in ``data``, u8 [bytes] of ``dtype`` elements."""
+def _holding(dtypes: Iterable[str], data: np.ndarray, dtype: str, value: ValueOf | None = None) -> list[str]:
+    """Select those of ``dtypes`` that exactly hold every value in ``data``, u8 [bytes] of ``dtype`` elements.
+
+    ``value`` computes transformers' values from GGUF's, and back: these are held if they come back to the same.
+    """
     left = list(dtypes)
     values = data.view(DTYPES[dtype].numpy)
     for start in range(0, len(values), _PIECE_ELEMENTS):
-        if all(wanted == dtype for wanted in left):
+        if value is None and all(wanted == dtype for wanted in left):
             return left
         exact = values[start : start + _PIECE_ELEMENTS]
         floats = to_float32(exact, dtype)
         if dtype == "f64" and not np.array_equal(floats.astype(np.float64), exact):
             return []
-        left = [wanted for wanted in left if wanted == dtype or _HOLDS[wanted](floats)]
+        if value is not None:
+            there, back, rounding = value
+            again = ((wanted, back(_rounded(there(floats), wanted))) for wanted in left)
+            left = [wanted for wanted, found in again if np.allclose(found, floats, rounding, atol=0)]
+        else:
+            left = [wanted for wanted in left if wanted == dtype or _HOLDS[wanted](floats)]
     return left
+
+
+def _rounded(floats: np.ndarray, dtype: str) -> np.ndarray:
+    """Round to ``dtype``; what is too large for it becomes NaN."""
+    try:
+        return to_float32(from_float32(floats, dtype), dtype)
+    except SchemeError:
+        return np.full_like(floats, np.nan)
 
 
 def _fits_f16(floats: np.ndarray) -> bool:

@@ -11,59 +11,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...errors import SourceError
+from .pre_tokenizers import DIGITS, GPT2, PRE, Pre
 
 # Kinds of token (``tokenizer.ggml.token_type``).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 SPACE = "\u2581"  # SentencePiece's symbol for a space
 TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-
-_WORDS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
-_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_WORDS}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_WORDS}+{_LOWER}*%s"
-_LETTERS = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
-_LLAMA3 = rf"{_LETTERS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
-_QWEN2 = rf"{_LETTERS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
-_TEKKEN = rf"{_CASED % ('', '')}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
-_GPT4O = (
-    rf"{_CASED % (_CONTRACTIONS + '?', _CONTRACTIONS + '?')}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
-)
-
-
-@dataclass(frozen=True)
-class Pre:
-    """Describe a way to cut text into words before merging: llama.cpp's names for it, and equivalent pre-tokenizers.
-
-    ``cuts`` are applied in order: regular expressions, ``DIGITS`` and ``GPT2``.
-    """
-
-    names: tuple[str, ...]
-    cuts: tuple[str, ...]
-    ignore_merges: bool = False  # a word that is in the vocabulary is one token, whatever the merges
-    adds_bos: bool = False  # if the file does not say
-
-
-GPT2, DIGITS = "ByteLevel", "Digits"  # the expression built into ``ByteLevel``; every digit by itself
-PRE = (
-    Pre(("gpt-2", "default", "phi-2", "mpt", "olmo", "jais", "gigachat", "mellum", "exaone4", "modern-bert"), (GPT2,)),
-    Pre(
-        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
-        (_LLAMA3,), ignore_merges=True, adds_bos=True,
-    ),
-    Pre(("smaug-bpe", "dbrx"), (_LLAMA3,)),
-    Pre(("qwen2", "deepseek-r1-qwen", "stablelm2", "kormo", "megrez", "hunyuan"), (_QWEN2,)),
-    Pre(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), (DIGITS, GPT2)),
-    Pre(("tekken",), (_TEKKEN,), ignore_merges=True, adds_bos=True),
-    Pre(("gpt-4o", "llama4", "kanana2"), (_GPT4O,)),
-)  # fmt: skip
 
 
 class Vocabulary:
@@ -118,13 +77,13 @@ class Vocabulary:
         ]  # fmt: skip
 
 
-def documents_of(metadata: Mapping[str, Any], rows: int, context: int) -> dict[str, bytes]:
+def documents_of(metadata: Mapping[str, Any], rows: int, context: int | None) -> dict[str, bytes]:
     """Make ``tokenizer.json``, ``tokenizer_config.json`` and the chat templates.
 
     Args:
         metadata: of the GGUF file.
         rows: number of rows of the embeddings.
-        context: length of the longest input of the model, in tokens.
+        context: length of the longest input of the model, in tokens; ``None`` if there is no longest.
 
     Raises:
         SourceError: the kind of tokenizer, or its way to cut text, is unknown here; or it is damaged.
@@ -151,7 +110,7 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
     name = vocabulary.get("pre", str, "default")
     pre = next((pre for pre in PRE if name in pre.names), None)
     if pre is None:
-        raise SourceError(f"tokenizer.ggml.pre {name!r} is unknown here")
+        raise SourceError(f"tokenizer.ggml.pre {name[:60]!r} is unknown here: no way to cut text by that name is known")
     return {
         "normalizer": None,
         "pre_tokenizer": _pre_tokenizer(pre),
@@ -259,13 +218,13 @@ def _template(vocabulary: Vocabulary, adds: Mapping[str, bool]) -> dict[str, Any
     }
 
 
-def _config(vocabulary: Vocabulary, context: int) -> dict[str, Any]:
+def _config(vocabulary: Vocabulary, context: int | None) -> dict[str, Any]:
     named = {f"{name}_token": vocabulary.tokens[i] for name, i in vocabulary.special.items() if i is not None}
     others = [t["content"] for t in vocabulary.added() if t["special"] and t["content"] not in named.values()]
     return {
         "tokenizer_class": "TokenizersBackend",
         "clean_up_tokenization_spaces": False,
-        "model_max_length": context,
+        **({} if context is None else {"model_max_length": context}),
         "extra_special_tokens": others,
         **named,
     }

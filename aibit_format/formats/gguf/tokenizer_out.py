@@ -8,12 +8,12 @@ from typing import Any
 from ...errors import SourceError
 from ...file.sharded_reader import Opened
 from ...hf.tokenizer_files import CONVERTED, vocabularies, why_no_tokenizer
+from .pre_tokenizers import PRE
 from .source import DOCUMENT
 from .tokenizer_in import (
     BYTE,
     CONTROL,
     NORMAL,
-    PRE,
     SPACE,
     SPECIAL,
     TEMPLATE_NAME,
@@ -110,7 +110,8 @@ def _byte_level(tokenizer: Mapping[str, Any], merges: list[str], before: Any) ->
     if not fitting:
         raise SourceError("tokenizer.json: GGUF has no name for this pre-tokenizer")
     ignore = bool(tokenizer["model"].get("ignore_merges"))
-    pre = next((pre for pre in fitting if pre.ignore_merges == ignore), fitting[0])
+    alike = [pre for pre in fitting if pre.ignore_merges == ignore] or fitting
+    pre = next((pre for pre in alike if before in pre.names), alike[0])
     name = before if before in pre.names else pre.names[0]
     return {"ggml.model": "gpt2", "ggml.pre": name, "ggml.merges": merges}
 

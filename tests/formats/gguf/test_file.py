@@ -39,7 +39,7 @@ def test_types_without_a_scheme_and_parts_of_files_are_refused(tmp_path):
         with pytest.raises(SourceError, match=rf"q\.gguf: tensor 'blk\.0\.w' is {name.lower()}, which has no scheme"):
             open_source(str(tmp_path / "q.gguf"))
     plain(tmp_path / "part.gguf", **{"split.no": 1, "split.count": 3})
-    with pytest.raises(SourceError, match="part 1 of 3"):
+    with pytest.raises(SourceError, match="part 2 of 3: open the first part"):
         open_source(str(tmp_path / "part.gguf"))
 
 

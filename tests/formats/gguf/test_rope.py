@@ -56,8 +56,8 @@ def test_factors_of_another_scaling_are_refused():
     ],
 )  # fmt: skip
 def test_rotary_scaling_goes_both_ways(parameters, keys):
-    assert rope.to_gguf(parameters) == keys and rope.from_gguf(keys, None, 128) == parameters
+    assert rope.to_gguf(parameters, {}) == keys and rope.from_gguf(keys, {}, 128) == parameters
     with pytest.raises(SourceError, match="no counterpart"):
-        rope.to_gguf(parameters | {"rope_type": "dynamic"})
+        rope.to_gguf(parameters | {"rope_type": "dynamic"}, {})
     with pytest.raises(SourceError, match="unknown here"):
-        rope.from_gguf(keys | {"scaling.type": "longrope", "scaling.factor": 2.0}, None, 128)
+        rope.from_gguf(keys | {"scaling.type": "longrope", "scaling.factor": 2.0}, {}, 128)
