@@ -136,13 +136,12 @@ class BlockScaled(Scheme):
 
     def _numbers(self, planes: Planes, shape: tuple[int, ...], rows: Rows) -> dict[str, np.ndarray]:
         """Return the numbers that go with rows, f32: of their blocks [rows, blocks of a row], of matrices [rows, 1]."""
-        grid, chosen = matrix(self.grid(shape)), rows
-        if self.sizes(shape)[0] > 1 or self.whole:
-            chosen = np.arange(matrix(shape)[0])[rows]
-            rows = self.grid_rows(shape, chosen)
-        found = {role: to_float32(planes[role].reshape(grid)[rows], plane) for role, plane in self.steps.items()}
+        count, grid = matrix(shape)[0], matrix(self.grid(shape))
+        chosen = rows if self.sizes(shape)[0] == 1 else self.grid_rows(shape, np.arange(count)[rows])
+        found = {role: to_float32(planes[role].reshape(grid)[chosen], plane) for role, plane in self.steps.items()}
         for role, plane in self.whole.items():
-            found[role] = to_float32(planes[role].reshape(-1, 1)[chosen // max(shape[-2], 1)], plane)
+            matrices = np.arange(count)[rows] // max(shape[-2], 1)
+            found[role] = to_float32(planes[role].reshape(-1, 1)[matrices], plane)
         return found
 
     def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
