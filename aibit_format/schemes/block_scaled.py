@@ -137,10 +137,10 @@ class BlockScaled(Scheme):
     def _numbers(self, planes: Planes, shape: tuple[int, ...], rows: Rows) -> dict[str, np.ndarray]:
         """Return the numbers that go with rows, f32: of their blocks [rows, blocks of a row], of matrices [rows, 1]."""
         count, grid = matrix(shape)[0], matrix(self.grid(shape))
-        chosen = rows if self.sizes(shape)[0] == 1 else self.grid_rows(shape, np.arange(count)[rows])
+        chosen: Rows = rows if self.sizes(shape)[0] == 1 else self.grid_rows(shape, np.arange(count)[rows])
         found = {role: to_float32(planes[role].reshape(grid)[chosen], plane) for role, plane in self.steps.items()}
         for role, plane in self.whole.items():
-            matrices = np.arange(count)[rows] // max(shape[-2], 1)
+            matrices: np.ndarray = np.arange(count)[rows] // max(shape[-2], 1)
             found[role] = to_float32(planes[role].reshape(-1, 1)[matrices], plane)
         return found
 

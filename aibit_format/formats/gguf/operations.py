@@ -286,39 +286,6 @@ class Interleaved(Operation):
         return [half.swapaxes(1, 2) for half in halves] if self.turned_each else halves
 
 
-class KeysAndValues(Operation):
-    """Join the two parts of ``kv_b_proj`` of multi-head latent attention: k_b [heads, rank, nope] and v_b."""
-
-    keeps_order = False
-
-    def moves_blocks(self, block: int, config: Config) -> bool:
-        return False
-
-    def joined(self, shapes: Sequence[Shape], config: Config) -> Shape:
-        heads, rank = config["num_attention_heads"], config["kv_lora_rank"]
-        keys, values = config["qk_nope_head_dim"], config["v_head_dim"]
-        if shapes[0] != (heads, rank, keys) or shapes[1] != (heads, values, rank):
-            raise SourceError(f"shapes {[*map(list, shapes)]}, for {heads} heads of {keys} and {values}, rank {rank}")
-        return (heads * (keys + values), rank)
-
-    def parts(self, shape: Shape, config: Config) -> list[Shape]:
-        heads, rank = config["num_attention_heads"], config["kv_lora_rank"]
-        keys, values = config["qk_nope_head_dim"], config["v_head_dim"]
-        if shape != (heads * (keys + values), rank):
-            raise SourceError(f"{heads} heads of {keys} and {values}, rank {rank}")
-        return [(heads, rank, keys), (heads, values, rank)]
-
-    def to_hugging_face(self, arrays: Sequence[np.ndarray], config: Config) -> np.ndarray:
-        keys, values = arrays
-        both = np.concatenate([keys.swapaxes(1, 2), values], axis=1)
-        return both.reshape(-1, both.shape[-1])
-
-    def to_gguf(self, array: np.ndarray, config: Config) -> list[np.ndarray]:
-        both = array.reshape(config["num_attention_heads"], -1, array.shape[-1])
-        keys = config["qk_nope_head_dim"]
-        return [both[:, :keys].swapaxes(1, 2), both[:, keys:]]
-
-
 def rotary(heads: str) -> Permuted:
     """Return the order of rows in which llama.cpp's llama rotates each dimension of a head with its neighbour.
 
@@ -381,4 +348,4 @@ SHIFTED = EachValue(lambda array: array - np.float32(1), lambda array: array + n
 NEGATED_EXPONENTIAL = EachValue(
     _logarithm, lambda array: -np.exp(array.astype(np.float64)).astype(np.float32), rounding=3e-7
 )
-JOINED, TURNED_EACH, KEYS_AND_VALUES = Joined(), TurnedEach(), KeysAndValues()
+JOINED, TURNED_EACH = Joined(), TurnedEach()
