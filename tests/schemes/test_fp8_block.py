@@ -37,7 +37,7 @@ def test_scales_in_e8m0_are_powers_of_two():
     [
         ("", (2, 3)), (",rows=1,columns=all", (130, 1)), (",rows=all,columns=all", (1, 1)),
         (",rows=64,columns=100", (3, 4)),
-    ],  # fmt: skip
+    ],
 )
 def test_blocks_at_the_ends_are_shorter(text, scales):
     planes = parse(f"fp8-block{text}").planes((130, 301), "bf16")
