@@ -6,6 +6,7 @@ import codecs
 import os
 import random
 from collections.abc import Callable, Mapping
+from importlib import import_module
 
 from . import Mutate, archives, bundle, gguf_bytes, json_text, safetensors_bytes
 from .mutation import OneOf
@@ -143,6 +144,10 @@ class _Pickled(_Source):
         super().__init__()
         self._watch = None
         codecs.lookup("cp437")  # of old names in ZIP archives, a module of its own
+        from aibit_format.formats.huggingface.methods import METHODS
+
+        for target in METHODS.values():  # a config names the method, and the table the module
+            import_module(target.partition(":")[0])
         for data in self.seeds().values():  # torch imports much of itself when it is first used
             self.run(data)
         self._watch = Watch()
