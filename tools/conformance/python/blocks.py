@@ -107,7 +107,7 @@ def nvfp4_value(p: Shape, code: float, n: dict[str, float]) -> float:
 
 
 def int_layout(p: Shape) -> Layout:
-    bits, group, scale, zero, ordered, _ = p
+    bits, group, scale, zero, ordered = p[:5]
     name = DTYPES[scale].name
     more = {CODE: {"zero_point": "u8"}, FLOAT: {"zero_point": name}, BIAS: {"bias": name}}.get(zero, {})
     return Layout(f"u{bits}", 1, group, {"scale": name, **more}, {}, ordered)
