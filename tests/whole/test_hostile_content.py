@@ -195,6 +195,16 @@ def test_nothing_is_written_through_a_link(good, tmp_path, capsys):
 # JSON bombs
 
 
+@pytest.fixture
+def usual_recursion():
+    """Python's own limit, which a library may have raised."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
+
+
+@pytest.mark.usefixtures("usual_recursion")
 def test_nesting_that_ends_other_readers():
     with pytest.raises(RecursionError):  # control: an exception that few expect from a parser
         json.loads("[" * 100_000)
