@@ -217,7 +217,8 @@ class File:
                 zero, AIB-E502 for values that no encoder writes, AIB-E503 for codes that none writes.
         """
         strong = self.tables.strong_leaves
-        tables = [self._leaves] if strong is None else [self._leaves, LeafTable(strong, checksums.strong_leaves)]
+        tables = [LeafTable(self.tables.leaves, checksums.leaves)]  # whichever are checked when planes are read
+        tables += [] if strong is None else [LeafTable(strong, checksums.strong_leaves)]
         with still(self.storage) as storage:
             for region in self._placed.regions:
                 wrong = islice(_wrong(storage, region, tables, jobs), _MOST_DAMAGE)

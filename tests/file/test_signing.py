@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa, x25519
 
 import aibit_format as aibit
 from aibit_format.cli import main
-from aibit_format.container import signatures
+from aibit_format.container import checksums, signatures
 from aibit_format.errors import AibitError, FormatError, MissingPackageError, SigningError, WriteError
 from aibit_format.file import rewrite, signing
 from aibit_format.file.reader import File
@@ -263,6 +263,23 @@ def test_what_is_read_is_what_was_signed(signed, keys):
         file.check_signature(keys / "a.pub")
         with pytest.raises(FormatError, match="AIB-E602"):
             file.planes("norm")
+
+
+def test_a_full_verification_looks_at_both_kinds_of_leaves_whoever_demands_a_signature(signed, keys, monkeypatch):
+    computed = []
+
+    def counted(name, real):
+        def compute(region, **options):
+            computed.append(name)
+            return real(region, **options)
+
+        return compute
+
+    for name in ("leaves", "strong_leaves"):
+        monkeypatch.setattr(checksums, name, counted(name, getattr(checksums, name)))
+    with File(signed, signed_by=keys / "a.pub") as file:
+        file.verify()
+    assert sorted(computed) == ["leaves"] * 2 + ["strong_leaves"] * 2  # of documents and data
 
 
 def test_a_wrong_strong_leaf_is_found_by_whoever_verifies_in_full(signed):
