@@ -81,11 +81,12 @@ def values_to_torch(array: np.ndarray, dtype: str, shape: tuple[int, ...]) -> to
     found = to_torch(array, dtype)
     if not DTYPES[dtype].is_packed:
         return found
-    if dtype != "f4_e2m1" or not shape or shape[-1] % 2:
+    pairs = getattr(torch, "float4_e2m1fn_x2", None)  # since torch 2.8
+    if pairs is None or dtype != "f4_e2m1" or not shape or shape[-1] % 2:
         raise SchemeError(
             f"torch has no dtype for {dtype}{list(shape)}; File.dequantize and aibit_format.numpy give float32"
         )
-    return found.view(torch.float4_e2m1fn_x2)
+    return found.view(pairs)
 
 
 def values_of_torch(tensor: torch.Tensor) -> tuple[np.ndarray, str, tuple[int, ...]]:

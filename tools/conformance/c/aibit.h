@@ -1,4 +1,4 @@
-/* aibit.h: list and verify .aibit files, version 1.0 (spec/aibit-1.md). C11, xxh3.h beside it, and nothing else.
+/* aibit.h: list and verify .aibit files, version 1.1 (spec/aibit-1.md). C11, sha256.h and xxh3.h beside it, and nothing else.
 
        aibit_file file;
        const char *wrong = aibit_open(&file, data, size);       // every rule of level "open"
