@@ -18,7 +18,7 @@ from ..container.plan import Tensor
 from ..errors import FormatError, WriteError
 from ..io.mapped import Path
 from . import sharded_reader, sharded_writer
-from .progress import Progress
+from .progress import Progress, counting
 from .sharded_reader import Opened, Sharded, shard_path, whole
 
 
@@ -149,14 +149,7 @@ def _write(
     except FormatError as error:  # about the output, not the input
         raise WriteError(f"{paths[0]}: would not be valid: {error.problems[0]}") from error
     stored = [tensor.name for tensor in tensors if tensor.alias_of is None]
-    done, total = 0, sum(file.info(name).nbytes for name in stored)
-
-    def finished(name: str) -> None:
-        nonlocal done
-        done += file.info(name).nbytes
-        if on_progress is not None:
-            on_progress(done, total, name)
-
+    finished = counting({name: file.info(name).nbytes for name in stored}, on_progress)
     with out:
         for name, text in texts.items():
             try:

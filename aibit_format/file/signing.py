@@ -21,6 +21,7 @@ from ..container.tables import ExtraSection, FileInfo
 from ..errors import FormatError, Problem, SigningError, WriteError
 from ..io.atomic import AtomicFile, insist
 from ..io.mapped import Path
+from .progress import Progress, counting
 from .reader import File
 from .writer import Writer
 
@@ -68,7 +69,7 @@ def sign(
     path: Path,
     *,
     overwrite: bool = False,
-    on_progress: Callable[[int, int, str], None] | None = None,
+    on_progress: Progress | None = None,
     password: bytes | None = None,
 ) -> list[Signature]:
     """Write a copy of a file that is signed inside, with one private key or several; return its signatures.
@@ -104,8 +105,9 @@ def sign(
                 f"put one beside it (--detached), or remove them first: aibit edit FILE -o OUT"
             )
         kept = [signature for signature in info.signatures if signature.key not in signers]
+        digest = info.front_digest() if kept else b""
         for signature in kept:
-            if not signatures.verifies(signature, info.front_digest()):
+            if not signatures.verifies(signature, digest):
                 what = f"the existing signature by {signature.key_id} does not verify"
                 raise FormatError(Problem("AIB-E605", what), file.path)
         strong = file.strong_leaves()
@@ -119,15 +121,7 @@ def sign(
             made = _made(signers, info.front_digest(), layout.ED25519_FRONT)
             return _with(info, strong, [*kept, *made])
 
-        sizes = {name: file.info(name).nbytes for name in info.stored_names}
-        done, total = 0, sum(sizes.values())
-
-        def finished(name: str) -> None:
-            nonlocal done
-            done += sizes[name]
-            if on_progress is not None:
-                on_progress(done, total, name)
-
+        finished = counting({name: file.info(name).nbytes for name in info.stored_names}, on_progress)
         with Writer(path, planned, overwrite=overwrite, source=file) as writer:
             for name in file.documents:
                 writer.write_document(name, bytes(file.documents[name]))

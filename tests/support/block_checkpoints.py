@@ -114,3 +114,21 @@ def refused(
     with pytest.raises(AibitError):
         aibit.convert(folder / "bad", folder / "m.aibit")
     assert [path.name for path in folder.iterdir()] == ["bad"]
+
+
+# Damage to a module: functions that change what is said of it, or its parts.
+
+
+def drop(end):
+    """Leave a part out."""
+    return lambda said, parts: parts.pop(end)
+
+
+def put(end, edit):
+    """Change a part."""
+    return lambda said, parts: parts.update({end: edit(parts[end])})
+
+
+def say(**changes):
+    """Change settings."""
+    return lambda said, parts: said.update(changes)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.support import block_checkpoints as checkpoints
+from tests.support.block_checkpoints import drop, put, say
 from tests.support.recorded import Random, digest
 
 ROWS, COLUMNS = 24, 96
@@ -244,18 +245,6 @@ def test_scales_of_activations_and_of_the_cache_are_left_out_and_counted(tmp_pat
     more = {"input_scale": torch.ones(1), "k_scale": torch.ones(1)}
     source = checkpoints.one(tmp_path / "hf", settings, parts | more)
     assert source.metadata == {"source.left_out": ["1 tensors input_scale", "1 tensors k_scale"]}
-
-
-def drop(end):
-    return lambda said, parts: parts.pop(end)
-
-
-def put(end, edit):
-    return lambda said, parts: parts.update({end: edit(parts[end])})
-
-
-def say(**changes):
-    return lambda said, parts: said.update(changes)
 
 
 def weights(**changes):

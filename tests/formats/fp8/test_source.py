@@ -7,6 +7,7 @@ import torch
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from tests.support import block_checkpoints as checkpoints
+from tests.support.block_checkpoints import drop, put, say
 
 E4M3, E8M0 = torch.float8_e4m3fn, torch.float8_e8m0fnu
 SAID = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 64]}
@@ -104,18 +105,6 @@ def test_a_model_is_kept_as_it_is(case, tmp_path):
     folder, values = checkpoints.model(tmp_path, said, parts)
     report = checkpoints.check_model(folder, values, checkpoints.parse(scheme).text)
     assert "config.json:quantization_config" in report.dropped_keys
-
-
-def drop(end):
-    return lambda said, parts: parts.pop(end)
-
-
-def put(end, edit):
-    return lambda said, parts: parts.update({end: edit(parts[end])})
-
-
-def say(**changes):
-    return lambda said, parts: said.update(changes)
 
 
 S = "weight_scale_inv"

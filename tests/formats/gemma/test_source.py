@@ -7,6 +7,7 @@ import torch
 from transformers.integrations.gemma_quant import QuantizedEmbedding, QuantizedLinear
 
 from tests.support import block_checkpoints as checkpoints
+from tests.support.block_checkpoints import say
 from tests.support.recorded import Random
 
 SAID = {"quant_method": "gemma", "num_bits": 4}
@@ -50,10 +51,6 @@ def test_a_mixed_model_is_kept_as_it_is(tmp_path):
     assert schemes["model.layers.0.mlp.up_proj.weight"] == "int-group,bits=2,group=row,scale=f32"
     assert schemes["model.layers.1.mlp.up_proj.weight"] == "int-group,bits=8,group=row,scale=f32"
     assert schemes["model.layers.1.self_attn.q_proj.weight"] == "int-group,group=row,scale=f32"
-
-
-def say(**changes):
-    return lambda said, parts: said.update(changes)
 
 
 DAMAGE = [

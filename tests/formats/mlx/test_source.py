@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support import block_checkpoints as checkpoints
+from tests.support.block_checkpoints import drop, put, say
 from tests.support.recorded import Random, digest
 
 ROWS, COLUMNS = 16, 128
@@ -116,18 +117,6 @@ def test_a_model_that_is_mixed_by_path_is_kept_as_it_is(tmp_path):
     schemes = {tensor.name: tensor.scheme for tensor in report.tensors}
     assert schemes["model.layers.0.mlp.up_proj.weight"] == "int-group,bits=8,group=64,scale=f32,zero=bias"
     assert schemes["model.layers.1.mlp.up_proj.weight"] == "int-group,group=32,scale=f32,zero=bias"
-
-
-def drop(end):
-    return lambda said, parts: parts.pop(end)
-
-
-def put(end, edit):
-    return lambda said, parts: parts.update({end: edit(parts[end])})
-
-
-def say(**changes):
-    return lambda said, parts: said.update(changes)
 
 
 DAMAGE = [

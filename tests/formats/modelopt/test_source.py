@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.support import block_checkpoints as checkpoints
+from tests.support.block_checkpoints import put
 from tests.support.recorded import Random
 
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
@@ -68,10 +69,6 @@ def test_mxfp8(tmp_path):
     values = parts["weight"].float() * torch.exp2(parts["weight_scale"].float() - 127).repeat_interleave(32, 1)
     source = checkpoints.one(tmp_path / "hf", FP8 | {"quant_algo": "MXFP8"}, parts)
     assert source.tensors["m.q.weight"].stored.text == "mxfp8" and torch.equal(checkpoints.decoded(source), values)
-
-
-def put(end, edit):
-    return lambda said, parts: parts.update({end: edit(parts[end])})
 
 
 def add(**parts):

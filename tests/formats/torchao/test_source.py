@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support import block_checkpoints as checkpoints
+from tests.support.block_checkpoints import put
 from tests.support.recorded import Random, digest
 
 ROWS, COLUMNS = 24, 64
@@ -115,10 +116,6 @@ def test_what_the_library_saved(tmp_path):
     (tmp_path / "hf/config.json").write_text(json.dumps({"dtype": "bfloat16", "quantization_config": SAID}))
     found = checkpoints.decoded(checkpoints.open_source(tmp_path / "hf"), "0.weight")
     assert torch.equal(found.to(torch.bfloat16), layer[0].weight.dequantize())
-
-
-def put(end, edit):
-    return lambda said, parts: parts.update({end: edit(parts[end])})
 
 
 def data(**changes):
