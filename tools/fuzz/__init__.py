@@ -21,6 +21,7 @@ TARGETS = {
     "pickle": "tools.fuzz.sources:Pickle",
     "archive": "tools.fuzz.sources:Archive",
     "checkpoint": "tools.fuzz.sources:Checkpoint",
+    "quantized": "tools.fuzz.sources:Quantized",
 }
 
 # libFuzzer's own mutation of bytes, to so many at most; it also draws on the constants that the code compares with.

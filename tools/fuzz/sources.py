@@ -221,6 +221,15 @@ class Checkpoint(_Pickled):
         return OneOf(mutate, [content] * 8 + [names])
 
 
+class Quantized(Checkpoint):
+    """A directory whose weights are quantized in one of the ways of today, by ``quant_method``."""
+
+    def seeds(self) -> dict[str, bytes]:
+        from . import quantized_seeds
+
+        return {name: bundle.pack(files) for name, files in quantized_seeds.checkpoints().items()}
+
+
 _CHANGES = {
     ".json": json_text.changed, ".safetensors": safetensors_bytes.changed, ".bin": archives.pickle_changed,
 }  # fmt: skip

@@ -28,17 +28,15 @@ class BitNet(QuantizedModules):
     SUFFIXES = {".weight_scale": "scale"}
 
     def prepare(self) -> None:
-        mode, layer = self.said.get("quantization_mode", "offline"), self.said.get("linear_class", "bitlinear")
+        mode = self.said.get("quantization_mode", "offline")
         if mode != "offline":
             raise self.refused(
                 f"quantization_mode {mode!r}: its weights are plain values, to be rounded as they are used"
             )
-        if layer not in _RECIPROCAL:
-            raise self.refused(f"linear_class {layer!r}, known: {', '.join(_RECIPROCAL)}")
         if self.said.get("use_rms_norm"):
             raise self.refused("use_rms_norm: norms before each layer, which no model of transformers has by itself")
-        self._reciprocal = _RECIPROCAL[layer]
-        self.check_listed(self.said.get("modules_to_not_convert"), "modules_to_not_convert")
+        self._reciprocal = _RECIPROCAL[self.choice("linear_class", _RECIPROCAL, "bitlinear")]
+        self.check_listed("modules_to_not_convert")
 
     def weight(self, name: str, parts: Parts) -> Weight:
         codes, scale = self.part(name, parts, CODES, ("u8",)), self.part(name, parts, "scale", ("bf16", "f16", "f32"))

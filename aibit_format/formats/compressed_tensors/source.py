@@ -64,9 +64,9 @@ class CompressedTensors(QuantizedModules):
                 raise self.refused(f"{key}, {what}, which are not followed here; export the model without")
         try:
             self._groups = read_groups(self.said)
-            ignored = self.said.get("ignore") or []
+            ignored = self.names("ignore")
             for target in ignored:
-                check_expression(str(target))
+                check_expression(target)
         except ConfigError as error:
             raise self.refused(str(error)) from error
         for group in self._groups:
@@ -76,7 +76,7 @@ class CompressedTensors(QuantizedModules):
         for name, parts in self._parts.items():
             module = name.removesuffix(".weight")
             some = next(iter(parts.values()))
-            for target in filter(lambda target: names_module(str(target), module), ignored):
+            for target in filter(lambda target: names_module(target, module), ignored):
                 raise self.error(some, f"is quantized, but ignore names it: {target!r}")
             found = group_of(self._groups, module)
             if found is None:

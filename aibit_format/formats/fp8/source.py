@@ -42,7 +42,7 @@ class Fp8(QuantizedModules):
             if name.endswith(".scale") and weight in self.tensors and weight not in self._parts:
                 self._parts[weight] = {CODES: self.tensors.pop(weight), "scale": self.tensors.pop(name)}
         for key in ("modules_to_not_convert", "ignored_layers"):
-            self.check_listed(self.said.get(key), key)
+            self.check_listed(key)
 
     def weight(self, name: str, parts: Parts) -> Weight:
         codes, scale = self.part(name, parts, CODES, (E4M3, *_PACKED)), self.part(name, parts, "scale")

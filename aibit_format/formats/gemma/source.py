@@ -44,7 +44,7 @@ class Gemma(QuantizedModules):
             self._overrides.append((compiled, self._checked(bits)))
             if not any(compiled.search(name.removesuffix(".weight")) for name in self._parts):
                 raise self.refused(f"module_quant_configs {pattern!r}, which matches no quantized module")
-        self.check_listed(self.said.get("modules_to_not_convert"), "modules_to_not_convert")
+        self.check_listed("modules_to_not_convert")
 
     def weight(self, name: str, parts: Parts) -> Weight:
         module = name.removesuffix(".weight")

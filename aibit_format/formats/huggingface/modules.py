@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -127,11 +127,25 @@ class QuantizedModules(HuggingFace, ABC):
         """Make an error about what is said of the quantization."""
         return SourceError(f"{self.path}/{self._said_in}: {self.kind} quantization with {what}")
 
-    def check_listed(self, names: Any, key: str) -> None:
-        """Raise SourceError if a module that a list keeps from being quantized is quantized."""
-        for kept in names if isinstance(names, list) else ():
+    def names(self, key: str) -> list[str]:
+        """Return the names that a key of the settings lists; none where it is null or absent."""
+        found = self.said.get(key) or []
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise self.refused(f"{key} {str(found)[:80]!r}, expected a list of names")
+        return found
+
+    def choice(self, key: str, known: Collection[str], default: str | None = None) -> str:
+        """Return what a key of the settings chooses of the names that are known."""
+        found = self.said.get(key, default)
+        if not isinstance(found, str) or found not in known:
+            raise self.refused(f"{key} {str(found)[:80]!r}, known: {', '.join(known)}")
+        return found
+
+    def check_listed(self, key: str) -> None:
+        """Raise SourceError if a module that a key of the settings keeps from being quantized is quantized."""
+        for kept in self.names(key):
             for name, parts in self._parts.items():
-                if re.search(rf"(^|\.){re.escape(str(kept))}(\.|$)", name.removesuffix(".weight")):
+                if re.search(rf"(^|\.){re.escape(kept)}(\.|$)", name.removesuffix(".weight")):
                     raise self.error(next(iter(parts.values())), f"is quantized, but {key} names {kept!r}")
 
     def _split(self, name: str) -> tuple[str, str] | None:

@@ -41,7 +41,7 @@ class MLX(QuantizedModules):
         for path, each in self._paths.items():
             if isinstance(each, Mapping) and each and path not in modules and path != "quant_config":
                 raise self.refused(f"settings for {path!r}, which is no quantized module")
-        self.check_listed(self.said.get("modules_to_not_convert"), "modules_to_not_convert")
+        self.check_listed("modules_to_not_convert")
 
     def weight(self, name: str, parts: Parts) -> Weight:
         module = name.removesuffix(".weight")
@@ -51,6 +51,8 @@ class MLX(QuantizedModules):
         said = {**self.said, **its_own}
         mode, bits, group = said.get("mode", "affine"), said.get("bits"), said.get("group_size")
         where = f"bits {bits!r}, group_size {group!r}, mode {str(mode)[:80]!r} of {module!r}"
+        if not isinstance(mode, str):
+            raise self.refused(f"{where}, expected a name")
         if mode in _MODES and (bits, group) != _MODES[mode][:2]:
             raise self.refused(f"{where}, expected {_MODES[mode][0]} and {_MODES[mode][1]}")
         if mode not in ("affine", *_MODES) or type(bits) is not int or bits not in _BITS or group not in _GROUPS:

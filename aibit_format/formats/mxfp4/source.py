@@ -24,7 +24,7 @@ class MXFP4(QuantizedModules):
     SUFFIXES = {"_blocks": CODES, "_scales": "scale"}
 
     def prepare(self) -> None:
-        self.check_listed(self.said.get("modules_to_not_convert"), "modules_to_not_convert")
+        self.check_listed("modules_to_not_convert")
 
     def weight(self, name: str, parts: Parts) -> Weight:
         codes = self.part(name, parts, CODES, ("u8",))
