@@ -160,8 +160,8 @@ def assign_alone(source: Source, recipe: Recipe, about: Mapping[str, Value] | No
             tensors[name] = _alias(tensors[found.alias_of], name)
             continue
         # Like the weight of a Conv1D, it is stored as the transpose of the tensor that has this name.
-        shape, role = (swapped(found.shape), "conv1d") if found.transposed else (found.shape, "other")
-        parameter = ParameterSpec(name, shape, found.dtype, role)
+        shape = swapped(found.shape) if found.transposed else found.shape
+        parameter = ParameterSpec(name, shape, found.dtype, "other", found.transposed)
         tensors[name] = _tensor(source, parameter, found, recipe.scheme_alone(found, names[name]))
     if about is None:
         about = {"model.missing": source.no_model}
@@ -229,7 +229,7 @@ def _fitted(scheme: Scheme, parameter: ParameterSpec, read: Callable[[], Values]
         array, dtype = read()
         array = rounded(array, dtype, parameter.dtype)
         return scheme.fitted(
-            np.swapaxes(array, -1, -2) if transposed != (parameter.role == "conv1d") else array, parameter.dtype
+            np.swapaxes(array, -1, -2) if transposed != parameter.transposed else array, parameter.dtype
         )
     except SchemeError as error:
         raise SchemeError(f"tensor {parameter.name!r}: {error}") from error
@@ -251,7 +251,7 @@ def _plain_if_integer(scheme: Scheme, parameter: ParameterSpec) -> Scheme:
 
 
 def _target(parameter: ParameterSpec, scheme: Scheme) -> Tensor:
-    transposed = parameter.role == "conv1d" and not isinstance(scheme, Plain)
+    transposed = parameter.transposed and not isinstance(scheme, Plain)
     shape = swapped(parameter.shape) if transposed else parameter.shape
     dtype = scheme.name if isinstance(scheme, Plain) else parameter.dtype
     tensor = Tensor(parameter.name, shape, dtype, scheme, transposed=transposed)

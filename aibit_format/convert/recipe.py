@@ -28,10 +28,10 @@ Values = tuple[np.ndarray, str]  # an array in the storage of a dtype, and that 
 class Recipe:
     """Hold the scheme for weights that are to be quantized, and exceptions by name; ``None`` stands for ``keep``.
 
-    Weights of Linear layers (and GPT-2's Conv1D) get ``scheme``. Heads, tied tensors, embeddings, norms and all else
-    that transformers does not quantize stay as the source stores them, or in the model's dtype. A rule
-    ``(pattern, scheme)`` overrides both for tensors in whose names the regular expression is found; the last match
-    wins. If the user gave no scheme, ``decided`` chooses it once the source is known.
+    Weights of Linear layers (and GPT-2's Conv1D) get ``scheme``, and so do fused experts where it can hold them. Heads,
+    tied tensors, embeddings, norms and all else that transformers does not quantize stay as the source stores them, or
+    in the model's dtype. A rule ``(pattern, scheme)`` overrides both for tensors in whose names the regular expression
+    is found; the last match wins. If the user gave no scheme, ``decided`` chooses it once the source is known.
     """
 
     scheme: Scheme | None
@@ -96,10 +96,12 @@ class Recipe:
 
     def _default(self, parameter: ParameterSpec) -> Scheme | None:
         """Return the scheme for a tensor that no rule names; the fallback, if the recipe's cannot hold the shape."""
-        if parameter.role not in ("linear", "conv1d") or self.scheme is None:
+        if parameter.role not in ("linear", "conv1d", "experts") or self.scheme is None:
             return None
-        fallback = self.scheme.fallback
-        return self.scheme if fallback is None or _holds(self.scheme, parameter) else fallback
+        fallback, stacked = self.scheme.fallback, parameter.role == "experts"
+        if (fallback is None and not stacked) or _holds(self.scheme, parameter):
+            return self.scheme
+        return fallback if not stacked or (fallback and _holds(fallback, parameter)) else None
 
     def lines(self) -> list[str]:
         """Return the recipe as a file's metadata keep it: lines ``PATTERN=SCHEME``, the default first."""
@@ -132,7 +134,7 @@ def read_file(path: Path) -> tuple[str, str | None, list[tuple[str, str]]]:
 
 def _holds(scheme: Scheme, parameter: ParameterSpec) -> bool:
     try:
-        scheme.planes(swapped(parameter.shape) if parameter.role == "conv1d" else parameter.shape, parameter.dtype)
+        scheme.planes(swapped(parameter.shape) if parameter.transposed else parameter.shape, parameter.dtype)
     except SchemeError:
         return False
     return True

@@ -14,7 +14,7 @@ _BY_ROLE: dict[Role, str] = {
     "linear": "as the recipe says, or of a shape that its scheme cannot hold",
     "conv1d": "as the recipe says, or of a shape that its scheme cannot hold",
     "kept": "heads, as transformers keeps them, and layers whose weights the model's own code uses",
-    "experts": "fused experts, which are quantized where a rule names them: --tensor 'experts=SCHEME'",
+    "experts": "fused experts, as the recipe says, or because its scheme cannot hold stacks of matrices",
     "buffer": "buffers",
     "other": TABLES,
 }

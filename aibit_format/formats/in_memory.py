@@ -73,7 +73,8 @@ class Pretrained:
     def tensors(self) -> dict[str, SourceTensor]:
         found = dict(self._state_dict.tensors)
         for name, module in self._stored.items():
-            shape, dtype, transposed = tuple(module.shape), module.logical_dtype, replaced_conv1d(module)
+            shape, dtype = tuple(module.shape), module.logical_dtype
+            transposed = module.transposed or replaced_conv1d(module)
             found[name] = SourceTensor(name, shape, dtype, self.path, module.scheme, transposed)
         return found
 
@@ -107,12 +108,15 @@ class Pretrained:
     def _modules(self) -> dict[str, Any]:
         """Find the modules of a loaded ``.aibit`` file that hold a weight in a scheme, by the weight's name."""
         modules = self._model.named_modules()
-        return {f"{name}.weight": m for name, m in modules if isinstance(getattr(m, "scheme", None), Scheme)}
+        stored = {name: module for name, module in modules if isinstance(getattr(module, "scheme", None), Scheme)}
+        return {f"{name}.{module.leaf}".removesuffix("."): module for name, module in stored.items()}
 
     def _values(self) -> dict[str, Any]:
         """Return the model's state dict without the planes of those modules."""
         planes = {
-            f"{name.removesuffix('weight')}{role}" for name, module in self._stored.items() for role in module.planes()
+            f"{name.removesuffix(module.leaf).removesuffix('.')}.{role}"
+            for name, module in self._stored.items()
+            for role in module.planes()
         }
         return {name: value for name, value in self._model.state_dict().items() if name not in planes}
 

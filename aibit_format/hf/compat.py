@@ -86,6 +86,10 @@ INSIDES = {
                ("quantization_config", "pre_quantized")),
         Inside("quantizers.quantizer_bnb_4bit", "Bnb4BitHfQuantizer", "what saving and PEFT look for",
                ("quantization_config", "pre_quantized")),
+        # Experts.
+        Inside(_MODELS, "PreTrainedModel._can_set_experts_implementation", "whether it can be told another way", ()),
+        Inside(_MODELS, "PreTrainedModel.set_experts_implementation", "one expert after another",
+               ("self", "experts_implementation")),
         # Several processes.
         Inside(_MODELS, "PreTrainedModel.tp_plan", "how a model's weights are cut"),
         Inside(_MODELS, "PreTrainedModel._tp_size", "static caches are sized by it"),
@@ -327,6 +331,31 @@ def is_conv1d(module: object) -> bool:
     """Tell whether a module, or a class of modules, is a Conv1D."""
     family = inside("Conv1D")
     return issubclass(module, family) if isinstance(module, type) else isinstance(module, family)
+
+
+# Experts.
+
+# Classes of experts [experts, in, out] that do not say so as others do, by ``is_transposed``.
+_TRANSPOSED_EXPERTS = frozenset({("transformers.models.llama4.modeling_llama4", "Llama4TextExperts")})
+
+
+def holds_experts(module: object) -> bool:
+    """Tell whether a module holds the weights of all experts, each a matrix of a 3-D parameter."""
+    return "Expert" in type(module).__name__
+
+
+def transposes_experts(module: object) -> bool:
+    """Tell whether a module has its experts' weights as [experts, in, out], and not as Linear would have them."""
+    family = type(module)
+    return getattr(module, "is_transposed", False) is True or (
+        (family.__module__, family.__name__) in _TRANSPOSED_EXPERTS
+    )
+
+
+def run_experts_by_themselves(model: Any) -> None:
+    """Let a model take one expert after another, of those that are routed to, instead of all as one tensor."""
+    if of(model, "PreTrainedModel", "_can_set_experts_implementation")():
+        of(model, "PreTrainedModel", "set_experts_implementation")("eager")
 
 
 # What a loaded model is marked with.

@@ -29,13 +29,15 @@ class ParameterSpec:
 
     ``role``: ``linear`` and ``conv1d`` weights are quantized by default; ``kept`` ones are such weights that
     transformers does not quantize (heads, ties, modules kept in float32); ``experts`` are fused 3-D weights of a
-    mixture of experts; a ``buffer`` is computed by the constructor if a checkpoint lacks it; ``other`` is the rest.
+    mixture of experts, quantized by default too; a ``buffer`` is computed by the constructor if a checkpoint lacks it;
+    ``other`` is the rest. ``transposed`` weights are [..., in, out], and quantized as their transpose [..., out, in].
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     role: Role
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ def build_meta_model(config: Mapping[str, Any], limits: Limits, architecture: st
     in_float32 = compat.float32_names(model)
     parameters = {}
     for key, value in model.state_dict().items():
-        role = "buffer" if key in buffers else _role(model, key, value, kept)
+        role, transposed = ("buffer", False) if key in buffers else _role(model, key, value, kept)
         stored = "f32" if value.is_floating_point() and in_float32(key) else interop.dtype_name(value.dtype)
-        parameters[key] = ParameterSpec(key, tuple(value.shape), stored, role)
+        parameters[key] = ParameterSpec(key, tuple(value.shape), stored, role, transposed)
     dtype = CONFIG_DTYPES[dtype_name(config)]
     dropped = tuple(dropped_keys(config))
     return MetaModel(name, built.model_type, dtype, parameters, _ties(model, parameters), model, dropped)
@@ -92,13 +94,16 @@ def _ties(model: Any, parameters: Iterable[str]) -> dict[str, str]:
     return {name: group[0] for group in groups.values() for name in group[1:]}
 
 
-def _role(model: torch.nn.Module, key: str, value: torch.Tensor, kept: list[str]) -> Role:
+def _role(model: torch.nn.Module, key: str, value: torch.Tensor, kept: list[str]) -> tuple[Role, bool]:
+    """Return what a weight is, and whether it is transposed."""
     owner, _, leaf = key.rpartition(".")
     module = model.get_submodule(owner)
     if leaf == "weight" and (is_linear(module) or multiplies(module)):
         around, _, name = owner.rpartition(".")
         used = weights_used(type(model.get_submodule(around)))
         if name in used or not compat.is_quantized_beside(owner, kept):
-            return "kept"
-        return "conv1d" if compat.is_conv1d(module) else "linear"
-    return "experts" if value.ndim == 3 and value.is_floating_point() and "expert" in key else "other"
+            return "kept", False
+        return ("conv1d", True) if compat.is_conv1d(module) else ("linear", False)
+    if value.ndim == 3 and value.is_floating_point() and compat.holds_experts(module):
+        return "experts", compat.transposes_experts(module)
+    return "other", False

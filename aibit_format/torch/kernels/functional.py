@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ...interop import torch_dtypes
 from ...schemes import Scheme, capabilities
+from ...schemes.base import matrix
 from .decode import decode_rows
 from .matmul import RowProduct
 
@@ -27,16 +28,30 @@ _ELSEWHERE = 1 << 24  # on other devices, where each piece is several launches
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """Holds a weight in a scheme: planes by role, and the logical shape [rows, columns] and dtype of its values."""
+    """Holds a weight in a scheme: planes by role, and the logical shape [rows, columns] and dtype of its values.
+
+    Planes may be those of a ``stack`` of matrices, of which the weight is the rows from ``first`` on.
+    """
 
     scheme: Scheme
     planes: Mapping[str, torch.Tensor]
     shape: tuple[int, int]
     dtype: str
+    stack: tuple[int, ...] | None = None
+    first: int = 0
+
+    @classmethod
+    def of(cls, scheme: Scheme, planes: Mapping[str, torch.Tensor], shape: tuple[int, ...], dtype: str) -> Weight:
+        """Return a stored tensor of any shape as a matrix: [product of all sizes but the last, the last]."""
+        return cls(scheme, planes, matrix(shape), dtype, shape if len(shape) > 2 else None)
 
     def rows(self, rows: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Decode rows to [rows, columns] in ``dtype``, on the planes' device."""
-        return decode_rows(self.scheme, self.planes, self.shape, self.dtype, rows).to(dtype)
+        if isinstance(rows, slice):
+            rows = slice(self.first + rows.start, self.first + rows.stop)
+        elif self.first:
+            rows = rows + self.first
+        return decode_rows(self.scheme, self.planes, self.stack or self.shape, self.dtype, rows).to(dtype)
 
 
 def row_product(scheme: Scheme) -> RowProduct | None:
@@ -60,7 +75,7 @@ def uses_codes(product: RowProduct | None, x: torch.Tensor, bias: torch.Tensor |
 def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
     """Multiply x [rows, in] with a weight [out, in] and add ``bias`` [out]: [rows, out] in the dtype of x."""
     product = row_product(weight.scheme)
-    if product is not None and uses_codes(product, x, bias):
+    if product is not None and weight.stack is None and uses_codes(product, x, bias):
         return product(x, weight.planes["codes"], weight.planes[product.scales].view(-1), bias)
     values = by_pieces(x, weight.shape, weight.rows)
     return values if bias is None else values + bias.to(values.dtype)

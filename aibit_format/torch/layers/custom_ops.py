@@ -104,4 +104,4 @@ def _(ids: Tensor, planes: list[Tensor], roles: str, scheme: str, shape: list[in
 def _weight(planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str) -> Weight:
     """Make a weight of the arguments of an operator."""
     by_role = dict(zip(roles.split(), planes, strict=True))
-    return Weight(_parse(scheme), by_role, (shape[0], shape[1]), dtype)
+    return Weight.of(_parse(scheme), by_role, tuple(shape), dtype)

@@ -26,11 +26,16 @@ class Quantized(nn.Module):
     Args:
         scheme: how the weight is stored.
         planes: its planes by role, on one device.
-        shape: [rows, columns] of the stored weight.
+        shape: [rows, columns] of the stored weight; of a stack of them, with their number before.
         dtype: the logical dtype, a name of ``aibit_format.dtypes``. Casting the module changes it, and no plane.
+
+    ``leaf`` is the name of the weight below the module, and ``transposed`` says that the model has its transpose there.
     """
 
-    def __init__(self, scheme: Scheme, planes: Mapping[str, torch.Tensor], shape: tuple[int, int], dtype: str) -> None:
+    leaf = "weight"
+    transposed = False
+
+    def __init__(self, scheme: Scheme, planes: Mapping[str, torch.Tensor], shape: tuple[int, ...], dtype: str) -> None:
         super().__init__()
         self.scheme, self.shape, self.logical_dtype = scheme, shape, dtype
         self._roles = tuple(planes)
@@ -57,7 +62,7 @@ class Quantized(nn.Module):
 
     def stored(self) -> Weight:
         """Return the weight as the functions that compute with it take it."""
-        return Weight(self.scheme, self.planes(), self.shape, self.logical_dtype)
+        return Weight.of(self.scheme, self.planes(), self.shape, self.logical_dtype)
 
     def _arguments(self) -> tuple[list[torch.Tensor], str, str, list[int], str]:
         """Return the weight as an operator takes it: tensors, strings and numbers."""
@@ -79,7 +84,7 @@ class Quantized(nn.Module):
 
     def extra_repr(self) -> str:
         """Return sizes and scheme, as ``repr`` of the module shows them."""
-        return f"{self.shape[1]}, {self.shape[0]}, scheme={self.scheme.text}"
+        return f"{', '.join(map(str, self.shape[::-1]))}, scheme={self.scheme.text}"
 
 
 def _moved(plane: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -118,7 +123,7 @@ class QuantizedLinear(Quantized):
             return self._traced(x, flat).view(*x.shape[:-1], self.out_features)
         if functional.uses_codes(self._product, flat, self.bias):
             return fused_product(self, x)
-        values = functional.by_pieces(flat, self.shape, self.rows)
+        values = functional.by_pieces(flat, (self.out_features, self.in_features), self.rows)
         if self.bias is not None:
             values = values + self.bias.to(values.dtype)
         return values.view(*x.shape[:-1], self.out_features)

@@ -34,6 +34,7 @@ try:
     from ..bnb_compat import Linear4bit
     from ..layers import attention
     from ..layers.dequantized import QuantizedLinear
+    from ..layers.experts import QuantizedExperts
     from ..layers.fused import fuse
     from ..read_only import WHAT, ReadOnly, open_writable
     from .arena import LINKS, Arena
@@ -246,6 +247,10 @@ class _Assembly:
             build = builder_for(module, leaf, info, self.target)
             if build is not None:
                 built = build(module, *self._planes(info), self.target)
+                if isinstance(built, QuantizedExperts):  # of which a module may have several
+                    del module._parameters[leaf]
+                    module.add_module(leaf, built)
+                    continue
                 bias = module._parameters.get("bias")
                 if bias is not None:  # still empty, or already placed
                     built.bias = bias
@@ -258,6 +263,8 @@ class _Assembly:
                 module.register_buffer(leaf, self._values(info), persistent=True)
             else:
                 module.register_parameter(leaf, nn.Parameter(self._values(info), requires_grad=False))
+        if any(isinstance(module, QuantizedExperts) for module in self.model.modules()):
+            compat.run_experts_by_themselves(self.model)
         for name, buffer in list(self.model.named_buffers()):
             owner, _, leaf = name.rpartition(".")
             self.model.get_submodule(owner)._buffers[leaf] = buffer.to(self.device)

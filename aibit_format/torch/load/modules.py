@@ -1,9 +1,9 @@
 """Builds the modules that compute with stored tensors.
 
 Linear weights (and GPT-2's Conv1D) become what the capability ``build_module`` of their scheme makes, which for
-bitsandbytes' own are its layers; those in any other quantized scheme become ``QuantizedLinear``, and embeddings
-``QuantizedEmbedding``. What else is quantized (fused experts, other modules) is decoded when it is loaded and takes the
-memory of the model's dtype.
+bitsandbytes' own are its layers; those in any other quantized scheme become ``QuantizedLinear``, embeddings
+``QuantizedEmbedding``, and fused experts ``QuantizedExperts``. What else is quantized is decoded when it is loaded and
+takes the memory of the model's dtype.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ...container.tables import Plane, TensorInfo
-from ...hf.compat import is_conv1d
+from ...hf.compat import holds_experts, is_conv1d
 from ...hf.layers import is_linear, multiplies
 from ...interop import torch_dtypes
 from ...schemes import capabilities
@@ -35,6 +35,7 @@ from ..bnb_compat import (
     tiles_are_readable,
 )
 from ..layers.dequantized import Quantized, QuantizedEmbedding, QuantizedLinear
+from ..layers.experts import QuantizedExperts
 from ..layers.linear4bit import MappedLinear4bit
 from ..layers.linear8bit import Linear8bitLt
 
@@ -119,6 +120,11 @@ def _dequantized_embedding(module: nn.Module, info: TensorInfo, planes: Planes, 
     return QuantizedEmbedding(info.scheme, planes, (rows, columns), info.dtype, padding)
 
 
+def _experts(module: nn.Module, info: TensorInfo, planes: Planes, target: Target) -> nn.Module:
+    """Build ``QuantizedExperts`` in the place of a parameter of ``module``."""
+    return QuantizedExperts(info.scheme, planes, info.shape, info.dtype, info.transposed)
+
+
 def _bias(module: nn.Module) -> Any:
     return module._parameters.get("bias")
 
@@ -129,10 +135,13 @@ def builder_for(module: nn.Module, leaf: str, info: TensorInfo, target: Target) 
     Off the CPU, weights that only numpy can decode are decoded once.
     """
     scheme = info.scheme
-    if leaf != "weight" or isinstance(scheme, Plain) or len(info.shape) != 2:
+    if isinstance(scheme, Plain):
         return None
+    decodes = target.device.type == "cpu" or capabilities.has(scheme, "decode_torch")
+    if len(info.shape) == 3 and holds_experts(module):
+        return _experts if decodes else None
     build = capabilities.find(scheme, "build_module")
-    if target.device.type != "cpu" and build is None and not capabilities.has(scheme, "decode_torch"):
+    if leaf != "weight" or len(info.shape) != 2 or not (decodes or build):
         return None
     if target.weight_only and capabilities.has(scheme, "product") and type(module) is nn.Linear:
         return _dequantized_linear

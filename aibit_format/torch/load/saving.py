@@ -74,4 +74,4 @@ def _decode(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> No
         state.pop(prefix + role, None)
     weight = module.weight.detach()
     # GPT-2's Conv1D has the transpose of what is stored.
-    state[f"{prefix}weight"] = weight.T.contiguous() if replaced_conv1d(module) else weight
+    state[(prefix + module.leaf).removesuffix(".")] = weight.T.contiguous() if replaced_conv1d(module) else weight
