@@ -54,7 +54,9 @@ def _numbers(dtype: str, *values: int, shape: tuple[int, ...] | None = None) -> 
     return dtype, (len(values),) if shape is None else shape, np.array(values, numpy_dtype).tobytes()
 
 
-def _method(name: str, tensors: Mapping[str, _Tensor], metadata: dict[str, str] | None = None, **said: Any) -> _Checkpoint:
+def _method(
+    name: str, tensors: Mapping[str, _Tensor], metadata: dict[str, str] | None = None, **said: Any
+) -> _Checkpoint:
     return {"quant_method": name, **said}, "quantization_config", dict(tensors), metadata
 
 
