@@ -95,6 +95,7 @@ def _compressed_tensors() -> dict[str, _Checkpoint]:
         )  # fmt: skip
 
     by_group = {"strategy": "group", "group_size": 32, "num_bits": 4, "type": "int"}
+    zeros = _numbers("I32", 0x1234, 0x4321, shape=(1, 2))
     pack4 = {"weight_packed": _codes("I32", 4, 8), "weight_shape": shape, "weight_scale": scale}
     order = _numbers("I32", *(column // 32 for column in range(64)))
     fp4 = {"weight_packed": _codes("U8", 4, 32)}
@@ -102,8 +103,7 @@ def _compressed_tensors() -> dict[str, _Checkpoint]:
     nvfp4 = fp4 | {"weight_scale": _ones("F8_E4M3", 4, 4), "weight_global_scale": _ones("F32", 1)}
     return {
         "ct-packed": said("pack-quantized", pack4, **by_group),
-        "ct-asymmetric": said("pack-quantized", pack4 | {"weight_zero_point": _numbers("I32", 0x1234, 0x4321, shape=(1, 2))},
-                              **by_group | {"symmetric": False}),
+        "ct-asymmetric": said("pack-quantized", pack4 | {"weight_zero_point": zeros}, **by_group | {"symmetric": False}),
         "ct-ordered": said("pack-quantized", pack4 | {"weight_g_idx": order}, **by_group, actorder="group"),
         "ct-int8": said("int-quantized", {"weight": _codes("I8", 4, 64), "weight_scale": _ones("BF16", 4, 1)},
                         type="int", num_bits=8, strategy="channel"),
