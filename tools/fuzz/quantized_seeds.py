@@ -103,7 +103,7 @@ def _compressed_tensors() -> dict[str, _Checkpoint]:
     nvfp4 = fp4 | {"weight_scale": _ones("F8_E4M3", 4, 4), "weight_global_scale": _ones("F32", 1)}
     return {
         "ct-packed": said("pack-quantized", pack4, **by_group),
-        "ct-asymmetric": said("pack-quantized", pack4 | {"weight_zero_point": zeros}, **by_group | {"symmetric": False}),
+        "ct-asymmetric": said("pack-quantized", pack4 | {"weight_zero_point": zeros}, **by_group, symmetric=False),
         "ct-ordered": said("pack-quantized", pack4 | {"weight_g_idx": order}, **by_group, actorder="group"),
         "ct-int8": said("int-quantized", {"weight": _codes("I8", 4, 64), "weight_scale": _ones("BF16", 4, 1)},
                         type="int", num_bits=8, strategy="channel"),
