@@ -54,7 +54,9 @@ def _numbers(dtype: str, *values: int, shape: tuple[int, ...] | None = None) -> 
     return dtype, (len(values),) if shape is None else shape, np.array(values, numpy_dtype).tobytes()
 
 
-def _method(name: str, tensors: Mapping[str, _Tensor], metadata: dict[str, str] | None = None, **said: Any) -> _Checkpoint:
+def _method(
+    name: str, tensors: Mapping[str, _Tensor], metadata: dict[str, str] | None = None, **said: Any
+) -> _Checkpoint:
     return {"quant_method": name, **said}, "quantization_config", dict(tensors), metadata
 
 
@@ -93,6 +95,7 @@ def _compressed_tensors() -> dict[str, _Checkpoint]:
         )  # fmt: skip
 
     by_group = {"strategy": "group", "group_size": 32, "num_bits": 4, "type": "int"}
+    zeros = _numbers("I32", 0x1234, 0x4321, shape=(1, 2))
     pack4 = {"weight_packed": _codes("I32", 4, 8), "weight_shape": shape, "weight_scale": scale}
     order = _numbers("I32", *(column // 32 for column in range(64)))
     fp4 = {"weight_packed": _codes("U8", 4, 32)}
@@ -100,8 +103,7 @@ def _compressed_tensors() -> dict[str, _Checkpoint]:
     nvfp4 = fp4 | {"weight_scale": _ones("F8_E4M3", 4, 4), "weight_global_scale": _ones("F32", 1)}
     return {
         "ct-packed": said("pack-quantized", pack4, **by_group),
-        "ct-asymmetric": said("pack-quantized", pack4 | {"weight_zero_point": _numbers("I32", 0x1234, 0x4321, shape=(1, 2))},
-                              **by_group | {"symmetric": False}),
+        "ct-asymmetric": said("pack-quantized", pack4 | {"weight_zero_point": zeros}, **by_group, symmetric=False),
         "ct-ordered": said("pack-quantized", pack4 | {"weight_g_idx": order}, **by_group, actorder="group"),
         "ct-int8": said("int-quantized", {"weight": _codes("I8", 4, 64), "weight_scale": _ones("BF16", 4, 1)},
                         type="int", num_bits=8, strategy="channel"),
