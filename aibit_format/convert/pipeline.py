@@ -152,6 +152,12 @@ class Pipeline:
                     values = np.ascontiguousarray(
                         np.swapaxes(values, -1, -2)
                     )  # here, or encoding and measuring would each do it
+                if chunks := self._out.chunks(tensor.name):  # what encoding takes of memory is that of a few rows
+                    values, cuts = values.reshape(matrix(values.shape)), _cuts(chunks, matrix(values.shape)[0])
+                    parts = _Parts.of(i, dtype, len(cuts))
+                    for k, cut in enumerate(cuts):
+                        self._rows(parts, k, values[cut.rows.start : cut.rows.stop], cut)
+                    return
                 planes = _encoded(assignment, values, dtype)
                 self._out.write(tensor.name, planes)
                 made = measure(tensor.scheme, planes, values, dtype)
@@ -167,30 +173,26 @@ class Pipeline:
         values, dtype = assignment.read()
         rows, columns = matrix(values.shape)
         values = values.reshape(rows, columns)
-        row_bytes, every = entry.chunks[-1].stop // rows, measured(rows).step  # of the largest plane
-        parts = _Parts(entry.place, dtype, [(0.0, 0.0, 0.0)] * len(entry.chunks), len(entry.chunks))
+        parts = _Parts.of(entry.place, dtype, len(entry.chunks))
 
-        def take(k: int, chunk: range, here: range, chosen: range, buffer: _Buffer) -> Work:
-            piece = values[here.start : here.stop]
+        def take(k: int, cut: _Cut, buffer: _Buffer) -> Work:
+            piece = values[cut.rows.start : cut.rows.stop]
             if reader is not None:
                 data = buffer.first(piece.nbytes)
-                reader.read(entry.offset + here.start * (piece.nbytes // len(here)), data)
+                reader.read(entry.offset + cut.rows.start * (piece.nbytes // len(cut.rows)), data)
                 piece = data.view(values.dtype).reshape(piece.shape)
-            return partial(self._rows, parts, k, piece, here, chunk, chosen)
+            return partial(self._rows, parts, k, piece, cut)
 
-        for k, chunk in enumerate(entry.chunks):
-            here = range(chunk.start // row_bytes, -(-chunk.stop // row_bytes))
-            begun = -(-chunk.start // row_bytes)  # the first row that no earlier chunk has measured
-            chosen = range(-(-begun // every) * every - here.start, len(here), every)
-            yield partial(take, k, chunk, here, chosen)
+        for k, cut in enumerate(_cuts(entry.chunks, rows)):
+            yield partial(take, k, cut)
 
-    def _rows(self, parts: _Parts, k: int, values: np.ndarray, rows: range, chunk: range, chosen: range) -> None:
-        """Encode and write the rows for one chunk, and measure the error on the ``chosen`` of them."""
+    def _rows(self, parts: _Parts, k: int, values: np.ndarray, cut: _Cut) -> None:
+        """Encode and write the rows for one chunk, and measure the error on some of them."""
         assignment = self._conversion.tensors[parts.place]
         try:
             planes = _encoded(assignment, values, parts.dtype)
-            self._out.write_rows(assignment.tensor.name, rows, planes, chunk)
-            parts.sums[k] = sums(assignment.tensor.scheme, planes, values, parts.dtype, chosen)
+            self._out.write_rows(assignment.tensor.name, cut.rows, planes, cut.chunk)
+            parts.sums[k] = sums(assignment.tensor.scheme, planes, values, parts.dtype, cut.measured)
         except SchemeError as error:
             raise self._named(assignment, error) from error
         with self._counting:
@@ -224,6 +226,31 @@ class _Parts:
     dtype: str  # of its values
     sums: list[tuple[float, float, float]]
     left: int
+
+    @classmethod
+    def of(cls, place: int, dtype: str, count: int) -> Self:
+        """Return the parts of a tensor that is written in ``count`` chunks."""
+        return cls(place, dtype, [(0.0, 0.0, 0.0)] * count, count)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Name the rows that a chunk of the largest plane needs, and those of them that are measured, counted from them."""
+
+    chunk: range
+    rows: range
+    measured: range
+
+
+def _cuts(chunks: Sequence[range], count: int) -> list[_Cut]:
+    """Find the rows, of ``count``, for each chunk. A row on both sides of a cut is encoded twice, and measured once."""
+    row_bytes, every = chunks[-1].stop // count, measured(count).step
+    found = []
+    for chunk in chunks:
+        rows = range(chunk.start // row_bytes, -(-chunk.stop // row_bytes))
+        begun = -(-chunk.start // row_bytes)  # the first row that no earlier chunk has measured
+        found.append(_Cut(chunk, rows, range(-(-begun // every) * every - rows.start, len(rows), every)))
+    return found
 
 
 class _Buffer:
