@@ -20,6 +20,7 @@ from tools import ROOT
 
 PAGE = ROOT / "docs" / "models.md"
 WAYS = ("16 bits", "int8", "nf4")
+EXPERTS = "experts"  # another way, of models that have some
 _AT_ONCE, _SECONDS = 6, 300
 _LIBRARIES = ("transformers", "bitsandbytes", "torch")
 _ALONE = "runs; not in transformers: "
@@ -50,12 +51,14 @@ def all_tried(types: Sequence[str], jobs: int) -> list[dict[str, Any]]:
 
 def right(row: dict[str, Any]) -> bool:
     """Tell whether a type gives the outputs of transformers in every way."""
-    return all(row.get(way) == "equal" for way in WAYS)
+    return all(row.get(way) == "equal" for way in WAYS) and row.get(EXPERTS, "equal") == "equal"
 
 
 def alone(row: dict[str, Any]) -> bool:
     """Tell whether a type is right in every way that transformers can load it in, and runs in the others."""
     found = [row.get(way, "") for way in WAYS]
+    if row.get(EXPERTS, "equal") != "equal":
+        return False
     return not right(row) and "equal" in found and all(way == "equal" or way.startswith(_ALONE) for way in found)
 
 
@@ -70,7 +73,9 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
         "",
         "Every model type of transformers was tried with a small model of random weights: saved, converted, loaded,",
         "and run beside what `from_pretrained` makes of the same directory. A type is right if the outputs are equal",
-        "bit for bit in bfloat16, in int8 (`load_in_8bit`) and in nf4 (`load_in_4bit`).",
+        "bit for bit in bfloat16, in int8 (`load_in_8bit`) and in nf4 (`load_in_4bit`), with fused experts as",
+        "transformers leaves them. Where a model has some, they are also quantized (`int8-absmax`) and compared,",
+        "within the rounding of bfloat16, with the same values in transformers' own experts.",
         "",
         f"Written by `python -m tools.models` with {libraries} on a CPU; do not edit.",
         "",
@@ -79,6 +84,7 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
         f"| with a class of models | {len(rows)} |",
         f"| right | {len(equal)} |",
         f"| right where transformers runs the model, and run here where it does not | {len(more)} |",
+        f"| of the right, with fused experts that stay packed | {sum(EXPERTS in row for row in equal)} |",
         f"| built, and neither | {len(built)} |",
         f"| not tried: no small model was built, or none that runs | {sum('built' in row for row in rows)} |",
         "",
@@ -113,7 +119,8 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _ways(row: dict[str, Any], before: str) -> str:
-    found = {way: row[way].removeprefix(before) for way in WAYS if row[way] != "equal"}
+    ways = (*WAYS, EXPERTS)
+    found = {way: row[way].removeprefix(before) for way in ways if row.get(way, "equal") != "equal"}
     return "; ".join(f"{way}: {_cell(what)}" for way, what in found.items())
 
 

@@ -1,7 +1,9 @@
 """Tries model types: ``python -m tools.models.check TYPE ...`` prints a JSON object for each.
 
 A small model with random weights is saved as transformers saves it, and converted. What the loaded file gives is
-compared, bit for bit, with what ``from_pretrained`` gives: as it is, with ``load_in_8bit``, and with nf4.
+compared, bit for bit, with what ``from_pretrained`` gives: as it is, with ``load_in_8bit``, and with nf4. There fused
+experts are kept, as transformers does; where a model has some, it is also compared with experts that are quantized
+against the same values in the place of its own.
 """
 
 from __future__ import annotations
@@ -24,14 +26,21 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import aibit_format as aibit
+from aibit_format.errors import AibitError
+from aibit_format.hf import compat
 from aibit_format.hf.config import WITHOUT_EFFECT
+from aibit_format.hf.limits import Limits
+from aibit_format.hf.meta_model import ParameterSpec, build_meta_model
 from aibit_format.torch.layers.dequantized import Quantized
+from aibit_format.torch.layers.experts import QuantizedExperts
 from tools.models.tiny import VOCABULARY, tiny_config
 
 # The tables of classes, those that generate first.
 _FIRST = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM")
 _MOST_PARAMETERS = 20_000_000
 _LAYERS = (Linear4bit, Linear8bitLt, Quantized)
+_EXPERTS = "experts"
+_CLOSE = 2.0**-6  # of the largest output, in bfloat16: products are added in another order
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "16 bits": ("bf16", {}),
     "int8": ("int8", {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}),
@@ -167,7 +176,41 @@ def check(model_type: str, folder: Path) -> dict[str, Any]:
     found["saved"] = tried(lambda: model.save_pretrained(folder / "hf"))
     for way, (scheme, options) in WAYS.items():
         found[way] = tried(lambda: tried_in(folder, family, given, scheme, options))  # noqa: B023 - called at once
+    if any(spec.role == _EXPERTS for spec in _parameters(folder)):
+        found[_EXPERTS] = tried(lambda: tried_with_experts(folder, family, given))
     return found
+
+
+def _parameters(folder: Path) -> list[ParameterSpec]:
+    """Return what the package says of a saved model's parameters; nothing if it builds no model."""
+    try:
+        config = json.loads((folder / "hf" / "config.json").read_text())
+        built = build_meta_model(config, Limits.of([_MOST_PARAMETERS]))
+    except (AibitError, OSError):  # which converting it says too
+        return []
+    return [*built.parameters.values()]
+
+
+def tried_with_experts(folder: Path, family: type[PreTrainedModel], given: dict[str, torch.Tensor]) -> str:
+    """Convert with quantized experts; return how outputs compare with those of the decoded values."""
+    aibit.convert(folder / "hf", folder / "m.aibit", scheme="int8-absmax", overwrite=True)
+    with aibit.open(folder / "m.aibit") as file:
+        values = {name: torch.from_numpy(file.dequantize(name)) for name in file}
+        transposed = {name for name in file if file.info(name).transposed}
+    model = aibit.load_model(folder / "m.aibit")
+    stacks = sum(isinstance(module, QuantizedExperts) for module in model.modules())
+    found = outputs(model, given)
+    plain = family.from_pretrained(folder / "hf", dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        for name, place in plain.state_dict().items():
+            if name in values:
+                place.copy_(values[name].mT if name in transposed else values[name])
+    compat.run_experts_by_themselves(plain)
+    result = compared(found, outputs(plain, given))
+    if not stacks:
+        return "no experts stay packed"
+    off = float(result.removeprefix("off by ")) if result.startswith("off by ") else 0.0
+    return "equal" if result == "equal" or 0 < off <= _CLOSE else result
 
 
 def tried_in(
@@ -182,7 +225,9 @@ def tried_in(
         return outputs(model, given)
 
     def ours() -> list[torch.Tensor]:
-        report = aibit.convert(folder / "hf", folder / "m.aibit", scheme=scheme, overwrite=True)
+        kept = {spec.name for spec in _parameters(folder) if spec.role == _EXPERTS}
+        rules = {rf"^{re.escape(name)}$": "keep" for name in kept}
+        report = aibit.convert(folder / "hf", folder / "m.aibit", scheme=scheme, tensors=rules, overwrite=True)
         left_out = [key for key in report.dropped_keys if key.rpartition(".")[2] not in WITHOUT_EFFECT]
         if left_out:
             raise ValueError(f"left out {', '.join(left_out)}")

@@ -72,10 +72,18 @@ def uses_codes(product: RowProduct | None, x: torch.Tensor, bias: torch.Tensor |
     return x.device.type == "cpu" or not learns(x, bias)
 
 
-def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
-    """Multiply x [rows, in] with a weight [out, in] and add ``bias`` [out]: [rows, out] in the dtype of x."""
+def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, rounds: bool = True) -> torch.Tensor:
+    """Multiply x [rows, in] with a weight [out, in] and add ``bias`` [out]: [rows, out] in the dtype of x.
+
+    ``rounds`` says that inputs of more bits may be rounded to bf16 on the way, if the product is one that does.
+    """
     product = row_product(weight.scheme)
-    if product is not None and weight.stack is None and uses_codes(product, x, bias):
+    if (
+        product is not None
+        and weight.stack is None
+        and uses_codes(product, x, bias)
+        and (rounds or product.is_exact(x))
+    ):
         return product(x, weight.planes["codes"], weight.planes[product.scales].view(-1), bias)
     values = by_pieces(x, weight.shape, weight.rows)
     return values if bias is None else values + bias.to(values.dtype)

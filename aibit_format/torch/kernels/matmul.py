@@ -48,6 +48,11 @@ class RowProduct:
             return IN_FLOAT32 or x.dtype == torch.bfloat16 or self.rounds
         return has_kernel(x)
 
+    def is_exact(self, x: torch.Tensor) -> bool:
+        """Return whether x [rows, in], which it accepts, is multiplied without being rounded first."""
+        on_cpu = x.device.type == "cpu"
+        return x.dtype == torch.bfloat16 or (on_cpu and COMPILED and (IN_FLOAT32 or len(x) <= FEW_ROWS))
+
     def __call__(
         self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:

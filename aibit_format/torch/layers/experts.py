@@ -8,7 +8,7 @@ up, and its activations; and only the pages of experts in use are touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -64,7 +64,8 @@ class ExpertWeight:
         if transposed == self._transposed:  # the stored rows are what is summed over
             values = self.decoded().to(x.dtype)
             return x @ (values.T if transposed else values)
-        return functional.linear(x.reshape(-1, x.shape[-1]), self._weight, None).view(*x.shape[:-1], -1)
+        flat = functional.linear(x.reshape(-1, x.shape[-1]), self._weight, None, rounds=False)
+        return flat.view(*x.shape[:-1], self._weight.shape[0])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.decoded(), name)
@@ -80,7 +81,7 @@ class ExpertWeight:
             if not kwargs:
                 values = args[1].multiplied(args[0], _PRODUCTS[function])
                 return values if bias is None else values + bias
-        return function(*_decoded(args), **dict(zip(kwargs, _decoded(kwargs.values()), strict=True)))
+        return function(*_decoded(args), **_decoded(kwargs))
 
 
 # Function -> whether it takes the weight as [out, in].
@@ -147,7 +148,7 @@ class QuantizedExperts(Quantized):
         if function in _BATCHED and len(args) == 2 and not kwargs and isinstance(args[1], cls):
             x, experts = args
             return torch.stack([_unless_zero(each, experts[i]) for i, each in enumerate(x)])
-        return function(*_decoded(args), **dict(zip(kwargs or (), _decoded((kwargs or {}).values()), strict=True)))
+        return function(*_decoded(args), **_decoded(kwargs or {}))
 
 
 _BATCHED = frozenset({torch.bmm, torch.Tensor.bmm})
@@ -160,13 +161,15 @@ def _unless_zero(x: torch.Tensor, weight: ExpertWeight) -> torch.Tensor:
     return x.new_zeros(len(x), weight.shape[1])
 
 
-def _decoded(values: Iterable[Any]) -> list[Any]:
-    """Return arguments with values in the place of weights that have none in memory."""
-    found = []
-    for value in values:
-        value = value.decoded() if isinstance(value, ExpertWeight) else value
-        found.append(value.weight if isinstance(value, QuantizedExperts) else value)
-    return found
+def _decoded(value: Any) -> Any:
+    """Return arguments with values in the place of weights that have none in memory, in lists and mappings too."""
+    if isinstance(value, ExpertWeight):
+        return value.decoded()
+    if isinstance(value, QuantizedExperts):
+        return value.weight
+    if isinstance(value, (list, tuple)):
+        return [_decoded(each) for each in value]
+    return {key: _decoded(each) for key, each in value.items()} if isinstance(value, Mapping) else value
 
 
 def _views(scheme: Scheme, shape: tuple[int, ...], dtype: str) -> dict[str, bool] | None:
