@@ -113,7 +113,7 @@ def test_a_model_that_is_mixed_by_path_is_kept_as_it_is(tmp_path):
         return {"weight": codes.view(torch.uint32), "scales": scale, "biases": bias}, values
 
     folder, values = checkpoints.model(tmp_path, said, parts, key="quantization")
-    report = checkpoints.check_model(folder, values)
+    report = checkpoints.check_model(folder, values, goes_back=False)
     schemes = {tensor.name: tensor.scheme for tensor in report.tensors}
     assert schemes["model.layers.0.mlp.up_proj.weight"] == "int-group,bits=8,group=64,scale=f32,zero=bias"
     assert schemes["model.layers.1.mlp.up_proj.weight"] == "int-group,group=32,scale=f32,zero=bias"
