@@ -6,6 +6,7 @@ is made for its kind: the largest is for all Linears, others name their modules.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from .groups import Arguments, ConfigError, Group, group_of, names_module, read_
 
 _PACKED, _INTEGERS, _FLOATS = "pack-quantized", "int-quantized", "float-quantized"
 _NVFP4, _MXFP4, _MXFP8 = "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized"
-_SMALL: dict[type, str] = {NVFP4: _NVFP4, MXFP4: _MXFP4, MXFP8: _MXFP8}
 _NAIVE = "naive-quantized"
 _WIDER = {7: 8}  # bits of codes that no plane has -> those in which they are stored
 
@@ -87,18 +87,20 @@ class CompressedTensorsForm(Form):
         more = {"quant_method": "compressed-tensors", "quantization_status": "compressed", "kv_cache_scheme": None}
         result: dict[str, Any] = {
             **more, **self.said, "config_groups": groups,
-            "format": formats.pop() if len(formats) == 1 else "mixed-precision", **self._ignored(kept, skipped),
+            "format": formats.pop() if len(formats) == 1 else "mixed-precision", **self.lists(kept, skipped),
         }  # fmt: skip
         if self.origin.left_out:
             result["kv_cache_scheme"] = None
         return result
 
-    def _ignored(self, kept: Sequence[Stored], skipped: Sequence[str]) -> dict[str, list[str]]:
-        modules = [each.module for each in kept]
-        said = [str(target) for target in self.said.get("ignore") or ()]
-        true = [target for target in said if not any(names_module(target, module) for module in modules)]
-        more = [name for name in skipped if not any(names_module(target, name) for target in true)]
-        return {"ignore": [*true, *more]}
+    def entry(self, name: str, layers: Sequence[str]) -> str:
+        return name
+
+    def names_module(self, listed: str, module: str) -> bool:
+        try:
+            return names_module(listed, module)
+        except (re.error, RecursionError, OverflowError):
+            return False
 
     def _without_inputs(self, group: dict[str, Any]) -> dict[str, Any]:
         """Return a group of the source without how inputs are quantized, if their scales are not in the file."""
@@ -149,12 +151,12 @@ class CompressedTensorsForm(Form):
                 return _Kind(_FLOATS, Arguments(8, True, True, "group", columns, None))
             if rows and columns:
                 return _Kind(_FLOATS, Arguments(8, True, True, "block", None, (rows, columns)))
-        small = _SMALL.get(type(scheme))
-        if small and (not isinstance(scheme, NVFP4) or scheme.reciprocal) and scheme.codes != "f8_e5m2":
-            even = stored.shape[-1] % 2 == 0 or small == _MXFP8
-            if even:
-                strategy, bits = "tensor_group" if small == _NVFP4 else "group", 8 if small == _MXFP8 else 4
-                return _Kind(small, Arguments(bits, True, True, strategy, scheme.block[1], None))
+        if isinstance(scheme, MXFP4) and stored.shape[-1] % 2 == 0:
+            return _Kind(_MXFP4, Arguments(4, True, True, "group", 32, None))
+        if isinstance(scheme, MXFP8) and scheme.codes == E4M3:
+            return _Kind(_MXFP8, Arguments(8, True, True, "group", 32, None))
+        if isinstance(scheme, NVFP4) and scheme.reciprocal and stored.shape[-1] % 2 == 0:
+            return _Kind(_NVFP4, Arguments(4, True, True, "tensor_group", 16, None))
         raise NotHeldError("compressed-tensors has no format for that")
 
     # The tensors of a weight.

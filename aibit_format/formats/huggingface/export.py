@@ -167,9 +167,10 @@ def _held(form: Form, file: Opened, infos: Sequence[TensorInfo], places: Mapping
     fitting: dict[str, tuple[Stored, Hashable]] = {}
     for info in (info for info in infos if not isinstance(info.scheme, Plain)):
         try:
-            tensor = stored_tensor(file, info)
+            place = places.get(info.name)
+            tensor = stored_tensor(file, info, place.kind if place else "linear")
             settings = form.settings(tensor)
-            _check_place(form, info, places.get(info.name))
+            _check_place(form, info, place)
             fitting[info.name] = tensor, settings
         except NotHeldError as error:
             why[info.name] = str(error)
@@ -186,7 +187,7 @@ def _held(form: Form, file: Opened, infos: Sequence[TensorInfo], places: Mapping
     return _Choice(form, kept, why)
 
 
-def stored_tensor(file: Opened, info: TensorInfo) -> Stored:
+def stored_tensor(file: Opened, info: TensorInfo, kind: str = "linear") -> Stored:
     """Describe a quantized tensor of a file for a form."""
 
     def read() -> dict[str, np.ndarray]:
@@ -194,12 +195,12 @@ def stored_tensor(file: Opened, info: TensorInfo) -> Stored:
         file.check_values(info, planes)
         return planes
 
-    return Stored(info.name, info.shape, info.dtype, info.scheme, read, info.transposed)
+    return Stored(info.name, info.shape, info.dtype, info.scheme, read, info.transposed, kind)
 
 
 def _check_place(form: Form, info: TensorInfo, place: _Place | None) -> None:
     """Raise NotHeldError unless a form has a layer in the place of the module of a tensor."""
-    if place is None or place.kind not in form.PLACES or (place.tied and "embedding" not in form.PLACES):
+    if place is None or place.kind not in form.PLACES or (place.tied and not form.TIED):
         tied = ", as it is tied to another" if place is not None and place.tied else ""
         raise NotHeldError(f"transformers puts no layer of {form.name} there{tied}")
     swaps = place.kind == "conv1d" or (place.kind == "experts" and form.TRANSPOSED_EXPERTS)

@@ -32,6 +32,10 @@ FORMS: dict[str, str] = {
     "compressed-tensors": "aibit_format.formats.compressed_tensors.export:CompressedTensorsForm",
     "gptq": "aibit_format.formats.huggingface.gptq_export:GPTQForm",
     "awq": "aibit_format.formats.huggingface.awq_export:AWQForm",
+    "mlx": "aibit_format.formats.mlx.export:MLXForm",
+    "bitnet": "aibit_format.formats.bitnet.export:BitNetForm",
+    "modelopt": "aibit_format.formats.modelopt.export:ModelOptForm",
+    "gemma": "aibit_format.formats.gemma.export:GemmaForm",
 }
 
 Planes = Mapping[str, np.ndarray]
@@ -51,6 +55,7 @@ class Stored:
     scheme: Scheme
     read: Callable[[], Planes]
     transposed: bool = False
+    kind: str = "linear"  # of its module, one of ``Form.PLACES``
 
     @property
     def module(self) -> str:
@@ -88,6 +93,7 @@ class Form(ABC):
     name: ClassVar[str]
     METHODS: ClassVar[tuple[str, ...]]  # quant_method of its checkpoints
     PLACES: ClassVar[frozenset[str]] = frozenset({"linear"})  # of weights: linear, conv1d, experts, embedding
+    TIED: ClassVar[bool] = False  # whether the weight of an embedding may be that of a head as well
     TRANSPOSED_EXPERTS: ClassVar[bool] = False  # stored as the transposes of the model's
     # Keys of the config that list modules which are not quantized; the first is written if the source had none.
     LISTS: ClassVar[tuple[str, ...]] = ("modules_to_not_convert",)
@@ -166,6 +172,18 @@ class Form(ABC):
         return WriteError(f"{self.file.path}: tensor {stored.name!r}: {what}; say dequantize=True (--dequantize), or "
                           "--to safetensors to write values")  # fmt: skip
 
+    def names_module(self, listed: str, module: str) -> bool:
+        """Tell whether an entry of a list of modules means a module: by parts of its name, or to transformers."""
+        literal = re.search(rf"(^|\.){re.escape(listed)}(\.|$)", module) is not None
+        try:
+            return literal or not compat.is_quantized_beside(module, [listed])
+        except (re.error, RecursionError, OverflowError):
+            return False
+
+    def entry(self, name: str, layers: Sequence[str]) -> str:
+        """Return an entry of a list that means this module, and none of the layers."""
+        return plain_name(name, layers)
+
     def lists(self, kept: Sequence[Stored], skipped: Iterable[str]) -> dict[str, list[str]]:
         """Return the lists of modules that are not quantized: what the source's say and is true, and what lacks."""
         modules = [stored.module for stored in kept]
@@ -173,21 +191,15 @@ class Form(ABC):
         for key in self.LISTS:
             names = self.said.get(key)
             if isinstance(names, list):
-                found[key] = [str(name) for name in names if not any(names_module(str(name), m) for m in modules)]
+                found[key] = [str(name) for name in names if not any(self.names_module(str(name), m) for m in modules)]
         listed = [name for names in found.values() for name in names]
-        more = [name for name in skipped if not any(names_module(each, name) for each in listed)]
+        more = [name for name in skipped if not any(self.names_module(each, name) for each in listed)]
         key = next(iter(found), self.LISTS[0])
-        return {**found, key: [*found.get(key, ()), *(plain_name(name, modules) for name in more)]}
-
-
-def names_module(listed: str, module: str) -> bool:
-    """Tell whether an entry of a list of modules means a module: by parts of its name, or to transformers."""
-    literal = re.search(rf"(^|\.){re.escape(listed)}(\.|$)", module) is not None
-    return literal or not compat.is_quantized_beside(module, [listed])
+        return {**found, key: [*found.get(key, ()), *(self.entry(name, modules) for name in more)]}
 
 
 def plain_name(name: str, layers: Sequence[str]) -> str:
-    """Return an entry of a list that means this module and none of the layers.
+    """Return an entry that means this module and none of the layers to transformers.
 
     A plain name also matches longer names that begin or end with it; if one of them is a layer, it is anchored.
     """

@@ -37,7 +37,7 @@ def fp8(random: Random, rows: int, columns: int, *scale: int) -> tuple[dict, tor
 
 def test_nvfp4_in_a_model_is_kept_as_it_is(tmp_path):
     folder, values = checkpoints.model(tmp_path, NVFP4, lambda name, w: nvfp4(Random(len(name)), *w.shape))
-    checkpoints.check_model(folder, values, "nvfp4", goes_back=False)
+    checkpoints.check_model(folder, values, "nvfp4")
 
 
 def test_settings_may_be_in_a_file_beside(tmp_path):
@@ -56,11 +56,13 @@ def test_settings_may_be_in_a_file_beside(tmp_path):
 def test_fp8(scale, tmp_path):
     parts, values = fp8(Random(2), 24, 96, *scale)
     assert torch.equal(checkpoints.decoded(checkpoints.one(tmp_path / "hf", FP8, parts)), values)
+    checkpoints.goes_back(tmp_path / "hf")
 
 
 def test_fp8_in_blocks(tmp_path):
     parts, values = fp8(Random(2), 200, 256, 2, 1, 2, 1)
     assert torch.equal(checkpoints.decoded(checkpoints.one(tmp_path / "hf", FP8, parts)), values)
+    checkpoints.goes_back(tmp_path / "hf")
 
 
 def test_mxfp8(tmp_path):
@@ -69,6 +71,7 @@ def test_mxfp8(tmp_path):
     values = parts["weight"].float() * torch.exp2(parts["weight_scale"].float() - 127).repeat_interleave(32, 1)
     source = checkpoints.one(tmp_path / "hf", FP8 | {"quant_algo": "MXFP8"}, parts)
     assert source.tensors["m.q.weight"].stored.text == "mxfp8" and torch.equal(checkpoints.decoded(source), values)
+    checkpoints.goes_back(tmp_path / "hf")
 
 
 def add(**parts):
