@@ -45,9 +45,14 @@ class GemmaForm(Form):
             plane = stream(stored.scheme, planes)
             return (plane ^ np.uint8(128)).view(np.int8) if bits == 8 else plane
 
+        # Zero stands for inputs and outputs that are not quantized; without a number, transformers makes one up.
+        zero = Part("f32", (), lambda planes: np.zeros((), np.float32))
+        ends = ("input_activation_scale", "output_activation_scale") if codes == ".weight" else ()
+        without = self.origin.left_out or not self.said
         return {
             codes: Part("i8" if bits == 8 else "u8", (rows, columns * bits // 8), packed),
             scale: Part(found.scale, (rows, groups), lambda planes: planes["scale"]),
+            **{f".{end}": zero for end in ends if without},
         }
 
     def config(self, kept: Sequence[Stored], skipped: Sequence[str]) -> dict[str, Any]:

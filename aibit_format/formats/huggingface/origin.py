@@ -51,7 +51,7 @@ def record(found: Settings, parts: Iterable[tuple[str, Iterable[SourceTensor]]])
         found: what it says of its quantization.
         parts: the names of its quantized weights, and their parts.
     """
-    said = json.dumps({"quant_method": found.method, **found.said}, sort_keys=True)
+    said = json.dumps({"quant_method": found.method, **found.said})  # the order of expressions means something
     kinds = dict.fromkeys(
         f"{part.name.removeprefix(name.removesuffix('.weight'))} {part.dtype} {len(part.shape)}"
         for name, each in parts
