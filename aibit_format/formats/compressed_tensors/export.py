@@ -43,7 +43,7 @@ class CompressedTensorsForm(Form):
 
     name: ClassVar[str] = "compressed-tensors"
     METHODS = ("compressed-tensors",)
-    PLACES = frozenset({"linear", "embedding"})
+    PLACES = frozenset({"linear", "embedding", "experts"})
     LISTS = ("ignore",)
 
     @property

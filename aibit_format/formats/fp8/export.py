@@ -26,6 +26,10 @@ class Fp8Form(Form):
     PLACES = frozenset({"linear", "experts"})
     LISTS = ("modules_to_not_convert", "ignored_layers")
 
+    @property
+    def fused(self) -> bool:
+        return _OF_EXPERTS in self.origin.parts
+
     def settings(self, stored: Stored) -> str | None:
         if isinstance(stored.scheme, MXFP4) and self.said.get("expert_dtype") == "fp4":
             return None

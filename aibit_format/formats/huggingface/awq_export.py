@@ -19,6 +19,7 @@ class AWQForm(PackedForm):
 
     name: ClassVar[str] = "awq"
     METHODS = ("awq",)
+    PLACES = frozenset({"linear", "experts"})
     WIDTHS = (BITS,)
     ORDERED = False
 

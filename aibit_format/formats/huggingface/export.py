@@ -18,6 +18,7 @@ from ...errors import WriteError
 from ...file.progress import Progress
 from ...file.sharded_reader import Opened
 from ...hf import compat
+from ...hf.checkpoint_names import CheckpointNames
 from ...hf.layers import is_linear
 from ...hf.limits import Limits
 from ...hf.meta_model import MetaModel, build_meta_model
@@ -25,6 +26,7 @@ from ...schemes.ggml import GGML
 from ...schemes.plain import Plain
 from ..export_tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
 from ..safetensors.writer import SHARD_BYTES, check_target, write_directory
+from .experts import take_apart
 from .forms import FORMS, Form, NotHeldError, Stored, form_class
 
 
@@ -73,7 +75,7 @@ def export(
     items = []
     for info in infos:
         if info.name in chosen.kept:
-            items.append(chosen.form.item(chosen.kept[info.name]))
+            items += map(chosen.form.item, chosen.kept[info.name])
         elif isinstance(info.scheme, Plain) or dequantize:
             items.append(values_item(file, info))
         else:
@@ -86,7 +88,7 @@ def export(
     if "quant_method" in (config.get("quantization") or {}) or "bits" in (config.get("quantization") or {}):
         config = {key: value for key, value in config.items() if key != "quantization"}  # MLX's, of the source
     if chosen.kept:
-        kept = list(chosen.kept.values())
+        kept = [each for weights in chosen.kept.values() for each in weights]
         config = chosen.form.with_config(config, chosen.form.config(kept, _skipped(model, chosen.form, kept)))
     return write_directory(
         path, items, documents_of(file, config),
@@ -101,23 +103,30 @@ class _Place:
     kind: str  # one of ``Form.PLACES``
     shape: tuple[int, ...]
     tied: bool
+    parts: tuple[str, ...] = ()  # names in a checkpoint of the weights of experts, if it has one for each
 
 
 def _places(model: MetaModel) -> dict[str, _Place]:
     """Find the weights that can be quantized, without those of modules that are kept in float32."""
     from torch import nn
 
+    names = CheckpointNames(model.module)
     tied = {*model.ties, *model.ties.values()}
     never = compat.never_quantized(model.module)
     kinds = {f"{name}.weight": "conv1d" if conv1d else "linear" for name, conv1d in _linears(model).items()}
     for name, module in model.module.named_modules():
         if isinstance(module, nn.Embedding):
             kinds[f"{name}.weight"] = "embedding"
-    kinds |= {name: "experts" for name, each in model.parameters.items() if each.role == "experts"}
+    for name, each in model.parameters.items():
+        if each.role == "experts":
+            module = model.module.get_submodule(name.rpartition(".")[0])
+            swapped = getattr(module, "is_transposed", False) or getattr(module, "has_bias", False)
+            kinds[name] = "transposed experts" if swapped else "experts"
     found = {}
     for name, kind in kinds.items():
         if name in model.parameters and compat.is_quantized_beside(name.removesuffix(".weight"), never):
-            found[name] = _Place(kind, model.parameters[name].shape, name in tied)
+            parts = tuple(names.experts(name)) if kind == "experts" else ()
+            found[name] = _Place(kind, model.parameters[name].shape, name in tied, parts)
     return found
 
 
@@ -132,13 +141,13 @@ class _Choice:
     """Hold the form that is written, the tensors that stay quantized in it by name, and why others do not."""
 
     form: Form
-    kept: dict[str, Stored]
+    kept: dict[str, list[Stored]]
     why: dict[str, str]
 
     @property
     def elements(self) -> int:
         """Return the number of elements that stay quantized."""
-        return sum(each.elements for each in self.kept.values())
+        return sum(each.elements for weights in self.kept.values() for each in weights)
 
 
 def _choose(
@@ -164,24 +173,26 @@ def _choose(
 def _held(form: Form, file: Opened, infos: Sequence[TensorInfo], places: Mapping[str, _Place]) -> _Choice:
     """Find the tensors that a form holds with the settings that most of them have."""
     why: dict[str, str] = {}
-    fitting: dict[str, tuple[Stored, Hashable]] = {}
+    fitting: dict[str, tuple[list[Stored], Hashable]] = {}
     for info in (info for info in infos if not isinstance(info.scheme, Plain)):
         try:
             place = places.get(info.name)
-            tensor = stored_tensor(file, info, place.kind if place else "linear")
-            settings = form.settings(tensor)
+            tensors = [stored_tensor(file, info, place.kind if place else "linear")]
+            if place is not None and place.kind == "experts" and info.shape == place.shape and not form.fused:
+                tensors = take_apart(tensors[0], place.parts) if place.parts else tensors
+            settings = form.settings(tensors[0])
             _check_place(form, info, place)
-            fitting[info.name] = tensor, settings
+            fitting[info.name] = tensors, settings
         except NotHeldError as error:
             why[info.name] = str(error)
     sizes: Counter[Hashable] = Counter()
-    for tensor, settings in fitting.values():
-        sizes[settings] += tensor.elements if settings is not None else 0
+    for tensors, settings in fitting.values():
+        sizes[settings] += sum(each.elements for each in tensors) if settings is not None else 0
     most = max(sizes, key=lambda settings: sizes[settings], default=None)
     kept = {}
-    for name, (tensor, settings) in fitting.items():
+    for name, (tensors, settings) in fitting.items():
         if settings in (most, None):
-            kept[name] = tensor
+            kept[name] = tensors
         else:
             why[name] = f"most of the model goes into {form.name}: {most}, while a checkpoint has one kind of weights"
     return _Choice(form, kept, why)
@@ -203,7 +214,9 @@ def _check_place(form: Form, info: TensorInfo, place: _Place | None) -> None:
     if place is None or place.kind not in form.PLACES or (place.tied and not form.TIED):
         tied = ", as it is tied to another" if place is not None and place.tied else ""
         raise NotHeldError(f"transformers puts no layer of {form.name} there{tied}")
-    swaps = place.kind == "conv1d" or (place.kind == "experts" and form.TRANSPOSED_EXPERTS)
+    if place.kind == "experts" and not place.parts and not form.fused:
+        raise NotHeldError(f"{form.name} has a weight for each expert, and checkpoints of this model have none")
+    swaps = place.kind in ("conv1d", "transposed experts")
     shape = (*place.shape[:-2], *place.shape[:-3:-1]) if swaps else place.shape
     if (info.shape, info.transposed) != (shape, swaps):
         raise NotHeldError(f"its shape is {list(info.shape)} where the layer has {list(shape)}")
@@ -217,7 +230,14 @@ def _misplaced(infos: Sequence[TensorInfo], places: Mapping[str, _Place]) -> dic
 def _skipped(model: MetaModel, form: Form, kept: Sequence[Stored]) -> list[str]:
     """Return the modules that transformers would make layers of, though their weights are not quantized."""
     owners = list(_linears(model))
-    if "experts" in form.PLACES:
+    if not form.PLACES.isdisjoint({"experts", "transposed experts"}):
         owners += [name.rpartition(".")[0] for name, each in model.parameters.items() if each.role == "experts"]
-    layers = {owner for each in kept for owner in (each.module, each.module.rpartition(".")[0] * (not each.is_weight))}
+    # A weight of a single expert is one of the module that holds all of them.
+    layers = {owner for each in kept for owner in _around(each.module)}
     return [name for name in dict.fromkeys(owners) if name not in layers]
+
+
+def _around(module: str) -> list[str]:
+    """Return the names of a module and of those that it is in."""
+    parts = module.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]

@@ -92,9 +92,8 @@ class Form(ABC):
 
     name: ClassVar[str]
     METHODS: ClassVar[tuple[str, ...]]  # quant_method of its checkpoints
-    PLACES: ClassVar[frozenset[str]] = frozenset({"linear"})  # of weights: linear, conv1d, experts, embedding
+    PLACES: ClassVar[frozenset[str]] = frozenset({"linear"})  # linear, conv1d, embedding, experts, transposed experts
     TIED: ClassVar[bool] = False  # whether the weight of an embedding may be that of a head as well
-    TRANSPOSED_EXPERTS: ClassVar[bool] = False  # stored as the transposes of the model's
     # Keys of the config that list modules which are not quantized; the first is written if the source had none.
     LISTS: ClassVar[tuple[str, ...]] = ("modules_to_not_convert",)
 
@@ -143,6 +142,11 @@ class Form(ABC):
     def with_config(self, config: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
         """Return a ``config.json`` that says how weights are quantized."""
         return {**config, "quantization_config": dict(said)}
+
+    @property
+    def fused(self) -> bool:
+        """Tell whether fused experts are written as they are, and not as a weight for each."""
+        return False
 
     # For subclasses.
 

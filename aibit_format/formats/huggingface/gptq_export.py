@@ -22,7 +22,7 @@ class GPTQForm(PackedForm):
 
     name: ClassVar[str] = "gptq"
     METHODS = ("gptq",)
-    PLACES = frozenset({"linear", "conv1d"})
+    PLACES = frozenset({"linear", "conv1d", "experts"})
     WIDTHS = (2, 3, 4, 8)
     ORDERED = True
 

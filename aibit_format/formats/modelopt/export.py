@@ -20,6 +20,7 @@ class ModelOptForm(Form):
 
     name: ClassVar[str] = "modelopt"
     METHODS = ("modelopt", "modelopt_fp4")
+    PLACES = frozenset({"linear", "experts"})
     LISTS = ("ignore", "exclude_modules")
 
     def settings(self, stored: Stored) -> str | None:

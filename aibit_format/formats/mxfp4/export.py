@@ -16,8 +16,11 @@ class MXFP4Form(Form):
 
     name: ClassVar[str] = "mxfp4"
     METHODS = ("mxfp4",)
-    PLACES = frozenset({"experts"})
-    TRANSPOSED_EXPERTS = True
+    PLACES = frozenset({"transposed experts"})
+
+    @property
+    def fused(self) -> bool:
+        return True
 
     def settings(self, stored: Stored) -> str:
         if not isinstance(stored.scheme, MXFP4) or len(stored.shape) != 3 or stored.shape[-1] % _COLUMNS:
