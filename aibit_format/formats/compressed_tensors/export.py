@@ -6,7 +6,6 @@ is made for its kind: the largest is for all Linears, others name their modules.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from ...schemes.microscaling import MXFP4, MXFP8, NVFP4
 from ..fp8.scales import E4M3, E8M0, grid
 from ..huggingface.forms import Form, NotHeldError, Part, Planes, Stored
 from ..huggingface.integers import Integers, codes, integers_of, packed_words, stream, word_count, words
-from .groups import Arguments, ConfigError, Group, group_of, names_module, read_groups
+from .groups import Arguments, ConfigError, Group, check_expression, group_of, names_module, read_groups
 
 _PACKED, _INTEGERS, _FLOATS = "pack-quantized", "int-quantized", "float-quantized"
 _NVFP4, _MXFP4, _MXFP8 = "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized"
@@ -97,10 +96,14 @@ class CompressedTensorsForm(Form):
         return name
 
     def names_module(self, listed: str, module: str) -> bool:
+        return names_module(listed, module)
+
+    def is_entry(self, listed: str) -> bool:
         try:
-            return names_module(listed, module)
-        except (re.error, RecursionError, OverflowError):
+            check_expression(listed)
+        except ConfigError:
             return False
+        return True
 
     def _without_inputs(self, group: dict[str, Any]) -> dict[str, Any]:
         """Return a group of the source without how inputs are quantized, if their scales are not in the file."""

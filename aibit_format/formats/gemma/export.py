@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..huggingface.forms import Form, NotHeldError, Part, Planes, Stored
+from ..huggingface.forms import Form, NotHeldError, Part, Planes, Stored, is_expression
 from ..huggingface.integers import integers_of, stream
 from .source import BITS
 
@@ -76,10 +76,7 @@ class GemmaForm(Form):
 
 def _matches(pattern: str, modules: Iterable[str]) -> bool:
     """Tell whether an expression is found in the name of a module."""
-    try:
-        return any(re.search(pattern, module) for module in modules)
-    except (re.error, RecursionError, OverflowError):
-        return False
+    return is_expression(pattern) and any(re.search(pattern, module) for module in modules)
 
 
 def _stated(module: str, patterns: Mapping[str, Any], default: int) -> int:

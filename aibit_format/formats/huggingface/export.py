@@ -195,7 +195,17 @@ def _held(form: Form, file: Opened, infos: Sequence[TensorInfo], places: Mapping
             kept[name] = tensors
         else:
             why[name] = f"most of the model goes into {form.name}: {most}, while a checkpoint has one kind of weights"
-    return _Choice(form, kept, why)
+    for name in [name for name in kept if _is_experts(places, name)]:
+        owner = name.rpartition(".")[0]
+        others = [each for each in places if _is_experts(places, each) and each.rpartition(".")[0] == owner]
+        if any(each not in kept for each in others):
+            why[name] = f"{form.name} does not hold the other weights of the same experts"
+    return _Choice(form, {name: each for name, each in kept.items() if name not in why}, why)
+
+
+def _is_experts(places: Mapping[str, _Place], name: str) -> bool:
+    """Tell whether a weight is one of fused experts, whose layer has all of them quantized, or none."""
+    return "experts" in places[name].kind
 
 
 def stored_tensor(file: Opened, info: TensorInfo, kind: str = "linear") -> Stored:

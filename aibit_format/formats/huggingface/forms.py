@@ -179,10 +179,11 @@ class Form(ABC):
     def names_module(self, listed: str, module: str) -> bool:
         """Tell whether an entry of a list of modules means a module: by parts of its name, or to transformers."""
         literal = re.search(rf"(^|\.){re.escape(listed)}(\.|$)", module) is not None
-        try:
-            return literal or not compat.is_quantized_beside(module, [listed])
-        except (re.error, RecursionError, OverflowError):
-            return False
+        return literal or not compat.is_quantized_beside(module, [listed])
+
+    def is_entry(self, listed: str) -> bool:
+        """Tell whether a list of modules may have an entry, which is an expression to transformers."""
+        return is_expression(listed)
 
     def entry(self, name: str, layers: Sequence[str]) -> str:
         """Return an entry of a list that means this module, and none of the layers."""
@@ -195,11 +196,21 @@ class Form(ABC):
         for key in self.LISTS:
             names = self.said.get(key)
             if isinstance(names, list):
-                found[key] = [str(name) for name in names if not any(self.names_module(str(name), m) for m in modules)]
+                entries = filter(self.is_entry, map(str, names))
+                found[key] = [name for name in entries if not any(self.names_module(name, m) for m in modules)]
         listed = [name for names in found.values() for name in names]
         more = [name for name in skipped if not any(self.names_module(each, name) for each in listed)]
         key = next(iter(found), self.LISTS[0])
         return {**found, key: [*found.get(key, ()), *(self.entry(name, modules) for name in more)]}
+
+
+def is_expression(text: str) -> bool:
+    """Tell whether a text is a regular expression."""
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def plain_name(name: str, layers: Sequence[str]) -> str:

@@ -69,6 +69,9 @@ class ModelOptForm(Form):
     def names_module(self, listed: str, module: str) -> bool:
         return fnmatch.fnmatchcase(module, listed)
 
+    def is_entry(self, listed: str) -> bool:
+        return True
+
     def _algorithm(self, stored: Stored) -> str:
         scheme = stored.scheme
         if isinstance(scheme, NVFP4) and not scheme.reciprocal and stored.shape[-1] % 2 == 0:
