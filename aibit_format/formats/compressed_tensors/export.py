@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -45,7 +46,7 @@ class CompressedTensorsForm(Form):
     PLACES = frozenset({"linear", "embedding", "experts"})
     LISTS = ("ignore",)
 
-    @property
+    @cached_property
     def _groups(self) -> list[Group]:
         try:
             return read_groups(self.said) if self.said else []
@@ -65,19 +66,20 @@ class CompressedTensorsForm(Form):
 
     def config(self, kept: Sequence[Stored], skipped: Sequence[str]) -> dict[str, Any]:
         groups: dict[str, Any] = {}
-        made: dict[_Kind, list[str]] = {}
+        made: dict[_Kind, list[Stored]] = {}
         said = self.said.get("config_groups")
         for each in kept:
             source = self._source_group(each)
             if source is not None and isinstance(said, dict):
                 groups[source.name] = self._without_inputs(said[source.name])
             else:
-                made.setdefault(self._own_kind(each), []).append(each.module)
+                made.setdefault(self._own_kind(each), []).append(each)
         sizes = Counter({kind: len(modules) for kind, modules in made.items()})
         for number, (kind, _) in enumerate(sizes.most_common()):
-            linears = not groups and not number
+            by_class = ["Linear"] if not groups else []
+            named = [each.module for each in made[kind] if not by_class or each.kind == "embedding"]
             groups[f"group_{number}" if not self.said else f"made_{number}"] = {
-                "targets": ["Linear"] if linears else sorted(made[kind]),
+                "targets": [*by_class, *sorted(named)],
                 "weights": _described(kind.weights), "input_activations": None, "output_activations": None,
                 "format": kind.format,
             }  # fmt: skip

@@ -88,6 +88,9 @@ class Fp8Form(Form):
             return _MX_BLOCK
         if not isinstance(scheme, Fp8Block) or not (self._source_has(scheme.block) or _by_itself(scheme.block)):
             raise NotHeldError("fp8 has codes f8_e4m3 with scales of blocks or one a tensor alone")
+        sizes = [(size, each) for size, each in zip(stored.shape[-2:], scheme.block, strict=True) if each]
+        if not self.said and any(size > each and size % each for size, each in sizes):
+            raise NotHeldError(f"transformers takes blocks of {list(stored.shape)} for even parts, which they are not")
         return scheme.block
 
     def _source_has(self, block: tuple[int, int]) -> bool:

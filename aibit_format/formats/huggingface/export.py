@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -166,7 +167,7 @@ def _choose(
         raise ValueError("no forms to choose from")
     if best.kept or len(names) == 1:
         return best
-    why = "no checkpoint that transformers loads holds that"
+    why = "no form of checkpoint that is written here holds that"
     return _Choice(best.form, {}, {**dict.fromkeys(best.why, why), **_misplaced(infos, places)})
 
 
@@ -240,11 +241,21 @@ def _misplaced(infos: Sequence[TensorInfo], places: Mapping[str, _Place]) -> dic
 def _skipped(model: MetaModel, form: Form, kept: Sequence[Stored]) -> list[str]:
     """Return the modules that transformers would make layers of, though their weights are not quantized."""
     owners = list(_linears(model))
+    # Routers, which are Linears to other libraries.
+    owners += [name for name, module in model.module.named_modules() if _is_matrix(module) and name not in owners]
     if not form.PLACES.isdisjoint({"experts", "transposed experts"}):
         owners += [name.rpartition(".")[0] for name, each in model.parameters.items() if each.role == "experts"]
     # A weight of a single expert is one of the module that holds all of them.
     layers = {owner for each in kept for owner in _around(each.module)}
     return [name for name in dict.fromkeys(owners) if name not in layers]
+
+
+def _is_matrix(module: Any) -> bool:
+    """Tell whether a module is a product with a matrix, whatever its class."""
+    from torch import nn
+
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.ndim == 2 and not isinstance(module, nn.Embedding)
 
 
 def _around(module: str) -> list[str]:

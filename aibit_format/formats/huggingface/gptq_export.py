@@ -6,12 +6,14 @@ largest code.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .forms import Part, Planes, Stored
+from .forms import Part, Planes, Stored, is_expression
 from .integers import Integers, integers_of, packed_words, stream, word_count, words
 from .packed_export import PackedForm
 from .settings import AUTOROUND, packing
@@ -69,7 +71,15 @@ class GPTQForm(PackedForm):
             said["desc_act"] = True
         if not self._by_autoround:
             said["checkpoint_format"] = self.format
-        return said
+        given = said.get("dynamic")
+        dynamic: dict[str, Any] = dict(given) if isinstance(given, dict) else {}
+        # Modules outside the blocks of a model, such as heads, are not quantized unless the config says so.
+        for name in skipped:
+            if re.search(r"\.\d+\.", name) and not any(_leaves_out(pattern, name) for pattern in dynamic):
+                dynamic[f"-:^{re.escape(name)}$"] = {}
+        if any(not re.search(r"\.\d+\.", each.module) for each in kept):
+            said["lm_head"] = True
+        return said | ({"dynamic": dynamic} if dynamic else {})
 
     @property
     def _by_autoround(self) -> bool:
@@ -82,7 +92,7 @@ class GPTQForm(PackedForm):
         writer = str(meta.get("quantizer")) if isinstance(meta, dict) else ""
         return self.format == "gptq" and "gptqmodel" in writer.lower()
 
-    @property
+    @cached_property
     def _needed(self) -> str:
         """Return the format that holds the zero points of all tensors; "gptq" if both do."""
         for name in self.file:
@@ -91,3 +101,9 @@ class GPTQForm(PackedForm):
             if found is not None and found.zero == "code" and (self.file.planes(name)["zero_point"] == 0).any():
                 return "gptq_v2"
         return "gptq"
+
+
+def _leaves_out(pattern: str, module: str) -> bool:
+    """Tell whether an entry of ``dynamic`` says that a module is not quantized: "-:" and an expression."""
+    expression = pattern.removeprefix("-:")
+    return expression != pattern and is_expression(expression) and re.match(expression, module) is not None

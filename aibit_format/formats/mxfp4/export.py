@@ -36,4 +36,5 @@ class MXFP4Form(Form):
         }
 
     def config(self, kept: Sequence[Stored], skipped: Sequence[str]) -> dict[str, Any]:
-        return {"quant_method": "mxfp4", **self.said, **self.lists(kept, skipped)}
+        # Only experts have layers of this method; a source that lists fewer of the other modules is right, too.
+        return {"quant_method": "mxfp4", **self.said, **self.lists(kept, () if self.said else skipped)}

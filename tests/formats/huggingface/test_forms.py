@@ -130,7 +130,8 @@ def test_experts_are_written_one_by_one(plain, tmp_path):
     out = exported(plain("mixtral"), tmp_path, FP8, {"experts": FP8})
     names = load_file(out / "model.safetensors")
     assert names["model.layers.1.mlp.experts.3.w2.weight_scale_inv"].shape == (2, 4)
-    assert said(out)["modules_to_not_convert"] == ["lm_head"]
+    gates = [f"model.layers.{layer}.mlp.gate" for layer in range(2)]
+    assert said(out)["modules_to_not_convert"] == ["lm_head", *gates]
     model = loaded("mixtral", out, quantization_config=tf.FineGrainedFP8Config(dequantize=True))
     expected = architectures.output(aibit.load_model(tmp_path / "m.aibit"), "mixtral")
     assert torch.equal(architectures.output(model, "mixtral"), expected)
@@ -142,7 +143,7 @@ def test_experts_of_which_some_weights_are_not_held_are_named(plain, tmp_path):
     with pytest.raises(WriteError, match=r"1\.mlp\.experts\.gate_up_proj' .*the other weights of the same experts"):
         exported(plain("mixtral"), tmp_path, FP8, rules)
     aibit.export(tmp_path / "m.aibit", "huggingface", tmp_path / "out", dequantize=True)
-    assert said(tmp_path / "out")["modules_to_not_convert"] == ["lm_head", "model.layers.1.mlp.experts"]
+    assert said(tmp_path / "out")["modules_to_not_convert"][-1] == "model.layers.1.mlp.experts"
     loaded("mixtral", tmp_path / "out", quantization_config=tf.FineGrainedFP8Config(dequantize=True))
 
 
@@ -194,8 +195,8 @@ REFUSED = [
     ("llama-untied", FP8, {"0.*up_proj": "fp8-block,rows=16,columns=32"}, {"type": "fp8"},
      r"'model\.layers\.0\.mlp\.up_proj\.weight' .*most of the model goes into fp8: blocks of 32 by 32"),
     ("llama-untied", FP8, {"up_proj": "nf4"}, {}, r"up_proj\.weight' .*stored as nf4.*codes f8_e4m3"),
-    ("llama-untied", "gguf:q8_0", {}, {}, r"is stored as gguf:q8_0, and no checkpoint .*--dequantize.*--to gguf"),
-    ("llama-untied", "cluster", {}, {}, r"is stored as cluster, and no checkpoint that transformers loads holds that"),
+    ("llama-untied", "gguf:q8_0", {}, {}, r"is stored as gguf:q8_0, and no form .*--dequantize.*--to gguf"),
+    ("llama-untied", "cluster", {}, {}, r"is stored as cluster, and no form of checkpoint that is written here"),
     ("llama-untied", "int4-group,group=32", {}, {"type": "mxfp4"}, r"experts in whole blocks of 32 columns alone"),
     ("llama-untied", "int4-group,group=32", {}, {"type": "exl2"}, r"type 'exl2' .*known: bitsandbytes, fp8"),
 ]  # fmt: skip
@@ -292,3 +293,25 @@ def test_every_form_is_of_a_method_that_a_source_reads():
     assert len(set(methods)) == len(methods) and set(methods) <= METHODS.keys()
     assert METHODS.keys() - set(methods) == {None, "torchao", "hqq"}
     assert [form_class(name).name for name in FORMS] == list(FORMS)
+
+
+def test_blocks_at_the_ends_that_transformers_would_take_for_others_go_out_as_compressed_tensors(plain, tmp_path):
+    """It divides 64 rows evenly by the two scales of blocks of 48."""
+    out = exported(plain("llama-untied"), tmp_path, "fp8-block,rows=48,columns=32")
+    group = said(out)["config_groups"]["group_0"]["weights"]
+    assert group["strategy"] == "block" and group["block_structure"] == [48, 32]
+    check_values(tmp_path)
+
+
+def test_layers_of_gptq_that_are_not_quantized_are_said(plain, tmp_path):
+    rules = {"0.*q_proj": "f32", "lm_head": "int4-group,group=32"}
+    out = exported(plain("llama-untied"), tmp_path, "int4-group,group=32", rules, type="gptq")
+    assert said(out)["dynamic"] == {r"-:^model\.layers\.0\.self_attn\.q_proj$": {}} and said(out)["lm_head"] is True
+    check_values(tmp_path)
+
+
+def test_an_embedding_is_named_in_the_group_of_linears(plain, tmp_path):
+    scheme = "int-group,group=32"
+    out = exported(plain("llama-untied"), tmp_path, scheme, {"embed_tokens": scheme})
+    assert said(out)["config_groups"]["group_0"]["targets"] == ["Linear", "model.embed_tokens"]
+    check_values(tmp_path)
