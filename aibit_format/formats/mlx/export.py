@@ -64,7 +64,7 @@ class MLXForm(Form):
         for module, kind in kinds.items():
             its_own = said.get(module)
             stated = {**said, **its_own} if isinstance(its_own, Mapping) else said
-            if (stated.get("mode", _AFFINE), stated["bits"], stated["group_size"]) != kind:
+            if (stated.get("mode", _AFFINE), stated.get("bits"), stated.get("group_size")) != kind:
                 said[module] = {"mode": kind[0], **_described(kind)}
         if "modules_to_not_convert" in said or self.origin.method == "metal":
             said |= self.lists(kept, skipped)

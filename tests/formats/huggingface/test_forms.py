@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 import aibit_format as aibit
 from aibit_format.errors import WriteError
 from aibit_format.formats.huggingface import origin
-from aibit_format.formats.huggingface.forms import FORMS, form_class
+from aibit_format.formats.huggingface.export import stored_tensor
+from aibit_format.formats.huggingface.forms import FORMS, NotHeldError, form_class
+from aibit_format.schemes import parse
 from tests.support import architectures
 from tests.support import block_checkpoints as checkpoints
+from tests.support.exported_models import small
 from tests.support.recorded import Random
 
 # Scheme -> the form that it goes out in, and its format if there are several.
@@ -315,3 +318,39 @@ def test_an_embedding_is_named_in_the_group_of_linears(plain, tmp_path):
     out = exported(plain("llama-untied"), tmp_path, scheme, {"embed_tokens": scheme})
     assert said(out)["config_groups"]["group_0"]["targets"] == ["Linear", "model.embed_tokens"]
     check_values(tmp_path)
+
+
+SETTINGS = {
+    "fp8": ("fp8-block,rows=32,columns=32", ["weight_block_size", "scale_fmt", "activation_scheme", "expert_dtype",
+                                             "modules_to_not_convert", "ignored_layers"]),
+    "compressed-tensors": ("int-group,group=32", ["config_groups", "format", "ignore", "kv_cache_scheme"]),
+    "gptq": ("int4-group,group=32", ["bits", "group_size", "sym", "desc_act", "checkpoint_format", "format", "meta",
+                                     "dynamic", "packing_format", "backend"]),
+    "awq": ("int4-group,group=32", ["bits", "group_size", "version", "zero_point", "modules_to_not_convert", "sym"]),
+    "mlx": ("int-group,group=32,zero=bias", ["bits", "group_size", "mode", "m.q", "modules_to_not_convert"]),
+    "bitnet": ("ternary", ["linear_class", "quantization_mode", "modules_to_not_convert"]),
+    "modelopt": ("nvfp4", ["quant_algo", "ignore", "exclude_modules", "config_groups"]),
+    "gemma": ("int-group,bits=8,group=row", ["num_bits", "module_quant_configs", "modules_to_not_convert"]),
+}  # fmt: skip
+VALUES = [None, True, -3, 1e300, "x", "re:((", [], ["(", 3, None], [1, "a"], {}, {"m.q": 1, "(": {}, "a": {"b": []}}]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_setting_of_a_source_can_break_an_export(name, tmp_path):
+    scheme, keys = SETTINGS[name]
+    values, stored_in = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32), parse(scheme)
+    with small(tmp_path / "m.aibit", {"m.q.weight": (values, stored_in)}) as file:
+        stored = stored_tensor(file, file.info("m.q.weight"))
+        for key in keys:
+            for value in VALUES:
+                text = json.dumps({"quant_method": name, key: value})
+                form = form_class(name)(file)
+                parts = [".weight_scale f32 0", ".scales f32 2"]
+                form.origin = origin.origin_of({origin.SAID: text, origin.PARTS: parts})
+                form.said = form.origin.said
+                try:
+                    form.settings(stored)
+                except NotHeldError:
+                    continue
+                assert json.dumps(form.with_config({}, form.config([stored], ["m.r"])))
+                assert len(form.item(stored).make()) == len(form.item(stored).entries)
