@@ -29,6 +29,7 @@ from ..export_tensors import DTYPE_OPTIONS, config_of, documents_of, stored, val
 from ..safetensors.writer import SHARD_BYTES, check_target, write_directory
 from .experts import take_apart
 from .forms import FORMS, Form, NotHeldError, Stored, form_class
+from .settings import of_config
 
 
 def export(
@@ -86,8 +87,8 @@ def export(
                 f"dequantize=True (--dequantize) to write its values,{instead} or --to safetensors to write those of "
                 "every tensor"
             )
-    if "quant_method" in (config.get("quantization") or {}) or "bits" in (config.get("quantization") or {}):
-        config = {key: value for key, value in config.items() if key != "quantization"}  # MLX's, of the source
+    if of_config(config).method is not None:  # MLX's, in a key of its own, of the source
+        config = {key: value for key, value in config.items() if key != "quantization"}
     if chosen.kept:
         kept = [each for weights in chosen.kept.values() for each in weights]
         config = chosen.form.with_config(config, chosen.form.config(kept, _skipped(model, chosen.form, kept)))

@@ -354,3 +354,16 @@ def test_no_setting_of_a_source_can_break_an_export(name, tmp_path):
                     continue
                 assert json.dumps(form.with_config({}, form.config([stored], ["m.r"])))
                 assert len(form.item(stored).make()) == len(form.item(stored).entries)
+
+
+def test_what_mlx_said_does_not_stay_in_a_config_of_another_form(plain, tmp_path):
+    tensors, config = load_file(plain("llama-untied") / "model.safetensors"), plain("llama-untied") / "config.json"
+    random, said_there = Random(1), {"bits": 4, "group_size": 32}
+    name = "model.layers.0.mlp.up_proj"
+    tensors[f"{name}.weight"] = random.words(128, 8).view(torch.uint32)
+    tensors |= {f"{name}.{end}": random.scales(128, 2) for end in ("scales", "biases")}
+    checkpoints.write(tmp_path / "hf", tensors, json.loads(config.read_text()), quantization=said_there)
+    out = exported(tmp_path / "hf", tmp_path, "int4-group,group=32")
+    assert said(out)["quant_method"] == "compressed-tensors"
+    assert "quantization" not in json.loads((out / "config.json").read_text())
+    check_values(tmp_path)
