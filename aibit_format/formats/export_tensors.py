@@ -98,9 +98,16 @@ def documents_of(file: Opened, config: dict[str, Any] | None) -> dict[str, bytes
         file.check_document(name)
         texts[name] = bytes(file.documents[name])
     if config is not None and config != config_of(file):
-        texts["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+        texts["config.json"] = (json.dumps(_sorted(config), indent=2) + "\n").encode()
     texts.setdefault("README.md", _card(file))
     return texts
+
+
+def _sorted(value: Any, key: str = "") -> Any:
+    """Sort the keys of a config as transformers does, but not where their order may mean something."""
+    if key == "quantization_config" or not isinstance(value, dict):
+        return value
+    return {key: _sorted(value[key], key) for key in sorted(value)}
 
 
 def _card(file: Opened) -> bytes:

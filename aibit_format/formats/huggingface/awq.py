@@ -14,7 +14,7 @@ import numpy as np
 
 from .packed_int4 import BITS, CODES, PackedInt4, Parts, unpack
 
-_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _EVEN = np.uint32(0x0F0F0F0F)  # nibbles 0, 2, 4 and 6 of a word, one in each byte
 _PIECE_WORDS = 64  # words of a row that are unpacked at a time: a cache line or more of each row
 
@@ -43,14 +43,14 @@ class AWQ(PackedInt4):
             first, second = piece[::2], piece[1::2]  # the two columns of a byte, of which the first is the high nibble
             even = ((first & _EVEN) << BITS) | (second & _EVEN)
             odd = (first & ~_EVEN) | ((second >> BITS) & _EVEN)
-            for rows, pairs in ((_ORDER[::2], even), (_ORDER[1::2], odd)):
+            for rows, pairs in ((ORDER[::2], even), (ORDER[1::2], odd)):
                 places = pairs.view(np.uint8).reshape(*pairs.shape, 4)
                 for place, row in enumerate(rows):
                     codes[start : start + _PIECE_WORDS, row] = places[:, :, place].T
         return codes.reshape(-1, columns // 2)
 
     def _zeros(self, words: np.ndarray) -> np.ndarray:
-        return unpack(words, _ORDER)
+        return unpack(words, ORDER)
 
     def _ordered(self, parts: Parts, groups: int, columns: int) -> bool:
         qweight = parts["qweight"]

@@ -22,6 +22,7 @@ from ...schemes.base import ROW
 from ...schemes.int4_group import GROUP_SIZES
 from ..source import SourceFile, SourceTensor
 from .bitsandbytes import conv1d_rule, weight_dtype
+from .origin import record
 from .settings import settings
 from .source import HuggingFace
 
@@ -62,7 +63,8 @@ class PackedInt4(ABC):
         self._directory = HuggingFace(path)
         self._dtype = weight_dtype(self._directory.config, path)
         self._is_conv1d = conv1d_rule(self._directory.config)
-        self._said = settings(path).said
+        found = settings(path)
+        self._said = found.said
         bits = self._said.get("bits")
         if type(bits) is not int or bits not in self.WIDTHS:
             raise self._refused(f"bits {bits!r}, only {' and '.join(map(str, self.WIDTHS))} read here")
@@ -87,6 +89,7 @@ class PackedInt4(ABC):
                 raise self._error(self.tensors[name], f"is there beside {', '.join(sorted(parts))}")
             self.tensors[name] = self._tensor(module, parts)
             self._modules[name] = parts
+        self.metadata = record(found, ((name, parts.values()) for name, parts in self._modules.items()))
 
     @property
     def files(self) -> list[SourceFile]:

@@ -19,7 +19,7 @@ from ..fp8.scales import E4M3, E8M0, SCALES, grid, scheme_of, without_blocks
 from ..huggingface.modules import CODES, LEFT_OUT, Parts, Planes, QuantizedModules, Weight
 
 _ALGORITHMS = ("NVFP4", "W4A16_NVFP4", "FP8", "FP8_PB_WO", "FP8_PER_CHANNEL_PER_TOKEN", "MXFP8", "MIXED_PRECISION")
-_BLOCKS = ((128, 128), (1, 128))
+BLOCKS = ((128, 128), (1, 128))
 _NV_COLUMNS, _MX_COLUMNS = 16, 32
 _SMOOTHED = "input's scale"
 
@@ -78,7 +78,7 @@ class ModelOpt(QuantizedModules):
         shape = scale.shape
         if len(shape) == len(codes.shape) + 2 and shape[-1] == shape[-3] == 1:
             shape = (*shape[:-4], shape[-4], shape[-2])
-        blocks = ((1, _MX_COLUMNS),) if stored == E8M0 else _BLOCKS
+        blocks = ((1, _MX_COLUMNS),) if stored == E8M0 else BLOCKS
         block = next((block for block in blocks if grid(codes.shape, block) == shape), None)
         block = block or (without_blocks(codes.shape, shape) if stored != E8M0 else None)
         if block is None:

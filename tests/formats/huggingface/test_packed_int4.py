@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 
 import numpy as np
@@ -47,6 +48,16 @@ def test_a_checkpoint_is_stored_as_it_is(case, plain, tmp_path):
             assert np.array_equal(file.planes(info.name)["scale"], parts["scales"].T)
         head = plain["llama-untied"][0]["lm_head.weight"]
         assert np.array_equal(file.planes("lm_head.weight")["values"], head)
+    aibit.export(tmp_path / "m.aibit", "huggingface", tmp_path / "back")
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("hf", "back"))
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert value.dtype == after[name].dtype and np.array_equal(value, after[name]), name
+    aibit.convert(tmp_path / "back", tmp_path / "again.aibit")
+    with aibit.open(tmp_path / "again.aibit") as again, aibit.open(tmp_path / "m.aibit") as file:
+        assert [again.info(name).scheme for name in again] == [file.info(name).scheme for name in file]
+    config = json.loads((tmp_path / "back/config.json").read_text())["quantization_config"]
+    assert all(config[key] == value for key, value in said.items())
 
 
 @pytest.mark.parametrize("case", ["gptq-act-order", "awq"])

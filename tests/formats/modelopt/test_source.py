@@ -56,11 +56,13 @@ def test_settings_may_be_in_a_file_beside(tmp_path):
 def test_fp8(scale, tmp_path):
     parts, values = fp8(Random(2), 24, 96, *scale)
     assert torch.equal(checkpoints.decoded(checkpoints.one(tmp_path / "hf", FP8, parts)), values)
+    checkpoints.goes_back(tmp_path / "hf")
 
 
 def test_fp8_in_blocks(tmp_path):
     parts, values = fp8(Random(2), 200, 256, 2, 1, 2, 1)
     assert torch.equal(checkpoints.decoded(checkpoints.one(tmp_path / "hf", FP8, parts)), values)
+    checkpoints.goes_back(tmp_path / "hf")
 
 
 def test_mxfp8(tmp_path):
@@ -69,6 +71,7 @@ def test_mxfp8(tmp_path):
     values = parts["weight"].float() * torch.exp2(parts["weight_scale"].float() - 127).repeat_interleave(32, 1)
     source = checkpoints.one(tmp_path / "hf", FP8 | {"quant_algo": "MXFP8"}, parts)
     assert source.tensors["m.q.weight"].stored.text == "mxfp8" and torch.equal(checkpoints.decoded(source), values)
+    checkpoints.goes_back(tmp_path / "hf")
 
 
 def add(**parts):
