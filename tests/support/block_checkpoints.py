@@ -61,10 +61,12 @@ def model(
     return write(folder / "hf", stored, config, **{key: said}), values
 
 
-def check_model(folder: pathlib.Path, values: Tensors, scheme: str | None = None, name: str = NAME):
+def check_model(
+    folder: pathlib.Path, values: Tensors, scheme: str | None = None, name: str = NAME, turned: bool = False
+):
     """Convert; values and logits are those of the decoded model, and quantized weights are kept as they are.
 
-    Returns the report.
+    ``turned`` says that quantized weights are stored as their transposes. Returns the report.
     """
     report = aibit.convert(folder, folder.parent / "m.aibit")
     layers = [tensor for tensor in report.tensors if is_layer(tensor.name)]
@@ -74,7 +76,8 @@ def check_model(folder: pathlib.Path, values: Tensors, scheme: str | None = None
     assert not report.unused
     with aibit.open(folder.parent / "m.aibit", verify="full") as file:
         for key, value in values.items():
-            assert torch.equal(torch.from_numpy(file.dequantize(key)).to(value.dtype), value), key
+            found = torch.from_numpy(file.dequantize(key)).to(value.dtype)
+            assert torch.equal(found.T if turned and is_layer(key) else found, value), key
     family, make_config = architectures.MODELS[name]
     config = make_config()
     config.dtype = next(iter(values.values())).dtype
