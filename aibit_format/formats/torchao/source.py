@@ -53,6 +53,9 @@ class TorchAO(QuantizedModules):
         "._weight_act_pre_scale": "act_pre_scale",
     }  # fmt: skip
 
+    def prepare(self) -> None:
+        self.check_listed(self.said.get("modules_to_not_convert"), "modules_to_not_convert")
+
     def weight(self, name: str, parts: Parts) -> Weight:
         kind, said = self._metadata(name, parts)
         some = next(iter(parts.values()))

@@ -165,6 +165,12 @@ DAMAGE = [
 ]  # fmt: skip
 
 
+def test_a_module_that_is_to_be_skipped_is_refused(tmp_path):
+    checkpoints.refused(
+        tmp_path, SAID | {"skip_modules": ["m.q"]}, layer(4)[1], "quantized, but skip_modules names 'm.q'"
+    )
+
+
 @pytest.mark.parametrize(("damage", "message"), DAMAGE, ids=[text[:30] for _, text in DAMAGE])
 def test_what_contradicts_itself_is_refused(damage, message, tmp_path):
     parts = {end: part.clone() for end, part in layer(4)[1].items()}

@@ -231,3 +231,11 @@ def test_nibbles_that_contradict_themselves_are_refused(damage, message, tmp_pat
     with pytest.raises(checkpoints.AibitError, match=message) as caught:
         write(tmp_path / "bad", said, parts).planes("m.q.weight")
     assert str(tmp_path / "bad") in str(caught.value)
+
+
+def test_a_module_that_is_not_to_be_converted_is_refused(tmp_path):
+    write(tmp_path / "hf", *CASES["int4"])
+    said = SAID | {"modules_to_not_convert": ["q"]}
+    (tmp_path / "hf/config.json").write_text(json.dumps({"dtype": "bfloat16", "quantization_config": said}))
+    with pytest.raises(checkpoints.AibitError, match=r"is quantized, but modules_to_not_convert names 'q'"):
+        checkpoints.open_source(tmp_path / "hf")
