@@ -137,6 +137,7 @@ DAMAGE = [
     (put("zero_point", lambda a: a * 0 + 99), r"'m\.q\._weight_zero_point' holds zero points beyond 4 bits"),
     (data(block_size=[1, 16]), r"'m\.q\._weight_scale' has shape \[24, 2\], expected \[24, 4\]"),
     (data(block_size=[2, 32]), r"has a block_size of 2 rows"),
+    (put("qdata", lambda a: a[0]), r"_weight_qdata' has shape \[64\], expected rows and columns"),
     (data(block_size=[32]), r"has block_size \[32\] for shape \[24, 64\]"),
     (data(block_size=None), r"has block_size None"),
     (data(target_dtype={"_data": "float4"}), r"has target_dtype .*, expected int1 to int8"),
