@@ -6,6 +6,7 @@ import base64
 import json
 import pathlib
 import re
+import struct
 from typing import Any
 
 import torch
@@ -142,6 +143,33 @@ def ranks() -> list[bytes]:
 def tiktoken_file(tokens: list[bytes]) -> bytes:
     """The text of a ``tokenizer.model`` of Llama 3."""
     return b"".join(base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens))
+
+
+def field(number: int, value: int | float | bytes) -> bytes:
+    """A field of protobuf."""
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value % (1 << 64))
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def sentencepiece(
+    pieces: list[str], kind: int = 2, normalizer: bytes = field(3, 1) + field(4, 0), trainer: bytes = b""
+) -> bytes:
+    """The bytes of a SentencePiece model: three special pieces, 256 bytes, and these with falling scores."""
+    special = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{byte:02X}>", 6) for byte in range(256))]
+    each = [field(1, text.encode()) + field(2, 0.0) + field(3, what) for text, what in special]
+    each += [field(1, text.encode()) + field(2, float(-rank)) for rank, text in enumerate(pieces)]
+    return b"".join(field(1, piece) for piece in each) + field(2, field(3, kind) + trainer) + field(3, normalizer)
 
 
 def forward(tensors: Tensors, ids: torch.Tensor, params: dict) -> torch.Tensor:

@@ -57,8 +57,8 @@ class Meta(Consolidated):
 
     @property
     def unwanted(self) -> frozenset[str]:
-        """Return documents that others take the place of: a Llama 3's ranks are no SentencePiece model."""
-        return frozenset({NAME}) if "tokenizer.json" in self._tokenizer[0] else frozenset()
+        """Return the document that ``tokenizer.json`` takes the place of."""
+        return frozenset({NAME})
 
     @cached_property
     def _tokenizer(self) -> tuple[dict[str, bytes], dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Turns Llama's ``tokenizer.model`` into documents that transformers loads.
 
-Llama 1 and 2 have a SentencePiece model, which is kept as it is. Llama 3 has lines of a token in base64 and its rank;
+Llama 1 and 2 have a SentencePiece model. Llama 3 has lines of a token in base64 and its rank;
 the special tokens that follow, 256 of them, are only in Meta's program (``Tokenizer`` of ``llama_models.llama3``), and
 here. Those of 3.1 and later have other names than those of 3.
 """
@@ -14,6 +14,7 @@ from ...container.layout import MAX_DOCUMENT
 from ...errors import SourceError
 from ..files import read_file
 from .ranks import MOST_TOKENS, decoded, document, tokenizer_json
+from .sentencepiece import sentencepiece_documents
 
 NAME = "tokenizer.model"
 _PATTERN = (
@@ -46,10 +47,8 @@ def tokenizer_documents(folder: str, later: bool, rows: int) -> tuple[dict[str, 
     if not os.path.lexists(path):
         return {}, {}
     text = read_file(path, MAX_DOCUMENT)
-    if text[:1] == b"\n":  # the first field of the first piece: ids are SentencePiece's usual ones
-        named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "clean_up_tokenization_spaces": False, **named}
-        return {"tokenizer_config.json": document(config)}, {"bos_token_id": 1, "eos_token_id": 2}
+    if text[:1] == b"\n":  # the first field of the first piece
+        return sentencepiece_documents(text, rows, path)
     tokens = _ranked(text, path)
     if len(tokens) + _SPECIAL > rows:
         raise SourceError(f"{path}: {len(tokens)} tokens and {_SPECIAL} special ones, the embeddings have {rows} rows")

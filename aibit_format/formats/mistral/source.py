@@ -19,7 +19,7 @@ from ..meta.rows import DECODER, MLP, Row
 from ..meta.source import DTYPE_NAMES
 from .config import check, config_of, merges_patches, sizes_of
 from .rows import EXPERTS, MERGER, VISION, inside
-from .tokenizer import TEKKEN, tokenizer_documents
+from .tokenizer import SENTENCEPIECE, TEKKEN, tokenizer_documents
 
 
 class Mistral(Consolidated):
@@ -70,7 +70,7 @@ class Mistral(Consolidated):
 
         With tekken.json beside it, transformers takes another tokenizer where mistral-common is installed.
         """
-        return frozenset({TEKKEN})
+        return frozenset({TEKKEN, SENTENCEPIECE})
 
     @cached_property
     def _tokenizer(self) -> tuple[dict[str, bytes], dict[str, Any]]:

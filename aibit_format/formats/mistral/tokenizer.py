@@ -16,6 +16,7 @@ from ...container.layout import MAX_DOCUMENT
 from ...errors import FormatError, SourceError
 from ..files import read_file
 from ..meta.ranks import MOST_TOKENS, decoded, document, tokenizer_json
+from ..meta.sentencepiece import sentencepiece_documents
 
 TEKKEN, SENTENCEPIECE = "tekken.json", "tokenizer.model"
 _VERSIONED = re.compile(r"tokenizer\.model\.v(\d{1,3})")
@@ -45,14 +46,11 @@ def tokenizer_documents(folder: str, rows: int) -> tuple[dict[str, bytes], dict[
         return _tekken(os.path.join(folder, TEKKEN), rows)
     names = os.listdir(folder)
     versions = sorted((int(found[1]), found[0]) for name in names if (found := _VERSIONED.fullmatch(name)))
-    if SENTENCEPIECE not in names and not versions:
+    name = SENTENCEPIECE if SENTENCEPIECE in names else versions[-1][1] if versions else None
+    if name is None:
         return {}, {}
-    named = {f"{name}_token": text for name, text in _NAMED.items() if name != "pad"}
-    config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "clean_up_tokenization_spaces": False, **named}
-    documents = {"tokenizer_config.json": document(config)}
-    if SENTENCEPIECE not in names:
-        documents[SENTENCEPIECE] = read_file(os.path.join(folder, versions[-1][1]), MAX_DOCUMENT)
-    return documents, {"bos_token_id": 1, "eos_token_id": 2}
+    path = os.path.join(folder, name)
+    return sentencepiece_documents(read_file(path, MAX_DOCUMENT), rows, path)
 
 
 def _tekken(path: str, rows: int) -> tuple[dict[str, bytes], dict[str, Any]]:

@@ -85,17 +85,10 @@ def test_the_tokenizer_is_loaded(tmp_path):
     assert tokenizer.decode(tokenizer("the <|eot_id|>").input_ids, skip_special_tokens=True) == "the "
 
 
-def test_sentencepiece_is_kept_as_it_is(tmp_path):
-    text = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"
-    documents = open_source(written(tmp_path / "m", text)).documents
-    assert documents["tokenizer.model"] == text and "tokenizer.json" not in documents
-    assert json.loads(documents["tokenizer_config.json"])["tokenizer_class"] == "LlamaTokenizer"
-    assert json.loads(documents["config.json"])["eos_token_id"] == 2
-
-
 DAMAGE = [
     (b"", "0 lines, expected 1 to"),
     (b"hello", r"line 1 is b'hello': neither SentencePiece, nor a token and its rank"),
+    (b"\n\x05\n\x03", r"no SentencePiece model, or truncated"),
     (b"YQ== 0\nYg== 2\n", r"line 2 is b'Yg== 2'"),
     (b"YQ== 0\n!! 1\n", r"line 2: b'!!' is no token in base64"),
     (b" 0\n", r"line 1: b'' is a token of no bytes"),

@@ -103,12 +103,17 @@ def test_files_from_before_special_tokens_were_listed(tmp_path):
     assert found.token_to_id("[TOOL_CONTENT]") == 19 and found.token_to_id("<pad>") == 11
 
 
-def test_the_latest_sentencepiece_model_is_kept(tmp_path):
-    texts = {"tokenizer.model.v1": b"\n1", "tokenizer.model.v10": b"\n10", "tokenizer.model.v7": b"\n7"}
-    documents = open_source(written(tmp_path / "m", texts)).documents
-    assert documents["tokenizer.model"] == b"\n10" and "tokenizer.json" not in documents
-    documents = open_source(written(tmp_path / "n", texts | {"tokenizer.model": b"\n0"})).documents
-    assert documents["tokenizer.model"] == b"\n0"
+def vocabulary(folder) -> dict:
+    documents = open_source(folder).documents
+    assert not any(name.startswith("tokenizer.model") for name in documents)
+    return json.loads(documents["tokenizer.json"])["model"]["vocab"]
+
+
+def test_the_latest_sentencepiece_model_is_read(tmp_path):
+    texts = {f"tokenizer.model.v{number}": makers.sentencepiece(["a", f"v{number}"]) for number in (1, 7, 10)}
+    assert "v10" in vocabulary(written(tmp_path / "m", texts))
+    found = vocabulary(written(tmp_path / "n", texts | {"tokenizer.model": makers.sentencepiece(["a", "b"])}))
+    assert "b" in found and "v10" not in found
 
 
 def config(**more):
