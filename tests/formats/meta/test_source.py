@@ -126,6 +126,22 @@ def test_what_contradicts_itself_is_refused(damage, message, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
+def test_it_is_inspected(tmp_path):
+    from aibit_format.cli.inspect import describe
+
+    folder = makers.write_parts(tmp_path / "m", makers.cut(own(llama()), 2, 0), PARAMS)
+    found = describe(str(folder))
+    assert found["format"] == "directory (meta)" and found["metadata"]["model_type"] == "llama"
+    (folder / "consolidated.01.pth").unlink()
+    (folder / "consolidated.01.pth").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(AibitError, match=r"consolidated\.01\.pth: is a link to .*, which is not there"):
+        describe(str(folder))
+    (folder / "params.json").unlink()
+    (folder / "params.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(AibitError, match=r"params\.json is a link to .*, which is not there"):
+        open_source(folder)
+
+
 def test_a_part_that_is_missing_or_damaged_is_named(tmp_path):
     folder = makers.write_parts(tmp_path / "m", makers.cut(own(llama()), 3, 0)[:3], PARAMS)
     (folder / "consolidated.01.pth").rename(tmp_path / "away.pth")
