@@ -66,11 +66,12 @@ def model(
 
 def check_model(
     folder: pathlib.Path, values: Tensors, scheme: str | None = None, name: str = NAME, goes_back: bool = True,
-    left_out: tuple[str, ...] = ("activation_scale", "input_scale"),
+    left_out: tuple[str, ...] = ("activation_scale", "input_scale"), turned: bool = False,
 ):
     """Convert; values and logits are those of the decoded model, and quantized weights are kept as they are.
 
-    An export writes the very tensors of the directory again.
+    An export writes the very tensors of the directory again. ``turned`` says that quantized weights are stored as
+    their transposes.
 
     Returns the report.
     """
@@ -82,7 +83,8 @@ def check_model(
     assert not report.unused
     with aibit.open(folder.parent / "m.aibit", verify="full") as file:
         for key, value in values.items():
-            assert torch.equal(torch.from_numpy(file.dequantize(key)).to(value.dtype), value), key
+            found = torch.from_numpy(file.dequantize(key)).to(value.dtype)
+            assert torch.equal(found.T if turned and is_layer(key) else found, value), key
     family, make_config = architectures.MODELS[name]
     config = make_config()
     config.dtype = next(iter(values.values())).dtype
