@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from ...container.documents import parse_json
 from ...container.layout import MAX_DOCUMENT
 from ...errors import FormatError, SourceError
 from ..files import read_file
-from ..meta.ranks import MOST_TOKENS, decoded, document, tokenizer_json
+from ..meta.ranks import LARGEST_TOKEN, MOST_TOKENS, decoded, document, tokenizer_json
 from ..meta.sentencepiece import sentencepiece_documents
 
 TEKKEN, SENTENCEPIECE = "tekken.json", "tokenizer.model"
@@ -62,7 +62,7 @@ def _tekken(path: str, rows: int) -> tuple[dict[str, bytes], dict[str, Any]]:
     if not isinstance(said, Mapping):
         raise SourceError(f"{path}: has no object 'config', as tekken.json has")
     pattern = said.get("pattern")
-    if not isinstance(pattern, str) or not 0 < len(pattern) <= _LONGEST_PATTERN:
+    if not _is_text(pattern, _LONGEST_PATTERN):
         raise SourceError(f"{path}: pattern is {repr(pattern)[:80]}, expected a regular expression")
     special = _special(found.get("special_tokens"), said.get("default_num_special_tokens"), path)
     tokens = _tokens(found.get("vocab"), said.get("default_vocab_size"), len(special), path)
@@ -81,11 +81,11 @@ def _special(listed: Any, count: Any, path: str) -> dict[str, int]:
     names = list(_UNLISTED)
     if listed is not None:
         entries = [each for each in listed if isinstance(each, Mapping)] if isinstance(listed, list) else []
-        names = [
-            str(each.get("token_str")) for each in sorted(entries, key=lambda each: str(each.get("rank")).zfill(9))
-        ]
-        if sorted(str(each.get("rank")) for each in entries) != sorted(map(str, range(len(listed)))):
-            raise SourceError(f"{path}: ranks of special_tokens are not 0 to {len(listed) - 1}, each once")
+        if not entries or sorted(str(each.get("rank")) for each in entries) != sorted(map(str, range(len(listed)))):
+            raise SourceError(f"{path}: ranks of special_tokens are not 0, 1 and on, each once")
+        if wrong := [each for each in entries if not _is_text(each.get("token_str"), LARGEST_TOKEN)]:
+            raise SourceError(f"{path}: special_tokens: {repr(wrong[0])[:80]} has no text as token_str")
+        names = [each["token_str"] for each in sorted(entries, key=lambda each: int(each["rank"]))]
     if count is not None and (type(count) is not int or not len(names) <= count <= MOST_TOKENS):
         raise SourceError(f"{path}: default_num_special_tokens is {repr(count)[:80]}, there are {len(names)}")
     names += [_FILLER.format(i) for i in range(len(names), count or 0)]
@@ -93,6 +93,11 @@ def _special(listed: Any, count: Any, path: str) -> dict[str, int]:
     if len(found) != len(names) or _BEGIN not in found:
         raise SourceError(f"{path}: {_BEGIN!r} is no special token, or one is there twice")
     return found
+
+
+def _is_text(value: Any, most: int) -> TypeGuard[str]:
+    """Tell whether a JSON value is text of so many characters, of which none is half of another."""
+    return isinstance(value, str) and 0 < len(value) <= most and not any("\ud800" <= each <= "\udfff" for each in value)
 
 
 def _tokens(listed: Any, size: Any, special: int, path: str) -> list[bytes]:
