@@ -43,7 +43,7 @@ class HQQ(QuantizedModules):
         for name, parts in list(self._parts.items()):  # other tensors may be named scale or shape too
             if not {CODES, "nbits"} & parts.keys():
                 self.tensors |= {tensor.name: tensor for tensor in self._parts.pop(name).values()}
-        self.check_listed(self.said.get("skip_modules"), "skip_modules")
+        self.check_listed("skip_modules")
 
     def weight(self, name: str, parts: Parts) -> Weight:
         bits, group, axis = (self._number(name, parts, key) for key in ("nbits", "group_size", "axis"))

@@ -54,7 +54,7 @@ class TorchAO(QuantizedModules):
     }  # fmt: skip
 
     def prepare(self) -> None:
-        self.check_listed(self.said.get("modules_to_not_convert"), "modules_to_not_convert")
+        self.check_listed("modules_to_not_convert")
 
     def weight(self, name: str, parts: Parts) -> Weight:
         kind, said = self._metadata(name, parts)
