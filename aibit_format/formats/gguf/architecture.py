@@ -61,7 +61,8 @@ class Architecture:
     """Describe one architecture on both sides.
 
     ``chosen`` tells by keys and names of tensors whether a file of this GGUF architecture is meant, where several are
-    called the same. Without the tensor ``head``, the embeddings are the head.
+    called the same. ``layers`` are the config's keys of how many layers there are, of which the largest counts. Without
+    the tensor ``head``, the embeddings are the head.
     """
 
     gguf: str
@@ -70,7 +71,7 @@ class Architecture:
     rows: tuple[Row, ...]
     entries: tuple[Entry, ...]
     chosen: Callable[[Mapping[str, Any], Collection[str]], bool] = lambda values, names: True
-    layers: str = "num_hidden_layers"
+    layers: tuple[str, ...] = ("num_hidden_layers",)
     head: str = "output.weight"
 
     @cached_property

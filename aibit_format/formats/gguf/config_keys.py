@@ -45,12 +45,15 @@ class Entry:
         """
 
 
+_NEEDED = ("a number that is not negative", "a positive number")
+
+
 @dataclass(frozen=True)
 class Number(Entry):
     """Say that a number, or a bool, has one key on each side.
 
     ``otherwise`` is its value where one side lacks it: a number, or the config's key for another one, whose value is
-    taken ``times`` as often. Without it, the number is needed.
+    taken ``times`` as often. Without it, the number is needed. An integer is ``least`` at least.
     """
 
     key: str
@@ -59,6 +62,7 @@ class Number(Entry):
     otherwise: Any = None
     times: int = 1
     also: str | None = None  # another name of the config's key
+    least: int = 1
 
     def read(self, keys: Keys, config: Config, about: About) -> None:
         otherwise = self._otherwise(config)
@@ -67,7 +71,7 @@ class Number(Entry):
         elif self.kind is float:
             config[self.config] = keys.number(self.key, otherwise)
         else:
-            config[self.config] = keys.integer(self.key, otherwise)
+            config[self.config] = keys.integer(self.key, otherwise, self.least)
 
     def write(self, config: Mapping[str, Any], values: Config) -> None:
         value = config.get(self.config)
@@ -75,8 +79,8 @@ class Number(Entry):
             value = config.get(self.also)
         value = self._otherwise(config) if value is None else value
         value = float(value) if self.kind is float and type(value) is int else value
-        if type(value) is not self.kind or (self.kind is int and value <= 0):
-            needed = {bool: "true or false", float: "a number", int: "a positive number"}[self.kind]
+        if type(value) is not self.kind or (self.kind is int and value < self.least):
+            needed = {bool: "true or false", float: "a number", int: _NEEDED[self.least]}[self.kind]
             raise SourceError(f"config.json: {self.config} is {brief(value)}, {needed} is needed")
         values[self.key] = value
 
@@ -232,9 +236,13 @@ class Rope(Entry):
     partial: bool = False
     extra: tuple[tuple[str, Any], ...] = ()
 
+    def size(self, config: Mapping[str, Any]) -> int:
+        """Return how many dimensions of a head there are to rotate."""
+        return rope.head_dim_of(config)
+
     def read(self, keys: Keys, config: Config, about: About) -> None:
         values = keys.rope()
-        size = rope.head_dim_of(config)
+        size = self.size(config)
         rotated = keys.integer("rope.dimension_count", size)
         if rotated != size and not (self.partial and rotated < size):
             raise keys.wrong("rope.dimension_count", rotated, f"the heads have {size} dimensions")
@@ -251,7 +259,7 @@ class Rope(Entry):
             config["original_max_position_embeddings"] = found["original_max_position_embeddings"]
 
     def write(self, config: Mapping[str, Any], values: Config) -> None:
-        size, parameters = rope.head_dim_of(config), rope.parameters_of(config)
+        size, parameters = self.size(config), rope.parameters_of(config)
         factor = parameters.pop("partial_rotary_factor", None)
         rotated = size if factor is None else int(size * factor)
         if rotated != size and not self.partial:

@@ -180,7 +180,8 @@ class GGUF:
         count = self._config["vocab_size"]
         valid = {name: i for name, i in ids.items() if type(i) is int and 0 <= i < count}
         ends = list(dict.fromkeys(valid[name] for name in ("eos", "eot") if name in valid))
-        return {
+        start = self._config.get("decoder_start_token_id")
+        return ({} if start is None else {"decoder_start_token_id": start}) | {
             "bos_token_id": valid.get("bos"),
             "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
             "pad_token_id": valid.get("padding"),

@@ -1,0 +1,47 @@
+"""Describes models of today with layer norms: StarCoder2, StableLM, Nemotron."""
+
+from __future__ import annotations
+
+from ..architecture import Architecture
+from ..config_keys import Constant, Fixed, HeadSize, Number, Rope, Window, WithoutTensor
+from .rows import attention, mlp, norms, outer
+from .shared import SILU, SIZES
+
+STARCODER2 = Architecture(
+    "starcoder2", "starcoder2", "Starcoder2ForCausalLM",
+    (
+        *outer(bias=""), *attention(qkv="use_bias", out="use_bias"),
+        *norms(bias=True, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
+        *mlp("use_bias", False, "mlp.c_fc", "mlp.c_proj"),
+    ),
+    (
+        *SIZES, Number("attention.layer_norm_epsilon", "norm_epsilon", float), HeadSize(None, written=False), Rope(),
+        Window(), Fixed("hidden_act", "gelu_pytorch_tanh", None),
+    ),
+)  # fmt: skip
+STABLELM = Architecture(
+    "stablelm", "stablelm", "StableLmForCausalLM",
+    (
+        *outer(bias=""), *attention(qkv="use_qkv_bias"), *mlp(),
+        *norms(bias=True, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
+    ),
+    (
+        *SIZES, Number("attention.layer_norm_epsilon", "layer_norm_eps", float), HeadSize(None, written=False),
+        Rope(partial=True), SILU, Fixed("qk_layernorm", False, None),
+        WithoutTensor("use_parallel_residual", "blk.0.ffn_norm.weight", "use_parallel_residual"),
+    ),
+)  # fmt: skip
+NEMOTRON = Architecture(
+    "nemotron", "nemotron", "NemotronForCausalLM",
+    (
+        *outer(shift=True, bias=""), *attention(qkv="attention_bias", out="attention_bias"),
+        *norms(shift=True, bias=True, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
+        *mlp("mlp_bias", gate=False),
+    ),
+    (
+        *SIZES, Number("attention.layer_norm_epsilon", "norm_eps", float), HeadSize(), Rope(partial=True),
+        Constant("attention.layer_norm_rms_epsilon"), Fixed("hidden_act", "relu2", None),
+    ),
+)  # fmt: skip
+
+ARCHITECTURES = (STARCODER2, STABLELM, NEMOTRON)
