@@ -132,6 +132,11 @@ CONFIGS: dict[str, Callable[[], t.PreTrainedConfig]] = {
     "t5encoder": lambda: t.T5Config(**T5),
     "t5encoder gated": lambda: t.T5Config(**T5, feed_forward_proj="gated-gelu"),
     "t5encoder umt5": lambda: t.UMT5Config(**T5, feed_forward_proj="gated-gelu"),
+    "bert": lambda: t.BertConfig(**{key: value for key, value in SMALL.items() if key != "num_key_value_heads"}),
+    "bert distilbert": lambda: t.DistilBertConfig(
+        vocab_size=1024, dim=64, hidden_dim=96, n_layers=2, n_heads=4, max_position_embeddings=128,
+        initializer_range=0.1,
+    ),
 }  # fmt: skip
 
 
@@ -139,7 +144,8 @@ CONFIGS: dict[str, Callable[[], t.PreTrainedConfig]] = {
 CLASSES: dict[str, Any] = {
     "t5": t.T5ForConditionalGeneration, "t5 gated": t.T5ForConditionalGeneration,
     "t5 umt5": t.UMT5ForConditionalGeneration, "t5encoder": t.T5EncoderModel, "t5encoder gated": t.T5EncoderModel,
-    "t5encoder umt5": t.UMT5EncoderModel,
+    "t5encoder umt5": t.UMT5EncoderModel, "bert": lambda config: t.BertModel(config, add_pooling_layer=False),
+    "bert distilbert": t.DistilBertModel,
 }  # fmt: skip
 
 
@@ -365,6 +371,10 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
         "vocab_size": c.vocab_size,
     },
     "qwen35": _gated_delta, "qwen35moe": _gated_delta, "deepseek2": _latent, "t5": _t5,
+    "bert": lambda c: {
+        "attention.causal": False, "pooling_type": 1, "attention.layer_norm_epsilon": 1e-12,
+        "feed_forward_length": getattr(c, "hidden_dim", None) or c.intermediate_size,
+    },
     "t5encoder": lambda c: {key: value for key, value in _t5(c).items() if not key.startswith("decoder")},
     "minimax-m2": lambda c: {"expert_feed_forward_length": c.intermediate_size, "expert_gating_func": 2},
 }  # fmt: skip
@@ -424,8 +434,17 @@ TOKENS = [f"t{i}" for i in range(1021)] + ["a", "b", "ab"]  # all of them whole 
 TOKENS[10] = "\u010a"  # a line's end, which llama.cpp looks for
 
 
-def convert(model: Any, case: str, path: Any, kind: str = "f32", tokens: bool = True) -> dict[str, bytes]:
-    """Write the GGUF file of a case; matrices become blocks of ``kind``. Returns the bytes of each tensor by name."""
+FLOATS = ("position_embd.weight", "token_types.weight")
+
+
+def convert(
+    model: Any, case: str, path: Any, kind: str = "f32", tokens: bool = True,
+    tokenizer: Callable[[gguf.GGUFWriter], None] | None = None,
+) -> dict[str, bytes]:  # fmt: skip
+    """Write the GGUF file of a case; matrices become blocks of ``kind``. Returns the bytes of each tensor by name.
+
+    ``tokenizer`` adds one to the writer, instead of the usual one.
+    """
     architecture, *variant = case.split()
     whole = "whole" in variant  # what makes keys and values of DeepSeek's heads is one matrix, as it was at first
     writer = gguf.GGUFWriter(path, architecture)
@@ -433,7 +452,9 @@ def convert(model: Any, case: str, path: Any, kind: str = "f32", tokens: bool = 
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         add |= {list: writer.add_array}
         add[type(value)](f"{architecture}.{key}", value)
-    if tokens:
+    if tokenizer:
+        tokenizer(writer)
+    elif tokens:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")
         writer.add_token_list(TOKENS)
@@ -441,7 +462,10 @@ def convert(model: Any, case: str, path: Any, kind: str = "f32", tokens: bool = 
         writer.add_token_merges(["a b"])
         writer.add_bos_token_id(0)
         writer.add_eos_token_id(1)
+        writer.add_add_eos_token(False)
         writer.add_add_bos_token(False)
+    if architecture == "bert":
+        writer.add_token_type_count(getattr(model.config, "type_vocab_size", 1))
     tensors = dict(tensors_of(model, architecture, whole))
     rope = getattr(model.config, "rope_parameters", None) or {}
     for name in ("long", "short"):
@@ -453,7 +477,7 @@ def convert(model: Any, case: str, path: Any, kind: str = "f32", tokens: bool = 
         small = array.ndim == 1 or not name.endswith(".weight")
         small |= array.shape[-1] % 32 != 0
         small |= any(part in name for part in ("norm", "ffn_gate_inp", "ssm_conv1d", "shortconv.conv."))
-        wanted = gguf.GGMLQuantizationType["F32" if small or name == "position_embd.weight" else kind.upper()]
+        wanted = gguf.GGMLQuantizationType["F32" if small or name in FLOATS else kind.upper()]
         data = gguf.quants.quantize(array, wanted)
         writer.add_tensor(name, data, raw_dtype=wanted)
         found[name] = data.tobytes()
@@ -462,8 +486,8 @@ def convert(model: Any, case: str, path: Any, kind: str = "f32", tokens: bool = 
     return found
 
 
-def server(path: Any) -> Any:
-    """llama.cpp with a model, to be asked by ``llama_cpp``."""
+def server(path: Any, encoder: bool = False) -> Any:
+    """llama.cpp with a model, to be asked by ``llama_cpp``, or one that encodes, by ``embedding``."""
     x = pytest.importorskip("xllamacpp", reason="llama.cpp comes with xllamacpp, which is not installed")
     parameters = x.CommonParams()
     parameters.model.path, parameters.n_ctx, parameters.n_parallel = str(path), 512, 1
@@ -471,7 +495,18 @@ def server(path: Any) -> Any:
     parameters.verbosity, parameters.n_gpu_layers, parameters.cpuparams.n_threads = -1, 0, 2
     parameters.cache_type_k = parameters.cache_type_v = x.ggml_type.GGML_TYPE_F32
     parameters.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if encoder:
+        parameters.embedding, parameters.pooling_type = True, x.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        parameters.attention_type = x.llama_attention_type.LLAMA_ATTENTION_TYPE_NON_CAUSAL
     return x.Server(parameters)
+
+
+def embedding(running: Any, prompt: Any = IDS) -> torch.Tensor:
+    """What llama.cpp makes of ``prompt``: the mean of its states, of length 1."""
+    answer: Any = running.handle_embeddings({"input": prompt})
+    answer = json.loads(answer) if isinstance(answer, (str, bytes)) else answer
+    (found,) = answer["data"]
+    return torch.tensor(found["embedding"])
 
 
 def llama_cpp(running: Any, prompt: Any = IDS, count: int = 6, **options: Any) -> tuple[str, dict[int, float]]:

@@ -192,6 +192,7 @@ class Constant(Entry):
 
     def read(self, keys: Keys, config: Config, about: About) -> None:
         value = keys.get(self.key)
+        value = keys.number(self.key) if self.values and isinstance(value, float) else value
         if self.values and (not isinstance(value, (int, float, str, type(None))) or value not in self.values):
             raise keys.wrong(self.key, value, f"{config['architectures'][0]} has no such thing")
 

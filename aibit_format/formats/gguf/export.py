@@ -47,12 +47,13 @@ _PLAIN = ("f32", "f16", "bf16")
 _STORED = (*_PLAIN, "f64", "i8", "i16", "i32", "i64")  # dtypes that GGUF has
 # Names whose matrices are f32: llama.cpp computes with them so, and its own conversion writes them so.
 _FLOAT32 = (
-    "_norm.weight", "position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight",
+    "_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight",
     "shortconv.conv.weight", "ssm_a", "ssm_d", ".bias", "attn_rel_b.weight",
 )  # fmt: skip
 # Buffers that some checkpoints hold and GGUF does not.
-_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+_BUFFERS = ("embeddings.position_ids", ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 _QUANTIZATION_VERSION = 2  # of GGML's blocks, since 2023
+_CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 _OWN = frozenset(f"general.{key}" for key in ("architecture", "type", "file_type", "quantization_version", "alignment"))
 
 
@@ -184,9 +185,11 @@ def _without_model(file: Opened, wanted: str) -> tuple[str, list[Item], dict[str
         raise SourceError("holds tensors but no model, and no metadata of GGUF")
     left_out = ("general.architecture", "general.alignment", "split.no", "split.count", "split.tensors.count", REASON)
     values = {key: value for key, value in before.items() if key not in left_out}
+    if isinstance(table := values.get(_CHARSMAP), list) and {type(i) for i in table} == {int}:
+        values[_CHARSMAP] = bytes(i & 255 for i in table)  # which files have as bytes
     for key, value in values.items():
         kinds = {*map(type, value)} if isinstance(value, list) else {type(value)}
-        if len(kinds) != 1 or not kinds <= {bool, int, float, str}:
+        if len(kinds) != 1 or not kinds <= {bool, int, float, str, bytes}:
             raise SourceError(f"{DOCUMENT}: {key} holds what GGUF's metadata cannot, or nothing")
     items = []
     for info in stored(file):
@@ -214,7 +217,7 @@ def _items(file: Opened, model: Architecture, config: dict[str, Any], wanted: st
     for info in stored(file):
         if info.name in places:
             items += _parts(file, info, places[info.name], config, wanted)
-        elif info.alias_of is None and not info.name.endswith(_BUFFERS):
+        elif info.alias_of is None and info.name not in model.left_out and not info.name.endswith(_BUFFERS):
             raise SourceError(f"tensor {info.name!r} has no place in GGUF's {model.gguf}")
     return items
 
@@ -309,6 +312,7 @@ def _metadata(
         "general.file_type": TYPES[mostly],
         "general.quantization_version": _QUANTIZATION_VERSION,
         **model.values(config),
+        **{key: before[key] for key in (f"{model.gguf}.pooling_type",) if key in before},
         **metadata_of(file, config),
     }
 
@@ -330,7 +334,7 @@ def _write(
     writer = library.GGUFWriter(path, architecture)
     add = {
         bool: writer.add_bool, int: lambda key, value: _whole(writer, value)(key, value), float: writer.add_float32,
-        str: writer.add_string, list: writer.add_array,
+        str: writer.add_string, list: writer.add_array, bytes: writer.add_array,
     }  # fmt: skip
     try:
         for key, value in values.items():

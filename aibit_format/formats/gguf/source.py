@@ -35,7 +35,9 @@ from .rope import FACTORS
 __all__ = ["GGUF", "GGUFFile"]
 
 DOCUMENT = REASON_DOCUMENT  # "gguf.json": the metadata that no other document holds
-_IN_TOKENIZER = frozenset(f"tokenizer.ggml.{key}" for key in ("tokens", "scores", "merges", "token_type"))
+_IN_TOKENIZER = frozenset(
+    f"tokenizer.ggml.{key}" for key in ("tokens", "scores", "merges", "token_type", "precompiled_charsmap")
+)
 _BESIDE = (".scale", ".input_scale")  # factors of tensors in nvfp4, beside the scales in their blocks
 _PIECE_ELEMENTS = 1 << 20  # elements checked at a time
 
