@@ -6,6 +6,7 @@ with the package's exporter.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -46,6 +47,12 @@ T5: dict[str, Any] = {
     "vocab_size": 1024, "d_model": 64, "d_kv": 32, "d_ff": 96, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 4,
     "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None,
 }  # fmt: skip
+GEMMA4: dict[str, Any] = SMALL | {
+    "num_hidden_layers": 6, "head_dim": 32, "global_head_dim": 64, "sliding_window": 4, "pad_token_id": 0,
+    "vocab_size_per_layer_input": 1024, "final_logit_softcapping": 30.0,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention", "sliding_attention",
+                    "full_attention"],
+}  # fmt: skip
 LONG: dict[str, Any] = {
     "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 512,
     "short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [1.0 + i for i in range(8)],
@@ -68,6 +75,15 @@ CONFIGS: dict[str, Callable[[], t.PreTrainedConfig]] = {
     "gemma3": lambda: t.Gemma3TextConfig(
         **SMALL | {"num_hidden_layers": 7}, head_dim=32, sliding_window=4, query_pre_attn_scalar=32
     ),
+    "gemma4": lambda: t.Gemma4TextConfig(**GEMMA4, hidden_size_per_layer_input=32, num_kv_shared_layers=2),
+    "gemma4 wide": lambda: t.Gemma4TextConfig(
+        **GEMMA4, hidden_size_per_layer_input=32, num_kv_shared_layers=2, use_double_wide_mlp=True
+    ),
+    "gemma4 moe": lambda: t.Gemma4TextConfig(
+        **GEMMA4, hidden_size_per_layer_input=0, enable_moe_block=True, num_experts=4, top_k_experts=2,
+        moe_intermediate_size=32, attention_k_eq_v=True, num_global_key_value_heads=1,
+    ),
+    "deci": lambda: t.LlamaConfig(**SMALL),
     "phi3": lambda: t.Phi3Config(**SMALL, original_max_position_embeddings=128, rope_parameters=partial()),
     "phi3 long": lambda: t.Phi3Config(
         **SMALL | {"max_position_embeddings": 1024}, original_max_position_embeddings=512, rope_parameters=LONG
@@ -226,7 +242,7 @@ GATED_DELTA: dict[str, Callable[[torch.Tensor, Any], torch.Tensor]] = {
 }
 # Architecture -> part of a name -> what llama.cpp's conversion does to the tensor.
 CHANGES: dict[str, dict[str, Callable[[torch.Tensor, Any], torch.Tensor]]] = {
-    "llama": ROTATED, "granite": ROTATED, "granitemoe": ROTATED, "gemma": PLUS_ONE, "gemma2": PLUS_ONE,
+    "llama": ROTATED, "deci": ROTATED, "granite": ROTATED, "granitemoe": ROTATED, "gemma": PLUS_ONE, "gemma2": PLUS_ONE,
     "gemma3": PLUS_ONE, "nemotron": PLUS_ONE, "bloom": {"query_key_value": heads_together},
     "falcon": {"query_key_value": groups_together},
     "mamba": {"A_log": negated, "conv1d.weight": squeezed}, "lfm2": {"conv.conv.weight": squeezed},
@@ -251,7 +267,7 @@ def tensors_of(model: Any, architecture: str, whole: bool = False) -> Iterator[t
         for inner, value in _experts(name, x, architecture) if whole or "kv_b_proj" not in name else _split(
             name, x, model.config
         ):
-            found = names.get_name(inner, try_suffixes=(".weight", ".bias"))
+            found = inner if inner.startswith("blk.") else names.get_name(inner, try_suffixes=(".weight", ".bias"))
             assert found is not None, inner
             yield found, value
 
@@ -274,6 +290,11 @@ def _experts(name: str, x: torch.Tensor, architecture: str) -> Iterator[tuple[st
         place = "block_sparse_moe.e_score_correction.bias" if architecture == "minimax-m2" else None
         inner = name.replace("mlp.e_score_correction_bias", place) if place else name
         yield inner.replace("gate.e_score_correction_bias", "gate.e_score_correction.bias"), x
+    elif name.endswith(("router.scale", "per_expert_scale")):
+        layer = name.split(".")[2]
+        yield f"blk.{layer}.ffn_{'gate_inp' if name.endswith('router.scale') else 'down_exps'}.scale", x
+    elif name.endswith("layer_scalar"):
+        yield name + ".weight", x
     elif ".experts." not in name:
         name = name.removeprefix("transformer.") if architecture == "bloom" else name
         yield name.replace("block_sparse_moe.router.", "block_sparse_moe.router.layer."), x
@@ -282,6 +303,10 @@ def _experts(name: str, x: torch.Tensor, architecture: str) -> Iterator[tuple[st
         stem = name.removesuffix("_bias").replace("block_sparse_moe.", "mlp.")
         if architecture == "gpt-oss" and end == ".weight":
             x = x.transpose(-1, -2)
+        if architecture == "gemma4":  # gate and up stay together
+            stem = stem.replace("gate_up_proj", "ffn_gate_up_exps").replace("down_proj", "ffn_down_exps")
+            yield stem.replace("model.layers", "blk").replace("experts.", "", 1) + end, x
+            return
         if "gate_up_proj" not in stem:
             yield stem + end, x
             return
@@ -350,6 +375,22 @@ def _t5(c: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _gemma4(c: Any) -> dict[str, Any]:
+    full, shared = 64, c.num_kv_shared_layers
+    windows = [kind == "sliding_attention" for kind in c.layer_types]
+    values = {
+        "attention.shared_kv_layers": shared, "attention.sliding_window_pattern": windows,
+        "embedding_length_per_layer_input": c.hidden_size_per_layer_input, "attention.key_length": full,
+        "attention.value_length": full, "attention.key_length_swa": 32, "attention.value_length_swa": 32,
+        "rope.dimension_count": full, "rope.dimension_count_swa": 32,
+    }
+    if c.use_double_wide_mlp:
+        values["feed_forward_length"] = [96 if i < 6 - shared else 192 for i in range(6)]
+    if c.enable_moe_block:
+        values |= {"expert_used_count": c.top_k_experts, "attention.head_count_kv": [2 if w else 1 for w in windows]}
+    return values
+
+
 def _gated_delta(c: Any) -> dict[str, Any]:
     return {
         "ssm.conv_kernel": c.linear_conv_kernel_dim, "ssm.state_size": c.linear_key_head_dim,
@@ -376,13 +417,16 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
         "feed_forward_length": getattr(c, "hidden_dim", None) or c.intermediate_size,
     },
     "t5encoder": lambda c: {key: value for key, value in _t5(c).items() if not key.startswith("decoder")},
+    "gemma4": _gemma4,
     "minimax-m2": lambda c: {"expert_feed_forward_length": c.intermediate_size, "expert_gating_func": 2},
 }  # fmt: skip
 
 
 def keys_of(config: Any, architecture: str, whole: bool = False) -> dict[str, Any]:
     """The keys of the architecture that llama.cpp's conversion writes."""
-    values = {}
+    values: dict[str, Any] = {}
+    config = copy.deepcopy(config)
+    config.allow_global_per_layer_attribute_access = True  # what Gemma 4 has apart is in ``_gemma4``
     for key, names in KEYS.items():
         found = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
         if found is not None and not isinstance(found, bool):
@@ -423,7 +467,7 @@ def keys_of(config: Any, architecture: str, whole: bool = False) -> dict[str, An
         original = both["original_max_position_embeddings"]
         factor = torch.sqrt(1 + torch.log(torch.tensor(scale)) / torch.log(torch.tensor(float(original))))
         values["rope.scaling.attn_factor"] = float(factor)
-    if "partial_rotary_factor" in both:
+    if "partial_rotary_factor" in both and architecture != "gemma4":
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         values["rope.dimension_count"] = int(size * both["partial_rotary_factor"])
     values |= _whole(config) if whole else {}
@@ -471,6 +515,8 @@ def convert(
     for name in ("long", "short"):
         if f"{name}_factor" in rope:
             tensors[f"rope_factors_{name}.weight"] = torch.tensor(rope[f"{name}_factor"])
+    if architecture == "gemma4":  # a quarter of the dimensions rotate
+        tensors["rope_freqs.weight"] = torch.tensor([1.0] * 8 + [1e30] * 24)
     found = {}
     for name, x in tensors.items():
         array = x.detach().float().contiguous().numpy()

@@ -81,6 +81,10 @@ class Architecture:
     def _by_part(self) -> dict[str, Row]:
         return {part: row for row in self.rows for part in row.parts}
 
+    def has(self, name: str) -> bool:
+        """Tell whether a tensor of GGUF's has a place in the model."""
+        return _LAYER.sub("blk.{}.", name, count=1) in self._by_part
+
     def places(self, names: Iterable[str]) -> dict[str, Place]:
         """Sort GGUF's tensors by the tensors of transformers' that they make, leaving out factors.
 

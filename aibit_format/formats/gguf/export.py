@@ -47,8 +47,8 @@ _PLAIN = ("f32", "f16", "bf16")
 _STORED = (*_PLAIN, "f64", "i8", "i16", "i32", "i64")  # dtypes that GGUF has
 # Names whose matrices are f32: llama.cpp computes with them so, and its own conversion writes them so.
 _FLOAT32 = (
-    "_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight",
-    "shortconv.conv.weight", "ssm_a", "ssm_d", ".bias", "attn_rel_b.weight",
+    "_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight",
+    "ssm_conv1d.weight", "shortconv.conv.weight", "ssm_a", "ssm_d", ".bias", "attn_rel_b.weight", ".scale",
 )  # fmt: skip
 # Buffers that some checkpoints hold and GGUF does not.
 _BUFFERS = ("embeddings.position_ids", ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")

@@ -128,7 +128,7 @@ class GGUF:
             name = self._file.metadata.get("general.architecture")
             raise SourceError(f"architecture {str(name)[:60]!r} is unknown here; known: {', '.join(KNOWN)}")
         for name in self._stored:
-            if name.endswith(_BESIDE):
+            if name.endswith(_BESIDE) and not model.has(name):
                 raise SourceError(f"tensor {name!r} scales the values of another, which no model here does")
         factors = {}
         for name in FACTORS:

@@ -60,12 +60,14 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[dict[str, Any], Around]:
 def _sentencepiece(vocabulary: Vocabulary) -> tuple[dict[str, Any], Around]:
     """Make BPE over characters, with a space before each piece of text between special tokens, as in llama.cpp.
 
+    Gemma 4's kind lists its merges and puts no space.
+
     transformers' own GGUF loader puts a space before the first piece only, and none if it begins with a space.
     """
     vocabulary.assume(unk=0, bos=1, eos=2)
     merges = _merges(vocabulary) if vocabulary.get("merges", list, None) else _merges_of_scores(vocabulary)
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    prefix = vocabulary.get("add_space_prefix", bool, True)
+    prefix = vocabulary.get("add_space_prefix", bool, vocabulary.get("model", str, "llama") == "llama")
     prepend = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
@@ -84,7 +86,8 @@ def _sentencepiece(vocabulary: Vocabulary) -> tuple[dict[str, Any], Around]:
 
 
 _KINDS: dict[str, Callable[[Vocabulary], tuple[dict[str, Any], Around]]] = {
-    "gpt2": _byte_level, "llama": _sentencepiece, "t5": unigram.to_tokenizer, "bert": wordpiece.to_tokenizer,
+    "gpt2": _byte_level, "llama": _sentencepiece, "gemma4": _sentencepiece, "t5": unigram.to_tokenizer,
+    "bert": wordpiece.to_tokenizer,
 }  # fmt: skip
 
 

@@ -59,6 +59,8 @@ def _values(file: Opened, config: Mapping[str, Any]) -> Values:
         before = file.check_document(DOCUMENT) if DOCUMENT in file.documents else {}
         if model.get("byte_fallback"):
             values = _sentencepiece(tokenizer, tokens, kinds, merges)
+            if config.get("model_type") == "gemma4_text":  # whose merges are not in the order of any scores
+                values |= {"ggml.model": "gemma4", "ggml.merges": merges}
         else:
             values = _byte_level(tokenizer, merges, before.get("tokenizer.ggml.pre"))
     values |= {"ggml.tokens": tokens, "ggml.token_type": kinds}

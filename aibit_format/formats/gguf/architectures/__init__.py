@@ -9,12 +9,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..architecture import Architecture
-from . import bert, deepseek, gemma, gpt, gpt_oss, layer_norm, llama, minimax, phi, qwen, recurrent, t5
+from . import bert, deepseek, gemma, gemma4, gpt, gpt_oss, layer_norm, llama, minimax, phi, qwen, recurrent, t5
 
 # Of several that one GGUF architecture stands for, the first that is meant.
 ARCHITECTURES: tuple[Architecture, ...] = (
-    *llama.ARCHITECTURES, *qwen.ARCHITECTURES, *gemma.ARCHITECTURES, *phi.ARCHITECTURES, *gpt_oss.ARCHITECTURES,
-    *layer_norm.ARCHITECTURES, *gpt.ARCHITECTURES, *recurrent.ARCHITECTURES,
+    *llama.ARCHITECTURES, *qwen.ARCHITECTURES, *gemma.ARCHITECTURES, *gemma4.ARCHITECTURES, *phi.ARCHITECTURES,
+    *gpt_oss.ARCHITECTURES, *layer_norm.ARCHITECTURES, *gpt.ARCHITECTURES, *recurrent.ARCHITECTURES,
     *deepseek.ARCHITECTURES, *minimax.ARCHITECTURES, *t5.ARCHITECTURES, *bert.ARCHITECTURES,
 )  # fmt: skip
 KNOWN = tuple(dict.fromkeys(architecture.gguf for architecture in ARCHITECTURES))

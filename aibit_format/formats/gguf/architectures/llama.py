@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..architecture import Architecture
@@ -36,6 +37,8 @@ LLAMA = Architecture(
     (*outer(), *LLAMA_NORMS, *attention(True, "attention_bias", "attention_bias"), *mlp("mlp_bias")), _LLAMA,
     _has_none,
 )  # fmt: skip
+# DeciLM's models with the same heads in every layer. They go out as Llamas.
+DECI = replace(LLAMA, gguf="deci")
 # A file of a Mistral model becomes a Llama, which computes the same; a Mistral becomes such a file.
 MISTRAL = Architecture(
     "llama", "mistral", "MistralForCausalLM", (*outer(), *LLAMA_NORMS, *attention(True), *mlp()),
@@ -71,4 +74,4 @@ OLMO2 = Architecture(
     (*SIZES, RMS, HeadSize(None, written=False), Rope(), SILU, NO_BIAS),
 )  # fmt: skip
 
-ARCHITECTURES = (LLAMA, MISTRAL, MIXTRAL, GRANITE, GRANITE_MOE, OLMO2)
+ARCHITECTURES = (LLAMA, DECI, MISTRAL, MIXTRAL, GRANITE, GRANITE_MOE, OLMO2)

@@ -60,15 +60,19 @@ def mlp(bias: str | None = None, gate: bool = True, up: str = "mlp.up_proj", dow
     )
 
 
-def experts(place: str = "mlp", router: str = "gate") -> Rows:
+def stacks(place: str) -> Rows:
     """Return the rows of stacked experts. transformers joins their gate and up, and so do some newer files."""
     inner = f"model.layers.{{}}.{place}."
     return (
-        Row(f"{inner}experts.gate_up_proj", ("blk.{}.ffn_gate_exps.weight", "blk.{}.ffn_up_exps.weight"), JOINED),
-        Row(f"{inner}experts.gate_up_proj", ("blk.{}.ffn_gate_up_exps.weight",)),
-        Row(f"{inner}experts.down_proj", ("blk.{}.ffn_down_exps.weight",)),
-        *tensor("blk.{}.ffn_gate_inp", f"{inner}{router}"),
+        Row(f"{inner}gate_up_proj", ("blk.{}.ffn_gate_exps.weight", "blk.{}.ffn_up_exps.weight"), JOINED),
+        Row(f"{inner}gate_up_proj", ("blk.{}.ffn_gate_up_exps.weight",)),
+        Row(f"{inner}down_proj", ("blk.{}.ffn_down_exps.weight",)),
     )
+
+
+def experts(place: str = "mlp", router: str = "gate") -> Rows:
+    """Return the rows of stacked experts and of what chooses among them."""
+    return (*stacks(f"{place}.experts"), *tensor("blk.{}.ffn_gate_inp", f"model.layers.{{}}.{place}.{router}"))
 
 
 def shared_experts(ours: str) -> Rows:
