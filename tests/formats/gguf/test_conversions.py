@@ -21,7 +21,7 @@ transformers.utils.logging.disable_progress_bar()
 # the others' architectures, nor that Phi-3 rotates a part of a head, nor Qwen2 MoE's matrix of one row.
 LOADED = {
     "llama": {}, "qwen2": {}, "qwen3": {"head_dim": 128}, "gemma2": {}, "starcoder2": {},
-    "qwen3moe": {"moe_intermediate_size": 768},
+    "qwen3moe": {"moe_intermediate_size": 768}, "qwen35moe": {}, "minimax-m2": {}, "t5 gated": {},
 }  # fmt: skip
 
 
@@ -95,7 +95,8 @@ def test_blocks_go_in_and_out_unchanged(name, kind, tmp_path):
 @pytest.mark.parametrize("name", LOADED)
 def test_transformers_loads_the_same(name, tmp_path):
     convert(model_of(name, **LOADED[name]), name, tmp_path / "m.gguf", "q8_0")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    family = transformers.AutoModelForSeq2SeqLM if name.startswith("t5") else transformers.AutoModelForCausalLM
+    theirs = family.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
     aibit.convert(tmp_path / "m.gguf", tmp_path / "m.aibit")
     state, held = theirs.state_dict(), weights(tmp_path / "m.aibit")
     for key, value in held.items():
