@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..container.documents import FORBIDDEN_IN, FORBIDDEN_KEYS, with_floats
 from ..errors import IncompatibleLibraryError, LoadError, told_by
@@ -201,7 +201,7 @@ def empty_model(
         with torch.inference_mode(False), torch.no_grad():
             model = construction.build(family, config, dtype, limits.most_tensors)
             if held is not None and compat.pools_if_told(family) and not any("pooler." in name for name in held):
-                model.pooler = None
+                cast(Any, model).pooler = None
             with construction.zeros_in(construction.finish(model, dtype, limits.most_bytes)):
                 construction.compute_buffers(model)
     except IncompatibleLibraryError:

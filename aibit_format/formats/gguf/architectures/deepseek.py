@@ -11,7 +11,8 @@ from typing import Any
 
 from ....errors import SourceError
 from ..architecture import Architecture, Row
-from ..config_keys import About, Config, Constant, Derived, Entry, Fixed, Number, Optional, Rope
+from ..config_attention import Rope
+from ..config_keys import About, Config, Constant, Derived, Entry, Fixed, Number, Optional
 from ..keys import Keys
 from ..operations import KEYS_AND_VALUES
 from ..rope import parameters_of

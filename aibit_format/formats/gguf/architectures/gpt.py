@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..architecture import Architecture
-from ..config_keys import Constant, Derived, Fixed, HeadSize, Number, Rope
+from ..config_attention import HeadSize, Rope
+from ..config_keys import Constant, Derived, Fixed, Number
 from ..operations import SAME, TURNED, Operation, Permuted, by_groups, by_heads
 from .rows import Rows, outer, tensor
 from .shared import LAYERS

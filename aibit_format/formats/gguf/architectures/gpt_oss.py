@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..architecture import Architecture, Row
-from ..config_keys import Fixed, HeadSize, LayerTypes, Number, Rope
+from ..config_attention import HeadSize, LayerTypes, Rope
+from ..config_keys import Fixed, Number
 from ..operations import TURNED, Interleaved
 from .rows import attention, norms, outer, tensor
 from .shared import RMS, SILU, SIZES, USED

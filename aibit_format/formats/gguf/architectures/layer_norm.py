@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 from ..architecture import Architecture
-from ..config_keys import Constant, Fixed, HeadSize, Number, Rope, Window, WithoutTensor
+from ..config_attention import HeadSize, Rope, Window
+from ..config_keys import About, Config, Constant, Entry, Fixed, Number
+from ..keys import Keys
 from .rows import attention, mlp, norms, outer
 from .shared import SILU, SIZES
+
+
+@dataclass(frozen=True)
+class WithoutTensor(Entry):
+    """Say that a flag of a config is set where a tensor is missing; ``key`` is GGUF's for the same."""
+
+    config: str
+    tensor: str
+    key: str
+
+    def read(self, keys: Keys, config: Config, about: About) -> None:
+        keys.get(self.key)  # converters have written it the wrong way round; llama.cpp looks for the tensor
+        config[self.config] = self.tensor not in about.shapes
+
+    def write(self, config: Mapping[str, Any], values: Config) -> None:
+        values[self.key] = bool(config.get(self.config))
+
 
 STARCODER2 = Architecture(
     "starcoder2", "starcoder2", "Starcoder2ForCausalLM",

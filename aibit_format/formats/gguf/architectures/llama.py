@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..architecture import Architecture
-from ..config_keys import Constant, Fixed, HeadSize, Number, Rope, Window
+from ..config_attention import HeadSize, Rope, Window
+from ..config_keys import Constant, Fixed, Number
 from .rows import LLAMA_NORMS, QK_NORMS, attention, experts, mlp, norms, outer
 from .shared import NO_BIAS, RMS, SILU, SIZES, USED
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..architecture import Architecture, Row
-from ..config_keys import HeadSize, Number, Rope
+from ..config_attention import HeadSize, Rope
+from ..config_keys import Number
 from .rows import LLAMA_NORMS, QK_NORMS, attention, experts, outer
 from .shared import RMS, SIGMOID, SILU, SIZES, USED
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..architecture import Architecture
-from ..config_keys import HeadSize, Number, Optional, Rope
+from ..config_attention import HeadSize, Rope
+from ..config_keys import Number, Optional
 from .rows import LLAMA_NORMS, outer, tensor
 from .shared import RMS, SILU, SIZES
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from ....errors import SourceError
 from ..architecture import Architecture, Row
-from ..config_keys import Constant, EachHead, Fixed, HeadSize, LinearLayers, Number, Rope, SectionedRope
+from ..config_attention import FULL, HeadSize, Rope
+from ..config_keys import About, Config, Constant, EachHead, Entry, Fixed, Number
+from ..keys import Keys
 from ..operations import (
     NEGATED_EXPONENTIAL,
     SAME,
@@ -15,6 +21,7 @@ from ..operations import (
     Then,
     by_key_heads,
 )
+from ..rope import parameters_of
 from .rows import LLAMA_NORMS, QK_NORMS, Rows, attention, experts, mlp, norms, outer, shared_experts, tensor
 from .shared import EVERY_LAYER, EXPERT_SIZE, EXPERTS, KEY_HEADS, NO_BIAS, OUTLINE, RMS, SILU, SIZES, USED, WIDTH
 
@@ -52,6 +59,42 @@ QWEN3_MOE = Architecture(
         Fixed("norm_topk_prob", True), *EVERY_LAYER,
     ),
 )  # fmt: skip
+
+
+class LinearLayers(Entry):
+    """Say which layers of Qwen3.5 attend to everything: every so many-th. A file lists the others as well."""
+
+    def read(self, keys: Keys, config: Config, about: About) -> None:
+        layers = config["num_hidden_layers"]
+        interval = keys.integer("full_attention_interval", 4)
+        linear = [(i + 1) % interval != 0 for i in range(layers)]
+        if keys.get("attention.recurrent_layers") is not None:
+            linear = keys.each("attention.recurrent_layers", layers)
+        config["layer_types"] = ["linear_attention" if each else FULL for each in linear]
+
+    def write(self, config: Mapping[str, Any], values: Config) -> None:
+        types, layers = config.get("layer_types"), config["num_hidden_layers"]
+        interval = config.get("full_attention_interval") or 4
+        types = types or [FULL if (i + 1) % interval == 0 else "linear_attention" for i in range(layers)]
+        values["attention.recurrent_layers"] = [kind != FULL for kind in types]
+        values["full_attention_interval"] = types.index(FULL) + 1 if FULL in types else interval
+
+
+class SectionedRope(Rope):
+    """Say how positions of three axes rotate, each its section of the dimensions, which take turns."""
+
+    def read(self, keys: Keys, config: Config, about: About) -> None:
+        sections = keys.each("rope.dimension_sections", 4)
+        super().read(keys, config, about)
+        config["rope_parameters"] |= {"mrope_section": sections[:3], "mrope_interleaved": True}
+
+    def write(self, config: Mapping[str, Any], values: Config) -> None:
+        parameters = dict(parameters_of(config))
+        sections = parameters.pop("mrope_section", None) or [11, 11, 10]
+        if not parameters.pop("mrope_interleaved", True):
+            raise SourceError("config.json: rope_parameters: mrope_interleaved is to be true, as llama.cpp computes")
+        super().write({**config, "rope_parameters": parameters}, values)
+        values["rope.dimension_sections"] = [*sections, 0]
 
 
 def _linear(theirs: str, ours: str, operation: Operation = SAME) -> Rows:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from ....errors import SourceError
 from ..architecture import Architecture, Row
-from ..config_keys import AdjustedWidth, Constant, ConvolutionLayers, Derived, Fixed, HeadSize, Number, Rope, Written
+from ..config_attention import FULL, HeadSize, Rope
+from ..config_keys import About, Config, Constant, Derived, Entry, Fixed, Number, Written
+from ..keys import Keys, brief
 from ..operations import NEGATED_EXPONENTIAL, SAME, Operation, Squeezed
 from .rows import Rows, outer, tensor
 from .shared import LAYERS
@@ -32,6 +38,41 @@ MAMBA = Architecture(
         Fixed("hidden_act", "silu", None),
     ),
 )  # fmt: skip
+
+
+class ConvolutionLayers(Entry):
+    """Say which layers of LFM2 are convolutions: those for which a file has no heads of keys and values."""
+
+    def read(self, keys: Keys, config: Config, about: About) -> None:
+        counts = keys.each("attention.head_count_kv", config["num_hidden_layers"])
+        if {*counts} - {0} != {max(counts)} or type(counts[0]) is not int:
+            raise keys.wrong(
+                "attention.head_count_kv", keys.get("attention.head_count_kv"), "0 or one number is needed"
+            )
+        config["num_key_value_heads"] = max(counts)
+        config["layer_types"] = [FULL if count else "conv" for count in counts]
+
+    def write(self, config: Mapping[str, Any], values: Config) -> None:
+        heads, types = config["num_key_value_heads"], config.get("layer_types")
+        if not types or len(types) != config["num_hidden_layers"] or {*types} - {"conv", FULL}:
+            raise SourceError(f"config.json: layer_types is {brief(types)}, conv or {FULL} is needed for each layer")
+        values["attention.head_count_kv"] = [heads if kind == FULL else 0 for kind in types]
+
+
+class AdjustedWidth(Entry):
+    """Say how wide the layers of LFM2 are inside, which a config may leave to be computed from another width."""
+
+    def read(self, keys: Keys, config: Config, about: About) -> None:
+        config["intermediate_size"] = keys.integer("feed_forward_length")
+        config["block_auto_adjust_ff_dim"] = False
+
+    def write(self, config: Mapping[str, Any], values: Config) -> None:
+        width = config.get("block_ff_dim") or config["intermediate_size"]
+        if config.get("block_auto_adjust_ff_dim", True):
+            width = int(config.get("block_ffn_dim_multiplier", 1.0) * int(2 * width / 3))
+            multiple = config.get("block_multiple_of", 256)
+            width = -(-width // multiple) * multiple
+        values["feed_forward_length"] = width
 
 
 def _lfm2(theirs: str, ours: str, operation: Operation = SAME, bias: str | None = None) -> Rows:
