@@ -135,7 +135,8 @@ def test_a_model_of_the_other_axis_is_kept_as_its_transpose(tmp_path):
         return made, ((codes - made["zero"]) * made["scale"]).reshape(rows, columns)
 
     folder, values = checkpoints.model(tmp_path, SAID, parts)
-    checkpoints.check_model(folder, values, "int-group,group=32,scale=f32,zero=float,ordered=1", goes_back=False, turned=True)
+    scheme = "int-group,group=32,scale=f32,zero=float,ordered=1"
+    checkpoints.check_model(folder, values, scheme, goes_back=False, turned=True)
 
 
 DAMAGE = [
