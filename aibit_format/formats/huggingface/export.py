@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,10 @@ from ...file.sharded_reader import Opened
 from ...hf import compat
 from ...hf.checkpoint_names import CheckpointNames
 from ...hf.layers import is_linear
-from ...hf.limits import Limits
-from ...hf.meta_model import MetaModel, build_meta_model
+from ...hf.meta_model import MetaModel
 from ...schemes.ggml import GGML
 from ...schemes.plain import Plain
-from ..export_tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
+from ..export_tensors import DTYPE_OPTIONS, config_of, documents_of, model_of, stored, values_item
 from ..safetensors.writer import SHARD_BYTES, check_target, write_directory
 from .experts import take_apart
 from .forms import FORMS, Form, NotHeldError, Stored, form_class
@@ -58,8 +56,8 @@ def export(
         on_progress: called with bytes done, total bytes, and the tensor's name.
 
     Raises:
-        WriteError: the file holds no model, or a tensor that the form does not hold; the directory is not empty, or
-            cannot be written.
+        WriteError: the file holds no model, not all of its weights, or a tensor that the form does not hold; the
+            directory is not empty, or cannot be written.
         LoadError: transformers does not know the architecture.
     """
     if dtype is not None and dtype not in DTYPE_OPTIONS:
@@ -70,8 +68,7 @@ def export(
     config = config_of(file)
     if config is None or "model.architecture" not in file.metadata:
         raise WriteError(f"{file.path}: holds tensors but no model; --to safetensors writes them")
-    limits = Limits.of(prod(file.info(name).shape) for name in file)
-    model = build_meta_model(config, limits, file.metadata["model.architecture"])
+    model = model_of(file, config)
     infos = list(stored(file))
     chosen = _choose(file, infos, _places(model), [type] if type else FORMS, dtype)
     items = []

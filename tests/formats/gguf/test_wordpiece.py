@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aibit_format as aibit
-from aibit_format.errors import SourceError
+from aibit_format.errors import SourceError, WriteError
 from aibit_format.formats.gguf import wordpiece
 from aibit_format.formats.gguf.file import GGUFFile
 from aibit_format.formats.gguf.vocabulary import Vocabulary
@@ -106,3 +106,13 @@ def test_what_llama_cpp_has_not_is_refused(parts, message):
     assert wordpiece.to_metadata(plain, ["a"], [1]) == {"ggml.model": "bert", "ggml.pre": "default"}
     with pytest.raises(SourceError, match=message):
         wordpiece.to_metadata(plain | parts, ["a"], [1])
+
+
+@pytest.mark.parametrize("to", ["huggingface", "safetensors"])
+def test_no_directory_is_written_whose_pooler_would_be_random(to, tmp_path):
+    """GGUF has no pooler, and a directory cannot say that its class has none."""
+    convert(model_of("bert"), "bert", tmp_path / "m.gguf")
+    aibit.convert(tmp_path / "m.gguf", tmp_path / "m.aibit")
+    with pytest.raises(WriteError, match=r"BertModel has 2 weights that the file lacks.*pooler\.dense.*--to gguf"):
+        aibit.export(tmp_path / "m.aibit", to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
