@@ -21,13 +21,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=DTYPE_OPTIONS,
         help="safetensors: dtype of the weights (default: each its own); huggingface: dtype that 4-bit layers use",
     )  # fmt: skip
-    parser.add_argument("--type", metavar="T", help="gguf: keep (default), f16, q8_0, ...")
+    parser.add_argument(
+        "--type", metavar="T",
+        help="gguf: keep (default), f16, q8_0, ...; huggingface: form of the quantized weights, such as gptq (default: "
+             "that of the source, or what holds most)",
+    )  # fmt: skip
     parser.add_argument(
         "--max-shard-size", metavar="SIZE", type=arguments.size, help="most bytes in one file of weights (default: 5GB)"
     )
     parser.add_argument(
         "--dequantize", action="store_true", default=None,
-        help="huggingface: decode tensors for which bitsandbytes has no layer",
+        help="huggingface: decode tensors that the form of the directory does not hold",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.set_defaults(parser=parser)
@@ -43,5 +47,12 @@ def run(args: argparse.Namespace) -> int:
     quiet_libraries()
     with ProgressBar("exporting") as progress:
         paths = export(args.file, args.to, args.output, **options, overwrite=args.force, on_progress=progress.update)
-    show_written(paths, args.json, format=args.to)
+    form = {}
+    if args.to == "huggingface":
+        from ..formats.huggingface.settings import described
+
+        form = {"form": described(args.output)}
+    show_written(paths, args.json, format=args.to, **form)
+    if form and not args.json:
+        print(form["form"])
     return 0

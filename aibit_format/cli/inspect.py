@@ -8,6 +8,7 @@ from typing import Any
 
 from ..container.documents import parse_json
 from ..file import sharded_reader
+from ..io.mistaken import describes_model
 from .output import emit, printable, size, table
 
 _SAID = ("architectures", "model_type", "dtype", "torch_dtype")  # keys of config.json that are shown
@@ -16,7 +17,7 @@ _SHOWN = 1000  # most entries shown of a list in a GGUF file's metadata
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
-    parser.add_argument("file", metavar="PATH", help="a file, or a directory with config.json and weights")
+    parser.add_argument("file", metavar="PATH", help="a file, or a directory with a model")
     parser.add_argument("--no-tensors", dest="tensors", action="store_false", help="leave the list of tensors out")
 
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(path: str) -> dict[str, Any]:
     """Describe the contents of a file in any of the three formats, or of a model's directory, as JSON can hold it."""
-    if os.path.isfile(os.path.join(path, "config.json")):
+    if describes_model(path):
         return _directory(path)
     kind = _kind(path)
     if kind == "gguf":

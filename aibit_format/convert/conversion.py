@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..container.documents import parse_json
 from ..container.metadata import Value
 from ..container.names import bad_tensor_name
 from ..container.plan import Tensor
@@ -126,14 +127,13 @@ def assign(source: Source, model: MetaModel, recipe: Recipe, *, partial: bool = 
     tensors: dict[str, Assignment] = {}
     for name, parameter in model.parameters.items():
         root = model.ties.get(name, name)
-        if root in owners:
-            _check_tie(source, bindings, name, owners[root])
+        if root in owners and not _apart(source, bindings, name, owners[root]):
             tensors[name] = _alias(tensors[owners[root]], name)
             continue
         binding = bindings.get(name) or _any_of_group(model, bindings, root)
         if binding is None:
             continue  # a buffer that the constructor computes
-        owners[root] = name
+        owners.setdefault(root, name)
         tensors[name] = _assigned(source, parameter, binding, recipe, names[root])
     about = {"model.architecture": model.architecture, "model.type": model.model_type, "model.dtype": model.dtype}
     return Conversion(source, about, recipe, tuple(tensors.values()), tuple(unused))
@@ -277,15 +277,25 @@ def _any_of_group(model: MetaModel, bindings: Mapping[str, Binding], root: str) 
     return next((bindings[name] for name in bindings if model.ties.get(name, name) == root), None)
 
 
-def _check_tie(source: Source, bindings: Mapping[str, Binding], name: str, owner: str) -> None:
-    """Raise SourceError if a checkpoint holds different values for tied tensors: one of them would be lost."""
+def _apart(source: Source, bindings: Mapping[str, Binding], name: str, owner: str) -> bool:
+    """Tell whether a checkpoint holds different values for tensors that are usually tied, and the config unties them.
+
+    Some classes tie theirs whatever the config says (T5), and transformers then keeps both as well.
+
+    Raises:
+        SourceError: it holds them, and the config ties them: one of them would be lost.
+    """
     if name not in bindings or owner not in bindings:
-        return
+        return False
     if not (bindings[name].sources and bindings[owner].sources):
-        return
+        return False
     a, b = bindings[name].sources[0], bindings[owner].sources[0]
-    if a != b and not np.array_equal(values(source, a)[0], values(source, b)[0]):
-        raise SourceError(
-            f"{source.path}: the config ties {name!r} to {owner!r}, but the checkpoint holds two different tensors; "
-            "set tie_word_embeddings to false in config.json to keep both"
-        )
+    if a == b or np.array_equal(values(source, a)[0], values(source, b)[0]):
+        return False
+    document = source.documents.get("config.json", b"{}")
+    if parse_json("config.json", document, constants=True).get("tie_word_embeddings") is False:
+        return True
+    raise SourceError(
+        f"{source.path}: the config ties {name!r} to {owner!r}, but the checkpoint holds two different tensors; "
+        "set tie_word_embeddings to false in config.json to keep both"
+    )

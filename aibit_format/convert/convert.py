@@ -112,7 +112,7 @@ def prepare(source: Any, wanted: Recipe, architecture: str | None = None, tokeni
     limits = Limits.of(math.prod(tensor.shape) for tensor in opened.tensors.values())
     stated = config if dtype is None else {**config, "dtype": dtype}
     try:
-        model = build_meta_model(stated, limits, architecture or opened.architecture)
+        model = build_meta_model(stated, limits, architecture or opened.architecture, opened.tensors)
     except MissingPackageError as error:
         if not isinstance(opened, Aibit):
             raise

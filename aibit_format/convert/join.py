@@ -2,7 +2,8 @@
 
 A checkpoint has a weight [N, K] for each expert, and for gate and up by themselves; the model has one [E, N, K], in
 which the rows of up follow those of gate. Schemes store each row, or each block of rows, by itself, so that planes are
-joined like values, if blocks do not reach over the end of a part.
+joined like values, if blocks do not reach over the end of a part. A number for a whole matrix (the global scale of
+nvfp4, the scale of fp8 for a tensor) is that of all parts if they have the same, as exporters take care of.
 """
 
 from __future__ import annotations
@@ -36,16 +37,24 @@ def joined(source: Source, name: str, parts: Sequence[Sequence[str]]) -> Joined 
     first, experts = tensors[0][0], len(tensors[0])
     shape = (experts, sum(part[0].shape[0] for part in tensors), first.shape[1])
     wanted = {spec.role: spec.stored for spec in scheme.planes(shape, first.dtype)}
+    shared: list[str] = []
     for role, stored in wanted.items():
         sizes = [_stored(scheme, part[0], role) for part in tensors]
-        if (experts, sum(size[0] for size in sizes), *sizes[0][1:]) != stored:
-            return None  # one number for each part, or an order of columns that each expert has by itself
+        if (experts, sum(size[0] for size in sizes), *sizes[0][1:]) == stored:
+            continue
+        if any((experts, *size) != stored for size in sizes):
+            return None  # an order of columns that each expert has by itself
+        shared.append(role)
+    if shared and not _same(source, parts, shared):
+        return None
 
     def read() -> Planes:
         found: dict[str, np.ndarray] = {}
         for expert in range(experts):
-            for role, planes in _concatenated([source.planes(part[expert].name) for part in tensors]):
-                found.setdefault(role, np.empty(wanted[role], planes.dtype))[expert] = planes
+            planes = [source.planes(part[expert].name) for part in tensors]
+            for role, stored in wanted.items():
+                plane = planes[0][role] if role in shared else np.concatenate([each[role] for each in planes])
+                found.setdefault(role, np.empty(stored, plane.dtype))[expert] = plane
         return found
 
     return SourceTensor(name, shape, first.dtype, first.file, scheme), read
@@ -72,5 +81,11 @@ def _stored(scheme: Scheme, tensor: SourceTensor, role: str) -> tuple[int, ...]:
     return next(spec.stored for spec in scheme.planes(tensor.shape, tensor.dtype) if spec.role == role)
 
 
-def _concatenated(parts: Sequence[Planes]) -> list[tuple[str, np.ndarray]]:
-    return [(role, np.concatenate([part[role] for part in parts])) for role in parts[0]]
+def _same(source: Source, parts: Sequence[Sequence[str]], roles: Sequence[str]) -> bool:
+    """Tell whether the parts of each expert have the same planes of these roles."""
+    for first, *others in zip(*parts, strict=True):
+        planes = source.planes(first)
+        for other in map(source.planes, others):
+            if not all(np.array_equal(planes[role], other[role]) for role in roles):
+                return False
+    return True

@@ -14,11 +14,12 @@ from ..dtypes import DTYPES
 from ..file import sharded_reader
 from ..schemes.plain import Plain
 from .files import begins_with
+from .huggingface.origin import LEFT_OUT, PARTS, SAID
 from .source import SourceFile, SourceTensor
 
 _ABOUT = ("model.architecture", "model.type", "model.dtype")
-# How quantized weights are used in computation, which stays true for those that are kept.
-CARRIED = ("quantization.compute_dtype", "quantization.outlier_threshold")
+# How quantized weights are used in computation, and were stored, which stays true for those that are kept.
+CARRIED = ("quantization.compute_dtype", "quantization.outlier_threshold", SAID, PARTS, LEFT_OUT)
 
 
 class Aibit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from ..container.tables import TensorInfo
 from ..dtypes import DTYPES, from_float32
 from ..errors import SchemeError, WriteError
 from ..file.sharded_reader import Opened
+from ..hf.limits import Limits
+from ..hf.meta_model import MetaModel, build_meta_model
 from ..schemes.base import matrix, swapped
 from ..schemes.packing import pack_plane, unpack_plane
 from ..schemes.plain import Plain
@@ -91,6 +93,31 @@ def _closely_packed(values: np.ndarray, info: TensorInfo) -> np.ndarray:
     return pack_plane((np.swapaxes(codes, -1, -2) if info.transposed else codes).reshape(-1), info.dtype)
 
 
+def model_of(file: Opened, config: Mapping[str, Any]) -> MetaModel:
+    """Build the model that transformers makes of a directory with this config, without memory for its weights.
+
+    Raises:
+        WriteError: the file lacks weights of it, such as a pooler that was left out; transformers would fill them in
+            at random, and say so in a warning at most.
+        LoadError: transformers does not know the architecture.
+    """
+    limits = Limits.of(math.prod(file.info(name).shape) for name in file)
+    model = build_meta_model(config, limits, file.metadata["model.architecture"])
+    held = {model.ties.get(name, name) for name in file}
+    missing = [
+        name
+        for name, parameter in model.parameters.items()
+        if parameter.role != "buffer" and model.ties.get(name, name) not in held
+    ]
+    if missing:
+        raise WriteError(
+            f"{file.path}: {model.architecture} has {len(missing)} weights that the file lacks, and transformers would "
+            f"fill them in at random: {', '.join(missing[:5])}. The file itself loads, without them; a GGUF file that "
+            "it came from is written by --to gguf"
+        )
+    return model
+
+
 def documents_of(file: Opened, config: dict[str, Any] | None) -> dict[str, bytes]:
     """Return all documents by name, ``config.json`` replaced by ``config``, and a model card if there is none."""
     texts = {}
@@ -98,9 +125,16 @@ def documents_of(file: Opened, config: dict[str, Any] | None) -> dict[str, bytes
         file.check_document(name)
         texts[name] = bytes(file.documents[name])
     if config is not None and config != config_of(file):
-        texts["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+        texts["config.json"] = (json.dumps(_sorted(config), indent=2) + "\n").encode()
     texts.setdefault("README.md", _card(file))
     return texts
+
+
+def _sorted(value: Any, key: str = "") -> Any:
+    """Sort the keys of a config as transformers does, but not where their order may mean something."""
+    if key == "quantization_config" or not isinstance(value, dict):
+        return value
+    return {key: _sorted(value[key], key) for key in sorted(value)}
 
 
 def _card(file: Opened) -> bytes:

@@ -40,13 +40,14 @@ def export(
 
     Args:
         source: an ``.aibit`` file, or the first of a model's shards: its path, or the open file.
-        to: ``"huggingface"``, a directory that transformers and bitsandbytes load directly; ``"safetensors"``, a
+        to: ``"huggingface"``, a directory that transformers loads directly, quantized weights in the form of the source
+            or of the library that holds them; ``"safetensors"``, a
             directory of unquantized weights; ``"gguf"``, a file for llama.cpp.
         path: the directory or file to write.
         overwrite: replace existing files.
         on_progress: called with bytes done, total bytes, and the tensor's name.
-        options: those of the format. ``huggingface``: ``dtype``, ``max_shard_size``, ``dequantize``; ``safetensors``:
-            ``dtype``, ``max_shard_size``; ``gguf``: ``type``. The format's ``export`` explains them.
+        options: those of the format. ``huggingface``: ``dtype``, ``type``, ``max_shard_size``, ``dequantize``;
+            ``safetensors``: ``dtype``, ``max_shard_size``; ``gguf``: ``type``. The format's ``export`` explains them.
 
     Raises:
         WriteError: the format is unknown, the output exists, or the format cannot hold a tensor.

@@ -21,6 +21,8 @@ BUILTIN: dict[str, str] = {
     "gguf": "aibit_format.formats.gguf.source:GGUF",
     "archive": "aibit_format.formats.torch_save.archive:Archive",
     "huggingface": "aibit_format.formats.huggingface.methods:Directory",
+    "meta": "aibit_format.formats.meta.source:Meta",
+    "mistral": "aibit_format.formats.mistral.source:Mistral",
 }
 
 _IN_MEMORY = "aibit_format.formats.in_memory:Pretrained"

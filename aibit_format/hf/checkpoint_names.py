@@ -35,6 +35,18 @@ class CheckpointNames:
         """Return the name in the model, and the pattern of the converter that makes the tensor, or ``None``."""
         return self._rename(name, self._renamings, self._converters, self._prefix, self._state)
 
+    def experts(self, name: str) -> list[str]:
+        """Return the names in a checkpoint of the weights that a fused tensor is stacked from; none if it is not.
+
+        ``*`` stands for the number of the expert. The rows of the weights follow one another in this order.
+        """
+        for converter in filter(stacks, self._converters):
+            (target,) = converter.target_patterns
+            parts = [name.replace(target, pattern) for pattern in converter.source_patterns]
+            if target in name and all(self.rename(part.replace("*", "0"))[0] == name for part in parts):
+                return parts
+        return []
+
 
 # Operations that stack the weights of experts along a new first dimension, alone or before they concatenate rows.
 _STACKS = ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)])

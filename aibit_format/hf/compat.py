@@ -323,6 +323,11 @@ def made(family: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedM
     return of(family, "PreTrainedModel", "_from_config")(config, dtype=None)
 
 
+def pools_if_told(family: type[PreTrainedModel]) -> bool:
+    """Tell whether a class of models takes ``add_pooling_layer``, without which its ``pooler`` is ``None``."""
+    return "add_pooling_layer" in inspect.signature(family.__init__).parameters
+
+
 # Subclasses of Linear that only write the same product down in another way; others, such as routers, do more.
 WRITTEN_OUT = frozenset({("transformers.models.falcon.modeling_falcon", "FalconLinear")})
 

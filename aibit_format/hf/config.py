@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..container.documents import FORBIDDEN_IN, FORBIDDEN_KEYS, with_floats
 from ..errors import IncompatibleLibraryError, LoadError, told_by
@@ -176,8 +176,13 @@ def model_class(config: PreTrainedConfig, architecture: str) -> type[PreTrainedM
     return found
 
 
-def empty_model(config: PreTrainedConfig, architecture: str, limits: Limits) -> PreTrainedModel:
+def empty_model(
+    config: PreTrainedConfig, architecture: str, limits: Limits, held: Iterable[str] | None = None
+) -> PreTrainedModel:
     """Build a model without weights: every parameter on the meta device, every buffer real that can be computed.
+
+    Of a class that can leave its pooling layer out it is built without it if ``held``, the names that a checkpoint has,
+    are given and none of them is of that layer.
 
     A buffer that neither its constructor fills with plain values nor ``from_pretrained`` computes is on the meta device
     too, and has to come from a file. Nothing of this is seen by other threads.
@@ -195,6 +200,8 @@ def empty_model(config: PreTrainedConfig, architecture: str, limits: Limits) -> 
         # Tensors made in inference mode would count no writes.
         with torch.inference_mode(False), torch.no_grad():
             model = construction.build(family, config, dtype, limits.most_tensors)
+            if held is not None and compat.pools_if_told(family) and not any("pooler." in name for name in held):
+                cast(Any, model).pooler = None
             with construction.zeros_in(construction.finish(model, dtype, limits.most_bytes)):
                 construction.compute_buffers(model)
     except IncompatibleLibraryError:

@@ -53,13 +53,16 @@ class MetaModel:
     dropped_keys: tuple[str, ...]  # of its config, that reach no configuration class
 
 
-def build_meta_model(config: Mapping[str, Any], limits: Limits, architecture: str | None = None) -> MetaModel:
+def build_meta_model(
+    config: Mapping[str, Any], limits: Limits, architecture: str | None = None, held: Iterable[str] | None = None
+) -> MetaModel:
     """Build the model that a parsed ``config.json`` describes, without memory for its weights.
 
     Args:
         config: the parsed document.
         limits: what there is of tensors, which bounds what the config may ask for.
         architecture: the class, if the config names none or another is wanted.
+        held: the names of a checkpoint's tensors, by which a pooling layer is left out.
 
     Raises:
         SourceError: the config names no architecture and none is given.
@@ -70,7 +73,7 @@ def build_meta_model(config: Mapping[str, Any], limits: Limits, architecture: st
     if not isinstance(name, str):
         raise SourceError("config.json names no architecture; say which: --architecture LlamaForCausalLM")
     built = build_config(config, limits)
-    model = empty_model(built, name, limits)
+    model = empty_model(built, name, limits, held)
     kept = compat.skipped_by_default(model)
     # A buffer on the meta device is one that only a checkpoint can fill.
     buffers = {key for key, value in model.named_buffers() if value.device.type != "meta"}

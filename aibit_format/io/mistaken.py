@@ -9,6 +9,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_SIZE = re.compile(rb"^size (\d{1,20})$", re.MULTILINE)
 _MOST = 1024  # bytes of a pointer, by the specification of Git LFS
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_DESCRIPTIONS = ("config.json", "params.json")  # of a model, in transformers' terms or in its maker's own
 _SHOWN = 3  # names in a message
 
 
@@ -26,10 +27,15 @@ def what_is_wrong(path: str) -> str | None:
     return None
 
 
+def describes_model(path: str) -> bool:
+    """Tell whether a path is a directory in which a file describes a model."""
+    return any(os.path.isfile(os.path.join(path, name)) for name in _DESCRIPTIONS)
+
+
 def not_a_file(path: str) -> str | None:
     """Return why a path that was to be opened as an ``.aibit`` file is none, and what to do, if it is known."""
     if os.path.isdir(path):
-        if os.path.isfile(os.path.join(path, "config.json")):
+        if describes_model(path):
             return f"is a directory with a model, not a file; make one of it: aibit convert {path} -o OUT.aibit"
         return not_a_model(path) or "is a directory; give a file"
     return what_is_wrong(path) if os.path.lexists(path) else None
@@ -52,9 +58,9 @@ def not_a_model(path: str) -> str | None:
     if models := [os.path.join(path, name) for name in names if name.startswith("models--")]:
         return f"is the hub's cache; give a snapshot of one of its models: {_listed(models)}"
     for name in names:
-        if name == "config.json" and (wrong := what_is_wrong(os.path.join(path, name))):
-            return f"config.json {wrong}"
-    if inner := [found for found in _folders(path) if os.path.isfile(os.path.join(found, "config.json"))]:
+        if name in _DESCRIPTIONS and (wrong := what_is_wrong(os.path.join(path, name))):
+            return f"{name} {wrong}"
+    if inner := [found for found in _folders(path) if describes_model(found)]:
         return f"has no config.json; give a directory that has: {_listed(inner)}"
     if models := [os.path.join(path, name) for name in names if name.endswith((".gguf", ".aibit"))]:
         return f"is a directory; give one of its files: {_listed(models)}"

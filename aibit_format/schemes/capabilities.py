@@ -48,7 +48,7 @@ CAPABILITIES: dict[str, str] = {
     "slice_rows": "(file, info, rows) -> (scheme, planes)",
     # Returns the codes of tensors that follow one another in a file as one plane; see ``torch.layers.fused``.
     "join": "(infos) -> Plane | None",
-    # Returns the entries of a tensor in a checkpoint that bitsandbytes loads; see ``formats.huggingface.export``.
+    # Returns the entries of a tensor in a checkpoint that bitsandbytes loads; see its export in ``formats``.
     "export_bnb": "(file, info) -> Layer",
 }
 
@@ -123,6 +123,6 @@ _register_all("slice_rows", "file.slice_rows", {
     FourBit: "four_bit", NF4CPU: "nf4_cpu", **dict.fromkeys((Int8Outlier, Int8Outlier1), "int8_outlier"),
 })  # fmt: skip
 _register_all("join", "torch.layers.fused", {Int8: "int8_codes"})
-_register_all("export_bnb", "formats.huggingface.export", {
+_register_all("export_bnb", "formats.huggingface.bitsandbytes_export", {
     Int8: "int8_layer", FourBit: "four_bit_layer", NF4CPU: "nf4_cpu_layer",
 })  # fmt: skip

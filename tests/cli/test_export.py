@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from aibit_format.cli import main
-from tests.support.exported_models import small
+from tests.support.exported_models import convert, small
+from tests.support.exported_models import originals as originals
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,18 @@ def test_the_command(tmp_path, capsys):
     assert "model.safetensors  4" in capsys.readouterr().out
     (tmp_path / "bad.aibit").write_bytes(b"nothing")
     assert main(["export", str(tmp_path / "bad.aibit"), "--to", "safetensors", "-o", str(tmp_path / "x")]) == 3
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "words"),
+    [("int8", [], "quantized as bitsandbytes"), ("f16", [], "not quantized"), ("ternary", [], "quantized as bitnet"),
+     ("int4-group", [], "quantized as compressed-tensors (pack-quantized)"),
+     ("int4-group", ["--type", "gptq"], "quantized as gptq (gptq)")],
+)  # fmt: skip
+def test_the_form_of_a_directory_is_said_in_words(scheme, options, words, originals, tmp_path, capsys):
+    convert(originals("untied"), tmp_path / "m.aibit", scheme).close()
+    command = ["export", str(tmp_path / "m.aibit"), "--to", "huggingface", "-o", str(tmp_path / "out"), *options]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == words
+    assert main([*command, "--force", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["form"] == words

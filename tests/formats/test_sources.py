@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import aibit_format as aibit
 from aibit_format.formats import exports, sources
 from aibit_format.formats.sources import open_source
-from tests.support import architectures
+from tests.support import architectures, makers
 from tests.support.int4_checkpoints import CHECKPOINTS, checkpoint
 from tests.support.int4_checkpoints import plain as plain
 
@@ -36,6 +36,11 @@ def made(plain, tmp_path_factory):
         exports.export(file, "gguf", paths["gguf"])
     stream = io.BytesIO()
     torch.save(load_file(paths["bitsandbytes"] / "model.safetensors"), stream)
+    state = makers.own(load_file(paths["huggingface"] / "model.safetensors"), 4, 2)
+    sizes = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-6, "vocab_size": 160}
+    own = sizes | {"multiple_of": 128, "ffn_dim_multiplier": 0.7}
+    paths["meta"] = makers.write_parts(folder / "meta", makers.cut(state, 2, 0), own)
+    paths["mistral"] = makers.write_whole(folder / "mistral", state, sizes | {"hidden_dim": 128})
     with zipfile.ZipFile(paths["archive"], "w") as file:
         file.writestr("model.pt", stream.getvalue())
         file.write(paths["bitsandbytes"] / "config.json", "config.json")
@@ -51,7 +56,7 @@ def test_every_source_opens_what_is_its_own(kind, made, tmp_path):
         specs = tensor.stored.planes(tensor.shape, tensor.dtype)
         assert {spec.role: spec.shape for spec in specs} == {r: p.shape for r, p in source.planes(name).items()}
     quantized = {name for name, tensor in source.tensors.items() if tensor.scheme is not None}
-    assert len(quantized) == (0 if kind == "huggingface" else 14)
+    assert len(quantized) == (0 if kind in ("huggingface", "meta", "mistral") else 14)
     report = aibit.convert(made[kind], tmp_path / "m.aibit")
     assert {t.name for t in report.tensors if t.kept} == quantized and not report.unused
     with aibit.open(tmp_path / "m.aibit", verify="full") as file:

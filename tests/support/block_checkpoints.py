@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import aibit_format as aibit
 from aibit_format.errors import AibitError
+from aibit_format.formats.huggingface.export import stored_tensor as stored
+from aibit_format.formats.huggingface.forms import FORMS, form_class
+from aibit_format.formats.safetensors.writer import write_directory
 from aibit_format.formats.source import Source
 from aibit_format.formats.sources import open_source
 from aibit_format.schemes import parse as parse
@@ -61,8 +64,14 @@ def model(
     return write(folder / "hf", stored, config, **{key: said}), values
 
 
-def check_model(folder: pathlib.Path, values: Tensors, scheme: str | None = None, name: str = NAME):
+def check_model(
+    folder: pathlib.Path, values: Tensors, scheme: str | None = None, name: str = NAME, goes_back: bool = True,
+    left_out: tuple[str, ...] = ("activation_scale", "input_scale"), turned: bool = False,
+):
     """Convert; values and logits are those of the decoded model, and quantized weights are kept as they are.
+
+    An export writes the very tensors of the directory again. ``turned`` says that quantized weights are stored as
+    their transposes.
 
     Returns the report.
     """
@@ -74,7 +83,8 @@ def check_model(folder: pathlib.Path, values: Tensors, scheme: str | None = None
     assert not report.unused
     with aibit.open(folder.parent / "m.aibit", verify="full") as file:
         for key, value in values.items():
-            assert torch.equal(torch.from_numpy(file.dequantize(key)).to(value.dtype), value), key
+            found = torch.from_numpy(file.dequantize(key)).to(value.dtype)
+            assert torch.equal(found.T if turned and is_layer(key) else found, value), key
     family, make_config = architectures.MODELS[name]
     config = make_config()
     config.dtype = next(iter(values.values())).dtype
@@ -83,6 +93,16 @@ def check_model(folder: pathlib.Path, values: Tensors, scheme: str | None = None
     assert isinstance(plain, transformers.PreTrainedModel)
     expected, found = architectures.output(plain, name), architectures.output(loaded, name)
     assert torch.equal(found, expected)
+    if goes_back:
+        aibit.export(folder.parent / "m.aibit", "huggingface", folder.parent / "back")
+        same(folder, folder.parent / "back", left_out)
+        aibit.convert(folder.parent / "back", folder.parent / "again.aibit")
+        with aibit.open(folder.parent / "m.aibit") as file, aibit.open(folder.parent / "again.aibit") as again:
+            assert list(again) == list(file)
+            for key in file:
+                assert again.info(key).scheme == file.info(key).scheme
+                for role, plane in file.planes(key).items():
+                    assert plane.tobytes() == again.planes(key)[role].tobytes(), (key, role)
     return report
 
 
@@ -102,6 +122,44 @@ def decoded(source: Source, name: str = "m.q.weight") -> torch.Tensor:
     }
     assert not list(tensor.stored.bad_values(planes)) and not list(tensor.stored.bad_codes(planes, tensor.shape))
     return torch.from_numpy(tensor.stored.decode(planes, tensor.shape, tensor.dtype))
+
+
+def same(folder: pathlib.Path, back: pathlib.Path, left_out: tuple[str, ...] = ()) -> None:
+    """Two directories have the same tensors, to the bit."""
+    before, after = ({} for _ in range(2))
+    for found, path in ((before, folder), (after, back)):
+        for file in path.glob("*.safetensors"):
+            found |= load_file(file)
+    after = {name: value for name, value in after.items() if not name.endswith(left_out or ("nothing",))}
+    assert after.keys() == {name for name in before if not name.endswith(left_out or ("nothing",))}
+    for name, value in after.items():
+        assert value.dtype == before[name].dtype and value.shape == before[name].shape, name
+        assert value.reshape(-1).view(torch.uint8).equal(before[name].reshape(-1).view(torch.uint8)), name
+
+
+def goes_back(folder: pathlib.Path, left_out: tuple[str, ...] = ()) -> pathlib.Path:
+    """Convert the tensors of a directory, and write them in its form: they are what they were, to the bit.
+
+    Returns the directory written, from which the source's values are read again.
+    """
+    source = open_source(folder)
+    source.no_model = "these are tensors alone"
+    aibit.convert(source, folder.parent / "tensors.aibit", overwrite=True)
+    with aibit.open(folder.parent / "tensors.aibit") as file:
+        form = next(found for name in FORMS if source.kind in (found := form_class(name)).METHODS)(file)
+        kept = [stored(file, file.info(name)) for name in file if file.info(name).scheme.lossy]
+        plain = [name for name in file if not file.info(name).scheme.lossy]
+        for each in kept:
+            form.settings(each)
+        items = [form.item(each) for each in kept]
+        config = form.with_config({"dtype": "bfloat16"}, form.config(kept, []))
+        texts = {"config.json": json.dumps(config).encode()}
+        write_directory(str(folder.parent / "back"), items, texts, overwrite=True)
+    same(folder, folder.parent / "back", (*left_out, *plain))
+    again = open_source(folder.parent / "back")
+    for name in (each.name for each in kept):
+        assert torch.equal(decoded(again, name), decoded(source, name))
+    return folder.parent / "back"
 
 
 def refused(

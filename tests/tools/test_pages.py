@@ -16,10 +16,11 @@ import safetensors.numpy
 
 from aibit_format.container import layout, signatures
 from tests.support.paths import ROOT
+from tools import formats
 
 PAGES = [
-    "README.md", "docs/using.md", "SECURITY.md", "spec/README.md", "spec/IMPLEMENTING.md", "spec/schemes/README.md",
-    "spec/COMPATIBILITY.md", "spec/ERRATA.md", "spec/PERMISSIVE.md", "spec/media-type.md",
+    "README.md", "docs/using.md", "docs/formats.md", "SECURITY.md", "spec/README.md", "spec/IMPLEMENTING.md",
+    "spec/schemes/README.md", "spec/COMPATIBILITY.md", "spec/ERRATA.md", "spec/PERMISSIVE.md", "spec/media-type.md",
 ]  # fmt: skip
 MAGIC = ROOT / "spec" / "aibit.magic"
 
@@ -48,6 +49,10 @@ def test_the_pages_state_the_magic_numbers_of_the_format():
     for magic in (layout.SIGNATURE, layout.DETACHED_MAGIC):
         assert f"`{magic.hex(' ').upper()}`" in text
         assert f"\t{repr(magic)[2:-1]}\t" in MAGIC.read_text("ascii")
+
+
+def test_the_page_of_formats_is_what_the_registries_say():
+    assert formats.PAGE.read_text("utf-8") == formats.page()
 
 
 @pytest.mark.parametrize("page", PAGES)

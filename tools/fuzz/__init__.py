@@ -22,6 +22,7 @@ TARGETS = {
     "archive": "tools.fuzz.sources:Archive",
     "checkpoint": "tools.fuzz.sources:Checkpoint",
     "quantized": "tools.fuzz.sources:Quantized",
+    "makers": "tools.fuzz.sources:Makers",
 }
 
 # libFuzzer's own mutation of bytes, to so many at most; it also draws on the constants that the code compares with.

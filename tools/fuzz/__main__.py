@@ -10,10 +10,10 @@ The targets:
     reader       one .aibit file: open, validate, decode and verify, over a mapped file and over bytes
     signatures   a file with signatures in it and beside it, checked with a key
     shards       a model in several files, opened by the first
-    safetensors, gguf, pickle, archive, checkpoint, quantized
+    safetensors, gguf, pickle, archive, checkpoint, quantized, makers
                  what a converter reads: model.safetensors, GGUF, pytorch_model.bin, the old ZIP archive, and a
-                 directory with its config.json and index, the last with
-                 weights of each quant_method; what is read is also converted and verified
+                 directory with its config.json and index, the last two with weights of each quant_method and in the
+                 form of their makers; what is read is also converted and verified
 
 Needs Atheris (https://github.com/google/atheris, part of the ``dev`` extra). It measures which branches of the package
 an input reaches, and mutates those that reach new ones. Mutation alone would never get past the digests, so a mutator

@@ -230,12 +230,23 @@ class Quantized(Checkpoint):
         return {name: bundle.pack(files) for name, files in quantized_seeds.checkpoints().items()}
 
 
+class Makers(Checkpoint):
+    """A directory as Meta or Mistral publishes its models."""
+
+    def seeds(self) -> dict[str, bytes]:
+        from . import makers_seeds
+
+        return {name: bundle.pack(files) for name, files in makers_seeds.checkpoints().items()}
+
+
 _CHANGES = {
     ".json": json_text.changed, ".safetensors": safetensors_bytes.changed, ".bin": archives.pickle_changed,
+    ".pth": archives.pickle_changed,
 }  # fmt: skip
 _NAMES = (
     "model.safetensors", "pytorch_model.bin", "pytorch_model.pt", "model.pt", "model.safetensors.index.json",
-    "quantize_config.json", "generation_config.json", "tokenizer_config.json", "LICENSE",
+    "quantize_config.json", "generation_config.json", "tokenizer_config.json", "LICENSE", "params.json", "tekken.json",
+    "consolidated.safetensors", "consolidated.00.pth", "consolidated.01.pth", "tokenizer.model",
 )  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""Reads checkpoints of BitNet, whose weights are -1, 0 and 1."""
+"""Reads and writes checkpoints of BitNet, whose weights are -1, 0 and 1."""

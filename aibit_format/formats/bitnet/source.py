@@ -16,8 +16,8 @@ import numpy as np
 
 from ..huggingface.modules import CODES, Parts, Planes, QuantizedModules, Weight, plane_of
 
-_IN_BYTE = 4
-_RECIPROCAL = {"bitlinear": 1, "autobitlinear": 0}
+IN_BYTE = 4
+RECIPROCAL = {"bitlinear": 1, "autobitlinear": 0}
 
 
 class BitNet(QuantizedModules):
@@ -35,7 +35,7 @@ class BitNet(QuantizedModules):
             )
         if self.said.get("use_rms_norm"):
             raise self.refused("use_rms_norm: norms before each layer, which no model of transformers has by itself")
-        self._reciprocal = _RECIPROCAL[self.choice("linear_class", _RECIPROCAL, "bitlinear")]
+        self._reciprocal = RECIPROCAL[self.choice("linear_class", RECIPROCAL, "bitlinear")]
         self.check_listed("modules_to_not_convert")
 
     def weight(self, name: str, parts: Parts) -> Weight:
@@ -48,10 +48,10 @@ class BitNet(QuantizedModules):
 
         def read() -> Planes:
             packed = self.value(codes)
-            unpacked = np.stack([(packed >> np.uint8(2 * place)) & np.uint8(3) for place in range(_IN_BYTE)])
+            unpacked = np.stack([(packed >> np.uint8(2 * place)) & np.uint8(3) for place in range(IN_BYTE)])
             if (unpacked == 3).any():
                 raise self.error(codes, "holds a code 3, which stands for no value of -1, 0 and 1")
-            ternary = unpacked.reshape(_IN_BYTE * rows, columns)
+            ternary = unpacked.reshape(IN_BYTE * rows, columns)
             return {CODES: plane_of(ternary, 2, "u2"), "scale": self.value(scale).reshape(1)}
 
-        return Weight((_IN_BYTE * rows, columns), f"ternary,scale={scale.dtype},reciprocal={self._reciprocal}", read)
+        return Weight((IN_BYTE * rows, columns), f"ternary,scale={scale.dtype},reciprocal={self._reciprocal}", read)

@@ -1,1 +1,1 @@
-"""Reads checkpoints of the compressed-tensors library: a Hugging Face directory of quant_method compressed-tensors."""
+"""Reads and writes checkpoints of the compressed-tensors library, whose quant_method is compressed-tensors."""

@@ -1,1 +1,1 @@
-"""Reads checkpoints whose weights are 8-bit floats with scales: a Hugging Face directory of quant_method fp8."""
+"""Reads and writes checkpoints whose weights are 8-bit floats with scales, of quant_method fp8 and others."""

@@ -1,1 +1,1 @@
-"""Reads Gemma's checkpoints of integers from quantization-aware training."""
+"""Reads and writes Gemma's checkpoints of integers from quantization-aware training."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..huggingface.modules import CODES, LEFT_OUT, Parts, Planes, QuantizedModules, Weight, plane_of, stream_codes
 
-_BITS = (2, 4, 8)
+BITS = (2, 4, 8)
 
 
 class Gemma(QuantizedModules):
@@ -74,6 +74,6 @@ class Gemma(QuantizedModules):
         return self._checked(self.said.get("num_bits", 4))
 
     def _checked(self, bits: object) -> int:
-        if type(bits) is not int or bits not in _BITS:
-            raise self.refused(f"num_bits {str(bits)[:80]}, expected one of {', '.join(map(str, _BITS))}")
+        if type(bits) is not int or bits not in BITS:
+            raise self.refused(f"num_bits {str(bits)[:80]}, expected one of {', '.join(map(str, BITS))}")
         return bits

@@ -20,6 +20,7 @@ from .rope import FACTORS
 _ENDS = (".weight", ".bias")
 _LAYER = re.compile(r"(?:(?<=^)|(?<=\.))blk\.(0|[1-9][0-9]{0,5})\.")
 EMBEDDINGS = "token_embd.weight"
+_TOKENIZER = "tokenizer."  # begins the names of keys that are of no architecture
 
 # Keys that no architecture's list asks for: those that change nothing here (without values), and those that make
 # llama.cpp compute something else, with the values that do not.
@@ -61,7 +62,9 @@ class Architecture:
     """Describe one architecture on both sides.
 
     ``chosen`` tells by keys and names of tensors whether a file of this GGUF architecture is meant, where several are
-    called the same. Without the tensor ``head``, the embeddings are the head.
+    called the same. ``layers`` are the config's keys of how many layers there are, of which the largest counts. Without
+    the tensor ``head``, the embeddings are the head. ``left_out`` are tensors of transformers that GGUF has not, as
+    llama.cpp does not compute with them.
     """
 
     gguf: str
@@ -70,12 +73,17 @@ class Architecture:
     rows: tuple[Row, ...]
     entries: tuple[Entry, ...]
     chosen: Callable[[Mapping[str, Any], Collection[str]], bool] = lambda values, names: True
-    layers: str = "num_hidden_layers"
+    layers: tuple[str, ...] = ("num_hidden_layers",)
     head: str = "output.weight"
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def _by_part(self) -> dict[str, Row]:
         return {part: row for row in self.rows for part in row.parts}
+
+    def has(self, name: str) -> bool:
+        """Tell whether a tensor of GGUF's has a place in the model."""
+        return _LAYER.sub("blk.{}.", name, count=1) in self._by_part
 
     def places(self, names: Iterable[str]) -> dict[str, Place]:
         """Sort GGUF's tensors by the tensors of transformers' that they make, leaving out factors.
@@ -183,4 +191,4 @@ class Architecture:
         for entry in self.entries:
             entry.write(config, values)
         values["vocab_size"] = config["vocab_size"]
-        return {f"{self.gguf}.{key}": value for key, value in values.items()}
+        return {key if key.startswith(_TOKENIZER) else f"{self.gguf}.{key}": value for key, value in values.items()}

@@ -1,6 +1,7 @@
 """Defines how values of ``config.json`` and keys of GGUF stand for each other, in both directions.
 
-An architecture lists some of these; each reads what it knows of a file into a config, and writes it back.
+An architecture lists some of these; each reads what it knows of a file into a config, and writes it back. What is about
+heads and layers is in ``config_attention``, what one family alone has in its file of ``architectures``.
 """
 
 from __future__ import annotations
@@ -9,10 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ...errors import SourceError
-from . import rope
 from .keys import Keys, brief
 
 Config = dict[str, Any]
@@ -45,12 +43,15 @@ class Entry:
         """
 
 
+_NEEDED = ("a number that is not negative", "a positive number")
+
+
 @dataclass(frozen=True)
 class Number(Entry):
     """Say that a number, or a bool, has one key on each side.
 
     ``otherwise`` is its value where one side lacks it: a number, or the config's key for another one, whose value is
-    taken ``times`` as often. Without it, the number is needed.
+    taken ``times`` as often. Without it, the number is needed. An integer is ``least`` at least.
     """
 
     key: str
@@ -59,6 +60,7 @@ class Number(Entry):
     otherwise: Any = None
     times: int = 1
     also: str | None = None  # another name of the config's key
+    least: int = 1
 
     def read(self, keys: Keys, config: Config, about: About) -> None:
         otherwise = self._otherwise(config)
@@ -67,7 +69,7 @@ class Number(Entry):
         elif self.kind is float:
             config[self.config] = keys.number(self.key, otherwise)
         else:
-            config[self.config] = keys.integer(self.key, otherwise)
+            config[self.config] = keys.integer(self.key, otherwise, self.least)
 
     def write(self, config: Mapping[str, Any], values: Config) -> None:
         value = config.get(self.config)
@@ -75,8 +77,8 @@ class Number(Entry):
             value = config.get(self.also)
         value = self._otherwise(config) if value is None else value
         value = float(value) if self.kind is float and type(value) is int else value
-        if type(value) is not self.kind or (self.kind is int and value <= 0):
-            needed = {bool: "true or false", float: "a number", int: "a positive number"}[self.kind]
+        if type(value) is not self.kind or (self.kind is int and value < self.least):
+            needed = {bool: "true or false", float: "a number", int: _NEEDED[self.least]}[self.kind]
             raise SourceError(f"config.json: {self.config} is {brief(value)}, {needed} is needed")
         values[self.key] = value
 
@@ -188,254 +190,10 @@ class Constant(Entry):
 
     def read(self, keys: Keys, config: Config, about: About) -> None:
         value = keys.get(self.key)
+        value = keys.number(self.key) if self.values and isinstance(value, float) else value
         if self.values and (not isinstance(value, (int, float, str, type(None))) or value not in self.values):
             raise keys.wrong(self.key, value, f"{config['architectures'][0]} has no such thing")
 
     def write(self, config: Mapping[str, Any], values: Config) -> None:
         if self.values and self.values[0] is not None:
             values[self.key] = self.values[0]
-
-
-@dataclass(frozen=True)
-class HeadSize(Entry):
-    """Say how many dimensions a head has; without ``config``, as many as the model's width has for each head."""
-
-    config: str | None = "head_dim"
-    written: bool = True
-
-    def read(self, keys: Keys, config: Config, about: About) -> None:
-        heads, width = config["num_attention_heads"], config["hidden_size"]
-        size = keys.integer("attention.key_length", width // heads or None)
-        if keys.integer("attention.value_length", size) != size:
-            raise keys.wrong("attention.value_length", keys.get("attention.value_length"), f"the keys have {size}")
-        if self.config is not None:
-            config[self.config] = size
-        elif size * heads != width:
-            raise SourceError(f"{heads} heads of {size} dimensions in a model {width} wide")
-
-    def write(self, config: Mapping[str, Any], values: Config) -> None:
-        size = rope.head_dim_of(config)
-        if self.config is None and size * config["num_attention_heads"] != config["hidden_size"]:
-            raise SourceError(f"config.json: heads of {size}: llama.cpp takes width by heads")
-        if self.written:
-            values |= {"attention.key_length": size, "attention.value_length": size}
-
-
-@dataclass(frozen=True)
-class Rope(Entry):
-    """Say how positions rotate: ``rope_parameters``, and ``rope.`` keys and tensors of factors.
-
-    ``partial`` allows that only the first dimensions of a head rotate. ``extra`` is how llama.cpp always scales, which
-    ``rope_parameters`` have to say.
-    """
-
-    partial: bool = False
-    extra: tuple[tuple[str, Any], ...] = ()
-
-    def read(self, keys: Keys, config: Config, about: About) -> None:
-        values = keys.rope()
-        size = rope.head_dim_of(config)
-        rotated = keys.integer("rope.dimension_count", size)
-        if rotated != size and not (self.partial and rotated < size):
-            raise keys.wrong("rope.dimension_count", rotated, f"the heads have {size} dimensions")
-        for name, factors in about.factors.items():
-            if len(factors) != rotated // 2:
-                raise SourceError(f"tensor {name!r} has {len(factors)} factors, for {rotated} dimensions")
-        found = rope.from_gguf(values, about.factors, config["max_position_embeddings"])
-        if self.partial:
-            found["partial_rotary_factor"] = rotated / size
-        if found["rope_type"] == "yarn":
-            found |= dict(self.extra)
-        config["rope_parameters"] = found
-        if "original_max_position_embeddings" in found and found["rope_type"] == "longrope":
-            config["original_max_position_embeddings"] = found["original_max_position_embeddings"]
-
-    def write(self, config: Mapping[str, Any], values: Config) -> None:
-        size, parameters = rope.head_dim_of(config), rope.parameters_of(config)
-        factor = parameters.pop("partial_rotary_factor", None)
-        rotated = size if factor is None else int(size * factor)
-        if rotated != size and not self.partial:
-            raise SourceError(f"config.json: partial_rotary_factor {factor}: llama.cpp's model has no such thing")
-        for name, value in self.extra if parameters["rope_type"] == "yarn" else ():
-            if parameters.pop(name, not value) != value:
-                raise SourceError(f"config.json: rope_parameters: {name} is to be {value}, as llama.cpp computes")
-        written = rope.to_gguf(parameters, config)
-        values |= {"rope.dimension_count": rotated} | {f"rope.{key}": value for key, value in written.items()}
-
-
-@dataclass(frozen=True)
-class Window(Entry):
-    """Refuse a sliding window that would matter: llama.cpp's model attends to everything."""
-
-    config: str = "sliding_window"
-
-    def read(self, keys: Keys, config: Config, about: About) -> None:
-        if keys.scalar("attention.sliding_window") not in (None, 0):
-            raise keys.wrong("attention.sliding_window", keys.get("attention.sliding_window"), "none is expected here")
-        config[self.config] = None
-
-    def write(self, config: Mapping[str, Any], values: Config) -> None:
-        window = config.get(self.config)
-        if window and window < config["max_position_embeddings"]:
-            raise SourceError(f"config.json: {self.config} {window}: llama.cpp's model has no sliding window")
-
-
-@dataclass(frozen=True)
-class LayerTypes(Entry):
-    """Say which layers attend to everything: every ``period``-th; the others have a sliding window."""
-
-    period: int
-
-    def read(self, keys: Keys, config: Config, about: About) -> None:
-        config["layer_types"] = self._types(config["num_hidden_layers"])
-        found = keys.get("attention.sliding_window_pattern", self.period)
-        wanted = [kind != _FULL for kind in config["layer_types"]]
-        found = found.tolist() if isinstance(found, np.ndarray) else found
-        if found not in (self.period, wanted):
-            raise keys.wrong("attention.sliding_window_pattern", found, f"every {self.period}th is expected")
-
-    def write(self, config: Mapping[str, Any], values: Config) -> None:
-        if config.get("layer_types") not in (None, self._types(config["num_hidden_layers"])):
-            raise SourceError("config.json: layer_types: llama.cpp's model has others")
-
-    def _types(self, layers: int) -> list[str]:
-        return [_FULL if (i + 1) % self.period == 0 else "sliding_attention" for i in range(layers)]
-
-
-_FULL = "full_attention"
-
-
-@dataclass(frozen=True)
-class QueryScale(Entry):
-    """Say by what Gemma scales queries: the size of a head, or in a model of ``wide`` layers the width by heads."""
-
-    wide: int
-
-    def read(self, keys: Keys, config: Config, about: About) -> None:
-        config["query_pre_attn_scalar"] = self._scale(config)
-
-    def write(self, config: Mapping[str, Any], values: Config) -> None:
-        if config.get("query_pre_attn_scalar") not in (None, self._scale(config)):
-            raise SourceError(
-                f"config.json: query_pre_attn_scalar {brief(config['query_pre_attn_scalar'])}, llama.cpp computes with "
-                f"{self._scale(config)}"
-            )
-
-    def _scale(self, config: Mapping[str, Any]) -> int:
-        if config["num_hidden_layers"] == self.wide:
-            return config["hidden_size"] // config["num_attention_heads"]
-        return rope.head_dim_of(config)
-
-
-class TwoRopes(Entry):
-    """Say how positions rotate in Gemma 3: in full layers, which may be scaled, and in those with a sliding window."""
-
-    def read(self, keys: Keys, config: Config, about: About) -> None:
-        values, size = keys.rope(), rope.head_dim_of(config)
-        local = keys.number("rope.freq_base_swa", rope.DEFAULT_THETA)
-        if keys.integer("rope.dimension_count", size) != size:
-            raise keys.wrong("rope.dimension_count", values["dimension_count"], f"the heads have {size} dimensions")
-        values.setdefault("freq_base", 1e6)
-        config["rope_parameters"] = {
-            _FULL: rope.from_gguf(values, about.factors, config["max_position_embeddings"]),
-            "sliding_attention": {"rope_type": "default", "rope_theta": local},
-        }
-
-    def write(self, config: Mapping[str, Any], values: Config) -> None:
-        both = config.get("rope_parameters") or {}
-        full = both.get(_FULL) or {
-            "rope_theta": config.get("rope_theta") or 1e6, **(config.get("rope_scaling") or {}),
-        }  # fmt: skip
-        local = both.get("sliding_attention") or {"rope_theta": config.get("rope_local_base_freq") or 1e4}
-        if rope.parameters_of({"rope_parameters": local})["rope_type"] != "default":
-            raise SourceError("config.json: rope_parameters: llama.cpp scales no layers with a sliding window")
-        written = rope.to_gguf(rope.parameters_of({"rope_parameters": full}), config)
-        values |= {f"rope.{key}": value for key, value in written.items()}
-        values["rope.freq_base_swa"] = float(local["rope_theta"])
-
-
-@dataclass(frozen=True)
-class WithoutTensor(Entry):
-    """Say that a flag of a config is set where a tensor is missing; ``key`` is GGUF's for the same."""
-
-    config: str
-    tensor: str
-    key: str
-
-    def read(self, keys: Keys, config: Config, about: About) -> None:
-        keys.get(self.key)  # converters have written it the wrong way round; llama.cpp looks for the tensor
-        config[self.config] = self.tensor not in about.shapes
-
-    def write(self, config: Mapping[str, Any], values: Config) -> None:
-        values[self.key] = bool(config.get(self.config))
-
-
-class ConvolutionLayers(Entry):
-    """Say which layers of LFM2 are convolutions: those for which a file has no heads of keys and values."""
-
-    def read(self, keys: Keys, config: Config, about: About) -> None:
-        counts = keys.each("attention.head_count_kv", config["num_hidden_layers"])
-        if {*counts} - {0} != {max(counts)} or type(counts[0]) is not int:
-            raise keys.wrong(
-                "attention.head_count_kv", keys.get("attention.head_count_kv"), "0 or one number is needed"
-            )
-        config["num_key_value_heads"] = max(counts)
-        config["layer_types"] = [_FULL if count else "conv" for count in counts]
-
-    def write(self, config: Mapping[str, Any], values: Config) -> None:
-        heads, types = config["num_key_value_heads"], config.get("layer_types")
-        if not types or len(types) != config["num_hidden_layers"] or {*types} - {"conv", _FULL}:
-            raise SourceError(f"config.json: layer_types is {brief(types)}, conv or {_FULL} is needed for each layer")
-        values["attention.head_count_kv"] = [heads if kind == _FULL else 0 for kind in types]
-
-
-class AdjustedWidth(Entry):
-    """Say how wide the layers of LFM2 are inside, which a config may leave to be computed from another width."""
-
-    def read(self, keys: Keys, config: Config, about: About) -> None:
-        config["intermediate_size"] = keys.integer("feed_forward_length")
-        config["block_auto_adjust_ff_dim"] = False
-
-    def write(self, config: Mapping[str, Any], values: Config) -> None:
-        width = config.get("block_ff_dim") or config["intermediate_size"]
-        if config.get("block_auto_adjust_ff_dim", True):
-            width = int(config.get("block_ffn_dim_multiplier", 1.0) * int(2 * width / 3))
-            multiple = config.get("block_multiple_of", 256)
-            width = -(-width // multiple) * multiple
-        values["feed_forward_length"] = width
-
-
-class LinearLayers(Entry):
-    """Say which layers of Qwen3.5 attend to everything: every so many-th. A file lists the others as well."""
-
-    def read(self, keys: Keys, config: Config, about: About) -> None:
-        layers = config["num_hidden_layers"]
-        interval = keys.integer("full_attention_interval", 4)
-        linear = [(i + 1) % interval != 0 for i in range(layers)]
-        if keys.get("attention.recurrent_layers") is not None:
-            linear = keys.each("attention.recurrent_layers", layers)
-        config["layer_types"] = ["linear_attention" if each else _FULL for each in linear]
-
-    def write(self, config: Mapping[str, Any], values: Config) -> None:
-        types, layers = config.get("layer_types"), config["num_hidden_layers"]
-        interval = config.get("full_attention_interval") or 4
-        types = types or [_FULL if (i + 1) % interval == 0 else "linear_attention" for i in range(layers)]
-        values["attention.recurrent_layers"] = [kind != _FULL for kind in types]
-        values["full_attention_interval"] = types.index(_FULL) + 1 if _FULL in types else interval
-
-
-class SectionedRope(Rope):
-    """Say how positions of three axes rotate, each its section of the dimensions, which take turns."""
-
-    def read(self, keys: Keys, config: Config, about: About) -> None:
-        sections = keys.each("rope.dimension_sections", 4)
-        super().read(keys, config, about)
-        config["rope_parameters"] |= {"mrope_section": sections[:3], "mrope_interleaved": True}
-
-    def write(self, config: Mapping[str, Any], values: Config) -> None:
-        parameters = dict(rope.parameters_of(config))
-        sections = parameters.pop("mrope_section", None) or [11, 11, 10]
-        if not parameters.pop("mrope_interleaved", True):
-            raise SourceError("config.json: rope_parameters: mrope_interleaved is to be true, as llama.cpp computes")
-        super().write({**config, "rope_parameters": parameters}, values)
-        values["rope.dimension_sections"] = [*sections, 0]

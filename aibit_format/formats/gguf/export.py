@@ -22,6 +22,7 @@ from ...file.sharded_reader import Opened
 from ...hf.tokenizer_files import REASON
 from ...io.atomic import AtomicFile
 from ...schemes import Scheme, make
+from ...schemes.base import swapped
 from ...schemes.ggml import GGML
 from ...schemes.plain import Plain
 from ..export_tensors import config_of, stored
@@ -46,12 +47,13 @@ _PLAIN = ("f32", "f16", "bf16")
 _STORED = (*_PLAIN, "f64", "i8", "i16", "i32", "i64")  # dtypes that GGUF has
 # Names whose matrices are f32: llama.cpp computes with them so, and its own conversion writes them so.
 _FLOAT32 = (
-    "_norm.weight", "position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight",
-    "shortconv.conv.weight", "ssm_a", "ssm_d", ".bias", "attn_rel_b.weight",
+    "_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight",
+    "ssm_conv1d.weight", "shortconv.conv.weight", "ssm_a", "ssm_d", ".bias", "attn_rel_b.weight", ".scale",
 )  # fmt: skip
 # Buffers that some checkpoints hold and GGUF does not.
-_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+_BUFFERS = ("embeddings.position_ids", ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 _QUANTIZATION_VERSION = 2  # of GGML's blocks, since 2023
+_CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 _OWN = frozenset(f"general.{key}" for key in ("architecture", "type", "file_type", "quantization_version", "alignment"))
 
 
@@ -142,16 +144,30 @@ def _model(file: Opened) -> tuple[Architecture, dict[str, Any]]:
     if embeddings not in file:
         raise SourceError(f"tensor {embeddings!r} is missing")
     config = config | {"vocab_size": file.info(embeddings).shape[0]}
-    problems = []
-    for model in found:  # of several forms of one model, such as Falcon's, that which its config describes
+    problems, fitting = [], []
+    for model in found:  # of several forms of one model, such as Falcon's, those which its config describes
         try:
             model.values(config)
-            return model, config
+            fitting.append(model)
         except (KeyError, TypeError) as error:
             problems.append(SourceError(f"config.json: {error!r} is missing, or of another type"))
         except SourceError as error:
             problems.append(error)
-    raise problems[0]
+    if not fitting:
+        raise problems[0]
+    return min(fitting, key=lambda model: _decoded(file, model, config)), config
+
+
+def _decoded(file: Opened, model: Architecture, config: dict[str, Any]) -> int:
+    """Count the tensors whose blocks do not go into this form of a model as they are."""
+    places = _places(file, model, config)
+    stored_in_blocks = (info for info in stored(file) if isinstance(info.scheme, GGML) and info.name in places)
+    return sum(not _moves(info, places[info.name], config) for info in stored_in_blocks)
+
+
+def _places(file: Opened, model: Architecture, config: dict[str, Any]) -> dict[str, Place]:
+    layers = [count for key in model.layers if isinstance(count := config.get(key), int)]
+    return model.names(max(layers, default=0), set(file))
 
 
 def _without_model(file: Opened, wanted: str) -> tuple[str, list[Item], dict[str, Any]]:
@@ -169,9 +185,11 @@ def _without_model(file: Opened, wanted: str) -> tuple[str, list[Item], dict[str
         raise SourceError("holds tensors but no model, and no metadata of GGUF")
     left_out = ("general.architecture", "general.alignment", "split.no", "split.count", "split.tensors.count", REASON)
     values = {key: value for key, value in before.items() if key not in left_out}
+    if isinstance(table := values.get(_CHARSMAP), list) and {type(i) for i in table} == {int}:
+        values[_CHARSMAP] = bytes(i & 255 for i in table)  # which files have as bytes
     for key, value in values.items():
         kinds = {*map(type, value)} if isinstance(value, list) else {type(value)}
-        if len(kinds) != 1 or not kinds <= {bool, int, float, str}:
+        if len(kinds) != 1 or not kinds <= {bool, int, float, str, bytes}:
             raise SourceError(f"{DOCUMENT}: {key} holds what GGUF's metadata cannot, or nothing")
     items = []
     for info in stored(file):
@@ -192,15 +210,14 @@ def _plane(file: Opened, info: TensorInfo) -> np.ndarray:
 
 
 def _items(file: Opened, model: Architecture, config: dict[str, Any], wanted: str) -> list[Item]:
-    layers = config.get(model.layers)
-    places = model.names(layers if isinstance(layers, int) else 0, set(file))
+    places = _places(file, model, config)
     items = []
     for name, factors in factors_of(config).items():
         items.append(Item(name, "f32", factors.shape, factors.nbytes, lambda factors=factors: factors))
     for info in stored(file):
         if info.name in places:
             items += _parts(file, info, places[info.name], config, wanted)
-        elif not info.name.endswith(_BUFFERS):
+        elif info.alias_of is None and info.name not in model.left_out and not info.name.endswith(_BUFFERS):
             raise SourceError(f"tensor {info.name!r} has no place in GGUF's {model.gguf}")
     return items
 
@@ -208,9 +225,9 @@ def _items(file: Opened, model: Architecture, config: dict[str, Any], wanted: st
 def _parts(file: Opened, info: TensorInfo, place: Place, config: dict[str, Any], wanted: str) -> list[Item]:
     """Return what a tensor of transformers becomes in GGUF: one tensor, or two of the same type."""
     operation = place.row.operation
-    # Rows of GGUF are rows of a Linear, so a Conv1D of transformers is transposed.
+    # Rows of GGUF are rows of a Linear, so a Conv1D of transformers is transposed, and so are gpt-oss's experts.
     turned = info.transposed != operation.turned
-    shape = info.shape[::-1] if turned else info.shape
+    shape = swapped(info.shape) if turned else info.shape
     try:
         shapes = operation.parts(shape, config)
     except SourceError as error:
@@ -266,9 +283,9 @@ def _arrays(
     operation = place.row.operation
     if scheme == info.scheme and _moves(info, place, config):
         (plane,) = planes.values()
-        return operation.to_gguf(plane.T if turned else plane, config)
+        return operation.to_gguf(np.swapaxes(plane, -1, -2) if turned else plane, config)
     values = info.scheme.decode(planes, info.shape, info.dtype)
-    values = np.ascontiguousarray(values.T) if turned else values
+    values = np.ascontiguousarray(np.swapaxes(values, -1, -2)) if turned else values
     arrays = [np.ascontiguousarray(array) for array in operation.to_gguf(values, config)]
     try:
         if isinstance(scheme, Plain):
@@ -295,6 +312,7 @@ def _metadata(
         "general.file_type": TYPES[mostly],
         "general.quantization_version": _QUANTIZATION_VERSION,
         **model.values(config),
+        **{key: before[key] for key in (f"{model.gguf}.pooling_type",) if key in before},
         **metadata_of(file, config),
     }
 
@@ -316,7 +334,7 @@ def _write(
     writer = library.GGUFWriter(path, architecture)
     add = {
         bool: writer.add_bool, int: lambda key, value: _whole(writer, value)(key, value), float: writer.add_float32,
-        str: writer.add_string, list: writer.add_array,
+        str: writer.add_string, list: writer.add_array, bytes: writer.add_array,
     }  # fmt: skip
     try:
         for key, value in values.items():

@@ -39,15 +39,15 @@ class Keys:
             raise self.wrong(key, value, "one value is needed")
         return value
 
-    def integer(self, key: str, otherwise: int | None = None) -> int:
-        """Return a positive integer, or ``otherwise`` if the key is missing.
+    def integer(self, key: str, otherwise: int | None = None, least: int = 1) -> int:
+        """Return an integer that is at least ``least``, or ``otherwise`` if the key is missing.
 
         Raises:
             SourceError: it is missing without a default, or it is something else, such as one value per layer.
         """
         value = self.get(key, otherwise)
-        if type(value) is not int or not 0 < value < 1 << 31:
-            raise self.wrong(key, value, "one positive number is needed")
+        if type(value) is not int or not least <= value < 1 << 31:
+            raise self.wrong(key, value, f"one {'positive' if least else 'whole'} number is needed")
         return value
 
     def number(self, key: str, otherwise: float | None = None) -> float:

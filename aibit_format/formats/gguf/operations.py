@@ -29,7 +29,7 @@ class Operation:
     Arrays are planes of blocks, u8 with the bytes of a row in the last dimension, or values. ``config`` is the model's.
     """
 
-    turned = False  # transformers keeps the transpose: a Conv1D
+    turned: bool = False  # transformers keeps the transpose
     keeps_order = True  # of values: only the shape changes, if anything
     value: ValueOf | None = None  # if each value changes by itself
 
@@ -55,7 +55,10 @@ class Operation:
 
 
 class Turned(Operation):
-    """Read the stored tensor as the transpose of transformers' (GPT-2's Conv1D); it is kept as GGUF has it."""
+    """Read the stored tensor as the transpose of transformers' in its last two dimensions; it is kept as GGUF has it.
+
+    GPT-2's Conv1D is so, and each of gpt-oss's experts.
+    """
 
     turned = True
 
@@ -232,58 +235,80 @@ class Joined(Operation):
         return np.split(array, 2, axis=-2)
 
 
-class TurnedEach(Operation):
-    """Swap the last two dimensions: experts that transformers keeps as [experts, in, out]."""
-
-    keeps_order = False
-
-    def moves_blocks(self, block: int, config: Config) -> bool:
-        return False
-
-    def joined(self, shapes: Sequence[Shape], config: Config) -> Shape:
-        (shape,) = self.parts(shapes[0], config)
-        return shape
-
-    def parts(self, shape: Shape, config: Config) -> list[Shape]:
-        if len(shape) != 3:
-            raise SourceError("no stack of experts")
-        return [(shape[0], shape[2], shape[1])]
-
-    def to_hugging_face(self, arrays: Sequence[np.ndarray], config: Config) -> np.ndarray:
-        return arrays[0].swapaxes(1, 2)
-
-    def to_gguf(self, array: np.ndarray, config: Config) -> list[np.ndarray]:
-        return [array.swapaxes(1, 2)]
-
-
 @dataclass(frozen=True)
 class Interleaved(Operation):
-    """Take gate and up in turn along the last dimension; with ``turned_each``, of experts that are turned as well."""
+    """Take gate and up in turn along ``axis``: rows of weights, -2, or a vector's values, -1."""
 
-    turned_each: bool = False
+    axis: int
+    turned: bool = False  # type: ignore[misc]
     keeps_order = False
 
     def moves_blocks(self, block: int, config: Config) -> bool:
-        return False
+        return self.axis == -2 or block == 1
 
     def joined(self, shapes: Sequence[Shape], config: Config) -> Shape:
         first, second = shapes
-        if first != second or len(first) != (3 if self.turned_each else 2):
+        if first != second or len(first) < -self.axis:
             raise SourceError(f"shapes {list(first)} and {list(second)} are not those of gate and up")
-        return (first[0], first[2], 2 * first[1]) if self.turned_each else (first[0], 2 * first[1])
+        shape = list(first)
+        shape[self.axis] *= 2
+        return tuple(shape)
 
     def parts(self, shape: Shape, config: Config) -> list[Shape]:
-        if len(shape) != (3 if self.turned_each else 2) or shape[-1] % 2:
+        if len(shape) < -self.axis or shape[self.axis] % 2:
             raise SourceError("no gate and up in turn")
-        return [(shape[0], shape[-1] // 2, *shape[1:-1])] * 2
+        half = list(shape)
+        half[self.axis] //= 2
+        return [tuple(half)] * 2
 
     def to_hugging_face(self, arrays: Sequence[np.ndarray], config: Config) -> np.ndarray:
-        both = np.stack([array.swapaxes(1, 2) if self.turned_each else array for array in arrays], axis=-1)
-        return both.reshape(*both.shape[:-2], 2 * both.shape[-2])
+        shape = list(arrays[0].shape)
+        shape[self.axis] *= 2
+        return np.stack(arrays, axis=arrays[0].ndim + 1 + self.axis).reshape(shape)
 
     def to_gguf(self, array: np.ndarray, config: Config) -> list[np.ndarray]:
-        halves = [array[..., 0::2], array[..., 1::2]]
-        return [half.swapaxes(1, 2) for half in halves] if self.turned_each else halves
+        return [array.take(range(first, array.shape[self.axis], 2), self.axis) for first in (0, 1)]
+
+
+class KeysAndValues(Operation):
+    """Make the rows of keys and values of each head (latent attention) from two stacks with a matrix for each head.
+
+    Those of keys, [heads, rank, key], are turned, as llama.cpp multiplies queries with them; those of values are
+    [heads, value, rank]. The result is [heads * (key + value), rank].
+    """
+
+    keeps_order = False
+
+    def moves_blocks(self, block: int, config: Config) -> bool:
+        return block == 1
+
+    def joined(self, shapes: Sequence[Shape], config: Config) -> Shape:
+        heads, key, value, rank = self._sizes(config)
+        if list(shapes) != [(heads, rank, key), (heads, value, rank)]:
+            raise SourceError(f"{heads} heads, keys of {key} and values of {value} of rank {rank}")
+        return heads * (key + value), rank
+
+    def parts(self, shape: Shape, config: Config) -> list[Shape]:
+        heads, key, value, rank = self._sizes(config)
+        if tuple(shape) != (heads * (key + value), rank):
+            raise SourceError(f"{heads} heads, keys of {key} and values of {value} of rank {rank}")
+        return [(heads, rank, key), (heads, value, rank)]
+
+    def to_hugging_face(self, arrays: Sequence[np.ndarray], config: Config) -> np.ndarray:
+        keys, values = arrays
+        both = np.concatenate([keys.swapaxes(1, 2), values], axis=1)
+        return both.reshape(-1, both.shape[-1])
+
+    def to_gguf(self, array: np.ndarray, config: Config) -> list[np.ndarray]:
+        heads, key, _, rank = self._sizes(config)
+        both = array.reshape(heads, -1, rank)
+        return [both[:, :key].swapaxes(1, 2), both[:, key:]]
+
+    @staticmethod
+    def _sizes(config: Config) -> tuple[int, int, int, int]:
+        names = ("num_attention_heads", "qk_nope_head_dim", "v_head_dim", "kv_lora_rank")
+        heads, key, value, rank = (config[name] for name in names)
+        return heads, key, value, rank
 
 
 def rotary(heads: str) -> Permuted:
@@ -348,4 +373,4 @@ SHIFTED = EachValue(lambda array: array - np.float32(1), lambda array: array + n
 NEGATED_EXPONENTIAL = EachValue(
     _logarithm, lambda array: -np.exp(array.astype(np.float64)).astype(np.float32), rounding=3e-7
 )
-JOINED, TURNED_EACH = Joined(), TurnedEach()
+JOINED, KEYS_AND_VALUES = Joined(), KeysAndValues()

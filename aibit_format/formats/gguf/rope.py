@@ -21,6 +21,7 @@ DEFAULT_THETA = 10000.0
 FREQUENCIES, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 FACTORS = (FREQUENCIES, LONG, SHORT)
 _CONTEXTS = (8192, *(1 << power for power in range(6, 21)))  # tried if there are too few values to compute it
+_STILL = 1e30  # a factor that makes a frequency nothing
 _TOLERANCE = 1e-5  # relative: the factors went through float32
 
 
@@ -142,6 +143,11 @@ def factors_of(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
     parameters = parameters_of(config) if "full_attention" not in both else both["full_attention"]
     if parameters.get("rope_type") == "llama3":
         return {FREQUENCIES: frequency_factors(parameters, head_dim_of(config))}
+    if parameters.get("rope_type") == "proportional":  # Gemma 4: the other pairs of dimensions do not rotate
+        sizes = [own["head_dim"] for own in (config.get("per_layer_config") or {}).values() if "head_dim" in own]
+        pairs = (sizes[0] if sizes else config.get("global_head_dim") or 512) // 2
+        rotated = int(pairs * parameters.get("partial_rotary_factor", 1.0))
+        return {FREQUENCIES: np.array([1.0] * rotated + [_STILL] * (pairs - rotated), np.float32)}
     if parameters.get("rope_type") in _LONG:
         found = {LONG: parameters["long_factor"], SHORT: parameters["short_factor"]}
         return {name: np.asarray(values, np.float32) for name, values in found.items()}

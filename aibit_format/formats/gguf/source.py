@@ -35,7 +35,9 @@ from .rope import FACTORS
 __all__ = ["GGUF", "GGUFFile"]
 
 DOCUMENT = REASON_DOCUMENT  # "gguf.json": the metadata that no other document holds
-_IN_TOKENIZER = frozenset(f"tokenizer.ggml.{key}" for key in ("tokens", "scores", "merges", "token_type"))
+_IN_TOKENIZER = frozenset(
+    f"tokenizer.ggml.{key}" for key in ("tokens", "scores", "merges", "token_type", "precompiled_charsmap")
+)
 _BESIDE = (".scale", ".input_scale")  # factors of tensors in nvfp4, beside the scales in their blocks
 _PIECE_ELEMENTS = 1 << 20  # elements checked at a time
 
@@ -126,7 +128,7 @@ class GGUF:
             name = self._file.metadata.get("general.architecture")
             raise SourceError(f"architecture {str(name)[:60]!r} is unknown here; known: {', '.join(KNOWN)}")
         for name in self._stored:
-            if name.endswith(_BESIDE):
+            if name.endswith(_BESIDE) and not model.has(name):
                 raise SourceError(f"tensor {name!r} scales the values of another, which no model here does")
         factors = {}
         for name in FACTORS:
@@ -180,7 +182,8 @@ class GGUF:
         count = self._config["vocab_size"]
         valid = {name: i for name, i in ids.items() if type(i) is int and 0 <= i < count}
         ends = list(dict.fromkeys(valid[name] for name in ("eos", "eot") if name in valid))
-        return {
+        start = self._config.get("decoder_start_token_id")
+        return ({} if start is None else {"decoder_start_token_id": start}) | {
             "bos_token_id": valid.get("bos"),
             "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
             "pad_token_id": valid.get("padding"),

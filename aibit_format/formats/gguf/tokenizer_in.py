@@ -3,78 +3,20 @@
 GGUF has the vocabulary, the merges or scores, the kind of each token and the ids of the special ones as metadata.
 The result tokenizes like llama.cpp: ``gpt2`` becomes byte-level BPE with the regular expression that
 ``tokenizer.ggml.pre`` stands for; ``llama`` (SentencePiece) becomes BPE with byte fallback, its merges in the order of
-the scores. See https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ``llama-vocab.cpp`` of llama.cpp.
+the scores; ``t5`` is Unigram and ``bert`` WordPiece, each in a file of its own, with its way out. See
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ``llama-vocab.cpp`` of llama.cpp.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ...errors import SourceError
+from . import unigram, wordpiece
 from .pre_tokenizers import DIGITS, GPT2, PRE, Pre
-
-# Kinds of token (``tokenizer.ggml.token_type``).
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
-SPACE = "\u2581"  # SentencePiece's symbol for a space
-TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-
-
-class Vocabulary:
-    """Hold the tokens of a GGUF file: texts, kinds and the ids of special ones, checked against each other.
-
-    Raises:
-        SourceError: there is no tokenizer, or its parts contradict each other.
-    """
-
-    def __init__(self, metadata: Mapping[str, Any], rows: int) -> None:
-        self._metadata = metadata
-        self.tokens: list[str] = self.get("tokens", list, [])
-        if not 0 < len(self.tokens) <= rows:
-            raise SourceError(f"tokenizer.ggml.tokens has {len(self.tokens)} tokens, the embeddings {rows} rows")
-        kinds = self.get("token_type", np.ndarray, np.full(len(self.tokens), NORMAL))
-        if len(kinds) != len(self.tokens):
-            raise SourceError(f"tokenizer.ggml.token_type has {len(kinds)} entries for {len(self.tokens)} tokens")
-        self.kinds: list[int] = kinds.tolist()
-        # Converters give such names to ids that no token has.
-        self.ids = {
-            token: i
-            for i, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True))
-            if not (kind == UNUSED and token == f"[PAD{i}]")
-        }
-        self.special = {name: self.id_of(key) for name, key in SPECIAL.items()}
-
-    def get(self, key: str, kind: type, otherwise: Any) -> Any:
-        """Return a value of ``tokenizer.ggml``, checked to be a ``kind``; ``otherwise`` if it is missing."""
-        value = self._metadata.get(f"tokenizer.ggml.{key}", otherwise)
-        if value is not otherwise and not isinstance(value, kind):
-            raise SourceError(f"tokenizer.ggml.{key} is a {type(value).__name__}, a {kind.__name__} is needed")
-        return value
-
-    def id_of(self, key: str) -> int | None:
-        """Return the id of a special token, or ``None`` if there is none."""
-        value = self.get(key, int, None)
-        # In files, the largest number means "none".
-        if value is None or value == 0xFFFF_FFFF:
-            return None
-        if not 0 <= value < len(self.tokens):
-            raise SourceError(f"tokenizer.ggml.{key} is {value}, there are {len(self.tokens)} tokens")
-        return value
-
-    def added(self) -> list[dict[str, Any]]:
-        """List the tokens that are matched literally in a text, before anything else is done to it."""
-        kinds = {CONTROL: True, UNKNOWN: True, USER_DEFINED: False}
-        return [
-            {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-             "special": kinds[kind]}
-            for i, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True))
-            if kind in kinds and token and self.ids[token] == i
-        ]  # fmt: skip
+from .vocabulary import SPACE, TEMPLATE_NAME, Around, Vocabulary
 
 
 def documents_of(metadata: Mapping[str, Any], rows: int, context: int | None) -> dict[str, bytes]:
@@ -92,13 +34,9 @@ def documents_of(metadata: Mapping[str, Any], rows: int, context: int | None) ->
     kind = vocabulary.get("model", str, "none")
     if kind not in _KINDS:
         raise SourceError(f"tokenizer.ggml.model {kind!r} is unknown here; known: {', '.join(_KINDS)}")
-    tokenizer, adds_bos = _KINDS[kind](vocabulary)
-    adds = {
-        "bos": vocabulary.get("add_bos_token", bool, adds_bos),
-        "eos": vocabulary.get("add_eos_token", bool, False),
-    }
+    tokenizer, around = _KINDS[kind](vocabulary)
     tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": vocabulary.added()} | tokenizer
-    tokenizer["post_processor"] = _template(vocabulary, adds)
+    tokenizer["post_processor"] = _template(vocabulary, around)
     return {
         "tokenizer.json": _json(tokenizer),
         "tokenizer_config.json": _json(_config(vocabulary, context)),
@@ -106,7 +44,7 @@ def documents_of(metadata: Mapping[str, Any], rows: int, context: int | None) ->
     }
 
 
-def _byte_level(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
+def _byte_level(vocabulary: Vocabulary) -> tuple[dict[str, Any], Around]:
     name = vocabulary.get("pre", str, "default")
     pre = next((pre for pre in PRE if name in pre.names), None)
     if pre is None:
@@ -116,20 +54,20 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
         "pre_tokenizer": _pre_tokenizer(pre),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": _bpe(vocabulary, _merges(vocabulary), ignore_merges=pre.ignore_merges),
-    }, pre.adds_bos
+    }, Around(starts=pre.adds_bos)
 
 
-def _sentencepiece(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
+def _sentencepiece(vocabulary: Vocabulary) -> tuple[dict[str, Any], Around]:
     """Make BPE over characters, with a space before each piece of text between special tokens, as in llama.cpp.
+
+    Gemma 4's kind lists its merges and puts no space.
 
     transformers' own GGUF loader puts a space before the first piece only, and none if it begins with a space.
     """
-    for name, usual in {"unk": 0, "bos": 1, "eos": 2}.items():  # if the file does not say
-        if vocabulary.special[name] is None and vocabulary.kinds[usual : usual + 1] in ([CONTROL], [UNKNOWN]):
-            vocabulary.special[name] = usual
+    vocabulary.assume(unk=0, bos=1, eos=2)
     merges = _merges(vocabulary) if vocabulary.get("merges", list, None) else _merges_of_scores(vocabulary)
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    prefix = vocabulary.get("add_space_prefix", bool, True)
+    prefix = vocabulary.get("add_space_prefix", bool, vocabulary.get("model", str, "llama") == "llama")
     prepend = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
@@ -144,10 +82,13 @@ def _sentencepiece(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
             "decoders": decoders + ([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
         },
         "model": _bpe(vocabulary, merges, unk_token=token, fuse_unk=True, byte_fallback=True),
-    }, True
+    }, Around(starts=True)
 
 
-_KINDS = {"gpt2": _byte_level, "llama": _sentencepiece}
+_KINDS: dict[str, Callable[[Vocabulary], tuple[dict[str, Any], Around]]] = {
+    "gpt2": _byte_level, "llama": _sentencepiece, "gemma4": _sentencepiece, "t5": unigram.to_tokenizer,
+    "bert": wordpiece.to_tokenizer,
+}  # fmt: skip
 
 
 def _bpe(vocabulary: Vocabulary, merges: list[tuple[str, str]], **options: Any) -> dict[str, Any]:
@@ -174,12 +115,8 @@ def _merges_of_scores(vocabulary: Vocabulary) -> list[tuple[str, str]]:
 
     Of two ways with the same score, the one with the longer left part comes first.
     """
-    ids = vocabulary.ids
-    scores = vocabulary.get("scores", np.ndarray, np.zeros(len(vocabulary.tokens)))
-    if len(scores) != len(vocabulary.tokens):
-        raise SourceError(f"tokenizer.ggml.scores has {len(scores)} entries, there are {len(vocabulary.tokens)} tokens")
+    ids, values = vocabulary.ids, vocabulary.scores()
     ranked: list[tuple[float, int, int, str, str]] = []
-    values = scores.tolist()
     for token, i in ids.items():
         for cut in range(len(token) - 1, 0, -1):
             left, right = token[:cut], token[cut:]
@@ -201,20 +138,27 @@ def _pre_tokenizer(pre: Pre) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [*steps, last]} if steps else last
 
 
-def _template(vocabulary: Vocabulary, adds: Mapping[str, bool]) -> dict[str, Any]:
+def _template(vocabulary: Vocabulary, around: Around) -> dict[str, Any]:
     """Make the template that puts special tokens around a text."""
+    adds = {
+        around.start: vocabulary.get("add_bos_token", bool, around.starts),
+        around.end: vocabulary.get(f"add_{around.end}_token", bool, around.ends),
+    }
+    used = {name: i for name, adding in adds.items() if adding and (i := vocabulary.special[name]) is not None}
 
-    def token(name: str) -> list[dict[str, Any]]:
-        i = vocabulary.special[name]
-        return [{"SpecialToken": {"id": vocabulary.tokens[i], "type_id": 0}}] if adds[name] and i is not None else []
+    def token(name: str, kind: int = 0) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": vocabulary.tokens[used[name]], "type_id": kind}}] if name in used else []
 
-    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-    used = {vocabulary.tokens[i]: i for name in adds if token(name) and (i := vocabulary.special[name]) is not None}
+    second = int(around.pairs)
+    a, b = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": second}}
+    between = [] if around.pairs else token(around.start)
+    whole = [*token(around.start), a, *token(around.end)]
+    texts = {vocabulary.tokens[i]: i for i in used.values()}
     return {
         "type": "TemplateProcessing",
-        "single": [*token("bos"), a, *token("eos")],
-        "pair": [*token("bos"), a, *token("eos"), *token("bos"), b, *token("eos")],
-        "special_tokens": {text: {"id": text, "ids": [i], "tokens": [text]} for text, i in used.items()},
+        "single": whole,
+        "pair": [*whole, *between, b, *token(around.end, second)],
+        "special_tokens": {text: {"id": text, "ids": [i], "tokens": [text]} for text, i in texts.items()},
     }
 
 

@@ -8,20 +8,11 @@ from typing import Any
 from ...errors import SourceError
 from ...file.sharded_reader import Opened
 from ...hf.tokenizer_files import CONVERTED, vocabularies, why_no_tokenizer
+from . import unigram, wordpiece
 from .pre_tokenizers import PRE
 from .source import DOCUMENT
-from .tokenizer_in import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    SPACE,
-    SPECIAL,
-    TEMPLATE_NAME,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-    cuts_of,
-)
+from .tokenizer_in import cuts_of
+from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, SPECIAL, TEMPLATE_NAME, UNKNOWN, UNUSED, USER_DEFINED
 
 Values = dict[str, Any]
 _HARMLESS = frozenset({"NFC"})  # normalizers of byte-level tokenizers that llama.cpp ignores
@@ -54,17 +45,25 @@ def _values(file: Opened, config: Mapping[str, Any]) -> Values:
     tokenizer = file.check_document("tokenizer.json")
     named = file.check_document("tokenizer_config.json") if "tokenizer_config.json" in file.documents else {}
     model = tokenizer["model"]
-    if model.get("type") != "BPE":
-        raise SourceError(f"tokenizer.json: a tokenizer of type {model.get('type')}; GGUF is written for BPE")
+    kind = model.get("type")
+    if kind not in ("BPE", "Unigram", "WordPiece"):
+        raise SourceError(f"tokenizer.json: a tokenizer of type {kind}; GGUF is written for BPE, Unigram and WordPiece")
     tokens, kinds = _tokens(tokenizer, config["vocab_size"])
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    if model.get("byte_fallback"):
-        values = _sentencepiece(tokenizer, tokens, kinds, merges)
-    else:
-        before = file.check_document(DOCUMENT) if DOCUMENT in file.documents else {}
-        values = _byte_level(tokenizer, merges, before.get("tokenizer.ggml.pre"))
-    values |= {"ggml.tokens": tokens, "ggml.token_type": kinds}
     ids = {token: i for i, token in enumerate(tokens)}
+    if kind == "Unigram":
+        values = unigram.to_metadata(tokenizer, tokens, kinds)
+    elif kind == "WordPiece":
+        values = wordpiece.to_metadata(tokenizer, tokens, kinds)
+    else:
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        before = file.check_document(DOCUMENT) if DOCUMENT in file.documents else {}
+        if model.get("byte_fallback"):
+            values = _sentencepiece(tokenizer, tokens, kinds, merges)
+            if config.get("model_type") == "gemma4_text":  # whose merges are not in the order of any scores
+                values |= {"ggml.model": "gemma4", "ggml.merges": merges}
+        else:
+            values = _byte_level(tokenizer, merges, before.get("tokenizer.ggml.pre"))
+    values |= {"ggml.tokens": tokens, "ggml.token_type": kinds}
     for name, key in SPECIAL.items():
         text = named.get(f"{name}_token")
         text = text.get("content") if isinstance(text, dict) else text
@@ -72,7 +71,7 @@ def _values(file: Opened, config: Mapping[str, Any]) -> Values:
         if isinstance(found, int):
             values[f"ggml.{key}"] = found
     values |= _ends(file, values, len(tokens))
-    values |= _added_around(tokenizer.get("post_processor"), tokens, values)
+    values |= _added_around(tokenizer.get("post_processor"), ids, values)
     return values | _chat_templates(file, named)
 
 
@@ -81,6 +80,8 @@ def _tokens(tokenizer: Mapping[str, Any], rows: int) -> tuple[list[str], list[in
     tokens = [f"[PAD{i}]" for i in range(rows)]
     kinds = [UNUSED] * rows
     vocabulary = tokenizer["model"]["vocab"]
+    if isinstance(vocabulary, list):  # of Unigram, with scores, and with such tokens for ids that have none
+        vocabulary = {token: i for i, (token, _) in enumerate(vocabulary) if token != f"[PAD{i}]"}
     for token, i in vocabulary.items():
         _check_id(token, i, rows)
         tokens[i], kinds[i] = token, NORMAL
@@ -166,16 +167,26 @@ def _ends(file: Opened, values: Values, count: int) -> Values:
     return {"ggml.eot_token_id": others[0]}
 
 
-def _added_around(post_processor: Mapping[str, Any] | None, tokens: list[str], values: Values) -> Values:
-    """Tell whether ``bos`` comes before a text and ``eos`` after it."""
+def _added_around(post_processor: Mapping[str, Any] | None, ids: Mapping[str, int], values: Values) -> Values:
+    """Tell which tokens come before and after a text: ``bos`` or ``cls`` before, ``eos`` or ``sep`` after it."""
     template: list[Any] = []
     for step in _steps(post_processor, "processors"):
         if step["type"] == "TemplateProcessing":
             template = step["single"]
-    around = [part["SpecialToken"]["id"] if "SpecialToken" in part else None for part in template] or [None]
-    ends = {name: values.get(f"ggml.{SPECIAL[name]}") for name in ("bos", "eos")}
-    texts = {name: tokens[i] if isinstance(i, int) else "" for name, i in ends.items()}
-    return {"ggml.add_bos_token": around[0] == texts["bos"], "ggml.add_eos_token": around[-1] == texts["eos"]}
+        elif step["type"] == "BertProcessing":
+            template = [{"SpecialToken": {"id": step[end][0]}} for end in ("cls", "sep")]
+    around = [ids.get(part["SpecialToken"]["id"]) if "SpecialToken" in part else None for part in template] or [None]
+    stated = {name: values.get(f"ggml.{SPECIAL[name]}") for name in ("bos", "eos", "sep", "cls")}
+    first, last = around[0], around[-1]
+    found: Values = {
+        "ggml.add_bos_token": first is not None and first in (stated["bos"], stated["cls"]),
+        "ggml.add_eos_token": last is not None and last == stated["eos"],
+    }
+    if last is not None and last == stated["sep"]:
+        found["ggml.add_sep_token"] = True
+    if stated["bos"] is None and stated["cls"] is not None:  # what llama.cpp puts before a text
+        found[f"ggml.{SPECIAL['bos']}"] = stated["cls"]
+    return found
 
 
 def _chat_templates(file: Opened, named: Mapping[str, Any]) -> Values:

@@ -4,7 +4,10 @@
     scale, zero                [N * K / group_size, 1]: weight = (code - zero) * scale
     nbits, group_size, axis, shape, packing (text in u8), view_as_float, compute_dtype, and others
 
-Groups along the other axis (``axis`` 0, hqq's own default) are columns of strided rows, which no scheme here has.
+With ``axis`` 0, hqq's own default, that is the matrix [group_size, N * K / group_size], and its columns are groups: in
+a column of the weight, rows that are N / group_size apart. So the weight's transpose is stored, with an order of its
+columns.
+Codes of 5 and 6 bits are in bytes. Scales that are quantized themselves are written by old versions only, and refused.
 Values are those of ``Quantizer.dequantize`` in ``hqq.core.quantize`` with compute_dtype float32; with others it rounds
 after each operation.
 """
@@ -21,6 +24,7 @@ from .packing import PACKINGS, unpack
 _FLOATS = ("f16", "bf16", "f32")
 _NUMBERS = ("nbits", "group_size", "axis", "view_as_float", "shape", "packing")
 _MOST = 64  # elements of a setting
+_WIDER = {("8bit_u8", 5), ("8bit_u8", 6)}  # packings that are wider than their codes
 
 
 class HQQ(QuantizedModules):
@@ -39,13 +43,14 @@ class HQQ(QuantizedModules):
         for name, parts in list(self._parts.items()):  # other tensors may be named scale or shape too
             if not {CODES, "nbits"} & parts.keys():
                 self.tensors |= {tensor.name: tensor for tensor in self._parts.pop(name).values()}
+        self.check_listed("skip_modules")
 
     def weight(self, name: str, parts: Parts) -> Weight:
         bits, group, axis = (self._number(name, parts, key) for key in ("nbits", "group_size", "axis"))
         shape = tuple(self._setting(name, parts, "shape").tolist())
         packing = bytes(self._setting(name, parts, "packing").astype(np.uint8)).decode("latin-1")
         codes = self.part(name, parts, CODES)
-        if packing not in PACKINGS or PACKINGS[packing][2] != bits:
+        if packing not in PACKINGS or (PACKINGS[packing][2] != bits and (packing, bits) not in _WIDER):
             known = ", ".join(PACKINGS)
             raise self.error(parts["packing"], f"is {packing!r} for {bits} bits, known: {known}")
         if self._number(name, parts, "view_as_float"):
@@ -54,29 +59,37 @@ class HQQ(QuantizedModules):
             )
         for key in ("setting quant_scale", "setting quant_zero"):
             if key in parts and self._number(name, parts, key):
-                raise self.error(parts[key], "says that scales are quantized themselves, which is not read")
-        if axis != 1:
-            raise self.error(parts["axis"], f"is {axis}: groups of strided rows, which no scheme here has; quantize "
-                             "the model again with axis=1")  # fmt: skip
+                raise self.error(parts[key], "says that scales are quantized themselves, which is not read; dequantize "
+                                 "the model first")  # fmt: skip
+        if axis not in (0, 1):
+            raise self.error(parts["axis"], f"is {axis}, expected 0 or 1")
         stored, count, _ = PACKINGS[packing]
-        if len(shape) != 2 or min(shape) < 1 or group < 1 or shape[1] % group:
-            raise self.error(parts["shape"], f"is {list(shape)}, not rows of whole groups of {group}")
-        groups = shape[0] * (shape[1] // group)
-        if codes.dtype != stored or codes.shape != (-(-groups // count), group):
+        if len(shape) != 2 or min(shape) < 1 or group < 1 or shape[axis] % group:
+            what = "rows" if axis else "columns"
+            raise self.error(parts["shape"], f"is {list(shape)}, not {what} of whole groups of {group}")
+        groups = shape[1 - axis] * (shape[axis] // group)
+        height, width = (groups, group) if axis else (group, groups)
+        if codes.dtype != stored or codes.shape != (-(-height // count), width):
             raise self.error(
-                codes, f"is {codes.dtype}{list(codes.shape)}, expected {stored}[{-(-groups // count)}, {group}]"
+                codes, f"is {codes.dtype}{list(codes.shape)}, expected {stored}[{-(-height // count)}, {width}]"
             )
-        scale = self.part(name, parts, "scale", _FLOATS, (groups, 1))
-        zero = self.part(name, parts, "zero", (scale.dtype,), (groups, 1))
-        grid = (shape[0], shape[1] // group)
+        numbers = (groups, 1) if axis else (1, groups)
+        scale = self.part(name, parts, "scale", _FLOATS, numbers)
+        zero = self.part(name, parts, "zero", (scale.dtype,), numbers)
 
         def read() -> Planes:
-            plane = plane_of(unpack(self.value(codes), packing, groups).reshape(shape), bits, f"u{bits}")
-            return {
-                CODES: plane, "scale": self.value(scale).reshape(grid), "zero_point": self.value(zero).reshape(grid)
-            }  # fmt: skip
+            unpacked = unpack(self.value(codes), packing, height).reshape(shape)
+            steps = [self.value(each).reshape(shape[0] // (1 if axis else group), -1) for each in (scale, zero)]
+            if not axis:
+                unpacked, *steps = (np.ascontiguousarray(each.T) for each in (unpacked, *steps))
+            try:
+                planes = {CODES: plane_of(unpacked, bits, f"u{bits}"), "scale": steps[0], "zero_point": steps[1]}
+            except ValueError as error:
+                raise self.error(codes, f"holds codes that do not fit: {error}") from error
+            return planes if axis else planes | {"group_index": np.arange(shape[0], dtype="<i4") % (shape[0] // group)}
 
-        return Weight(shape, f"int-group,bits={bits},group={group},scale={scale.dtype},zero=float", read)
+        scheme = f"int-group,bits={bits},group={group},scale={scale.dtype},zero=float,ordered={1 - axis}"
+        return Weight(shape if axis else shape[::-1], scheme, read, transposed=not axis)
 
     def _setting(self, name: str, parts: Parts, part: str) -> np.ndarray:
         """Read a setting, which is a small tensor of integers."""

@@ -14,6 +14,7 @@ with borrows between nibbles, and adds it again when loading. Other kernels add 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,11 +22,11 @@ import numpy as np
 from ...schemes.packing import pack, unpack
 from ..source import SourceTensor
 from .modules import stream_codes
-from .packed_int4 import BITS, CODES, PackedInt4, Parts
+from .packed_int4 import BITS, CODES, Layout, PackedInt4, Parts
 from .settings import AUTOROUND, packing
 
 _PIECE_WORDS = 1 << 18  # words transposed at a time
-_SAID_OF_MODULES = ("bits", "group_size", "sym", "checkpoint_format", "format")
+_SAME = ("checkpoint_format", "format")  # settings of all modules
 
 
 class GPTQ(PackedInt4):
@@ -42,30 +43,25 @@ class GPTQ(PackedInt4):
         found = self._said.get("checkpoint_format") or self._said.get("format") or "gptq"
         return found.lower() if isinstance(found, str) else found
 
-    def _symmetric(self) -> bool:
-        return self._said.get("sym") is True
+    def _symmetric(self, said: Mapping[str, Any]) -> bool:
+        return said.get("sym") is True
 
-    def _check_said(self) -> None:
+    def _check_said(self, said: Mapping[str, Any]) -> None:
         if self.format not in ("gptq", "gptq_v2"):
             raise self._refused(f"checkpoint_format {self.format!r}, only 'gptq' and 'gptq_v2' are read here")
         if self._said.get("is_marlin_format"):
             raise self._refused("is_marlin_format, only 'gptq' and 'gptq_v2' are read here")
-        dynamic = self._said.get("dynamic")
-        for pattern, said in dynamic.items() if isinstance(dynamic, dict) else ():
-            for key in _SAID_OF_MODULES if isinstance(said, dict) and not pattern.startswith("-:") else ():
-                if key in said and said[key] != self._said.get(key):
-                    raise self._refused(
-                        f"{key} {said[key]!r} for modules {pattern!r} and {self._said.get(key)!r} for others; "
-                        "only the same for all is read here"
-                    )
+        for key in _SAME:
+            if said.get(key) != self._said.get(key):
+                raise self._refused(f"{key} {said.get(key)!r} for some modules, {self._said.get(key)!r} for others")
 
-    def _shape(self, qweight: tuple[int, ...]) -> tuple[int, int]:
-        return qweight[1], qweight[0] * 32 // self.bits
+    def _shape(self, qweight: tuple[int, ...], bits: int) -> tuple[int, int]:
+        return qweight[1], qweight[0] * 32 // bits
 
-    def _codes(self, words: np.ndarray) -> np.ndarray:
+    def _codes(self, words: np.ndarray, bits: int) -> np.ndarray:
         count, rows = words.shape
-        if self.bits != BITS:
-            return stream_codes(np.ascontiguousarray(words.T), self.bits, count * 32 // self.bits, f"u{self.bits}")
+        if bits != BITS:
+            return stream_codes(np.ascontiguousarray(words.T), bits, count * 32 // bits, f"u{bits}")
         codes = np.empty((rows, count * CODES // 2), np.uint8)
         step = max(64, _PIECE_WORDS // max(count, 1))
         for start in range(0, rows, step):
@@ -74,34 +70,35 @@ class GPTQ(PackedInt4):
             codes[start : start + step] = (piece << BITS) | (piece >> BITS)
         return codes
 
-    def _zeros(self, words: np.ndarray) -> np.ndarray:
+    def _zeros(self, words: np.ndarray, bits: int) -> np.ndarray:
         if self.format == "gptq_v2":
-            return self._unpacked(words)
+            return self._unpacked(words, bits)
         meta = self._said.get("meta")
         writer = str(meta.get("quantizer")) if isinstance(meta, dict) else ""
         if "gptqmodel" in writer.lower():
-            ones = pack(np.ones(words.shape[1] * 32 // self.bits, np.uint8), self.bits, "little").view("<u4")
-            return self._unpacked(words.astype(np.uint32) + ones)
-        zeros = self._unpacked(words)
-        if self.bits == 8 and (zeros == 255).any():
+            ones = pack(np.ones(words.shape[1] * 32 // bits, np.uint8), bits, "little").view("<u4")
+            return self._unpacked(words.astype(np.uint32) + ones, bits)
+        zeros = self._unpacked(words, bits)
+        if bits == 8 and (zeros == 255).any():
             raise self._refused("a stored zero point of 255, which is 256 in this format: more than a byte")
         return zeros + np.uint8(1)
 
-    def _unpacked(self, words: np.ndarray) -> np.ndarray:
+    @staticmethod
+    def _unpacked(words: np.ndarray, bits: int) -> np.ndarray:
         """Unpack words [G, W] to zero points u8 [N, G]."""
         data = np.ascontiguousarray(words).view(np.uint8)
-        return np.ascontiguousarray(unpack(data, self.bits, data.shape[1] * 8 // self.bits, "little").T)
+        return np.ascontiguousarray(unpack(data, bits, data.shape[1] * 8 // bits, "little").T)
 
-    def _ordered(self, parts: Parts, groups: int, columns: int) -> bool:
+    def _ordered(self, parts: Parts, groups: int, columns: int, layout: Layout) -> bool:
         found: SourceTensor | None = parts.get("g_idx")
         if found is None:
-            if self._said.get("desc_act"):
+            if layout.ordered:
                 raise self._error(parts["qweight"], "has no g_idx, which desc_act needs")
             return False
         index = self._values(found)
         if index.size and (index.min() < 0 or index.max() >= groups):
             raise self._error(found, f"names groups {index.min()} to {index.max()}, there are {groups}")
-        return bool((index != np.arange(columns) // (self.group or columns or 1)).any())
+        return bool((index != np.arange(columns) // (layout.group or columns or 1)).any())
 
     def _hint(self, zero: np.ndarray) -> str:
         if self.format == "gptq" and (zero == 9).all():

@@ -1,4 +1,4 @@
-"""Opens a Hugging Face directory by the method with which its weights are quantized: one line a method, here only."""
+"""Reads a Hugging Face directory by the method with which its weights are quantized: one line a method, here only."""
 
 from __future__ import annotations
 

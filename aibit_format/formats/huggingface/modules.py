@@ -22,6 +22,8 @@ from ...schemes import Scheme, parse
 from ...schemes.packing import bad_tail, pack, pack_plane, unpack
 from ..source import SourceTensor
 from .bitsandbytes import weight_dtype
+from .origin import LEFT_OUT as LEFT_OUT_KEY
+from .origin import record
 from .settings import settings
 from .source import HuggingFace
 
@@ -48,7 +50,7 @@ class Weight:
 class QuantizedModules(HuggingFace, ABC):
     """Provide the tensors of the directory ``path``, parts of weights joined.
 
-    ``metadata`` counts the parts that are left out.
+    ``metadata`` counts the parts that are left out, and keeps what else an export needs to write the same parts.
 
     Raises:
         SourceError: no weight is quantized, a part is missing, or dtypes or shapes of parts contradict each other or
@@ -66,6 +68,10 @@ class QuantizedModules(HuggingFace, ABC):
         self._weights: dict[str, Weight] = {}
         self._parts = self._grouped()
         self.prepare()
+        self.metadata = {
+            **self.metadata,
+            **record(found, ((name, each.values()) for name, each in self._parts.items())),
+        }
         for name, parts in self._parts.items():
             self.tensors[name] = self._joined(name, parts)
         if not self._parts:
@@ -175,7 +181,7 @@ class QuantizedModules(HuggingFace, ABC):
                     raise self.error(self.tensors[name], f"is there beside {parts[CODES].name!r}")
                 parts[CODES] = self.tensors.pop(name)
         if left:
-            self.metadata = {"source.left_out": [f"{count} tensors {name}" for name, count in sorted(left.items())]}
+            self.metadata = {LEFT_OUT_KEY: [f"{count} tensors {name}" for name, count in sorted(left.items())]}
         return groups
 
     def _joined(self, name: str, parts: Parts) -> SourceTensor:

@@ -3,6 +3,7 @@
 A module ``X`` with a weight [N, K] has ``X.qweight`` (i32: its codes, eight to a word), ``X.qzeros`` (i32 [G, N / 8]:
 the zero points of its groups) and ``X.scales`` (f16 [G, N]); all other tensors are as in any Hugging Face directory.
 Here ``X.weight`` [N, K] takes their place, with the scheme ``int4-group``. The config and the tensors must agree.
+What it says of all modules may be other for some; see ``overrides``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from ...schemes.base import ROW
 from ...schemes.int4_group import GROUP_SIZES
 from ..source import SourceFile, SourceTensor
 from .bitsandbytes import conv1d_rule, weight_dtype
+from .origin import record
+from .overrides import Overrides
 from .settings import settings
 from .source import HuggingFace
 
@@ -32,6 +36,19 @@ _WORD = 32  # bits
 _PARTS = {"qweight": ("i32",), "qzeros": ("i32",), "scales": ("f16", "bf16", "f32"), "g_idx": ("i32",)}
 
 Parts = Mapping[str, SourceTensor]  # the parts of one module, by the last word of their names
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Say how the weight of a module is quantized: bits of a code, columns of a group (0: the row), and more.
+
+    ``symmetric`` says that every zero point is the middle code, ``ordered`` that columns may be in another order.
+    """
+
+    bits: int
+    group: int
+    symmetric: bool
+    ordered: bool
 
 
 def unpack(words: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
@@ -62,16 +79,13 @@ class PackedInt4(ABC):
         self._directory = HuggingFace(path)
         self._dtype = weight_dtype(self._directory.config, path)
         self._is_conv1d = conv1d_rule(self._directory.config)
-        self._said = settings(path).said
-        bits = self._said.get("bits")
-        if type(bits) is not int or bits not in self.WIDTHS:
-            raise self._refused(f"bits {bits!r}, only {' and '.join(map(str, self.WIDTHS))} read here")
-        self.bits = bits
-        self.group = self._group()
-        self.symmetric = self._symmetric()
-        self._check_said()
+        found = settings(path)
+        self._said = found.said
+        self._layout_of(self._said)
+        self._check_said(self._said)
+        self._overrides = Overrides(self._said, self._refused)
         self.tensors: dict[str, SourceTensor] = {}
-        self._modules: dict[str, dict[str, SourceTensor]] = {}
+        self._modules: dict[str, tuple[dict[str, SourceTensor], Layout]] = {}
         modules: dict[str, dict[str, SourceTensor]] = {}
         for name, tensor in self._directory.tensors.items():
             module, _, part = name.rpartition(".")
@@ -85,8 +99,10 @@ class PackedInt4(ABC):
             name = f"{module}.weight"
             if name in self.tensors:
                 raise self._error(self.tensors[name], f"is there beside {', '.join(sorted(parts))}")
-            self.tensors[name] = self._tensor(module, parts)
-            self._modules[name] = parts
+            layout = self._layout(module, parts)
+            self.tensors[name] = self._tensor(module, parts, layout)
+            self._modules[name] = parts, layout
+        self.metadata = record(found, ((name, parts.values()) for name, (parts, _) in self._modules.items()))
 
     @property
     def files(self) -> list[SourceFile]:
@@ -99,40 +115,40 @@ class PackedInt4(ABC):
     def planes(self, name: str) -> dict[str, np.ndarray]:
         if name not in self._modules:
             return self._directory.planes(name)
-        parts, scheme = self._modules[name], self.tensors[name].stored
-        words = self._values(parts["qweight"])
-        planes = {"codes": self._codes(words), "scale": self._scale(parts["scales"])}
-        zero = self._zeros(self._values(parts["qzeros"]))
-        if not self.symmetric:
+        (parts, layout), scheme = self._modules[name], self.tensors[name].stored
+        words, bits = self._values(parts["qweight"]), layout.bits
+        planes = {"codes": self._codes(words, bits), "scale": self._scale(parts["scales"])}
+        zero = self._zeros(self._values(parts["qzeros"]), bits)
+        if not layout.symmetric:
             planes["zero_point"] = zero
-        elif (zero != 1 << (self.bits - 1)).any():
-            what = f"has zero points {zero.min()} to {zero.max()}, a symmetric checkpoint {1 << (self.bits - 1)}"
+        elif (zero != 1 << (bits - 1)).any():
+            what = f"has zero points {zero.min()} to {zero.max()}, a symmetric checkpoint {1 << (bits - 1)}"
             raise self._error(parts["qzeros"], what + self._hint(zero))
         if "group_index" in {spec.role for spec in scheme.planes(self.tensors[name].shape, self._dtype)}:
             planes["group_index"] = self._values(parts["g_idx"])
         return planes
 
     @abstractmethod
-    def _symmetric(self) -> bool:
-        """Tell whether every zero point is 8."""
+    def _symmetric(self, said: Mapping[str, Any]) -> bool:
+        """Tell whether settings say that every zero point is the middle code."""
 
     @abstractmethod
-    def _check_said(self) -> None:
-        """Raise SourceError for settings in the config that this source does not support."""
+    def _check_said(self, said: Mapping[str, Any]) -> None:
+        """Raise SourceError for settings, of all modules or of some, that this source does not support."""
 
     @abstractmethod
-    def _shape(self, qweight: tuple[int, ...]) -> tuple[int, int]:
+    def _shape(self, qweight: tuple[int, ...], bits: int) -> tuple[int, int]:
         """Return the shape [N, K] of a weight whose ``qweight`` has this shape."""
 
     @abstractmethod
-    def _codes(self, words: np.ndarray) -> np.ndarray:
-        """Unpack ``qweight`` to the plane of codes, u8 [N, K / 2]."""
+    def _codes(self, words: np.ndarray, bits: int) -> np.ndarray:
+        """Unpack ``qweight`` to the plane of codes, u8 [N, K * bits / 8]."""
 
     @abstractmethod
-    def _zeros(self, words: np.ndarray) -> np.ndarray:
+    def _zeros(self, words: np.ndarray, bits: int) -> np.ndarray:
         """Unpack ``qzeros`` to zero points, u8 [N, G]."""
 
-    def _ordered(self, parts: Parts, groups: int, columns: int) -> bool:
+    def _ordered(self, parts: Parts, groups: int, columns: int, layout: Layout) -> bool:
         """Tell whether the columns of a weight are in another order than their groups."""
         return False
 
@@ -140,7 +156,27 @@ class PackedInt4(ABC):
         """Suggest, for an error message, why zero points are not those of a symmetric checkpoint."""
         return ""
 
-    def _tensor(self, module: str, parts: Parts) -> SourceTensor:
+    def _layout(self, module: str, parts: Parts) -> Layout:
+        """Return how a module is quantized, after what is said of it alone."""
+        rule = self._overrides.rule(module)
+        if rule is None:
+            return self._layout_of(self._said)
+        if rule.said is None:
+            raise self._error(next(iter(parts.values())), f"is quantized, but {rule.key} {rule.name!r} leaves it out")
+        said = {**self._said, **rule.said}
+        self._check_said(said)
+        return self._layout_of(said, f" for modules {rule.name[:80]!r}")
+
+    def _layout_of(self, said: Mapping[str, Any], where: str = "") -> Layout:
+        bits, size = said.get("bits"), said.get("group_size")
+        if type(bits) is not int or bits not in self.WIDTHS:
+            raise self._refused(f"bits {bits!r}{where}, only {' and '.join(map(str, self.WIDTHS))} read here")
+        if isinstance(size, bool) or size not in (-1, *GROUP_SIZES[1:]):
+            sizes = ", ".join(map(str, (-1, *GROUP_SIZES[1:])))
+            raise self._refused(f"group_size {size!r}{where}, expected one of {sizes}")
+        return Layout(bits, ROW if size == -1 else int(size), self._symmetric(said), bool(said.get("desc_act")))
+
+    def _tensor(self, module: str, parts: Parts, layout: Layout) -> SourceTensor:
         some = next(iter(parts.values()))
         for part, dtypes in _PARTS.items():
             found, rank = parts.get(part), 1 if part == "g_idx" else 2
@@ -149,26 +185,26 @@ class PackedInt4(ABC):
                     raise self._error(some, f"belongs to a quantized weight, but {module}.{part} is missing")
             elif found.dtype not in dtypes or len(found.shape) != rank:
                 raise self._error(found, f"is {found.dtype}{list(found.shape)}, expected {dtypes[0]} of rank {rank}")
-        qweight = parts["qweight"]
-        rows, columns = shape = self._shape(qweight.shape)
-        if rows * self.bits % _WORD or columns * self.bits % _WORD or not rows * columns:
-            whole = _WORD // math.gcd(_WORD, self.bits)
+        qweight, bits, group = parts["qweight"], layout.bits, layout.group
+        rows, columns = shape = self._shape(qweight.shape, bits)
+        if rows * bits % _WORD or columns * bits % _WORD or not rows * columns:
+            whole = _WORD // math.gcd(_WORD, bits)
             raise self._error(qweight, f"stands for a weight [{rows}, {columns}], not in multiples of {whole}")
-        groups = -(-columns // (self.group or columns or 1))
-        wanted = {"qzeros": (groups, rows * self.bits // _WORD), "scales": (groups, rows), "g_idx": (columns,)}
+        groups = -(-columns // (group or columns or 1))
+        wanted = {"qzeros": (groups, rows * bits // _WORD), "scales": (groups, rows), "g_idx": (columns,)}
         for part, expected in wanted.items():
             if part in parts and parts[part].shape != expected:
                 raise self._error(
                     parts[part],
                     f"has shape {list(parts[part].shape)}, {list(expected)} go with qweight {list(qweight.shape)}, "
-                    f"bits {self.bits} and group_size {self.group or -1}",
+                    f"bits {bits} and group_size {group or -1}",
                 )
-        ordered = self._ordered(parts, groups, columns)
-        if self.bits == BITS:
-            scheme = make("int4-group", 1, (self.group, int(self.symmetric), int(ordered)))
+        ordered = self._ordered(parts, groups, columns, layout)
+        if bits == BITS:
+            scheme = make("int4-group", 1, (group, int(layout.symmetric), int(ordered)))
         else:
-            zero, group = "none" if self.symmetric else "code", self.group or "row"
-            scheme = parse(f"int-group,bits={self.bits},group={group},zero={zero},ordered={int(ordered)}")
+            zero = "none" if layout.symmetric else "code"
+            scheme = parse(f"int-group,bits={bits},group={group or 'row'},zero={zero},ordered={int(ordered)}")
         name = f"{module}.weight"
         return SourceTensor(name, shape, self._dtype, qweight.file, scheme, transposed=self._is_conv1d(name))
 
@@ -185,13 +221,6 @@ class PackedInt4(ABC):
             where = f"for group {group}, row {row}"
             raise self._error(tensor, f"has {scales[row, group]} {where}: no finite float16 number")
         return stored
-
-    def _group(self) -> int:
-        size = self._said.get("group_size")
-        if isinstance(size, bool) or size not in (-1, *GROUP_SIZES[1:]):
-            sizes = ", ".join(map(str, (-1, *GROUP_SIZES[1:])))
-            raise self._refused(f"group_size {size!r}, expected one of {sizes}")
-        return ROW if size == -1 else int(size)
 
     def _refused(self, what: str) -> SourceError:
         """Make an error about a setting in the config."""

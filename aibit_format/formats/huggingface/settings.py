@@ -62,6 +62,19 @@ def of_config(config: Mapping[str, Any]) -> Settings:
     return Settings(_method(found), found) if isinstance(found, Mapping) else Settings(repr(found)[:80], {})
 
 
+def described(path: str) -> str:
+    """Say in words how the weights of a directory are quantized.
+
+    Raises:
+        SourceError: as for ``settings``.
+    """
+    found = settings(path)
+    if found.method is None:
+        return "not quantized"
+    format = found.said.get("format") if found.method == "compressed-tensors" else found.said.get("checkpoint_format")
+    return f"quantized as {found.method}" + (f" ({format})" if isinstance(format, str) else "")
+
+
 def _method(said: Mapping[str, Any]) -> str:
     method = said.get("quant_method")
     if said.get("load_in_8bit") or said.get("load_in_4bit"):  # written before the key quant_method existed

@@ -91,16 +91,11 @@ class HuggingFace:
         module, attribute = _WEIGHTS[self._single or ""].split(":")
         return vars(import_module(module))[attribute](os.path.join(self.path, name))
 
-    def _check_link(self, name: str) -> None:
-        full = os.path.join(self.path, name)
-        if os.path.islink(full) and (wrong := what_is_wrong(full)):
-            raise SourceError(f"{full}: {wrong}")
-
     def _shard_names(self) -> list[str]:
         if self._single is None:
             for name in _WEIGHTS:
                 for found in (name, name + _INDEX):
-                    self._check_link(found)
+                    _check_link(self.path, found)
             others = sorted(name for name in os.listdir(self.path) if name.endswith((".bin", ".pt", ".safetensors")))
             raise SourceError(
                 f"{self.path}: no {' or '.join(_WEIGHTS)}, nor an index of one"
@@ -108,23 +103,33 @@ class HuggingFace:
             )
         if self._has(self._single):
             return [self._single]
-        names = sorted(set(self._index.values()))
-        for name in names:
-            if os.path.basename(name) != name:
-                raise SourceError(f"{self.path}/{self._single}{_INDEX}: shard name {name!r} is a path")
-            self._check_link(name)
-            if not self._has(name):
-                raise SourceError(f"{self.path}: shard {name!r} of {self._single}{_INDEX} is missing")
-        return names
+        return shards_of_index(self.path, self._single + _INDEX)
 
-    @cached_property
-    def _index(self) -> dict[str, str]:
-        path = os.path.join(self.path, f"{self._single}{_INDEX}")
-        try:
-            weight_map = json.loads(read_file(path, MAX_DOCUMENT))["weight_map"]
-            return {str(name): str(shard) for name, shard in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise SourceError(f"{path}: not an index of shards: {error}") from error
+
+def shards_of_index(folder: str, index: str) -> list[str]:
+    """Return the names of the shards that an index of tensors lists, sorted; all are there.
+
+    Raises:
+        SourceError: it is no index, a shard is missing, or its name is a path.
+    """
+    path = os.path.join(folder, index)
+    try:
+        names = sorted({str(name) for name in json.loads(read_file(path, MAX_DOCUMENT))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SourceError(f"{path}: not an index of shards: {error}") from error
+    for name in names:
+        if os.path.basename(name) != name:
+            raise SourceError(f"{path}: shard name {name!r} is a path")
+        _check_link(folder, name)
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise SourceError(f"{folder}: shard {name!r} of {index} is missing")
+    return names
+
+
+def _check_link(folder: str, name: str) -> None:
+    full = os.path.join(folder, name)
+    if os.path.islink(full) and (wrong := what_is_wrong(full)):
+        raise SourceError(f"{full}: {wrong}")
 
 
 def read_config(folder: str) -> dict[str, Any]:

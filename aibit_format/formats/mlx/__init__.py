@@ -1,1 +1,1 @@
-"""Reads checkpoints of MLX, and those that transformers quantizes for Metal in the same layout."""
+"""Reads and writes checkpoints of MLX, and those that transformers quantizes for Metal in the same layout."""

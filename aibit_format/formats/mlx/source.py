@@ -22,10 +22,10 @@ from ..huggingface.modules import CODES, Parts, Planes, QuantizedModules, Weight
 from ..source import SourceTensor
 
 _FLOATS = ("f16", "bf16", "f32")
-_BITS = (2, 3, 4, 5, 6, 8)
-_GROUPS = (16, 32, 64, 128)
+BITS = (2, 3, 4, 5, 6, 8)
+GROUPS = (16, 32, 64, 128)
 # Mode of floats -> bits of a code, columns that share a scale, and the scheme.
-_MODES = {"mxfp4": (4, 32, "mxfp4"), "mxfp8": (8, 32, "mxfp8"), "nvfp4": (4, 16, "nvfp4")}
+MODES = {"mxfp4": (4, 32, "mxfp4"), "mxfp8": (8, 32, "mxfp8"), "nvfp4": (4, 16, "nvfp4")}
 
 
 class MLX(QuantizedModules):
@@ -53,16 +53,16 @@ class MLX(QuantizedModules):
         where = f"bits {bits!r}, group_size {group!r}, mode {str(mode)[:80]!r} of {module!r}"
         if not isinstance(mode, str):
             raise self.refused(f"{where}, expected a name")
-        if mode in _MODES and (bits, group) != _MODES[mode][:2]:
-            raise self.refused(f"{where}, expected {_MODES[mode][0]} and {_MODES[mode][1]}")
-        if mode not in ("affine", *_MODES) or type(bits) is not int or bits not in _BITS or group not in _GROUPS:
-            raise self.refused(f"{where}: bits {_BITS}, group_size {_GROUPS}, mode affine or {', '.join(_MODES)}")
+        if mode in MODES and (bits, group) != MODES[mode][:2]:
+            raise self.refused(f"{where}, expected {MODES[mode][0]} and {MODES[mode][1]}")
+        if mode not in ("affine", *MODES) or type(bits) is not int or bits not in BITS or group not in GROUPS:
+            raise self.refused(f"{where}: bits {BITS}, group_size {GROUPS}, mode affine or {', '.join(MODES)}")
         *rows, words = codes.shape or (0,)
         columns = words * 32 // bits
         shape = (*rows, columns)
         if words * 32 % bits or columns % group:
             raise self.error(codes, f"has shape {list(codes.shape)}: no groups of {group} codes of {bits} bits")
-        return self._floats(name, parts, shape, mode) if mode in _MODES else self._affine(name, parts, shape, said)
+        return self._floats(name, parts, shape, mode) if mode in MODES else self._affine(name, parts, shape, said)
 
     def _affine(self, name: str, parts: Parts, shape: tuple[int, ...], said: Mapping[str, Any]) -> Weight:
         bits, group, codes = said["bits"], said["group_size"], parts[CODES]
@@ -77,7 +77,7 @@ class MLX(QuantizedModules):
         return Weight(shape, f"int-group,bits={bits},group={group},scale={scale.dtype},zero=bias", read)
 
     def _floats(self, name: str, parts: Parts, shape: tuple[int, ...], mode: str) -> Weight:
-        bits, group, scheme = _MODES[mode]
+        bits, group, scheme = MODES[mode]
         codes, scale = parts[CODES], self.part(name, parts, "scale", ("u8",), grid(shape, (1, group)))
         if "bias" in parts:
             raise self.error(parts["bias"], f"belongs to mode affine, and {name!r} is {mode}")

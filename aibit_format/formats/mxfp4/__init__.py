@@ -1,1 +1,1 @@
-"""Reads gpt-oss checkpoints, whose fused experts are MXFP4."""
+"""Reads and writes gpt-oss checkpoints, whose fused experts are MXFP4."""

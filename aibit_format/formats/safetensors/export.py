@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any
 
+from ...errors import LoadError
 from ...file.progress import Progress
 from ...file.sharded_reader import Opened
-from ..export_tensors import DTYPE_OPTIONS, config_of, documents_of, stored, values_item
+from ..export_tensors import DTYPE_OPTIONS, config_of, documents_of, model_of, stored, values_item
 from .writer import SHARD_BYTES, write_directory
 
 
@@ -31,12 +34,15 @@ def export(
         on_progress: called with bytes done, total bytes, and the tensor's name.
 
     Raises:
-        WriteError: the directory is not empty, or cannot be written.
+        WriteError: the directory is not empty, or cannot be written; or the file lacks weights of its model.
         SchemeError: a value is too large for the dtype.
     """
     if dtype is not None and dtype not in DTYPE_OPTIONS:
         raise ValueError(f"dtype={dtype!r}: one of {', '.join(DTYPE_OPTIONS)}")
     config = config_of(file)
+    if config is not None and "model.architecture" in file.metadata and find_spec("transformers"):
+        with suppress(LoadError):  # what transformers cannot build it cannot fill in either
+            model_of(file, config)
     if config is not None and dtype is not None:
         config = _with_dtype(config, DTYPE_OPTIONS[dtype])
     items = [values_item(file, info, dtype) for info in stored(file)]

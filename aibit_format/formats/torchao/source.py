@@ -3,11 +3,17 @@
     Int8Tensor                qdata i8 [N, K], scale [N, 1] or one number, maybe zero_point
     IntxUnpackedToInt8Tensor  qdata i8 [N, K] of 1 to 8 bits, scale and zero_point [N, K / group]
     Float8Tensor              qdata f8_e4m3 [N, K], scale f32 of rows, blocks or one number
+    Int4Tensor                qdata [N, K / 2], signed codes, the first in the low half of a byte; scale and
+                              zero_point [K / group, N], floats: weight = code * scale + zero_point
 
 The metadata of each file hold under the name of a weight JSON with ``_type``, and in ``_data`` its ``block_size`` and
 others. See ``torchao.prototype.safetensors`` and ``dequantize_affine`` in torchao 0.18. Layouts for a GPU
-(Int4TilePackedTo4dTensor) are refused, and so is Int4Tensor: its values are signed code * scale + zero_point, which no
-scheme here has without rounding.
+(Int4TilePackedTo4dTensor) are refused.
+
+The library has no code that decodes an Int4Tensor, only products for a GPU: weights are the inverse of
+``int4_row_quantize_zp`` in mslk. Codes are stored here without sign, 8 more, so that the bias of a group is
+zero_point - 8 * scale. In float32 that is exact, unless the two differ by many powers of two: then the weight is
+refused.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...container.documents import parse_json
+from ...dtypes import to_float32
 from ...errors import FormatError
 from ..fp8.scales import E4M3, grid, scheme_of
 from ..huggingface.modules import CODES, Parts, Planes, QuantizedModules, Weight, plane_of
@@ -29,7 +36,6 @@ _REFUSED = {
     "Int4TilePackedTo4dTensor": _GPU,
     "Int4PreshuffledTensor": _GPU,
     "Int4PlainInt32Tensor": _GPU,
-    "Int4Tensor": "is signed code * scale + zero_point, which no scheme here has without rounding",
     "MXTensor": "is read from other libraries' checkpoints only; save as compressed-tensors",
     "NVFP4Tensor": "is read from other libraries' checkpoints only; save as compressed-tensors",
 }
@@ -47,6 +53,9 @@ class TorchAO(QuantizedModules):
         "._weight_act_pre_scale": "act_pre_scale",
     }  # fmt: skip
 
+    def prepare(self) -> None:
+        self.check_listed("modules_to_not_convert")
+
     def weight(self, name: str, parts: Parts) -> Weight:
         kind, said = self._metadata(name, parts)
         some = next(iter(parts.values()))
@@ -59,6 +68,8 @@ class TorchAO(QuantizedModules):
             raise self.error(some, f"belongs to {kind[:80]!r}, known: {', '.join(_KINDS)}")
         block = said.get("block_size")
         shape = self.part(name, parts, CODES).shape
+        if len(shape) < 2:
+            raise self.error(parts[CODES], f"has shape {list(shape)}, expected rows and columns")
         if not isinstance(block, list) or len(block) != len(shape) or not all(type(n) is int and n > 0 for n in block):
             raise self.error(some, f"has block_size {str(block)[:80]} for shape {list(shape)}")
         whole = [0 if each >= size else each for each, size in zip(block, shape, strict=True)]
@@ -110,6 +121,42 @@ class TorchAO(QuantizedModules):
 
         return Weight(codes.shape, scheme_of(block, scale.dtype), read)
 
+    def nibbles(self, name: str, parts: Parts, said: Mapping[str, Any], block: tuple[int, int]) -> Weight:
+        """Join integers of 4 bits, two to a byte, with a number that is added to each group."""
+        codes, scale = self.part(name, parts, CODES, ("u8", "i8")), self.part(name, parts, "scale", _FLOATS)
+        *lead, rows, half = codes.shape
+        shape, size = (*lead, rows, 2 * half), said["block_size"]  # of codes, of which a byte has two
+        group = size[-1]
+        if any(each != 1 for each in size[:-1]) or shape[-1] % group:
+            raise self.error(codes, f"has block_size {size}, expected whole groups of the {shape[-1]} columns of a row")
+        grid_there = (*lead, shape[-1] // group, rows)
+        self._check(scale, grid_there, 1)
+        zero = self.part(name, parts, "zero_point", (scale.dtype,), scale.shape)
+        centred = not to_float32(self.value(zero), zero.dtype).any()
+
+        def read() -> Planes:
+            plane = np.ascontiguousarray(self.value(codes).view(np.uint8) ^ np.uint8(0x88))
+            steps = np.ascontiguousarray(np.swapaxes(self.value(scale), -1, -2))
+            if centred:
+                return {CODES: plane, "scale": steps}
+            scales = to_float32(steps, scale.dtype)
+            zeros = to_float32(np.ascontiguousarray(np.swapaxes(self.value(zero), -1, -2)), zero.dtype)
+            if not np.isfinite(zeros).all():
+                raise self.error(zero, "holds a number that is not finite")
+            with np.errstate(over="ignore", invalid="ignore"):
+                bias = zeros - scales * np.float32(8)
+                for code in range(16):
+                    there = np.float32(code - 8) * scales + zeros
+                    differ = (there != np.float32(code) * scales + bias) & np.isfinite(scales)
+                    if bad := np.argwhere(differ).tolist():
+                        where = f"group {bad[0][-1]} of row {bad[0][-2]}"
+                        raise self.error(zero, f"is, in {where}, too far from its scale to be held without rounding; "
+                                         "dequantize the model first")  # fmt: skip
+            return {CODES: plane, "scale": scales, "bias": bias}
+
+        kind, stored = ("none", scale.dtype) if centred else ("bias", "f32")
+        return Weight(shape, f"int-group,bits=4,group={group},scale={stored},zero={kind}", read)
+
     def _packed(self, tensor: SourceTensor, codes: np.ndarray, bits: int, stored: int, centred: bool) -> np.ndarray:
         try:
             plane = plane_of(codes, bits, f"u{stored}")
@@ -150,4 +197,5 @@ _KINDS: dict[str, _Join] = {
     "Int8Tensor": TorchAO.integers,
     "IntxUnpackedToInt8Tensor": TorchAO.integers,
     "Float8Tensor": TorchAO.floats,
+    "Int4Tensor": TorchAO.nibbles,
 }

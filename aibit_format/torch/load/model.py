@@ -132,7 +132,7 @@ def _load(
     built = build_config(config, limits)
     vocabulary = vocabulary_size(config)
     check_special_ids("config.json", config, vocabulary, type(built))
-    model = empty_model(built, architecture, limits)
+    model = empty_model(built, architecture, limits, file)
     # Elsewhere everything is a copy. Each model has pages of its own, or they would write to each other's weights.
     mine, writable = open_writable(file) if device.type == "cpu" else (file, True)
     slices = _slices(mine, model, tp)

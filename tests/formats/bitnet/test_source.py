@@ -30,6 +30,7 @@ def test_values_are_those_of_transformers(said, tmp_path):
     source = checkpoints.one(tmp_path / "hf", said, parts)
     assert source.tensors["m.q.weight"].stored.text == f"ternary,scale=bf16{',reciprocal=1' * divided}"
     assert torch.equal(checkpoints.decoded(source), values)
+    checkpoints.goes_back(tmp_path / "hf")
 
 
 def test_the_layer_multiplies_by_the_scale():

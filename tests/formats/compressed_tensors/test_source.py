@@ -148,6 +148,15 @@ def test_values_are_those_of_the_library(case, tmp_path):
     assert digest(checkpoints.decoded(source).to(dtype)) == DECODED[case]
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_weight_goes_back_as_it_came(case, tmp_path):
+    settings, parts = CASES[case]
+    checkpoints.one(tmp_path / "hf", settings, parts)
+    back = checkpoints.goes_back(tmp_path / "hf")
+    found = json.loads((back / "config.json").read_text())["quantization_config"]
+    assert found["config_groups"] == settings["config_groups"] and found["format"] == settings["format"]
+
+
 def unpacked(words: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     """Codes of a stream of words, one bit after another."""
     each = [(words.view(torch.uint8)[:, bit // 8] >> (bit % 8)) & 1 for bit in range(columns * bits)]
@@ -226,6 +235,7 @@ def test_columns_in_another_order(tmp_path):
     source = checkpoints.one(tmp_path / "hf", settings, parts | {"weight_g_idx": index.int()})
     code = unpacked(parts["weight_packed"], 4, COLUMNS) - 8
     assert torch.equal(checkpoints.decoded(source), code * parts["weight_scale"].float()[:, index])
+    checkpoints.goes_back(tmp_path / "hf")
     beyond = {"weight_g_idx": index.int() + (index == 2)}
     with pytest.raises(checkpoints.AibitError, match=r"g_idx' names groups 0 to 3, there are 3"):
         checkpoints.one(tmp_path / "bad", settings, parts | beyond).planes("m.q.weight")
@@ -238,13 +248,14 @@ def test_experts_of_three_dimensions(tmp_path):
     one, two = (checkpoints.one(tmp_path / str(i), settings, each) for i, each in enumerate((parts, fused)))
     expected = checkpoints.decoded(one)
     assert torch.equal(checkpoints.decoded(two), torch.stack([expected, expected]))
+    checkpoints.goes_back(tmp_path / "1")
 
 
 def test_scales_of_activations_and_of_the_cache_are_left_out_and_counted(tmp_path):
     settings, parts = CASES["float-tensor"]
     more = {"input_scale": torch.ones(1), "k_scale": torch.ones(1)}
     source = checkpoints.one(tmp_path / "hf", settings, parts | more)
-    assert source.metadata == {"source.left_out": ["1 tensors input_scale", "1 tensors k_scale"]}
+    assert source.metadata["source.left_out"] == ["1 tensors input_scale", "1 tensors k_scale"]
 
 
 def weights(**changes):

@@ -58,12 +58,14 @@ def test_values_are_those_of_transformers(case, end, tmp_path):
     assert source.kind == "fp8" and list(source.tensors) == ["m.b", "m.q.weight"]
     assert tensor.stored.text == checkpoints.parse(scheme).text and tensor.dtype == "bf16"
     assert torch.equal(checkpoints.decoded(source), reference(parts))
-    assert source.metadata == {"source.left_out": ["1 tensors activation_scale"]}
+    assert source.metadata["source.left_out"] == ["1 tensors activation_scale"]
+    checkpoints.goes_back(tmp_path / "hf", (".activation_scale",))
 
 
 def test_bytes_are_exponents_if_the_config_says_so(tmp_path):
     parts = {"weight": codes(64, 128), "weight_scale_inv": scales(2, 2, dtype=E8M0).view(torch.uint8)}
     assert torch.equal(checkpoints.decoded(checkpoints.one(tmp_path / "hf", UE8M0, parts)), reference(parts))
+    checkpoints.goes_back(tmp_path / "hf")
     with pytest.raises(checkpoints.AibitError, match=r"'m\.q\.weight_scale_inv' is u8, expected f32 or"):
         checkpoints.one(tmp_path / "other", SAID, parts)
 
@@ -73,6 +75,7 @@ def test_blocks_at_the_ends_may_be_short(tmp_path):
     expanded = parts["weight_scale_inv"].repeat_interleave(32, 0)[:70].repeat_interleave(64, 1)[:, :130]
     found = checkpoints.decoded(checkpoints.one(tmp_path / "hf", SAID, parts))
     assert torch.equal(found, parts["weight"].float() * expanded)
+    checkpoints.goes_back(tmp_path / "hf")
 
 
 def test_fused_experts(tmp_path):
@@ -81,6 +84,7 @@ def test_fused_experts(tmp_path):
     source = checkpoints.open_source(tmp_path / "hf")
     expected = reference({"weight": tensors["m.experts.up"], "scale": tensors["m.experts.up_scale_inv"]})
     assert torch.equal(checkpoints.decoded(source, "m.experts.up"), expected)
+    checkpoints.goes_back(tmp_path / "hf")
 
 
 def test_experts_of_four_bits(tmp_path):
@@ -89,6 +93,7 @@ def test_experts_of_four_bits(tmp_path):
     source = checkpoints.one(tmp_path / "hf", UE8M0 | {"expert_dtype": "fp4"}, parts)
     assert source.tensors["m.q.weight"].stored.text == "mxfp4"
     assert torch.equal(checkpoints.decoded(source), reference(parts))
+    checkpoints.goes_back(tmp_path / "hf")
 
 
 @pytest.mark.parametrize("case", ["blocks", "blocks-e8m0", "rows"])

@@ -27,7 +27,8 @@ def test_values_are_those_of_transformers(bits, tmp_path):
     parts, values = parts_of(Random(bits), 16, 64, bits)
     source = checkpoints.one(tmp_path / "hf", SAID | {"num_bits": bits}, parts)
     assert source.kind == "gemma" and torch.equal(checkpoints.decoded(source), values)
-    assert source.metadata == {"source.left_out": ["1 tensors input_activation_scale"]}
+    assert source.metadata["source.left_out"] == ["1 tensors input_activation_scale"]
+    checkpoints.goes_back(tmp_path / "hf", ("activation_scale",))
 
 
 @pytest.mark.parametrize(("bits", "groups"), [(2, 1), (4, 1), (8, 1), (4, 2)])
@@ -38,6 +39,7 @@ def test_embeddings(bits, groups, tmp_path):
     parts = {"embedding_quantized": layer.embedding_quantized.data, "embedding_scale": layer.embedding_scale.data}
     source = checkpoints.one(tmp_path / "hf", SAID | {"num_bits": bits}, parts)
     assert torch.equal(checkpoints.decoded(source), layer.weight.detach())
+    checkpoints.goes_back(tmp_path / "hf")
 
 
 def test_a_mixed_model_is_kept_as_it_is(tmp_path):

@@ -12,7 +12,8 @@ import transformers
 
 import aibit_format as aibit
 from aibit_format.errors import SourceError, WriteError
-from aibit_format.formats.gguf.architectures import LLAMA, of_file
+from aibit_format.formats.gguf.architectures import of_file
+from aibit_format.formats.gguf.architectures.llama import LLAMA
 from aibit_format.formats.gguf.export import export
 from aibit_format.formats.gguf.file import GGUFFile
 from aibit_format.formats.gguf.rope import FACTORS
@@ -122,7 +123,7 @@ def rewritten(path, out, names=None, shapes=None, **keys) -> None:
     ],
 )  # fmt: skip
 def test_what_contradicts_itself_is_no_model_and_says_why(name, names, shapes, keys, message, tmp_path):
-    convert(model_of(name), name.split()[0], tmp_path / "m.gguf", tokens=False)
+    convert(model_of(name), name, tmp_path / "m.gguf", tokens=False)
     rewritten(tmp_path / "m.gguf", tmp_path / "bad.gguf", names, shapes, **keys)
     source = open_source(tmp_path / "bad.gguf")
     if message is None:  # every layer has heads, and some have no weights for them: the model lacks tensors
@@ -146,10 +147,10 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_named(name, tmp_path):
 
 
 def test_what_has_no_row_in_the_table_is_refused_by_name(tmp_path):
-    for architecture in ("deepseek2", "t5", "qwen3next"):
+    for architecture in ("deepseek4", "rwkv7", "qwen3next"):
         plain(tmp_path / "m.gguf", architecture)
         found = open_source(tmp_path / "m.gguf").no_model
-        assert f"architecture {architecture!r} is unknown here; known: llama, qwen2" in found
+        assert f"architecture {architecture!r} is unknown here; known: llama, " in found
 
 
 def test_another_architecture_is_kept_under_its_own_names(tmp_path):
@@ -171,7 +172,7 @@ WRONG = (
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_value_of_any_kind_under_any_key_is_refused_or_read(name, tmp_path):
     """Nothing but SourceError leaves, whatever a file says."""
-    convert(model_of(name), name.split()[0], tmp_path / "m.gguf", tokens=False)
+    convert(model_of(name), name, tmp_path / "m.gguf", tokens=False)
     file = GGUFFile(str(tmp_path / "m.gguf"))
     shapes = {tensor.name: tensor.shape for tensor in file.tensors}
     refused = 0

@@ -6,15 +6,17 @@ import json
 import shutil
 import sys
 
+import gguf
 import numpy as np
 import pytest
 import torch
 import transformers
 
 import aibit_format as aibit
-from aibit_format.errors import MissingPackageError, WriteError
+from aibit_format.errors import MissingPackageError, RecipeError, WriteError
 from aibit_format.formats.sources import open_source
-from tests.support.gguf_models import CONFIGS, SMALL, logits, theirs, written
+from tests.support.gguf_conversion import convert, model_of
+from tests.support.gguf_models import CONFIGS, SMALL, finish, logits, theirs, written
 from tests.support.gguf_models import models as models
 
 transformers.utils.logging.disable_progress_bar()
@@ -109,3 +111,34 @@ def test_rows_that_are_no_whole_blocks_go_out_as_float16(tmp_path):
     aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="keep")
     types = {t.name: t.type for t in written(tmp_path / "m.aibit", tmp_path / "m.gguf", type="q4_0").tensors}
     assert types["blk.0.ffn_down.weight"] == "f16" and types["blk.0.ffn_up.weight"] == "q4_0"
+
+
+def test_what_is_no_model_takes_schemes_by_name_only_and_goes_back(tmp_path):
+    """No type and no scheme is for all of it: nothing says which tensors are weights of Linear layers."""
+    charsmap = np.arange(7, dtype=np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "strange")
+    writer.add_precompiled_charsmap(charsmap.tobytes())
+    for name in ("a", "b"):
+        writer.add_tensor(f"{name}.weight", np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32))
+    finish(writer)
+    with pytest.raises(RecipeError, match="nothing says which tensors int8 is for"):
+        aibit.convert(tmp_path / "m.gguf", tmp_path / "m.aibit", scheme="int8")
+    aibit.convert(tmp_path / "m.gguf", tmp_path / "m.aibit", tensors={"a": "gguf:q8_0"})
+    found = written(tmp_path / "m.aibit", tmp_path / "b.gguf")
+    assert {tensor.name: tensor.type for tensor in found.tensors} == {"a.weight": "q8_0", "b.weight": "f32"}
+    kept = found.metadata["tokenizer.ggml.precompiled_charsmap"]
+    assert kept.dtype == np.uint8 and np.array_equal(kept, charsmap)
+    aibit.convert(tmp_path / "m.gguf", tmp_path / "i.aibit", tensors={"a": "int8"})
+    with pytest.raises(WriteError, match=r"'a\.weight' is in int8.*, which GGUF lacks"):
+        written(tmp_path / "i.aibit", tmp_path / "i.gguf", overwrite=True)
+
+
+def test_of_two_forms_of_a_model_that_goes_out_which_keeps_more_blocks(tmp_path):
+    """A matrix for keys and values goes out whole where it is in blocks, and in two where it is not."""
+    for kind, wanted in (("q8_0", {"attn_kv_b"}), ("f32", {"attn_k_b", "attn_v_b"})):
+        convert(model_of("deepseek2 whole"), "deepseek2 whole", tmp_path / "m.gguf", kind)
+        aibit.convert(tmp_path / "m.gguf", tmp_path / f"{kind}.aibit", scheme="keep")
+        found = written(tmp_path / f"{kind}.aibit", tmp_path / f"{kind}.gguf", overwrite=True)
+        names = {tensor.name.split(".")[2] for tensor in found.tensors if tensor.name.endswith("_b.weight")}
+        assert names - {"attn_q_b"} == wanted
+        assert found.metadata["deepseek2.attention.head_count_kv"] == (4 if kind == "q8_0" else 1)

@@ -8,10 +8,11 @@ import pytest
 from aibit_format.errors import SourceError
 from aibit_format.formats.gguf.operations import (
     JOINED,
+    KEYS_AND_VALUES,
     NEGATED_EXPONENTIAL,
     SAME,
     SHIFTED,
-    TURNED_EACH,
+    Interleaved,
     rotary,
 )
 
@@ -72,7 +73,29 @@ def test_gate_and_up_are_one_after_the_other():
         JOINED.joined([(1, 3, 4), (1, 3, 5)], CONFIG)
 
 
-def test_each_matrix_of_a_stack_is_turned():
-    stack = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    assert np.array_equal(there_and_back(TURNED_EACH, [stack]), stack.transpose(0, 2, 1))
-    assert TURNED_EACH.joined([(2, 3, 4)], CONFIG) == (2, 4, 3) and not TURNED_EACH.moves_blocks(32, CONFIG)
+def test_rows_of_gate_and_up_take_turns():
+    gate, up = np.arange(12, dtype=np.uint8).reshape(1, 3, 4), np.arange(12, 24, dtype=np.uint8).reshape(1, 3, 4)
+    rows = Interleaved(axis=-2, turned=True)
+    made = there_and_back(rows, [gate, up])
+    assert np.array_equal(made[:, ::2], gate) and np.array_equal(made[:, 1::2], up)
+    assert rows.joined([(1, 3, 4), (1, 3, 4)], CONFIG) == (1, 6, 4) and rows.parts((1, 6, 4), CONFIG) == [(1, 3, 4)] * 2
+    assert rows.moves_blocks(32, CONFIG) and rows.turned
+    values = Interleaved(axis=-1)
+    assert there_and_back(values, [gate[0], up[0]])[0].tolist() == [0, 12, 1, 13, 2, 14, 3, 15]
+    assert not values.moves_blocks(32, CONFIG) and not values.turned
+    for wrong in ([(3,), (4,)], [(3,), (3,)]):
+        with pytest.raises(SourceError):
+            rows.joined(wrong, CONFIG)
+
+
+def test_keys_and_values_of_a_head_lie_together():
+    config = {"num_attention_heads": 2, "qk_nope_head_dim": 3, "v_head_dim": 1, "kv_lora_rank": 4}
+    keys, values = np.arange(24).reshape(2, 4, 3), np.arange(24, 32).reshape(2, 1, 4)
+    made = there_and_back(KEYS_AND_VALUES, [keys, values], config)
+    assert made.tolist()[:4] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11], [24, 25, 26, 27]]
+    shapes = [keys.shape, values.shape]
+    assert KEYS_AND_VALUES.joined(shapes, config) == (8, 4) and KEYS_AND_VALUES.parts((8, 4), config) == shapes
+    assert KEYS_AND_VALUES.moves_blocks(1, config) and not KEYS_AND_VALUES.moves_blocks(32, config)
+    for wrong in ([(2, 3, 4), (2, 1, 4)], [(2, 4, 3), (2, 4, 1)]):
+        with pytest.raises(SourceError, match="2 heads, keys of 3 and values of 1 of rank 4"):
+            KEYS_AND_VALUES.joined(wrong, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 
 import numpy as np
@@ -47,6 +48,16 @@ def test_a_checkpoint_is_stored_as_it_is(case, plain, tmp_path):
             assert np.array_equal(file.planes(info.name)["scale"], parts["scales"].T)
         head = plain["llama-untied"][0]["lm_head.weight"]
         assert np.array_equal(file.planes("lm_head.weight")["values"], head)
+    aibit.export(tmp_path / "m.aibit", "huggingface", tmp_path / "back")
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("hf", "back"))
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert value.dtype == after[name].dtype and np.array_equal(value, after[name]), name
+    aibit.convert(tmp_path / "back", tmp_path / "again.aibit")
+    with aibit.open(tmp_path / "again.aibit") as again, aibit.open(tmp_path / "m.aibit") as file:
+        assert [again.info(name).scheme for name in again] == [file.info(name).scheme for name in file]
+    config = json.loads((tmp_path / "back/config.json").read_text())["quantization_config"]
+    assert all(config[key] == value for key, value in said.items())
 
 
 @pytest.mark.parametrize("case", ["gptq-act-order", "awq"])
@@ -120,7 +131,20 @@ DAMAGE = [
     ("gptq", say(checkpoint_format="marlin"), "'marlin', only 'gptq' and 'gptq_v2'"),
     ("gptq", say(checkpoint_format=["gptq"]), "checkpoint_format"),
     ("gptq", say(is_marlin_format=True), "is_marlin_format"),
-    ("gptq", say(dynamic={r"+:.*\.0\..*": {"bits": 8}}), "bits 8 for modules"),
+    ("gptq", say(dynamic={r"+:m\..*": {"bits": 8}}), r"go with qweight \[8, 16\], bits 8 and group_size 32"),
+    ("gptq", say(dynamic={r".*\.q": {"bits": 5}}), r"bits 5 for modules '\.\*\\\\\.q', only 2 and 3"),
+    ("gptq", say(dynamic={"m": {"group_size": 5}}), "group_size 5 for modules 'm', expected one of"),
+    ("gptq", say(dynamic={"m": {"group_size": 64}}), r"has shape \[2, 2\], \[1, 2\] go with .* group_size 64"),
+    ("gptq", say(dynamic={"m": {"sym": True}}), "zero points 1 to 16, a symmetric checkpoint 8"),
+    ("gptq", say(dynamic={"m": {"format": "gptq_v2"}}), "format 'gptq_v2' for some modules, None for others"),
+    ("gptq", say(dynamic={"-:m": {}}), "is quantized, but dynamic '-:m' leaves it out"),
+    ("gptq", say(dynamic={"m(": {}}), r"dynamic for modules 'm\(', no regular expression"),
+    ("gptq", say(dynamic={"m" * 600: {}}), "no regular expression: 600 characters"),
+    ("gptq", say(dynamic={"m": 4}), "dynamic 4 for modules 'm', expected an object"),
+    ("gptq", say(dynamic=["m"]), r"dynamic \['m'\], expected an object"),
+    ("gptq", say(extra_config={"m.q": {"bits": 16}}), "is quantized, but extra_config 'm.q' leaves it out"),
+    ("awq", say(extra_config={"m.q": {"data_type": "fp"}}), "is quantized, but extra_config 'm.q' leaves it out"),
+    ("awq", say(extra_config={"m.q": {"bits": 8}}), "bits 8 for modules 'm.q', only 4"),
     ("awq", say(version="gemv"), "version 'gemv'"),
     ("awq", say(version="marlin"), "version 'marlin'"),
     ("awq", say(backend="llm-awq"), "llm-awq"),

@@ -85,6 +85,8 @@ def test_values_are_those_of_the_library(case, tmp_path):
     source = checkpoints.one(tmp_path / "hf", said, parts, "quantization")
     assert source.kind == "mlx" and source.tensors["m.q.weight"].shape == (ROWS, COLUMNS)
     assert digest(checkpoints.decoded(source)) == DECODED[case]
+    config = json.loads((checkpoints.goes_back(tmp_path / "hf") / "config.json").read_text())
+    assert config["quantization"] == config["quantization_config"] == said
 
 
 def test_what_transformers_quantizes_for_metal(tmp_path):
@@ -96,6 +98,7 @@ def test_what_transformers_quantizes_for_metal(tmp_path):
     parts = {"weight": packed, "scales": scales, "qbiases": biases}
     found = checkpoints.decoded(checkpoints.one(tmp_path / "hf", said, parts))
     assert torch.equal(found, _affine_dequantize_tensor(packed, scales, biases, 64, 4))
+    checkpoints.goes_back(tmp_path / "hf")
 
 
 def test_a_model_that_is_mixed_by_path_is_kept_as_it_is(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -65,6 +67,20 @@ def test_experts_are_kept_as_they_are_in_the_place_of_the_models(saved, tmp_path
     ids = torch.arange(3, 16)[None]
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+def test_a_model_goes_back_as_it_came(saved, tmp_path):
+    folder, _, model = saved
+    aibit.convert(folder, tmp_path / "m.aibit")
+    aibit.export(tmp_path / "m.aibit", "huggingface", tmp_path / "back")
+    checkpoints.same(folder, tmp_path / "back")
+    found = json.loads((tmp_path / "back/config.json").read_text())["quantization_config"]
+    assert found == SAID
+    config = transformers.Mxfp4Config(dequantize=True)
+    again = transformers.GptOssForCausalLM.from_pretrained(tmp_path / "back", quantization_config=config).eval()
+    ids = torch.arange(3, 16)[None]
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
 
 
 def test_experts_can_be_quantized_anew_and_exported(saved, tmp_path):

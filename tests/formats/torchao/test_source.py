@@ -137,11 +137,12 @@ DAMAGE = [
     (put("zero_point", lambda a: a * 0 + 99), r"'m\.q\._weight_zero_point' holds zero points beyond 4 bits"),
     (data(block_size=[1, 16]), r"'m\.q\._weight_scale' has shape \[24, 2\], expected \[24, 4\]"),
     (data(block_size=[2, 32]), r"has a block_size of 2 rows"),
+    (put("qdata", lambda a: a[0]), r"_weight_qdata' has shape \[64\], expected rows and columns"),
     (data(block_size=[32]), r"has block_size \[32\] for shape \[24, 64\]"),
     (data(block_size=None), r"has block_size None"),
     (data(target_dtype={"_data": "float4"}), r"has target_dtype .*, expected int1 to int8"),
     (kind("Int4TilePackedTo4dTensor"), r"Int4TilePackedTo4dTensor, which is laid out for one kind of GPU"),
-    (kind("Int4Tensor"), r"Int4Tensor, which is signed code \* scale \+ zero_point"),
+    (kind("Int4PlainInt32Tensor"), r"Int4PlainInt32Tensor, which is laid out for one kind of GPU"),
     (kind("Unheard"), r"belongs to 'Unheard', known: Int8Tensor"),
     (lambda said, parts: said.pop("_data"), r"belongs to 'm\.q\.weight', whose metadata are"),
     (lambda said, parts: parts.update(act_pre_scale=torch.ones(64)), r"act_pre_scale' scales the inputs of its layer"),
@@ -162,4 +163,80 @@ def test_a_weight_of_which_the_metadata_say_nothing_is_refused(tmp_path):
     tensors = {f"m.q._weight_{end}": part for end, part in CASES["int4"][1].items()}
     checkpoints.write(tmp_path / "hf", tensors, {"quantization_config": SAID})
     with pytest.raises(checkpoints.AibitError, match=r"'m\.q\.weight', of which the file's metadata say nothing"):
+        checkpoints.open_source(tmp_path / "hf")
+
+
+def nibbles(dtype: torch.dtype = torch.bfloat16, shape: tuple[int, ...] = (ROWS, COLUMNS)) -> tuple[dict, dict]:
+    """The JSON and the parts of an ``Int4Tensor``."""
+    random, (*lead, rows, columns) = Random(11), shape
+    scale = random.scales(*lead, columns // 32, rows, dtype=dtype)
+    zero = (scale.float() * (random.below(160, *scale.shape).float() - 80) / 10).to(dtype)
+    said = {"block_size": [1] * (len(shape) - 1) + [32], "shape": list(shape)}
+    parts = {"qdata": random.words(*lead, rows, columns // 2, dtype=torch.uint8).view(torch.int8), "scale": scale,
+             "zero_point": zero}  # fmt: skip
+    return {"_type": "Int4Tensor", "_data": said, "_tensor_data_names": list(parts)}, parts
+
+
+def of_nibbles(parts: dict) -> torch.Tensor:
+    """Signed code * scale + zero_point in float32, the inverse of ``int4_row_quantize_zp``."""
+    packed = parts["qdata"].view(torch.uint8)
+    codes = torch.stack([packed & 15, packed >> 4], -1).flatten(-2).to(torch.int8)
+    codes = torch.where(codes > 7, codes - 16, codes).float()
+    scale, zero = (parts[end].float().mT.repeat_interleave(32, -1) for end in ("scale", "zero_point"))
+    return codes * scale + zero
+
+
+@pytest.mark.parametrize("shape", [(ROWS, COLUMNS), (3, ROWS, COLUMNS)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_nibbles_are_held_exactly(dtype, shape, tmp_path):
+    said, parts = nibbles(dtype, shape)
+    source = write(tmp_path / "hf", said, parts)
+    assert source.tensors["m.q.weight"].stored.text == "int-group,group=32,scale=f32,zero=bias"
+    assert torch.equal(checkpoints.decoded(source), of_nibbles(parts))
+    parts["zero_point"] *= 0  # as for activations in 8-bit floats
+    source = write(tmp_path / "even", said, parts)
+    assert "zero=bias" not in source.tensors["m.q.weight"].stored.text
+    assert torch.equal(checkpoints.decoded(source), of_nibbles(parts))
+
+
+def test_nibbles_that_the_library_saved(tmp_path):
+    pytest.importorskip("torchao", reason=MISSING)
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Int4Tensor
+
+    parts = nibbles()[1]
+    tensors, metadata = flatten_tensor_state_dict({"0.weight": Int4Tensor(**parts, block_size=[1, 32], shape=(24, 64))})
+    checkpoints.write(tmp_path / "hf", {}, {"dtype": "bfloat16", "quantization_config": SAID})
+    save_file(tensors, tmp_path / "hf/model.safetensors", metadata)
+    found = checkpoints.decoded(checkpoints.open_source(tmp_path / "hf"), "0.weight")
+    assert torch.equal(found, of_nibbles(parts))
+
+
+OF_NIBBLES = [
+    (put("zero_point", lambda a: a * 0 + 2.0**-30),
+     r"_weight_zero_point' is, in group 0 of row 0, too far from its scale"),
+    (put("zero_point", lambda a: a.float()), r"_weight_zero_point' is f32\[2, 24\], expected bf16"),
+    (put("zero_point", lambda a: a.mT.contiguous()), r"_weight_zero_point' has shape \[24, 2\], expected \[2, 24\]"),
+    (put("scale", lambda a: a.mT.contiguous()), r"_weight_scale' has shape \[24, 2\], expected \[2, 24\]"),
+    (put("scale", lambda a: a * float("inf")), r"_weight_scale' a scale is not finite"),
+    (put("zero_point", lambda a: a * float("nan")), r"_weight_zero_point' .* not finite"),
+    (data(block_size=[2, 32]), r"has block_size \[2, 32\], expected whole groups"),
+    (data(block_size=[1, 48]), r"has block_size \[1, 48\], expected whole groups of the 64 columns"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "message"), OF_NIBBLES, ids=[text[:30] for _, text in OF_NIBBLES])
+def test_nibbles_that_contradict_themselves_are_refused(damage, message, tmp_path):
+    said, parts = nibbles()
+    damage(said, parts)
+    with pytest.raises(checkpoints.AibitError, match=message) as caught:
+        write(tmp_path / "bad", said, parts).planes("m.q.weight")
+    assert str(tmp_path / "bad") in str(caught.value)
+
+
+def test_a_module_that_is_not_to_be_converted_is_refused(tmp_path):
+    write(tmp_path / "hf", *CASES["int4"])
+    said = SAID | {"modules_to_not_convert": ["q"]}
+    (tmp_path / "hf/config.json").write_text(json.dumps({"dtype": "bfloat16", "quantization_config": said}))
+    with pytest.raises(checkpoints.AibitError, match=r"is quantized, but modules_to_not_convert names 'q'"):
         checkpoints.open_source(tmp_path / "hf")

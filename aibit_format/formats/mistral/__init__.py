@@ -1,0 +1,1 @@
+"""Reads checkpoints as Mistral publishes them: its own names, settings and tokenizer."""
