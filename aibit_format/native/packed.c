@@ -133,6 +133,7 @@ static int weight_of(Buffers *buffers, PyObject *parts, Py_ssize_t rows, Py_ssiz
         __builtin_add_overflow(row_bytes, chunks(rest * format->bytes, format->columns), &row_bytes))
         return PyErr_Format(PyExc_OverflowError, "%zd columns: no array is that large", columns), 0;
     weight->row_bytes = (size_t)row_bytes;
+    weight->stretch_bytes = (size_t)(format->bytes * BLOCK * STRETCH / format->columns);
     int is_book = !strncmp(name, "book", 4);
     weight->halved = !strcmp(name, "e2m1"), weight->book = weight->factor = NULL;
     return (weight->codes = readable(buffers, codes, rows, row_bytes, 1)) &&

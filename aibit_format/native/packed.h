@@ -10,7 +10,8 @@
 enum {
     BLOCK = 32,    /* columns */
     STRETCH = 8,   /* blocks */
-    MOST_ROWS = 16 /* of the input, for which a stretch is decoded once */
+    MOST_ROWS = 16, /* of the input, for which a stretch is decoded once */
+    FETCHED = 1536, /* bytes ahead that are fetched: a row may be shorter than what a processor looks ahead by itself */
 };
 
 /* Vectors that GCC and Clang have on any processor; where registers are shorter, they take several. */
@@ -45,7 +46,7 @@ typedef enum { NO_NUMBER, NUMBER_F16, NUMBER_BF16, NUMBER_F32, NUMBER_E8M0, NUMB
 /* A matrix [out_features, columns]. A value is (code - zero) * scale, (code - offset) * scale or code * scale + bias. */
 typedef struct {
     int format, form;
-    size_t columns, row_bytes;
+    size_t columns, row_bytes, stretch_bytes; /* of codes, or of blocks */
     const uint8_t *codes;
     /* The rest belongs to formats with scales aside. */
     size_t group;            /* columns with the same scale, a multiple of 16; 0: all */

@@ -38,6 +38,24 @@ STEP HalfBits with_half(HalfBits bits, int i, const uint8_t *from)
 #endif
 }
 
+/* Replaces the i-th of four pairs. */
+STEP HalfBits with_pair(HalfBits bits, int i, const uint8_t *from)
+{
+    uint32_t pair;
+    memcpy(&pair, from, 4);
+#if USE_AVX2
+    switch (i) {
+    case 0: return (HalfBits)_mm_insert_epi32((__m128i)bits, (int)pair, 0);
+    case 1: return (HalfBits)_mm_insert_epi32((__m128i)bits, (int)pair, 1);
+    case 2: return (HalfBits)_mm_insert_epi32((__m128i)bits, (int)pair, 2);
+    default: return (HalfBits)_mm_insert_epi32((__m128i)bits, (int)pair, 3);
+    }
+#else
+    bits[2 * i] = (uint16_t)pair, bits[2 * i + 1] = (uint16_t)(pair >> 16);
+    return bits;
+#endif
+}
+
 STEP HalfBits eight_bytes(uint64_t bytes)
 {
 #if USE_AVX2
@@ -106,6 +124,21 @@ STEP Eight block_halves(const uint8_t *at, size_t bytes, size_t count)
     return eight_halves(bits);
 }
 
+/* Loads the two float16 that each of ``count`` blocks begins with: a scale and a bias. */
+STEP void put_block_pairs(const uint8_t *at, size_t bytes, size_t count, Stretch *out)
+{
+    for (int i = 0; i < 2; i++) {
+        HalfBits bits = {0};
+#pragma GCC unroll 4
+        for (size_t k = 0; k < 4; k++)
+            if (4 * i + k < count)
+                bits = with_pair(bits, (int)k, at + (4 * i + k) * bytes);
+        Eight pairs = eight_halves(bits);
+        out->scales[i] = selected(pairs, (Whole){0, 0, 2, 2, 4, 4, 6, 6});
+        out->biases[i] = selected(pairs, (Whole){1, 1, 3, 3, 5, 5, 7, 7});
+    }
+}
+
 /* Half of a power of two, 2^(e - 127), whatever the byte is. */
 STEP Eight half_powers(Whole e)
 {
@@ -149,11 +182,10 @@ STEP Unsigned fifth_bits(const uint8_t *from)
 static const uint8_t SIXTEEN[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 static const uint8_t E2M1[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0}; /* twice the value, plus 12 */
 
-#define BLOCKS_OF_32(name, bytes, unpacked, scale, bias)                                  \
+#define BLOCKS_OF_32(name, bytes, unpacked, numbers)                                 \
     STEP void name##_blocks(const uint8_t *first, size_t count, Stretch *out)             \
     {                                                                                     \
-        put_each(scale, out->scales);                                                     \
-        bias;                                                                             \
+        numbers;                                                                          \
         for (size_t i = 0; i < count; i++) {                                              \
             const uint8_t *at = first + i * bytes;                                        \
             out->codes[i] = unpacked;                                                     \
@@ -168,16 +200,16 @@ static const uint8_t E2M1[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 
             name##_blocks(first, count, out);                                             \
     }
 
-#define SCALE(bytes) block_halves(first, bytes, count)
-#define BIAS(bytes) put_each(block_halves(first + 2, bytes, count), out->biases)
+#define SCALES(bytes) put_each(block_halves(first, bytes, count), out->scales)
+#define PAIRS(bytes) put_block_pairs(first, bytes, count, out)
 
-BLOCKS_OF_32(q4_0, 18, nibbles_of(at + 2), SCALE(18), )
-BLOCKS_OF_32(q4_1, 20, nibbles_of(at + 4), SCALE(20), BIAS(20))
-BLOCKS_OF_32(q5_0, 22, nibbles_of(at + 6) | fifth_bits(at + 2), SCALE(22), )
-BLOCKS_OF_32(q5_1, 24, nibbles_of(at + 8) | fifth_bits(at + 4), SCALE(24), BIAS(24))
-BLOCKS_OF_32(q8_0, 34, load_block(at + 2) ^ 128, SCALE(34), )
-BLOCKS_OF_32(iq4_nl, 18, looked_up(SIXTEEN, nibbles_of(at + 2)), SCALE(18), )
-BLOCKS_OF_32(mxfp4, 17, looked_up(E2M1, nibbles_of(at + 1)), block_half_powers(first, 17, count), )
+BLOCKS_OF_32(q4_0, 18, nibbles_of(at + 2), SCALES(18))
+BLOCKS_OF_32(q4_1, 20, nibbles_of(at + 4), PAIRS(20))
+BLOCKS_OF_32(q5_0, 22, nibbles_of(at + 6) | fifth_bits(at + 2), SCALES(22))
+BLOCKS_OF_32(q5_1, 24, nibbles_of(at + 8) | fifth_bits(at + 4), PAIRS(24))
+BLOCKS_OF_32(q8_0, 34, load_block(at + 2) ^ 128, SCALES(34))
+BLOCKS_OF_32(iq4_nl, 18, looked_up(SIXTEEN, nibbles_of(at + 2)), SCALES(18))
+BLOCKS_OF_32(mxfp4, 17, looked_up(E2M1, nibbles_of(at + 1)), put_each(block_half_powers(first, 17, count), out->scales))
 
 DECODER(q2_k)
 {

@@ -222,6 +222,10 @@ STEP void multiply_feature(const PackedProduct *product, size_t top, size_t rows
     for (size_t block = 0; block < blocks; block += STRETCH) {
         size_t count = blocks - block < STRETCH ? blocks - block : STRETCH, row = 0;
         size_t at = top * inputs->stretches + block / STRETCH;
+        const char *ahead = (const char *)weight->codes + feature * weight->row_bytes;
+        ahead += block / STRETCH * weight->stretch_bytes + FETCHED;
+        for (size_t byte = 0; byte < weight->stretch_bytes; byte += 64)
+            __builtin_prefetch(ahead + byte);
         decode(weight, feature, block, count, &stretch);
         for (; row + 8 <= rows; row += 8)
             multiply_rows(8, weight, &stretch, inputs, at + row * inputs->stretches, count, sums + row);
@@ -267,11 +271,10 @@ STEP void values_of_codes(const Weight *weight, Stretch *stretch, size_t count)
 STEP void put_values(const Eight *values, size_t count, Source to, char *out)
 {
     size_t i = 0;
-    if (to == F32)
-        memcpy(out, values, count * 4);
-    else
-        for (; i < count; i++)
-            put_number(to, ((const float *)values)[i], out, i);
+    for (; i + 8 <= count; i += 8)
+        store_eight(to, values[i / 8], out + i * width(to));
+    for (; i < count; i++)
+        put_number(to, ((const float *)values)[i], out, i);
 }
 
 TARGET static void decode(const void *task, size_t first, size_t last)

@@ -107,6 +107,30 @@ STEP Eight load_eight(Source source, const void *from)
 #endif
 }
 
+/* Stores eight values, rounded to nearest with ties to even. */
+STEP void store_eight(Source to, Eight values, void *out)
+{
+    if (to == F32) {
+        memcpy(out, &values, 32);
+        return;
+    }
+#if USE_AVX2
+    __m256i bits = (__m256i)values, odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    if (to == F16) {
+        _mm_storeu_si128((__m128i *)out, _mm256_cvtps_ph((__m256)values, _MM_FROUND_TO_NEAREST_INT));
+        return;
+    }
+    bits = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    __m256 none = _mm256_cmp_ps((__m256)values, (__m256)values, _CMP_UNORD_Q);
+    bits = _mm256_blendv_epi8(bits, _mm256_set1_epi32(0x7fc0), _mm256_castps_si256(none));
+    __m128i half = _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+    _mm_storeu_si128((__m128i *)out, half);
+#else
+    for (int i = 0; i < 8; i++)
+        put_number(to, values[i], out, i);
+#endif
+}
+
 STEP float sum_of(Eight v)
 {
     return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));

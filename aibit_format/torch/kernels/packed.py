@@ -8,7 +8,7 @@ ulp of the larger term.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from ... import native
-from ...interop import to_numpy
 from ...schemes import Scheme
 from ...schemes.base import ROW, TENSOR
 from ...schemes.cluster import Cluster
@@ -32,6 +31,8 @@ from .openmp import parallel, threads
 
 FEW_ROWS = 16  # of the input; for more it is faster to decode the weight, a piece at a time
 ACTIVATIONS = ("float32", "int16", "int8")
+_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+_ZEROS: dict[str, Any] = {"zeros": "zero_point", "zero_type": "u8"}
 _UNIT = 16  # columns; a compiled group has a multiple
 _BLOCKS = frozenset({
     "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "q1_0", "q2_0",
@@ -84,8 +85,8 @@ def _ggml(scheme: GGML) -> Format | None:
 def _int4_group(scheme: Int4Group) -> Format | None:
     if scheme.ordered or scheme.group % _UNIT:  # in act-order any two columns may be in one group
         return None
-    zeros = {"middle": SYMMETRIC_ZERO} if scheme.symmetric else {"zeros": "zero_point", "zero_type": "u8"}
-    return Format("nibbles", scales="scale", scale_type="f16", group=scheme.group, **zeros)
+    plain = Format("nibbles", scales="scale", scale_type="f16", group=scheme.group)
+    return replace(plain, middle=SYMMETRIC_ZERO) if scheme.symmetric else replace(plain, **_ZEROS)
 
 
 def _int_group(scheme: IntGroup) -> Format | None:
@@ -103,9 +104,9 @@ def _int_group(scheme: IntGroup) -> Format | None:
 
 def _grouped(scheme: Int8Absmax | Int8ZeroPoint | Fp8E4M3) -> Format:
     name = {"i8": "s8", "u8": "u8", "f8_e4m3": "e4m3"}[scheme.codes_dtype]
-    zeros = {"zeros": "zero_point", "zero_type": "u8"} if "zero_point" in scheme.step_planes else {}
-    group, rows = (0, 0 if scheme.group == TENSOR else 1) if scheme.group in (ROW, TENSOR) else (scheme.group, 1)
-    return Format(name, scales="scale", scale_type="f32", group=group, rows=rows, **zeros)
+    group = 0 if scheme.group in (ROW, TENSOR) else scheme.group
+    plain = Format(name, scales="scale", scale_type="f32", group=group, rows=0 if scheme.group == TENSOR else 1)
+    return replace(plain, **_ZEROS) if "zero_point" in scheme.step_planes else plain
 
 
 def _block_scaled(scheme: Fp8Block | MXFP4 | MXFP8) -> Format | None:
@@ -164,7 +165,7 @@ class PackedProduct:
 
     def decodes(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Return whether rows are decoded to ``dtype`` on a device."""
-        return COMPILED and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float16)
+        return COMPILED and device.type == "cpu" and dtype in _NAMES
 
     def multiply(
         self, x: torch.Tensor, planes: Mapping[str, torch.Tensor], shape: tuple[int, int], bias: torch.Tensor | None
@@ -177,20 +178,26 @@ class PackedProduct:
         activations: str | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Do the same with a weight that was made before; None: activations by the dtype of x."""
-        values, dtype = to_numpy(x)
         out = torch.empty(len(x), features, dtype=x.dtype)
         added = None if bias is None else bias.detach().float().numpy()
-        kind = activations or ("float32" if dtype == "f32" else "int16")
-        native.packed_product(values, dtype, weight, added, to_numpy(out)[0], kind, None, *threads())
+        kind = activations or ("float32" if x.dtype == torch.float32 else "int16")
+        native.packed_product(
+            _memory(x.resolve_neg().contiguous()), _NAMES[x.dtype], weight, added, _memory(out), kind, None, *threads()
+        )
         return out
 
     def rows(self, weight: tuple[Any, ...], shape: tuple[int, int], rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """Decode consecutive rows of a weight [out, in] to [rows, in] in ``dtype``."""
         start, stop, _ = rows.indices(shape[0])
         out = torch.empty(max(0, stop - start), shape[1], dtype=dtype)
-        values, name = to_numpy(out)
-        native.packed_values(weight, shape[0], range(start, start + len(out)), name, values, None, *threads())
+        part = range(start, start + len(out))
+        native.packed_values(weight, shape[0], part, _NAMES[dtype], _memory(out), None, *threads())
         return out
+
+
+def _memory(matrix: torch.Tensor) -> np.ndarray:
+    """Return an array over a contiguous matrix of floats, those of 16 bits as integers."""
+    return (matrix if matrix.dtype == torch.float32 else matrix.view(torch.int16)).detach().numpy()
 
 
 def product(scheme: Scheme) -> PackedProduct | None:

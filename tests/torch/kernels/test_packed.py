@@ -1,4 +1,4 @@
-"""Products of packed weights: every format against the schemes' numpy code, for every kind of processor that is here."""
+"""Products of packed weights: every format against the schemes' numpy code, for every kind of processor."""
 
 from __future__ import annotations
 
