@@ -214,8 +214,8 @@ def packed_product(
     """Compute inputs @ weight.T + bias, with a weight that is decoded in registers; meant for few rows.
 
     Sums are float32 sums of products of the decoded values. With ``activations`` "int16" or "int8", inputs are first
-    rounded to whole multiples of the largest magnitude of their 256 columns divided by 32767 or by 127, and products of
-    codes are added exactly; formats of floats take float32 inputs all the same.
+    rounded to whole multiples of the largest magnitude of 256 columns divided by 32767, or of 32 divided by 127, and
+    products of codes are added exactly; formats of floats take float32 inputs all the same.
 
     Args:
         inputs: [rows, columns].

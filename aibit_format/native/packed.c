@@ -1,8 +1,8 @@
 /* Multiplies with packed weights and decodes them, by the functions for one of several kinds of processors.
  *
  * Whatever the activations, the sum of a product is that of inputs and decoded values, with float32's roundings. Inputs
- * are first rounded to 16 or to 8 bits, if that is asked for: to a multiple of the largest magnitude of their 256
- * columns divided by 32767 or 127.
+ * are first rounded to 16 or to 8 bits, if that is asked for: to a multiple of the largest magnitude of 256
+ * columns divided by 32767, or of 32 columns divided by 127.
  */
 #include "kernels.h"
 #if HAVE_PACKED
@@ -156,7 +156,7 @@ static int inputs_of(Source source, const void *values, Py_ssize_t columns, cons
     size_t item = inputs->kind == IN_F32 ? 4 : inputs->kind == IN_I16 ? 2 : 1;
     inputs->stretches = (size_t)stretches;
     inputs->values = scratch(rows, stretches, BLOCK * STRETCH * item);
-    inputs->scales = inputs->values ? scratch(rows, stretches, sizeof(float)) : NULL;
+    inputs->scales = inputs->values ? scratch(rows, stretches, STRETCH * sizeof(float)) : NULL;
     inputs->sums = inputs->scales ? scratch(rows, stretches, 2 * STRETCH * sizeof(float)) : NULL;
     if (!inputs->sums)
         return 0;

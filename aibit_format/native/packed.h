@@ -71,15 +71,15 @@ typedef struct {
     Eight values[STRETCH * 4];
 } Stretch;
 
-/* What inputs become: float32; codes of 16 or of 8 bits, with a scale for each stretch of a row. */
+/* What inputs become: float32; codes of 16 bits with a scale for each stretch of a row, or of 8 with one for each block. */
 typedef enum { IN_F32, IN_I16, IN_I8 } Activations;
 
 typedef struct {
     Activations kind;
     size_t rows, stretches; /* columns missing at the end are zeros */
     void *values;           /* [rows, stretches * STRETCH * BLOCK] */
-    float *scales;          /* [rows, stretches], of codes; 1 for float32 */
-    float *sums;            /* [rows, stretches * STRETCH * 2], of each 16 columns' values as they are here */
+    float *scales;          /* [rows, stretches * STRETCH], of codes */
+    float *sums;            /* [rows, stretches * STRETCH * 2], of each 16 columns */
 } Inputs;
 
 /* A product: out [rows, out_features] = inputs @ weight.T + bias. */

@@ -42,31 +42,37 @@ STEP int32_t put_codes(Activations kind, Whole first, Whole second, size_t i, vo
     return (int32_t)sum;
 }
 
-/* Puts a stretch of inputs where products find it: as float32, or as codes and a scale. */
+/* Puts ``count`` blocks of inputs, from the i-th of a stretch on, where products find them as codes with one scale. */
+STEP void take_codes(Activations kind, const Eight *values, size_t i, size_t count, size_t at, const Inputs *inputs)
+{
+    uint32_t largest = largest_of(values + 4 * i, 4 * count);
+    /* Of a NaN or an infinity nothing is left but NaN. */
+    float scale = largest < 0x7f800000 ? from_bits(largest) / (kind == IN_I8 ? 127 : 32767) : __builtin_nanf("");
+    float inverse = scale >= 0x1p-126f ? 1 / scale : 0, *sums = inputs->sums + at * STRETCH * 2;
+    char *codes = (char *)inputs->values + at * STRETCH * BLOCK * (kind == IN_I8 ? 1 : 2);
+    for (size_t half = 2 * i; half < 2 * (i + count); half++) {
+        Whole first = rounded_codes(values[2 * half] * inverse), second = rounded_codes(values[2 * half + 1] * inverse);
+        sums[half] = (float)put_codes(kind, first, second, half, codes) * scale;
+    }
+    for (size_t block = i; block < i + count; block++)
+        inputs->scales[at * STRETCH + block] = scale;
+}
+
+/* Puts a stretch of inputs where products find it: as float32, or as codes and scales. */
 STEP void take_stretch(const Eight values[STRETCH * 4], size_t at, const Inputs *inputs)
 {
-    float *sums = inputs->sums + at * STRETCH * 2;
-    if (inputs->kind == IN_F32) {
+    switch (inputs->kind) {
+    case IN_F32:
         memcpy((float *)inputs->values + at * STRETCH * BLOCK, values, STRETCH * BLOCK * 4);
         for (int i = 0; i < STRETCH * 2; i++)
-            sums[i] = sum_of(values[2 * i] + values[2 * i + 1]);
-        inputs->scales[at] = 1;
-        return;
+            inputs->sums[at * STRETCH * 2 + i] = sum_of(values[2 * i] + values[2 * i + 1]);
+        break;
+    case IN_I16: take_codes(IN_I16, values, 0, STRETCH, at, inputs); break;
+    case IN_I8:
+        for (size_t i = 0; i < STRETCH; i++)
+            take_codes(IN_I8, values, i, 1, at, inputs);
+        break;
     }
-    uint32_t largest = largest_of(values, STRETCH * 4);
-    float levels = inputs->kind == IN_I8 ? 127 : 32767;
-    /* Of a NaN or an infinity nothing is left but NaN. */
-    float scale = largest < 0x7f800000 ? from_bits(largest) / levels : __builtin_nanf("");
-    float inverse = scale >= 0x1p-126f ? 1 / scale : 0;
-    char *codes = (char *)inputs->values + at * STRETCH * BLOCK * (inputs->kind == IN_I8 ? 1 : 2);
-    for (int i = 0; i < STRETCH * 2; i++) {
-        Whole first = rounded_codes(values[2 * i] * inverse), second = rounded_codes(values[2 * i + 1] * inverse);
-        if (inputs->kind == IN_I8)
-            sums[i] = (float)put_codes(IN_I8, first, second, i, codes);
-        else
-            sums[i] = (float)put_codes(IN_I16, first, second, i, codes);
-    }
-    inputs->scales[at] = scale;
 }
 
 TARGET static void take(Source source, const void *from, size_t columns, size_t row, Inputs *inputs)
@@ -180,16 +186,21 @@ STEP void multiply_codes(Activations kind, int wide, int rows, const Weight *wei
             for (int row = 0; row < rows; row++, input += next) {
                 Whole exact = kind == IN_I8 ? dot_i8(codes, wide, (const int8_t *)input)
                                             : dot_i16(codes, (const int16_t *)input);
-                added[row * lanes + lane] = fused(to_floats(exact), scales, added[row * lanes + lane]);
+                Eight scale = scales;
+                if (kind == IN_I8)
+                    scale *= all(inputs->scales[(at + row * inputs->stretches) * STRETCH + i]);
+                added[row * lanes + lane] = fused(to_floats(exact), scale, added[row * lanes + lane]);
             }
         }
 #pragma GCC unroll 8
     for (int row = 0; row < rows; row++) {
         size_t stretch_of_row = at + row * inputs->stretches;
         Eight found = together(added + row * lanes, lanes);
+        if (kind == IN_I16)
+            found *= all(inputs->scales[stretch_of_row * STRETCH]);
         if (biased)
             found = with_biases(biases, inputs->sums + stretch_of_row * STRETCH * 2, found);
-        sums[row] = fused(found, all(inputs->scales[stretch_of_row]), sums[row]);
+        sums[row] += found;
     }
 }
 

@@ -42,7 +42,7 @@ static void fill(uint8_t *bytes, size_t count)
 int main(int argc, char **argv)
 {
     static uint8_t codes[FEATURES * COLUMNS * 4], scales[FEATURES * COLUMNS];
-    static float inputs[ROWS][COLUMNS], book[256], values[ROWS * COLUMNS], input_scales[ROWS * 3], sums[ROWS * 3 * 16];
+    static float inputs[ROWS][COLUMNS], book[256], values[ROWS * COLUMNS], input_scales[ROWS * 3 * 8], sums[ROWS * 3 * 16];
     static float found[ROWS][FEATURES], first[ROWS][FEATURES];
     int equal = argc > 1 && !strcmp(argv[1], "equal"), ran = 0;
     uint64_t checksum = 14695981039346656037ull;

@@ -85,8 +85,9 @@ def allowed(x: np.ndarray, values: np.ndarray, weight: Weight, activations: str)
     if isinstance(weight.scheme, IntGroup):  # codes and zero points may cancel
         reach = max(reach, float(weight.planes["scale"].float().abs().max()) * 2**weight.scheme.bits)
     bound = 2.0**-18 * np.outer(x.sum(1), np.full(len(values), reach))
-    for start in range(0, x.shape[1], 256):
-        part = slice(start, start + 256)
+    step = 32 if activations == "int8" else 256
+    for start in range(0, x.shape[1], step):
+        part = slice(start, start + step)
         bound += np.outer(x[:, part].max(1), values[:, part].sum(1)) / LEVELS[activations] * 0.501
     return bound + 1e-37
 
