@@ -122,7 +122,7 @@ def packed_calls(
     if aside:
         row_bytes = columns // 8 * size + -(-(columns % 8) * size // 8)
     else:
-        columns = min(columns, 100) // 8 * block if columns < 1 << 30 else columns
+        columns = -(-min(columns, 100) // 8) * block if columns < 1 << 30 else columns
         row_bytes = columns // block * size
     group, block_rows = int(random.choice([0, 16, 32, 48, 256])), int(random.choice([1, 3]))
     kinds = {"f16": 2, "bf16": 2, "f32": 4, "f8_e8m0": 1, "f8_e4m3": 1, "u8": 1}

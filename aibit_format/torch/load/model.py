@@ -103,8 +103,9 @@ def load_model(
             4-bit weights are multiplied, and models of 16 bits attend, in float32 then: closer and faster.
         activations: to what inputs of packed weights are rounded on a CPU with compiled code: "float32" (not at all),
             "int16", multiples of the largest magnitude of 256 columns divided by 32767, or "int8", of 32 columns
-            divided by 127. "int8" is what llama.cpp does, and the fastest. None: "int16" for inputs of 16 bits, whose results show
-            nothing of it, and "float32" for others. More than 16 rows at once, as in prompts, are not rounded.
+            divided by 127. "int8" is what llama.cpp does, and the fastest. None: "int16" for inputs of 16 bits, whose
+            results show nothing of it, and "float32" for others. More than 16 rows at once, as in prompts, are not
+            rounded.
         tp: several processes hold the model together, each with its rows of the weights that transformers'
             tensor-parallel plan names, on its ``device``; all call it with the same inputs and get the same outputs.
             ``"auto"``: all processes of torch.distributed; their number; a process group; or a device mesh, of one
