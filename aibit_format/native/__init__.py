@@ -200,3 +200,53 @@ def gomp_parallel(path: str) -> object | None:
         function, or if there is no compiled code.
     """
     return None if kernels is None else kernels.gomp_parallel(path)
+
+
+def packed_targets() -> list[str]:
+    """Return the kinds of processors that products of packed weights are built for and run here, the fastest first."""
+    return kernels.packed_targets() if hasattr(kernels, "packed_targets") else []
+
+
+def packed_product(
+    inputs: np.ndarray, dtype: str, weight: tuple[Any, ...], bias: np.ndarray | None, out: np.ndarray,
+    activations: str = "float32", target: str | None = None, threads: int = 1, parallel: object | None = None,
+) -> None:  # fmt: skip
+    """Compute inputs @ weight.T + bias, with a weight that is decoded in registers; meant for few rows.
+
+    Sums are float32 sums of products of the decoded values. With ``activations`` "int16" or "int8", inputs are first
+    rounded to whole multiples of the largest magnitude of 256 columns divided by 32767, or of 32 divided by 127, and
+    products of codes are added exactly; formats of floats take float32 inputs all the same.
+
+    Args:
+        inputs: [rows, columns].
+        dtype: of inputs and result: f16, bf16 or f32.
+        weight: its format, planes and numbers, as ``torch.kernels.packed.Format.weight`` returns them.
+        bias: f32 [features], or None.
+        out: [rows, features], filled with the result.
+        activations: float32, int16 or int8.
+        target: one of ``packed_targets``; None: the first.
+        threads, parallel: as for ``int8_product``.
+    """
+    kernels.packed_product(
+        target or packed_target, activations, dtype, *inputs.shape, out.shape[1], inputs, bias, out, threads, parallel,
+        *weight,
+    )  # fmt: skip
+
+
+def packed_values(
+    weight: tuple[Any, ...], features: int, rows: range, dtype: str, out: np.ndarray, target: str | None = None,
+    threads: int = 1, parallel: object | None = None,
+) -> None:  # fmt: skip
+    """Decode consecutive ``rows`` of the ``features`` that a packed weight has.
+
+    Args:
+        dtype: to which values are rounded: f16, bf16 or f32.
+        out: [len(rows), columns], filled with the result.
+        weight, target, threads, parallel: as for ``packed_product``.
+    """
+    kernels.packed_values(
+        target or packed_target, dtype, out.shape[1], features, rows.start, len(rows), out, threads, parallel, *weight
+    )
+
+
+packed_target: str | None = next(iter(packed_targets()), None) if os.environ.get("AIBIT_NATIVE") != "0" else None

@@ -16,6 +16,13 @@
 #define HAVE_VECTORS 0
 #endif
 
+/* Products of packed weights are written with vectors as GCC and Clang have them on any processor. */
+#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define HAVE_PACKED 1
+#else
+#define HAVE_PACKED 0
+#endif
+
 #define FUNCTION(name) PyObject *name(PyObject *module, PyObject *args)
 
 /* shares.c */
@@ -37,5 +44,9 @@ FUNCTION(float_linear);
 /* errors.c */
 FUNCTION(error_sums);
 FUNCTION(int8_error_sums);
+/* packed.c */
+FUNCTION(packed_product);
+FUNCTION(packed_values);
+FUNCTION(packed_targets);
 /* leaves.c */
 FUNCTION(leaf_digests);

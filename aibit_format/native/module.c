@@ -17,6 +17,13 @@ static PyMethodDef methods[] = {
     {"supported", supported, METH_NOARGS, "Whether this build and this processor have the functions below the next."},
     {"gomp_parallel", gomp_parallel, METH_VARARGS,
      "gomp_parallel(path) -> the function of that name in a library that is loaded, in a capsule; None if there is none"},
+#if HAVE_PACKED
+    {"packed_targets", packed_targets, METH_NOARGS, "packed_targets() -> kinds of processors, for which the next two are built and which this one is"},
+    {"packed_product", packed_product, METH_VARARGS,
+     "packed_product(target, activations, dtype, rows, columns, out_features, inputs, bias, out, threads, parallel, *weight)"},
+    {"packed_values", packed_values, METH_VARARGS,
+     "packed_values(target, dtype, columns, out_features, first, count, out, threads, parallel, *weight)"},
+#endif
 #if HAVE_VECTORS
     {"int8_rows", int8_rows, METH_VARARGS,
      "int8_rows(dtype, values, rows, columns, codes, absmax) -> whether all values were finite in float16"},

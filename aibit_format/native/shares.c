@@ -26,7 +26,7 @@ FUNCTION(gomp_parallel)
     return capsule;
 }
 
-#if HAVE_VECTORS
+#if HAVE_VECTORS || HAVE_PACKED
 
 enum { MOST_THREADS = 1 << 12 }; /* beyond, a runtime may end the process because it cannot start them */
 

@@ -1,5 +1,5 @@
 #include "kernels.h"
-#if HAVE_VECTORS
+#if HAVE_VECTORS || HAVE_PACKED
 #include "sizes.h"
 #include <stdlib.h>
 

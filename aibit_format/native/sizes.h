@@ -1,9 +1,12 @@
 /* Checks sizes. Numbers from Python are multiplied here and nowhere else, before any memory is touched. */
 #pragma once
 #include "kernels.h"
+#include "numbers.h"
+#if HAVE_VECTORS
 #include "vectors.h"
+#endif
 
-enum { MOST_BUFFERS = 6 };
+enum { MOST_BUFFERS = 8 };
 
 /* The arrays of one call, held until ``release``. */
 typedef struct {

@@ -3,26 +3,13 @@
  * For AVX2; float operations must not be contracted: compile with -ffp-contract=off.
  */
 #pragma once
+#include "numbers.h"
 #include <immintrin.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
 
 #define VECTORS __attribute__((target("avx2,fma,f16c")))
 #define INLINE VECTORS static inline __attribute__((always_inline))
 
 enum { AHEAD = 1024 }; /* bytes prefetched where memory is read in one stream */
-
-typedef enum { F16, BF16, F32 } Source;
-
-/* Numbers of arrays from Python, which may begin at any address: in the middle of a file, for instance. */
-typedef float UnalignedFloat __attribute__((aligned(1)));
-typedef uint64_t UnalignedU64 __attribute__((aligned(1)));
-
-static inline size_t width(Source source)
-{
-    return source == F32 ? 4 : 2;
-}
 
 /* Loads eight values from element i on, in float32. */
 INLINE __m256 load(Source source, const void *values, size_t i)

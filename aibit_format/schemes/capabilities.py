@@ -39,9 +39,9 @@ CAPABILITIES: dict[str, str] = {
     "errors_fast": "(scheme, planes, array, dtype, rows) -> (float, float, float)",
     # Does the same as ``scheme.decode_rows`` with tensors, on the device of the planes.
     "decode_torch": "(scheme, planes, shape, rows) -> f32 tensor",
-    # Returns a ``kernels.matmul.RowProduct``, which multiplies without decoding; None if the scheme's parameters have
-    # none. Its sums are rounded in its own way, so results are close to the reference's but not equal.
-    "product": "(scheme) -> RowProduct | None",
+    # Returns a ``kernels.matmul.Product``, which multiplies inputs with planes as they are; None if the scheme's
+    # parameters have none. Its sums are rounded in its own way, so results are close to the reference's but not equal.
+    "product": "(scheme) -> Product | None",
     # Returns a library's layer over the planes, which replaces a Linear; see ``torch.load.modules``.
     "build_module": "(module, info, planes, target) -> module",
     # Returns some rows of a stored tensor as a smaller tensor, maybe in a simpler scheme; see ``file.slice_rows``.
@@ -114,6 +114,9 @@ _register_all("decode_torch", "torch.kernels.decode", {
     **dict.fromkeys(_BLOCK_SCALED, "block_scaled"),
 })  # fmt: skip
 _register_all("product", "torch.kernels.matmul", {Int8: "int8_product", Int8Absmax: "int8_absmax_product"})
+_register_all("product", "torch.kernels.packed", dict.fromkeys(
+    (*_BLOCK_SCALED, Int8ZeroPoint, Fp8E4M3, Int4Group, GGML, Cluster), "product"
+))  # fmt: skip
 _register_all("build_module", "torch.load.modules", {
     Int8: "int8_linear", FourBit: "four_bit_linear", NF4CPU: "nf4_cpu_linear",
 })  # fmt: skip

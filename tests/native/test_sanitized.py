@@ -97,8 +97,59 @@ def calls(random: np.random.Generator, draw: Any, parallel: Any) -> Iterator[tup
     linear = [dtype, rows, columns, features, values, weight, scales, 0.01, added, result, *team]
     yield "int8_linear", [*linear, float(random.choice([6.0, 1e-3, np.inf, np.nan]))]
     yield "float_linear", linear
+    yield from packed_calls(random, draw, dtype, width, team)
     leaf = draw("leaf")
     yield "leaf_digests", [Array(rows * leaf), rows, leaf, out(rows * 8)]
+
+
+PACKED = [
+    ("q4_0", 32, 18), ("q4_1", 32, 20), ("q5_0", 32, 22), ("q5_1", 32, 24), ("q8_0", 32, 34), ("q2_k", 256, 84),
+    ("q3_k", 256, 110), ("q4_k", 256, 144), ("q5_k", 256, 176), ("q6_k", 256, 210), ("iq4_nl", 32, 18),
+    ("iq4_xs", 256, 136), ("q1_0", 128, 18), ("q2_0", 64, 18), ("tq2_0", 256, 66), ("mxfp4", 32, 17), ("nvfp4", 64, 36),
+    ("u1", 8, 1), ("u2", 8, 2), ("u3", 8, 3), ("u4", 8, 4), ("u5", 8, 5), ("u6", 8, 6), ("u8", 8, 8), ("s8", 8, 8),
+    ("nibbles", 8, 4), ("e2m1", 8, 4), ("e4m3", 8, 8), ("e5m2", 8, 8), *((f"book{n}", 8, n) for n in range(2, 9)),
+]  # fmt: skip
+TARGETS: list[str] = []  # of the module, when it is loaded
+
+
+def packed_calls(
+    random: np.random.Generator, draw: Any, dtype: str, width: int, team: list[Any]
+) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the products and decoders of packed weights, in one format."""
+    name, block, size = PACKED[int(random.integers(len(PACKED)))]
+    rows, columns, features, target = draw("rows"), draw("columns"), draw("features"), str(random.choice(TARGETS))
+    aside = block == 8
+    if aside:
+        row_bytes = columns // 8 * size + -(-(columns % 8) * size // 8)
+    else:
+        columns = -(-min(columns, 100) // 8) * block if columns < 1 << 30 else columns
+        row_bytes = columns // block * size
+    group, block_rows = int(random.choice([0, 16, 32, 48, 256])), int(random.choice([1, 3]))
+    kinds = {"f16": 2, "bf16": 2, "f32": 4, "f8_e8m0": 1, "f8_e4m3": 1, "u8": 1}
+    scale, zero = str(random.choice([*kinds])), str(random.choice([*kinds]))
+    floats = name.startswith(("book", "e4", "e5"))
+    grid = -(-features // block_rows) * (-(-columns // group) if group else 1)
+    zero = "none" if floats or random.random() < 0.5 else zero
+    weight = [
+        name, Array(features * row_bytes), Array(grid * kinds[scale]) if aside else None,
+        Array(grid * kinds[zero]) if aside and zero != "none" else None,
+        Array(4 << size) if name.startswith("book") else None,
+        Array(4) if random.random() < 0.5 else None, Free(group), Free(block_rows), scale, zero,
+        Free(int(random.integers(2))), Free(int(random.integers(2))),
+        Free(8 if name in ("u4", "nibbles") else 0),
+    ]  # fmt: skip
+    kind = str(random.choice(["float32", "int16", "int8"]))
+    bias = Array(features * 4) if random.random() < 0.5 else None
+    yield "packed_product", [
+        target, kind, dtype, rows, columns, features, Array(rows * columns * width), bias,
+        Array(rows * features * width, True), *team, *weight,
+    ]  # fmt: skip
+    first = int(random.integers(0, max(1, min(features, 4))))
+    count = max(0, features - first)
+    yield "packed_values", [
+        target, dtype, columns, features, Free(min(first, features)), count, Array(count * columns * width, True),
+        *team, *weight,
+    ]  # fmt: skip
 
 
 SIZES = {
@@ -241,10 +292,15 @@ def check(fine: bool, what: str) -> None:
 def main(path: str, seed: str) -> None:
     loader = importlib.machinery.ExtensionFileLoader("kernels", path)
     kernels = importlib.util.module_from_spec(importlib.util.spec_from_loader("kernels", loader))
+    TARGETS[:] = kernels.packed_targets()
     program = Program(kernels, int(seed))
     check(kernels.supported(), "the processor has no AVX2")
     program.run()
-    functions = {name for name in dir(kernels) if not name.startswith("_")} - {"supported", "gomp_parallel"}
+    functions = {name for name in dir(kernels) if not name.startswith("_")} - {
+        "supported",
+        "gomp_parallel",
+        "packed_targets",
+    }
     check(functions == set(program.done), f"functions that are not called: {functions ^ set(program.done)}")
     sys.stdout.write(f"{sum(program.done.values())} calls\n")
 

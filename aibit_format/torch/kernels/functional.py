@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -18,7 +19,8 @@ from ...interop import torch_dtypes
 from ...schemes import Scheme, capabilities
 from ...schemes.base import matrix
 from .decode import decode_rows
-from .matmul import RowProduct
+from .matmul import Product
+from .packed import PackedProduct
 
 DecodeRows = Callable[[slice, torch.dtype], torch.Tensor]
 
@@ -54,7 +56,7 @@ class Weight:
         return decode_rows(self.scheme, self.planes, self.stack or self.shape, self.dtype, rows).to(dtype)
 
 
-def row_product(scheme: Scheme) -> RowProduct | None:
+def row_product(scheme: Scheme) -> Product | None:
     """Return the product that multiplies a scheme's codes as they are, if there is one."""
     make = capabilities.find(scheme, "product")
     return make(scheme) if make else None
@@ -65,11 +67,9 @@ def learns(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
 
 
-def uses_codes(product: RowProduct | None, x: torch.Tensor, bias: torch.Tensor | None) -> bool:
+def uses_codes(product: Product | None, x: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Return whether x [rows, in] is multiplied with codes as they are; products with gradients decode."""
-    if product is None or x.requires_grad or not product.accepts(x):
-        return False
-    return x.device.type == "cpu" or not learns(x, bias)
+    return product is not None and not x.requires_grad and not learns(x, bias) and product.accepts(x)
 
 
 def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, rounds: bool = True) -> torch.Tensor:
@@ -77,15 +77,13 @@ def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, rounds: b
 
     ``rounds`` says that inputs of more bits may be rounded to bf16 on the way, if the product is one that does.
     """
-    product = row_product(weight.scheme)
-    if (
-        product is not None
-        and weight.stack is None
-        and uses_codes(product, x, bias)
-        and (rounds or product.is_exact(x))
-    ):
-        return product(x, weight.planes["codes"], weight.planes[product.scales].view(-1), bias)
-    values = by_pieces(x, weight.shape, weight.rows)
+    product = row_product(weight.scheme) if weight.stack is None else None
+    if product is not None and uses_codes(product, x, bias) and (rounds or product.is_exact(x)):
+        return product.multiply(x, weight.planes, weight.shape, bias)
+    rows = weight.rows
+    if isinstance(product, PackedProduct) and product.decodes(x.device, x.dtype):
+        rows = partial(product.rows, product.format.weight(weight.planes, weight.shape[0]), weight.shape)
+    values = by_pieces(x, weight.shape, rows)
     return values if bias is None else values + bias.to(values.dtype)
 
 

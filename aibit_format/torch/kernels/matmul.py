@@ -5,9 +5,11 @@ What is fast depends on the processor. It is asked here, and nowhere else, what 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from ...schemes.base import ROW
 from ...schemes.int8 import Int8
 from ...schemes.int8_affine import Int8Absmax
 from ..bnb_compat import has_avx512bf16
+from . import packed
 from .openmp import parallel, threads
 
 _PIECE_ELEMENTS = 1 << 18  # of the matrix that a thread widens at a time: in float32 they stay in its caches
@@ -28,6 +31,24 @@ BF16 = has_avx512bf16()
 COMPILED = native.available and parallel() is not None
 # Whether codes are always multiplied in float32, so that nothing is lost whatever the dtype of the inputs.
 IN_FLOAT32 = COMPILED and not BF16
+
+
+class Product(Protocol):
+    """Describes what multiplies inputs with planes as they are: the capability ``product`` of a scheme."""
+
+    def accepts(self, x: torch.Tensor) -> bool:
+        """Return whether x [rows, in] is multiplied this way on its device."""
+        ...
+
+    def is_exact(self, x: torch.Tensor) -> bool:
+        """Return whether x [rows, in], which it accepts, keeps what its dtype can tell apart on the way."""
+        ...
+
+    def multiply(
+        self, x: torch.Tensor, planes: Mapping[str, torch.Tensor], shape: tuple[int, int], bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Multiply x [rows, in] with a weight of ``shape`` [out, in]: [rows, out] in the dtype of x."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +70,15 @@ class RowProduct:
         return has_kernel(x)
 
     def is_exact(self, x: torch.Tensor) -> bool:
-        """Return whether x [rows, in], which it accepts, is multiplied without being rounded first."""
+        """Return whether x [rows, in], which it accepts, keeps what its dtype can tell apart on the way."""
         on_cpu = x.device.type == "cpu"
         return x.dtype == torch.bfloat16 or (on_cpu and COMPILED and (IN_FLOAT32 or len(x) <= FEW_ROWS))
+
+    def multiply(
+        self, x: torch.Tensor, planes: Mapping[str, torch.Tensor], shape: tuple[int, int], bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Multiply x [rows, in] with a weight of ``shape`` [out, in]: [rows, out] in the dtype of x."""
+        return self(x, planes["codes"], planes[self.scales].view(-1), bias)
 
     def __call__(
         self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
@@ -69,9 +96,9 @@ def int8_product(scheme: Int8) -> RowProduct:
     return RowProduct("row_absmax", float(np.float32(1 / 127)), rounds=True)
 
 
-def int8_absmax_product(scheme: Int8Absmax) -> RowProduct | None:
-    """Return the product of rows with a scale each; there is none for groups and whole tensors."""
-    return RowProduct("scale", 1.0, rounds=False) if scheme.group == ROW else None
+def int8_absmax_product(scheme: Int8Absmax) -> Product | None:
+    """Return the product of rows with a scale each, or that of groups."""
+    return RowProduct("scale", 1.0, rounds=False) if scheme.group == ROW else packed.product(scheme)
 
 
 def elsewhere(x: torch.Tensor, bias: torch.Tensor | None) -> bool:

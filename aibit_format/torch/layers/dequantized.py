@@ -6,7 +6,8 @@ On a CPU the planes are the mapped pages. What is computed with them is in ``ker
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Self
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from ...interop import dtype_name, torch_dtypes
 from ...schemes import Scheme
 from ..kernels import functional
 from ..kernels.functional import Weight
+from ..kernels.matmul import RowProduct
+from ..kernels.packed import PackedProduct
 from .fused import FusedRows, fused_product, split
 
 _BUFFERS = {"bias": "biases"}  # role -> name, where a layer has something else of the role's name
@@ -98,10 +101,28 @@ def _moved(plane: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> t
     return moved.view(plane.dtype).view(plane.shape)
 
 
+class _Packed:
+    """Keeps a weight as a compiled product takes it, for as long as the layer's planes are the same tensors."""
+
+    __slots__ = ("addresses", "weight")
+
+    def __init__(self) -> None:
+        self.addresses: list[int] | None = None
+        self.weight: tuple[Any, ...] = ()
+
+    def __reduce__(self) -> Any:
+        """Leave all out of copies, which have planes of their own."""
+        return _Packed, ()
+
+
 class QuantizedLinear(Quantized):
-    """Does what ``nn.Linear`` does, over a weight in any scheme; products are in the input's dtype."""
+    """Does what ``nn.Linear`` does, over a weight in any scheme; products are in the input's dtype.
+
+    ``activations`` says to what a compiled product rounds inputs; see ``kernels.packed``. None: by their dtype.
+    """
 
     fused: FusedRows | None = None
+    activations: str | None = None
 
     def __init__(
         self,
@@ -115,18 +136,36 @@ class QuantizedLinear(Quantized):
         self.out_features, self.in_features = shape
         self.bias = bias
         self._product = functional.row_product(scheme)
+        self._packed = _Packed()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply x [..., in_features] with the weight: [..., out_features]."""
         flat = x.reshape(-1, self.in_features)
         if torch.compiler.is_compiling() and not functional.learns(flat, self.bias):
             return self._traced(x, flat).view(*x.shape[:-1], self.out_features)
-        if functional.uses_codes(self._product, flat, self.bias):
-            return fused_product(self, x)
-        values = functional.by_pieces(flat, (self.out_features, self.in_features), self.rows)
+        product, rows, shape = self._product, self.rows, (self.out_features, self.in_features)
+        if functional.uses_codes(product, flat, self.bias):
+            if not isinstance(product, PackedProduct):
+                return fused_product(self, x)
+            found = product.times(flat, self._packed_weight(product), self.out_features, self.bias, self.activations)
+            return found.view(*x.shape[:-1], self.out_features)
+        compiling = torch.compiler.is_compiling()
+        if isinstance(product, PackedProduct) and product.decodes(flat.device, flat.dtype) and not compiling:
+            rows = partial(product.rows, self._packed_weight(product), shape)
+        values = functional.by_pieces(flat, shape, rows)
         if self.bias is not None:
             values = values + self.bias.to(values.dtype)
         return values.view(*x.shape[:-1], self.out_features)
+
+    def _packed_weight(self, product: PackedProduct) -> tuple[Any, ...]:
+        """Return the weight as the compiled product takes it."""
+        kept, buffers = self._packed, self._buffers
+        # Not get_buffer, which takes longer than the rest of a call.
+        planes: dict[str, Any] = {role: buffers[_BUFFERS.get(role, role)] for role in self._roles}
+        addresses = [plane.data_ptr() for plane in planes.values()]
+        if kept.addresses != addresses:
+            kept.addresses, kept.weight = addresses, product.format.weight(planes, self.out_features)
+        return kept.weight
 
     def _traced(self, x: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
         """Multiply x, which is ``flat`` [rows, in] in its own shape, by an operator that a compiler sees."""
@@ -137,7 +176,7 @@ class QuantizedLinear(Quantized):
 
     def int8_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return codes i8 [out, in] and the plane of their scales f32 [out]."""
-        if self._product is None:
+        if not isinstance(self._product, RowProduct):
             raise TypeError(f"{self.scheme.text} has no scale a row")
         # Not get_buffer, which takes longer than the rest of the call.
         return self._buffers["codes"], self._buffers[self._product.scales].view(-1)  # type: ignore[return-value, union-attr]
@@ -146,7 +185,7 @@ class QuantizedLinear(Quantized):
         self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, sizes: list[int]
     ) -> list[torch.Tensor]:
         """Multiply x [rows, in] with codes, scaled in float32: for each size, [rows, size] in the dtype of x."""
-        if self._product is None:
+        if not isinstance(self._product, RowProduct):
             raise TypeError(f"{self.scheme.text} has no scale a row")
         return split(self._product(x, codes, scales, bias), sizes)
 

@@ -32,6 +32,7 @@ try:
 
     from ...interop import dtype_name, to_torch, torch_dtypes
     from ..bnb_compat import Linear4bit
+    from ..kernels.packed import ACTIVATIONS
     from ..layers import attention
     from ..layers.dequantized import QuantizedLinear
     from ..layers.experts import QuantizedExperts
@@ -59,13 +60,15 @@ def load(
     signed_by: Keys | None = None,
     device_map: Any = None,
     weight_only: bool = False,
+    activations: str | None = None,
     tp: Any = None,
     trainable: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model and the tokenizer of an ``.aibit`` file; see ``load_model`` and ``load_tokenizer``."""
     from ..tokenizer import load_tokenizer
 
-    file, model = _load(path, _one_device(device, device_map), verify, signed_by, weight_only, tp, trainable)
+    one = _one_device(device, device_map)
+    file, model = _load(path, one, verify, signed_by, weight_only, activations, tp, trainable)
     return model, load_tokenizer(file)
 
 
@@ -77,6 +80,7 @@ def load_model(
     signed_by: Keys | None = None,
     device_map: Any = None,
     weight_only: bool = False,
+    activations: str | None = None,
     tp: Any = None,
     trainable: bool = False,
 ) -> PreTrainedModel:
@@ -98,6 +102,11 @@ def load_model(
         weight_only: multiply int8 weights with inputs as they are, where bitsandbytes quantizes these too. That
             is closer to the true product, and so not equal to what bitsandbytes gives. On a CPU without AVX512-BF16
             4-bit weights are multiplied, and models of 16 bits attend, in float32 then: closer and faster.
+        activations: to what inputs of packed weights are rounded on a CPU with compiled code: "float32" (not at all),
+            "int16", multiples of the largest magnitude of 256 columns divided by 32767, or "int8", of 32 columns
+            divided by 127. "int8" is what llama.cpp does, and the fastest. None: "int16" for inputs of 16 bits, whose
+            results show nothing of it, and "float32" for others. More than 16 rows at once, as in prompts, are not
+            rounded.
         tp: several processes hold the model together, each with its rows of the weights that transformers'
             tensor-parallel plan names, on its ``device``; all call it with the same inputs and get the same outputs.
             ``"auto"``: all processes of torch.distributed; their number; a process group; or a device mesh, of one
@@ -110,7 +119,8 @@ def load_model(
             missing or too many, several devices; with ``tp``, torch.distributed is not initialized, the model has no
             plan or cannot be cut as it says, or is to be trained.
     """
-    return _load(path, _one_device(device, device_map), verify, signed_by, weight_only, tp, trainable)[1]
+    one = _one_device(device, device_map)
+    return _load(path, one, verify, signed_by, weight_only, activations, tp, trainable)[1]
 
 
 def _load(
@@ -119,9 +129,12 @@ def _load(
     verify: Level,
     signed_by: Keys | None,
     weight_only: bool,
+    activations: str | None,
     tp: Any,
     trainable: bool,
 ) -> tuple[Opened, PreTrainedModel]:
+    if activations is not None and activations not in ACTIVATIONS:
+        raise LoadError(f"activations {activations!r}, one of {', '.join(ACTIVATIONS)}")
     if trainable and tp is not None:
         raise LoadError("trainable=True with tp: a model on several ranks is for inference")
     # Where all bytes pass through our hands on their way, they are checked there, and not read for that before.
@@ -141,6 +154,9 @@ def _load(
         for part in file.parts:
             part.verify_rest()
     assembly.run()
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.activations = activations
     if not writable:
         _refuse_writes(model, mine)
     _finish(file, model, vocabulary, trainable)

@@ -144,3 +144,18 @@ def test_a_trainable_model_learns(tmp_path):
     assert losses[-1] < losses[0]
     assert (tmp_path / "m.aibit").read_bytes() == content
     assert not any(parameter.requires_grad for parameter in aibit.load_model(tmp_path / "m.aibit").parameters())
+
+
+def test_activations_are_those_that_were_asked_for(tmp_path):
+    architectures.save("llama-untied", tmp_path / "hf")
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="int4-group,group=32")
+    outputs = {}
+    for activations in (None, "float32", "int16", "int8"):
+        model = aibit.load_model(tmp_path / "m.aibit", activations=activations)
+        with torch.no_grad():  # few rows: many are decoded, and rounded to nothing
+            outputs[activations] = model(torch.tensor([[1, 2, 3]])).logits.float()
+    largest = outputs["float32"].abs().max()
+    assert (outputs["int16"] - outputs["float32"]).abs().max() < 0.02 * largest  # models of 16 bits round more
+    assert 0 < (outputs["int8"] - outputs["float32"]).abs().max() < 0.1 * largest
+    with pytest.raises(LoadError, match="activations 'int4', one of float32, int16, int8"):
+        aibit.load_model(tmp_path / "m.aibit", activations="int4")
