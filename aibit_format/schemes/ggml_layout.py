@@ -28,7 +28,7 @@ def half_is_not_finite(scale: np.ndarray) -> np.ndarray:
 
 
 class Operations(Protocol):
-    """What decoders need that numpy and torch do differently. Codes are integers, u8 unless it is said otherwise."""
+    """Describe what decoders need that numpy and torch do differently. Codes are u8 unless it is said otherwise."""
 
     def spread(self, data: Array, bits: int, width: int, /) -> Array:
         """Unpack codes of ``bits`` bits from u8 [n, bytes] to u8 [n, 8 / bits * bytes], in GGML's order.

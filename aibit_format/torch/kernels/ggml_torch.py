@@ -54,7 +54,9 @@ def join(parts: list[torch.Tensor]) -> torch.Tensor:
 
 def take(table: np.ndarray, index: torch.Tensor) -> torch.Tensor:
     """Look up entries of a table, which is brought to the device of ``index``."""
-    return torch.from_numpy(table).to(index.device, non_blocking=True)[index.int()]
+    device = index.device
+    # CUDA copies a few kilobytes aside before it returns, so that nothing waits; other devices may read them later.
+    return torch.from_numpy(table).to(device, non_blocking=device.type == "cuda")[index.int()]
 
 
 def negated(values: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
