@@ -184,7 +184,7 @@ def ggml(scheme: GGML, planes: Planes, shape: tuple[int, ...], rows: Rows) -> to
     chosen = planes["blocks"].view(count, columns // layout.block * layout.size)[rows]
     if not chosen.numel():
         return torch.empty(len(chosen), columns, device=chosen.device)
-    return layout.values(chosen.view(-1, layout.size), ggml_torch).view(len(chosen), columns)
+    return layout.values(chosen.view(-1, layout.size), ggml_torch).reshape(len(chosen), columns)
 
 
 def _unpacked(packed: torch.Tensor, bits: int, order: BitOrder) -> torch.Tensor:

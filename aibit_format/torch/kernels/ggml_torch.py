@@ -13,7 +13,7 @@ def spread(data: torch.Tensor, bits: int, width: int) -> torch.Tensor:
     """Unpack codes in GGML's order."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=data.device)[:, None]
     groups = data.reshape(len(data), data.shape[1] // width, 1, width) >> shifts
-    return (groups & (1 << bits) - 1).view(len(data), data.shape[1] * 8 // bits)
+    return (groups & (1 << bits) - 1).reshape(len(data), data.shape[1] * 8 // bits)
 
 
 def words(data: torch.Tensor, size: int) -> torch.Tensor:
