@@ -111,7 +111,8 @@ _register_all("encode_fast", "convert.encoders", {
 _register_all("errors_fast", "convert.error", {Plain: "plain_sums", Int8: "int8_sums", FourBit: "four_bit_sums"})
 _register_all("decode_torch", "torch.kernels.decode", {
     Int8: "int8", Int8Absmax: "grouped", Int8ZeroPoint: "grouped", Fp8E4M3: "grouped", Int4Group: "int4_group",
-    **dict.fromkeys(_BLOCK_SCALED, "block_scaled"),
+    **dict.fromkeys((Int8Outlier, Int8Outlier1), "int8_outlier"), **dict.fromkeys(_BLOCK_SCALED, "block_scaled"),
+    Cluster: "cluster", FourBit: "four_bit", NF4CPU: "nf4_cpu", GGML: "ggml",
 })  # fmt: skip
 _register_all("product", "torch.kernels.matmul", {Int8: "int8_product", Int8Absmax: "int8_absmax_product"})
 _register_all("product", "torch.kernels.packed", dict.fromkeys(

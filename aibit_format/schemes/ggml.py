@@ -21,9 +21,10 @@ import numpy as np
 
 from ..dtypes import to_float32
 from ..errors import SchemeError
+from . import ggml_numpy
 from .base import Planes, PlaneSpec, Rows, Scheme, check_weights, matrix
 from .ggml_codebook import CODEBOOK_LAYOUTS
-from .ggml_layout import Fields, Layout, grouped, spread, to_f32
+from .ggml_layout import Array, Fields, Layout, Operations, grouped
 
 _PIECE_ELEMENTS = 1 << 17  # elements decoded or encoded at a time: their float32 copies stay in cache
 
@@ -31,29 +32,29 @@ _PIECE_ELEMENTS = 1 << 17  # elements decoded or encoded at a time: their float3
 # Blocks of 32: a scale and, in the _1 formats, an offset.
 
 
-def _five_bits(f: Fields) -> np.ndarray:
+def _five_bits(f: Fields, ops: Operations) -> Array:
     """Unpack 5-bit codes, u8 [n, 32]: four bits of each are in ``qs``, the fifth of code i is bit i of ``qh``."""
-    return spread(f["qs"], 4, 16) | (np.unpackbits(f["qh"], axis=1, bitorder="little") << 4)
+    return ops.spread(f["qs"], 4, 16) | (ops.spread(f["qh"], 1, 1) << 4)
 
 
-def _decode_q4_0(f: Fields) -> np.ndarray:
-    return f["d"] * (to_f32(spread(f["qs"], 4, 16)) - np.float32(8))
+def _decode_q4_0(f: Fields, ops: Operations) -> Array:
+    return f["d"] * (ops.to_f32(ops.spread(f["qs"], 4, 16)) - 8)
 
 
-def _decode_q4_1(f: Fields) -> np.ndarray:
-    return f["d"] * to_f32(spread(f["qs"], 4, 16)) + f["m"]
+def _decode_q4_1(f: Fields, ops: Operations) -> Array:
+    return f["d"] * ops.to_f32(ops.spread(f["qs"], 4, 16)) + f["m"]
 
 
-def _decode_q5_0(f: Fields) -> np.ndarray:
-    return f["d"] * (to_f32(_five_bits(f)) - np.float32(16))
+def _decode_q5_0(f: Fields, ops: Operations) -> Array:
+    return f["d"] * (ops.to_f32(_five_bits(f, ops)) - 16)
 
 
-def _decode_q5_1(f: Fields) -> np.ndarray:
-    return f["d"] * to_f32(_five_bits(f)) + f["m"]
+def _decode_q5_1(f: Fields, ops: Operations) -> Array:
+    return f["d"] * ops.to_f32(_five_bits(f, ops)) + f["m"]
 
 
-def _decode_q8_0(f: Fields) -> np.ndarray:
-    return to_f32(f["qs"].view(np.int8)) * f["d"]
+def _decode_q8_0(f: Fields, ops: Operations) -> Array:
+    return ops.to_f32(ops.signed(f["qs"])) * f["d"]
 
 
 def _inverse(d: np.ndarray) -> np.ndarray:
@@ -107,20 +108,20 @@ def _encode_q8_0(x: np.ndarray) -> dict[str, np.ndarray]:
 # k-quants: 16 or 8 groups, each with its own scale of a few bits, times the block's.
 
 
-def _decode_q2_k(f: Fields) -> np.ndarray:
-    scale, least = f["d"] * to_f32(f["scales"] & 15), f["dmin"] * to_f32(f["scales"] >> 4)
-    return scale[:, :, None] * grouped(spread(f["qs"], 2, 32), 16) - least[:, :, None]
+def _decode_q2_k(f: Fields, ops: Operations) -> Array:
+    scale, least = f["d"] * ops.to_f32(f["scales"] & 15), f["dmin"] * ops.to_f32(f["scales"] >> 4)
+    return scale[:, :, None] * grouped(ops.to_f32(ops.spread(f["qs"], 2, 32)), 16) - least[:, :, None]
 
 
-def _decode_q3_k(f: Fields) -> np.ndarray:
-    six = spread(f["scales"][:, :8], 4, 8) | (spread(f["scales"][:, 8:], 2, 4) << 4)
-    scale = f["d"] * (to_f32(six) - np.float32(32))
+def _decode_q3_k(f: Fields, ops: Operations) -> Array:
+    six = ops.spread(f["scales"][:, :8], 4, 8) | (ops.spread(f["scales"][:, 8:], 2, 4) << 4)
+    scale = f["d"] * (ops.to_f32(six) - 32)
     # The mask holds the third bit of code + 4: where it is not set, the code is negative.
-    codes = to_f32(spread(f["qs"], 2, 32) | (spread(f["hmask"], 1, 32) << 2)) - np.float32(4)
-    return scale[:, :, None] * codes.reshape(len(codes), 16, 16)
+    codes = ops.to_f32(ops.spread(f["qs"], 2, 32) | (ops.spread(f["hmask"], 1, 32) << 2)) - 4
+    return scale[:, :, None] * grouped(codes, 16)
 
 
-def _scales_and_minima(f: Fields) -> tuple[np.ndarray, np.ndarray]:
+def _scales_and_minima(f: Fields, ops: Operations) -> tuple[Array, Array]:
     """Unpack the 6-bit scales and minima of q4_k and q5_k, times the block's, each f32 [n, 8, 1].
 
     The lower six bits of bytes 0 to 3 are the first four scales, those of bytes 4 to 7 the first four minima. The last
@@ -128,77 +129,73 @@ def _scales_and_minima(f: Fields) -> tuple[np.ndarray, np.ndarray]:
     bits of bytes 0 to 7.
     """
     a, b, c = f["scales"][:, :4], f["scales"][:, 4:8], f["scales"][:, 8:]
-    scales = np.concatenate([a & 63, (c & 15) | (a >> 6 << 4)], axis=1)
-    minima = np.concatenate([b & 63, (c >> 4) | (b >> 6 << 4)], axis=1)
-    return (f["d"] * to_f32(scales))[:, :, None], (f["dmin"] * to_f32(minima))[:, :, None]
+    scales = ops.join([a & 63, (c & 15) | (a >> 6 << 4)])
+    minima = ops.join([b & 63, (c >> 4) | (b >> 6 << 4)])
+    return (f["d"] * ops.to_f32(scales))[:, :, None], (f["dmin"] * ops.to_f32(minima))[:, :, None]
 
 
-def _decode_q4_k(f: Fields) -> np.ndarray:
-    scale, least = _scales_and_minima(f)
-    return scale * grouped(spread(f["qs"], 4, 32), 8) - least
+def _decode_q4_k(f: Fields, ops: Operations) -> Array:
+    scale, least = _scales_and_minima(f, ops)
+    return scale * grouped(ops.to_f32(ops.spread(f["qs"], 4, 32)), 8) - least
 
 
-def _decode_q5_k(f: Fields) -> np.ndarray:
-    scale, least = _scales_and_minima(f)
-    return scale * grouped(spread(f["qs"], 4, 32) | (spread(f["qh"], 1, 32) << 4), 8) - least
+def _decode_q5_k(f: Fields, ops: Operations) -> Array:
+    scale, least = _scales_and_minima(f, ops)
+    codes = ops.spread(f["qs"], 4, 32) | (ops.spread(f["qh"], 1, 32) << 4)
+    return scale * grouped(ops.to_f32(codes), 8) - least
 
 
-def _decode_q6_k(f: Fields) -> np.ndarray:
-    scale = f["d"] * to_f32(f["scales"].view(np.int8))
-    codes = to_f32(spread(f["ql"], 4, 64) | (spread(f["qh"], 2, 32) << 4)) - np.float32(32)
-    return scale[:, :, None] * codes.reshape(len(codes), 16, 16)
+def _decode_q6_k(f: Fields, ops: Operations) -> Array:
+    scale = f["d"] * ops.to_f32(ops.signed(f["scales"]))
+    codes = ops.to_f32(ops.spread(f["ql"], 4, 64) | (ops.spread(f["qh"], 2, 32) << 4)) - 32
+    return scale[:, :, None] * grouped(codes, 16)
 
 
 # Types without groups: one, two or four bits, ternary digits, and 4-bit floats of E2M1 in twice their value.
 
 _E2M1_TWICE = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)  # a zero has no sign
+_E8M0_HALVED = np.ldexp(np.float32(1), np.arange(256) - 128)  # f32; the least are subnormal
 
 
-def _decode_q1_0(f: Fields) -> np.ndarray:
-    return f["d"] * (to_f32(spread(f["qs"], 1, 1)) * np.float32(2) - np.float32(1))
+def _decode_q1_0(f: Fields, ops: Operations) -> Array:
+    return f["d"] * (ops.to_f32(ops.spread(f["qs"], 1, 1)) * 2 - 1)
 
 
-def _decode_q2_0(f: Fields) -> np.ndarray:
-    return f["d"] * (to_f32(spread(f["qs"], 2, 1)) - np.float32(1))
+def _decode_q2_0(f: Fields, ops: Operations) -> Array:
+    return f["d"] * (ops.to_f32(ops.spread(f["qs"], 2, 1)) - 1)
 
 
-def _ternary_digits(data: np.ndarray, digits: int, width: int) -> np.ndarray:
-    """Unpack ternary digits from u8 [n, bytes] to u8 [n, digits * bytes]: first the first digits of ``width`` bytes.
+def _decode_tq1_0(f: Fields, ops: Operations) -> Array:
+    """Decode ternary digits: of each run of bytes first all first digits, then all second ones, and so on.
 
     A byte is ceil(v / 243 * 256) for the number v of five digits. 3 times the byte, shifted right by 8 bits, is
     the first of them, and the lower 8 bits of that product are the byte of the digits that follow.
     """
-    powers = (3 ** np.arange(digits)).astype(np.uint8)[:, None]
-    rest = data.reshape(len(data), data.shape[1] // width, 1, width) * powers
-    return (rest.astype(np.uint16) * np.uint16(3) >> 8).astype(np.uint8).reshape(len(data), data.shape[1] * digits)
+    runs = (f["qs"][:, :32], 5), (f["qs"][:, 32:], 5), (f["qh"], 4)
+    digits = [ops.wide(run * 3**i) * 3 >> 8 for run, count in runs for i in range(count)]  # u8 * 3^i wraps around
+    return f["d"] * (ops.to_f32(ops.join(digits)) - 1)
 
 
-def _decode_tq1_0(f: Fields) -> np.ndarray:
-    parts = (f["qs"][:, :32], 5, 32), (f["qs"][:, 32:], 5, 16), (f["qh"], 4, 4)
-    return f["d"] * (to_f32(np.concatenate([_ternary_digits(*part) for part in parts], axis=1)) - np.float32(1))
+def _decode_tq2_0(f: Fields, ops: Operations) -> Array:
+    return f["d"] * (ops.to_f32(ops.spread(f["qs"], 2, 32)) - 1)
 
 
-def _decode_tq2_0(f: Fields) -> np.ndarray:
-    return f["d"] * (to_f32(spread(f["qs"], 2, 32)) - np.float32(1))
-
-
-def _decode_mxfp4(f: Fields) -> np.ndarray:
-    half_scale = np.ldexp(np.float32(1), f["e"].astype(np.int32) - 128)
+def _decode_mxfp4(f: Fields, ops: Operations) -> Array:
     with np.errstate(over="ignore"):
-        return half_scale * _E2M1_TWICE.take(spread(f["qs"], 4, 16))
+        return ops.take(_E8M0_HALVED, f["e"]) * ops.take(_E2M1_TWICE, ops.spread(f["qs"], 4, 16))
 
 
 @cache
-def _unsigned_e4m3() -> np.ndarray:
-    """Return what the 256 bytes of nvfp4's ``d`` stand for, f32: the highest bit does not count, and 0x7F is 0."""
+def _unsigned_e4m3_halved() -> np.ndarray:
+    """Return half of what the 256 bytes of nvfp4's ``d`` stand for, f32: the highest bit does not count; 0x7F is 0."""
     values = to_float32(np.arange(256, dtype=np.uint8) & 0x7F, "f8_e4m3")
     values[[0x7F, 0xFF]] = 0, 480
-    return values
+    return values * np.float32(0.5)
 
 
-def _decode_nvfp4(f: Fields) -> np.ndarray:
-    half_scale = _unsigned_e4m3().take(f["d"]) * np.float32(0.5)
-    return half_scale[:, :, None] * _E2M1_TWICE.take(spread(f["qs"], 4, 8)).reshape(len(half_scale), 4, 16)
+def _decode_nvfp4(f: Fields, ops: Operations) -> Array:
+    scale = ops.take(_unsigned_e4m3_halved(), f["d"])
+    return scale[:, :, None] * grouped(ops.take(_E2M1_TWICE, ops.spread(f["qs"], 4, 8)), 4)
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -264,8 +261,7 @@ class GGML(Scheme):
         values = np.empty((len(blocks), layout.block), np.float32)
         step = _PIECE_ELEMENTS // layout.block
         for start in range(0, len(blocks), step):
-            piece = blocks[start : start + step]
-            values[start : start + step] = layout.decode(layout.split(piece)).reshape(len(piece), layout.block)
+            values[start : start + step] = layout.values(blocks[start : start + step], ggml_numpy)
         return values.reshape(len(chosen), columns)
 
     def by_rows(self, shape: tuple[int, ...]) -> bool:

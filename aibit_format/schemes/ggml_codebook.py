@@ -10,111 +10,96 @@ from __future__ import annotations
 import numpy as np
 
 from .ggml_grids import grid
-from .ggml_layout import Fields, Layout, grouped, spread, to_f32
+from .ggml_layout import Array, Fields, Layout, Operations, grouped
 
 _SIXTEEN = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
 )  # of iq4_nl and iq4_xs; llama.cpp chose them once for all
 # Seven bits of signs -> the byte of eight: the last makes the number of negative elements even.
 _EIGHT_SIGNS = np.array([bits | (bits.bit_count() & 1) << 7 for bits in range(128)], np.uint8)
-_DELTA = np.float32(0.125)  # what iq1 adds to, or takes from, every element of its grid
+_DELTAS = np.array([0.125, -0.125], np.float32)  # what iq1 adds to every element of its grid
 
 
-def _words(data: np.ndarray, dtype: str) -> np.ndarray:
-    """View bytes, u8 [n, bytes], as little-endian words [n, words]."""
-    return np.ascontiguousarray(data).view(dtype)
-
-
-def _scaled(scale: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _scaled(scale: Array, values: Array) -> Array:
     """Multiply values, f32 [n, 256] in any shape, by the scales of their groups, f32 [n, groups]."""
     return scale[:, :, None] * values.reshape(*scale.shape, -1)
 
 
-def _points(name: str, index: np.ndarray, signs: np.ndarray) -> np.ndarray:
+def _points(name: str, index: Array, signs: Array, ops: Operations) -> Array:
     """Look up points by their index, [n, k], and negate where ``signs``, u8 [n, 32], has a bit: f32 [n, 256]."""
-    values = grid(name).take(index, axis=0).reshape(len(index), -1)
-    values.view(np.uint32)[:] ^= np.unpackbits(signs, axis=1, bitorder="little").astype(np.uint32) << 31
-    return values
+    return ops.negated(ops.take(grid(name), index).reshape(len(index), -1), signs)
 
 
-def _scale_and_signs(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _scale_and_signs(data: Array, ops: Operations) -> tuple[Array, Array]:
     """Unpack words of a 4-bit scale above four times seven bits of signs: f32 [n, words] and u8 [n, 4 * words]."""
-    words = _words(data, "<u4")
-    seven = words[:, :, None] >> np.arange(0, 28, 7, dtype=np.uint32) & np.uint32(127)
-    return to_f32(words >> 28), _EIGHT_SIGNS.take(seven).reshape(len(words), -1)
+    words = ops.words(data, 4)
+    return ops.to_f32(words >> 28), ops.take(_EIGHT_SIGNS, ops.four(words, 7)).reshape(len(words), -1)
 
 
-def _with_high(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return indices of more than 8 bits, u16, from a byte each and the bits above it."""
-    return low | high.astype(np.uint16) << 8
+def _with_high(low: Array, high: Array, ops: Operations) -> Array:
+    """Return indices of more than 8 bits from a byte each and the bits above it."""
+    return low | ops.wide(high) << 8
 
 
-def _decode_iq4_nl(f: Fields) -> np.ndarray:
-    return f["d"] * _SIXTEEN.take(spread(f["qs"], 4, 16))
+def _decode_iq4_nl(f: Fields, ops: Operations) -> Array:
+    return f["d"] * ops.take(_SIXTEEN, ops.spread(f["qs"], 4, 16))
 
 
-def _decode_iq4_xs(f: Fields) -> np.ndarray:
-    six = spread(f["scales_l"], 4, 1) | spread(f["scales_h"], 2, 1) << 4
-    scale = f["d"] * (to_f32(six) - np.float32(32))
-    return scale[:, :, None] * grouped(_SIXTEEN.take(spread(f["qs"], 4, 16)), 8)
+def _decode_iq4_xs(f: Fields, ops: Operations) -> Array:
+    six = ops.spread(f["scales_l"], 4, 1) | ops.spread(f["scales_h"], 2, 1) << 4
+    scale = f["d"] * (ops.to_f32(six) - 32)
+    return scale[:, :, None] * grouped(ops.take(_SIXTEEN, ops.spread(f["qs"], 4, 16)), 8)
 
 
-def _halves(four_bits: np.ndarray) -> np.ndarray:
-    """Add a half to scales of four bits, f32."""
-    return to_f32(four_bits) + np.float32(0.5)
+def _decode_iq3_xxs(f: Fields, ops: Operations) -> Array:
+    scale, signs = _scale_and_signs(f["scales"], ops)
+    return _scaled(f["d"] * (scale + 0.5) * 0.5, _points("iq3_xxs", f["qs"], signs, ops))
 
 
-def _decode_iq3_xxs(f: Fields) -> np.ndarray:
-    scale, signs = _scale_and_signs(f["scales"])
-    return _scaled(f["d"] * _halves(scale) * np.float32(0.5), _points("iq3_xxs", f["qs"], signs))
+def _decode_iq3_s(f: Fields, ops: Operations) -> Array:
+    index = _with_high(f["qs"], ops.spread(f["qh"], 1, 1), ops)
+    scale = ops.to_f32(ops.spread(f["scales"], 4, 1)) * 2 + 1
+    return _scaled(f["d"] * scale, _points("iq3_s", index, f["signs"], ops))
 
 
-def _decode_iq3_s(f: Fields) -> np.ndarray:
-    index = _with_high(f["qs"], spread(f["qh"], 1, 1))
-    scale = to_f32(spread(f["scales"], 4, 1) * np.uint8(2) + np.uint8(1))
-    return _scaled(f["d"] * scale, _points("iq3_s", index, f["signs"]))
-
-
-def _decode_iq2_xxs(f: Fields) -> np.ndarray:
+def _decode_iq2_xxs(f: Fields, ops: Operations) -> Array:
     groups = f["qs"].reshape(len(f["qs"]), 8, 8)  # each of four indices and a word
-    scale, signs = _scale_and_signs(groups[:, :, 4:].reshape(len(groups), 32))
+    scale, signs = _scale_and_signs(groups[:, :, 4:].reshape(len(groups), 32), ops)
     index = groups[:, :, :4].reshape(len(groups), 32)
-    return _scaled(f["d"] * _halves(scale) * np.float32(0.25), _points("iq2_xxs", index, signs))
+    return _scaled(f["d"] * (scale + 0.5) * 0.25, _points("iq2_xxs", index, signs, ops))
 
 
-def _decode_iq2_xs(f: Fields) -> np.ndarray:
-    words = _words(f["qs"], "<u2")
-    signs = _EIGHT_SIGNS.take(words >> 9)
-    scale = _halves(spread(f["scales"], 4, 1))
-    return _scaled(f["d"] * scale * np.float32(0.25), _points("iq2_xs", words & np.uint16(511), signs))
+def _decode_iq2_xs(f: Fields, ops: Operations) -> Array:
+    words = ops.words(f["qs"], 2)
+    signs = ops.take(_EIGHT_SIGNS, words >> 9)
+    scale = ops.to_f32(ops.spread(f["scales"], 4, 1)) + 0.5
+    return _scaled(f["d"] * scale * 0.25, _points("iq2_xs", words & 511, signs, ops))
 
 
-def _decode_iq2_s(f: Fields) -> np.ndarray:
-    index = _with_high(f["qs"], spread(f["qh"], 2, 1))
-    scale = _halves(spread(f["scales"], 4, 1))
-    return _scaled(f["d"] * scale * np.float32(0.25), _points("iq2_s", index, f["signs"]))
+def _decode_iq2_s(f: Fields, ops: Operations) -> Array:
+    index = _with_high(f["qs"], ops.spread(f["qh"], 2, 1), ops)
+    scale = ops.to_f32(ops.spread(f["scales"], 4, 1)) + 0.5
+    return _scaled(f["d"] * scale * 0.25, _points("iq2_s", index, f["signs"], ops))
 
 
-def _decode_iq1(d: np.ndarray, scale: np.ndarray, index: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """Decode points of iq1, by their index [n, 32], and shift each by the delta, whose signs are bool [n, 32]."""
-    delta = np.where(negative, -_DELTA, _DELTA)[:, :, None]
-    return _scaled(d * to_f32(scale * np.uint16(2) + np.uint16(1)), grid("iq1").take(index, axis=0) + delta)
+def _decode_iq1(d: Array, scale: Array, index: Array, negative: Array, ops: Operations) -> Array:
+    """Decode points of iq1, by their index [n, 32], and shift them by deltas, of which [n, k] say the sign, 0 or 1."""
+    points = ops.take(grid("iq1"), index).reshape(*negative.shape, -1)
+    return _scaled(d * (ops.to_f32(scale) * 2 + 1), points + ops.take(_DELTAS, negative)[:, :, None])
 
 
-def _decode_iq1_s(f: Fields) -> np.ndarray:
-    words = _words(f["qh"], "<u2")
-    high = (words[:, :, None] >> np.arange(0, 12, 3, dtype=np.uint16) & np.uint16(7)).reshape(len(words), 32)
-    negative = np.repeat(words >> 15 != 0, 4, axis=1)
-    return _decode_iq1(f["d"], words >> 12 & np.uint16(7), _with_high(f["qs"], high), negative)
+def _decode_iq1_s(f: Fields, ops: Operations) -> Array:
+    words = ops.words(f["qh"], 2)
+    index = _with_high(f["qs"], ops.four(words, 3).reshape(len(words), 32), ops)
+    return _decode_iq1(f["d"], words >> 12 & 7, index, words >> 15, ops)
 
 
-def _decode_iq1_m(f: Fields) -> np.ndarray:
-    words = _words(f["scales"], "<u2")
-    bits = np.bitwise_or.reduce(words >> 12 << np.arange(0, 16, 4, dtype=np.uint16), axis=1, keepdims=True)
-    d = bits.astype("<u2").view("<f2").astype(np.float32)
-    scale = (words[:, :, None] >> np.arange(0, 12, 3, dtype=np.uint16) & np.uint16(7)).reshape(len(words), 16)
-    high = spread(f["qh"], 4, 1)
-    return _decode_iq1(d, scale, _with_high(f["qs"], high & np.uint8(7)), high >= 8)
+def _decode_iq1_m(f: Fields, ops: Operations) -> Array:
+    quarters = f["scales"][:, 1::2]  # in the upper four bits of each is a part of the block's scale
+    d = ops.half(quarters[:, ::2] >> 4 | quarters[:, 1::2] & 0xF0)
+    scale = ops.four(ops.words(f["scales"], 2), 3).reshape(len(quarters), 16)
+    high = ops.spread(f["qh"], 4, 1)
+    return _decode_iq1(d, scale, _with_high(f["qs"], high & 7, ops), high >> 3, ops)
 
 
 def _scattered_half_is_not_finite(scales: np.ndarray) -> np.ndarray:

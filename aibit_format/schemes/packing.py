@@ -20,13 +20,13 @@ def pack(codes: np.ndarray, bits: int, bitorder: BitOrder = "big") -> np.ndarray
     if bits == 8:
         return codes
     if 8 % bits:
-        shifts = _up_or_down(bits, 1, bitorder)
+        shifts = places(bits, 1, bitorder)
         planes = (codes[..., None] >> np.array(shifts, np.uint8)) & 1
         return np.packbits(planes.reshape(*codes.shape[:-1], codes.shape[-1] * bits), axis=-1, bitorder=bitorder)
     each = 8 // bits
     if more := -codes.shape[-1] % each:
         codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], more), np.uint8)], axis=-1)
-    first, *others = _up_or_down(8, bits, bitorder)
+    first, *others = places(8, bits, bitorder)
     packed = codes[..., ::each] << np.uint8(first)
     for i, shift in enumerate(others, 1):
         packed |= codes[..., i::each] << np.uint8(shift)
@@ -39,19 +39,19 @@ def unpack(packed: np.ndarray, bits: int, count: int, bitorder: BitOrder = "big"
         return packed
     if 8 % bits:
         planes = np.unpackbits(packed, axis=-1, count=count * bits, bitorder=bitorder)
-        shifts = np.array(_up_or_down(bits, 1, bitorder), np.uint8)
+        shifts = np.array(places(bits, 1, bitorder), np.uint8)
         return (planes.reshape(*packed.shape[:-1], count, bits) << shifts).sum(axis=-1, dtype=np.uint8)
     each, mask = 8 // bits, np.uint8((1 << bits) - 1)
     codes = np.empty((*packed.shape[:-1], packed.shape[-1] * each), np.uint8)
-    for i, shift in enumerate(_up_or_down(8, bits, bitorder)):
+    for i, shift in enumerate(places(8, bits, bitorder)):
         codes[..., i::each] = (packed >> np.uint8(shift)) & mask
     return codes[..., :count]
 
 
-def _up_or_down(width: int, step: int, bitorder: BitOrder) -> list[int]:
+def places(width: int, step: int, bitorder: BitOrder) -> list[int]:
     """Return the places in ``width`` bits of the parts of ``step`` bits that it is cut into, in their order."""
-    places = list(range(0, width, step))
-    return places if bitorder == "little" else places[::-1]
+    upwards = list(range(0, width, step))
+    return upwards if bitorder == "little" else upwards[::-1]
 
 
 def pack_nibbles(codes: np.ndarray) -> np.ndarray:

@@ -21,15 +21,17 @@ from aibit_format.file.reader import File
 from aibit_format.file.slice_rows import slice_rows
 from aibit_format.interop import to_torch
 from aibit_format.schemes import Scheme, capabilities
+from aibit_format.schemes.ggml import LAYOUTS
 from aibit_format.torch.kernels import packed
 from aibit_format.torch.kernels.matmul import FEW_ROWS
 from aibit_format.torch.load.modules import Target
+from tests.support.gguf_models import random_blocks
 
 SHAPE = (128, 256)  # whole tiles, blocks and groups
 NAMES = [
     "f32", "f16", "bf16", "int8", "int8-absmax", "int8-absmax,group=row", "int8-absmax,group=tensor", "int8-zp",
     "int8-zp,group=32", "int8-outlier,threshold=3", "fp8-e4m3", "cluster,bits=3", "int4-group",
-    "int4-group,symmetric=1", "nf4", "nf4,nested=1", "fp4,block_size=128", "nf4-cpu", "gguf:q4_0", "gguf:q8_0",
+    "int4-group,symmetric=1", "nf4", "nf4,nested=1", "fp4,block_size=128", "nf4-cpu", *LAYOUTS,
     "fp8-block,rows=32,columns=64", "fp8-block,rows=1,columns=all,scale=bf16", "fp8-block,rows=all,columns=all",
     "fp8-block,rows=16,scale=f8_e8m0", "int-group,bits=3,zero=code", "int-group,bits=8,group=row",
     "int-group,zero=float,scale=f32", "int-group,bits=6,zero=bias,scale=bf16", "mxfp4", "mxfp8,element=f8_e5m2",
@@ -51,7 +53,8 @@ class Case:
         self.values[::7, 3] *= 30
         self.dtype = text if text in ("f16", "bf16") else "f32"
         self.scheme = schemes.parse(text).fitted(self.values, "f32")
-        self.planes = self.scheme.encode(self.values, "f32")
+        kept = text in LAYOUTS  # most of them are made by llama.cpp alone
+        self.planes = {"blocks": random_blocks(text, SHAPE)} if kept else self.scheme.encode(self.values, "f32")
         self.decoded = self.scheme.decode(self.planes, SHAPE, self.dtype)
         self.folder = folder
 

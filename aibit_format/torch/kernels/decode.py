@@ -1,7 +1,8 @@
 """Decodes rows in torch, on whatever device the planes are.
 
 The functions of the capability ``decode_torch`` give the values of the schemes' own ``decode_rows`` bit for bit: the
-same float32 operations in the same order. Other schemes are decoded by their numpy code, on a CPU.
+same float32 operations in the same order. Every scheme of this package has one; those of other packages that have none
+are decoded by their numpy code, on a CPU. So are some of this package's if the planes are there, where that is faster.
 """
 
 from __future__ import annotations
@@ -15,9 +16,17 @@ from ...dtypes import DTYPES, to_float32
 from ...schemes import Scheme, capabilities
 from ...schemes.base import ROW, TENSOR, matrix
 from ...schemes.block_scaled import BlockScaled
+from ...schemes.cluster import Cluster
+from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
+from ...schemes.ggml import GGML
 from ...schemes.int4_group import SYMMETRIC_ZERO, Int4Group
 from ...schemes.int8 import Int8
 from ...schemes.int8_affine import Grouped
+from ...schemes.int8_outlier import Int8Outlier
+from ...schemes.nf4_cpu import NF4CPU
+from ...schemes.packing import BitOrder, places
+from . import ggml_torch
+from .ggml_torch import take
 
 Planes = Mapping[str, torch.Tensor]
 Rows = slice | torch.Tensor  # consecutive rows, or their i64 indices
@@ -30,10 +39,10 @@ def decode_rows(scheme: Scheme, planes: Planes, shape: tuple[int, ...], dtype: s
         shape, dtype: the logical ones of the whole tensor.
         rows: the rows to decode, in ascending order.
     """
-    decode = capabilities.find(scheme, "decode_torch")
-    if decode is not None:
-        return decode(scheme, planes, shape, rows)
     device = next(iter(planes.values())).device
+    decode = capabilities.find(scheme, "decode_torch")
+    if decode is not None and not (device.type == "cpu" and decode in _FASTER_IN_NUMPY):
+        return decode(scheme, planes, shape, rows)
     arrays = {role: _array(plane) for role, plane in planes.items()}
     chosen = rows if isinstance(rows, slice) else rows.cpu().numpy()
     return torch.from_numpy(scheme.decode_rows(arrays, shape, dtype, chosen)).to(device)
@@ -53,6 +62,18 @@ def int8(scheme: Int8, planes: Planes, shape: tuple[int, ...], rows: Rows) -> to
     """Decode int8 rows."""
     values = planes["codes"].view(matrix(shape))[rows].float()
     return values.mul_(planes["row_absmax"].view(-1)[rows][:, None]).mul_(float(np.float32(1 / 127)))
+
+
+def int8_outlier(scheme: Int8Outlier, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
+    """Decode int8 rows, and those among them that are float16."""
+    values = int8(Int8(), planes, shape, rows)
+    index = planes["outlier_index"].long()
+    if not len(index):
+        return values
+    wanted = torch.arange(matrix(shape)[0], device=index.device)[rows]
+    place = torch.searchsorted(index, wanted).clamp_(max=len(index) - 1)
+    is_outlier = index[place] == wanted  # copying only these would make a GPU wait for their number
+    return torch.where(is_outlier[:, None], planes["outlier_values"][place].float(), values)
 
 
 def grouped(scheme: Grouped, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
@@ -115,20 +136,68 @@ def _numbers(codes: torch.Tensor, dtype: str, shape: tuple[int, int], rows: Rows
     found = codes.view(stored.stored(shape))[rows]
     if not stored.is_packed:
         return found.float()
-    found = _unpacked(found, stored.bits)[:, : shape[1]]
+    found = _unpacked(found, stored.bits, "little")[:, : shape[1]]
     if not stored.is_float:
         return found.float()
-    table = torch.from_numpy(to_float32(np.arange(1 << stored.bits, dtype=np.uint8), dtype)).to(found.device)
-    return table[found.int()]
+    return take(to_float32(np.arange(1 << stored.bits, dtype=np.uint8), dtype), found)
 
 
-def _unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """Unpack rows of codes that follow one another from the lowest bits up, u8, spare ones at the end included."""
+def cluster(scheme: Cluster, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
+    """Decode codes into a codebook."""
+    count, columns = matrix(shape)
+    packed = planes["codes"].view(count, scheme.width(columns))[rows]
+    return planes["codebook"][_unpacked(packed, scheme.bits, "big")[:, :columns].int()]
+
+
+def four_bit(scheme: FourBit, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
+    """Decode codes of 4 bits with a scale for each block; rows may begin and end inside of bytes and blocks."""
+    (count, columns), block = matrix(shape), scheme.block_size
+    values = CODEBOOKS[scheme.name].values
+    chosen = torch.arange(count, device=planes["codes"].device)[rows][:, None]
+    if columns % block == 0:
+        each = columns // block
+        packed = planes["codes"].view(count, columns // 2)[rows]
+        scales = _scales(scheme, planes, chosen * each + torch.arange(each, device=chosen.device))
+        found = take(values, _unpacked(packed, 4, "big"))
+        return found.mul_(scales.repeat_interleave(block, 1))
+    element = chosen * columns + torch.arange(columns, device=chosen.device)
+    codes = planes["codes"][element >> 1] >> 4 * (1 - element % 2) & 15
+    return take(values, codes).mul_(_scales(scheme, planes, element // block))
+
+
+def nf4_cpu(scheme: NF4CPU, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
+    """Decode the canonical planes."""
+    return four_bit(scheme.canonical, planes, shape, rows)
+
+
+def _scales(scheme: FourBit, planes: Planes, blocks: torch.Tensor) -> torch.Tensor:
+    """Return the scales of blocks, f32 in the shape of their i64 indices, nested or not."""
+    scales = planes["absmax"][blocks]
+    if not scheme.nested:
+        return scales
+    return take(dynamic_map(), scales) * planes["nested_absmax"][blocks // NESTED_BLOCK] + planes["nested_offset"]
+
+
+def ggml(scheme: GGML, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
+    """Decode blocks by the scheme's own functions."""
+    layout, (count, columns) = scheme.layout, matrix(shape)
+    chosen = planes["blocks"].view(count, columns // layout.block * layout.size)[rows]
+    if not chosen.numel():
+        return torch.empty(len(chosen), columns, device=chosen.device)
+    return layout.values(chosen.view(-1, layout.size), ggml_torch).reshape(len(chosen), columns)
+
+
+def _unpacked(packed: torch.Tensor, bits: int, order: BitOrder) -> torch.Tensor:
+    """Unpack rows of codes that follow one another, u8, spare ones at the end included."""
     width = bits if 8 % bits == 0 else 1  # of the parts that no byte divides
-    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device)
+    shifts = torch.tensor(places(8, width, order), dtype=torch.uint8, device=packed.device)
     parts = ((packed[:, :, None] >> shifts) & ((1 << width) - 1)).flatten(1)
     if width == bits:
         return parts
     whole = parts[:, : parts.shape[1] // bits * bits].unflatten(1, (-1, bits))
-    weights = torch.arange(bits, dtype=torch.uint8, device=packed.device)
+    weights = torch.tensor(places(bits, 1, order), dtype=torch.uint8, device=packed.device)
     return (whole << weights).sum(2, dtype=torch.uint8)
+
+
+# On a CPU numpy decodes these faster, or compiled code does: in pieces that stay in the cache.
+_FASTER_IN_NUMPY = frozenset({cluster, four_bit, nf4_cpu, ggml})

@@ -132,7 +132,7 @@ def _bias(module: nn.Module) -> Any:
 def builder_for(module: nn.Module, leaf: str, info: TensorInfo, target: Target) -> Builder | None:
     """Return the builder of the module for a weight; ``None`` if the weight is to be decoded, or is not quantized.
 
-    Off the CPU, weights that only numpy can decode are decoded once.
+    Off the CPU, weights that only numpy can decode, in a scheme of another package, are decoded once.
     """
     scheme = info.scheme
     if isinstance(scheme, Plain):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 import transformers
+from torch import nn
 
 import aibit_format as aibit
+from aibit_format import schemes
+from aibit_format.dtypes import DTYPES
 from aibit_format.torch.layers.dequantized import QuantizedLinear
+from aibit_format.torch.load.modules import Target, builder_for, planes_for
 from tests.support import architectures
 from tests.support.arenas import CPU
 from tests.support.arenas import on_a_cpu as on_a_cpu
@@ -48,13 +55,28 @@ def test_mixed_schemes_in_one_model(tmp_path):
 
 
 def test_tiles_are_for_a_cpu_alone(tmp_path):
-    from aibit_format.torch.load.modules import Target, planes_for
-
     architectures.save("llama-untied", tmp_path / "hf", torch.bfloat16)
     aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="nf4-cpu")
     info = aibit.open(tmp_path / "m.aibit").info("model.layers.0.mlp.up_proj.weight")
     assert [plane.role for plane in planes_for(info, Target(torch.device("cuda")))] == ["codes", "absmax"]
     assert planes_for(info, Target(CPU)) == info.planes
+
+
+class Experts(nn.Module):
+    """Stands for any family's: ``holds_experts`` goes by the name."""
+
+
+@pytest.mark.parametrize("name", [name for name in schemes.BUILTIN if name not in DTYPES])
+def test_every_scheme_stays_packed_off_the_cpu(name):
+    scheme, gpu = schemes.make(name), Target(torch.device("cuda"))
+    planes = tuple(SimpleNamespace(role=spec.role) for spec in scheme.planes((64, 256), "f16"))
+    weight = SimpleNamespace(scheme=scheme, shape=(64, 256), dtype="f16", transposed=False, planes=planes)
+    for module in (nn.Linear(256, 64, device="meta"), nn.Embedding(64, 256, device="meta")):
+        assert builder_for(module, "weight", weight, gpu) is not None
+    stack = SimpleNamespace(scheme=scheme, shape=(2, 64, 256), dtype="f16", transposed=False)
+    assert builder_for(Experts(), "up_proj", stack, gpu) is not None
+    left = {plane.role for plane in planes_for(weight, gpu)}
+    assert left == {plane.role for plane in planes} - {"tiles", "tile_absmax"}
 
 
 def test_linear_layers_of_a_class_of_its_own_are_quantized_and_saved_as_values(tmp_path):
