@@ -12,8 +12,8 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if path.name not in ("__init__.py", "__main__.py", "_version.py")
 )
-# Folders whose modules are rows of one table, and the tests that run over all of it: each row is a case there, and a test
-# of one module would repeat it. What makes rows (``rows``) has a file of its own, and so has any module elsewhere.
+# Folders whose modules are rows of one table, and the tests that run over all of it. Each row is a case there, and a
+# test of one module would repeat it; a module there may have a file of its own, and any elsewhere must.
 TABLES = {"formats/gguf/architectures": ("formats/gguf/test_conversions.py", "formats/gguf/test_architectures.py")}
 FILES = sorted([*TESTS.rglob("*.py"), *TOOLS.rglob("*.py")])
 

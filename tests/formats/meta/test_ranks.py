@@ -24,7 +24,7 @@ def test_a_token_is_strict_base64():
     assert len(decoded(base64.b64encode(bytes(LARGEST_TOKEN)), "t")) == LARGEST_TOKEN
     wrong = ("YWI", "YW I=", "Y!I=", "\u00e9", "", base64.b64encode(bytes(LARGEST_TOKEN + 1)), b"A" * (1 << 20))
     for text in wrong:
-        with pytest.raises(SourceError, match=r"t: .* is (no token in base64|a token of no bytes, or of more)") as error:
+        with pytest.raises(SourceError, match=r"t: .* is (no token in|a token of no bytes)") as error:
             decoded(text, "t")
         assert len(str(error.value)) < 300
 
