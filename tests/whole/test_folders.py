@@ -27,7 +27,7 @@ def imported_by(path):
             yield from (f"{node.module or ''}.{alias.name}" for alias in node.names)
 
 
-def tests_of(module):
+def files_of(module):
     """Return the paths of the files that test a module: one of its name, or those of the table that it is part of."""
     own = TESTS / module.with_name(f"test_{module.name}")
     tables = TABLES.get(module.parent.as_posix(), ())
@@ -36,7 +36,7 @@ def tests_of(module):
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_every_module_has_a_test_file_of_its_name(module):
-    for path in tests_of(module):
+    for path in files_of(module):
         assert path.exists(), path.relative_to(ROOT)
         names = [node.name for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
         assert any(name.startswith("test_") for name in names), f"{path.relative_to(ROOT)} has no test"

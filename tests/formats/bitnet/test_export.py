@@ -17,8 +17,8 @@ def ternary(more=""):
 
 def test_a_byte_has_the_codes_of_rows_a_quarter_apart(tmp_path):
     found = laid_out(form("bitnet", tmp_path), ternary())
-    wanted = [[sum(int(CODES[row + 2 * place, k]) << 2 * place for place in range(4)) for k in (0, 1)] for row in (0, 1)]
-    assert found[".weight"].tolist() == wanted and found[".weight_scale"].tolist() == [0.5]
+    columns = [[sum(int(code) << 2 * i for i, code in enumerate(CODES[row::2, k])) for row in (0, 1)] for k in (0, 1)]
+    assert found[".weight"].T.tolist() == columns and found[".weight_scale"].tolist() == [0.5]
     # A scale that had no dimension in the source has none.
     assert laid_out(form("bitnet", tmp_path, {"a": 1}, [".weight_scale f32 0"]), ternary())[".weight_scale"].shape == ()
 

@@ -1,4 +1,4 @@
-"""GPTQ's words by hand: codes along columns, zero points in both formats, orders of columns, and what the config says."""
+"""GPTQ's words by hand: codes along columns, zero points in both formats, orders of columns, the config."""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ def test_both_schemes_give_the_same_codes_and_the_same_stream():
 
 def test_codes_of_three_bits_lie_across_bytes():
     scheme = parse("int-group,bits=3,group=row")
-    assert codes(scheme, {"codes": np.array([[0b11_010_001, 0b0_101_100_0]], np.uint8)}, 5).tolist() == [[1, 2, 3, 4, 5]]
+    packed = np.array([[0b11_010_001, 0b0_101_100_0]], np.uint8)
+    assert codes(scheme, {"codes": packed}, 5).tolist() == [[1, 2, 3, 4, 5]]
 
 
 def test_words_are_little_endian_and_end_with_zeros():

@@ -36,14 +36,14 @@ def test_a_count_is_a_number_or_one_as_text():
 def test_a_number_is_above_zero_and_finite():
     assert params(eps=1).number("eps") == 1.0 and params().number("eps", 0.5) == 0.5
     for wrong in (0, -1.0, float("nan"), float("inf"), 10**400, True, "1"):
-        with pytest.raises(SourceError, match="eps is .*expected a number above 0"):
+        with pytest.raises(SourceError, match=r"eps is .*expected a number above 0"):
             params(eps=wrong).number("eps")
 
 
 def test_a_flag_is_false_without_one():
     assert params(tied=True).flag("tied") is True and params(tied=None).flag("tied") is params().flag("tied") is False
     for wrong in ("true", 2, [], 1, 0.0):
-        with pytest.raises(SourceError, match="tied is .*expected true or false"):
+        with pytest.raises(SourceError, match=r"tied is .*expected true or false"):
             params(tied=wrong).flag("tied")
 
 
