@@ -144,6 +144,7 @@ def test_what_is_kept_of_the_schemes_of_all_files_is_bounded():
 
 FUZZED = {  # seconds, to which comes what torch takes to be imported
     "reader": 15, "signatures": 3, "shards": 3, "safetensors": 3, "gguf": 3, "pickle": 3, "archive": 3, "checkpoint": 3,
+    "quantized": 3, "makers": 3,
 }  # fmt: skip
 
 

@@ -12,6 +12,9 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if path.name not in ("__init__.py", "__main__.py", "_version.py")
 )
+# Folders whose modules are rows of one table, and the tests that run over all of it. Each row is a case there, and a
+# test of one module would repeat it; a module there may have a file of its own, and any elsewhere must.
+TABLES = {"formats/gguf/architectures": ("formats/gguf/test_conversions.py", "formats/gguf/test_architectures.py")}
 FILES = sorted([*TESTS.rglob("*.py"), *TOOLS.rglob("*.py")])
 
 
@@ -24,12 +27,19 @@ def imported_by(path):
             yield from (f"{node.module or ''}.{alias.name}" for alias in node.names)
 
 
+def files_of(module):
+    """Return the paths of the files that test a module: one of its name, or those of the table that it is part of."""
+    own = TESTS / module.with_name(f"test_{module.name}")
+    tables = TABLES.get(module.parent.as_posix(), ())
+    return [own] if own.exists() or not tables else [TESTS / path for path in tables]
+
+
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_every_module_has_a_test_file_of_its_name(module):
-    path = TESTS / module.with_name(f"test_{module.name}")
-    assert path.exists(), path.relative_to(ROOT)
-    names = [node.name for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
-    assert any(name.startswith("test_") for name in names), f"{path.relative_to(ROOT)} has no test"
+    for path in files_of(module):
+        assert path.exists(), path.relative_to(ROOT)
+        names = [node.name for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
+        assert any(name.startswith("test_") for name in names), f"{path.relative_to(ROOT)} has no test"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -67,7 +67,7 @@ class Vocabulary:
     def get(self, key: str, kind: type, otherwise: Any) -> Any:
         """Return a value of ``tokenizer.ggml``, checked to be a ``kind``; ``otherwise`` if it is missing."""
         value = self._metadata.get(f"tokenizer.ggml.{key}", otherwise)
-        if value is not otherwise and not isinstance(value, kind):
+        if value is not otherwise and type(value) is not kind:  # a bool is no number
             raise SourceError(f"tokenizer.ggml.{key} is a {type(value).__name__}, a {kind.__name__} is needed")
         return value
 

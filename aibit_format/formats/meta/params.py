@@ -69,7 +69,7 @@ class Params:
     def flag(self, key: str) -> bool:
         """Return a truth value; without it, false."""
         found = self.said.get(key, False)
-        if found not in (True, False, None):
+        if found is not None and type(found) is not bool:
             raise self.error(key, found, "true or false")
         return bool(found)
 

@@ -140,16 +140,3 @@ def test_it_is_inspected(tmp_path):
     (folder / "params.json").symlink_to(tmp_path / "nowhere")
     with pytest.raises(AibitError, match=r"params\.json is a link to .*, which is not there"):
         open_source(folder)
-
-
-def test_a_part_that_is_missing_or_damaged_is_named(tmp_path):
-    folder = makers.write_parts(tmp_path / "m", makers.cut(own(llama()), 3, 0)[:3], PARAMS)
-    (folder / "consolidated.01.pth").rename(tmp_path / "away.pth")
-    with pytest.raises(AibitError, match=r"has consolidated\.02\.pth, and consolidated\.01\.pth is missing"):
-        open_source(folder)
-    (folder / "consolidated.01.pth").write_bytes((tmp_path / "away.pth").read_bytes()[:-900])
-    with pytest.raises(AibitError, match=r"consolidated\.01\.pth: not a torch file, or truncated"):
-        open_source(folder)
-    (folder / "params.json").write_text("[")
-    with pytest.raises(AibitError, match=r"params\.json"):
-        open_source(folder)
