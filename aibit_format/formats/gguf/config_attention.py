@@ -78,7 +78,7 @@ class Rope(Entry):
         size, parameters = self.size(config), rope.parameters_of(config)
         factor = parameters.pop("partial_rotary_factor", None)
         rotated = size if factor is None else int(size * factor)
-        if rotated != size and not self.partial:
+        if rotated != size and not (self.partial and 0 < rotated < size):
             raise SourceError(f"config.json: partial_rotary_factor {factor}: llama.cpp's model has no such thing")
         for name, value in self.extra if parameters["rope_type"] == "yarn" else ():
             if parameters.pop(name, not value) != value:

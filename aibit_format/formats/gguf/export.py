@@ -144,15 +144,18 @@ def _model(file: Opened) -> tuple[Architecture, dict[str, Any]]:
     if embeddings not in file:
         raise SourceError(f"tensor {embeddings!r} is missing")
     config = config | {"vocab_size": file.info(embeddings).shape[0]}
+    if (layers := _layers(found[0], config)) > len(file):
+        raise SourceError(f"config.json: {layers} layers in a file of {len(file)} tensors")
     problems, fitting = [], []
     for model in found:  # of several forms of one model, such as Falcon's, those which its config describes
         try:
             model.values(config)
+            factors_of(config)
             fitting.append(model)
-        except (KeyError, TypeError) as error:
-            problems.append(SourceError(f"config.json: {error!r} is missing, or of another type"))
         except SourceError as error:
             problems.append(error)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            problems.append(SourceError(f"config.json: {error!r}: a value is missing, or has no meaning"))
     if not fitting:
         raise problems[0]
     return min(fitting, key=lambda model: _decoded(file, model, config)), config
@@ -166,8 +169,11 @@ def _decoded(file: Opened, model: Architecture, config: dict[str, Any]) -> int:
 
 
 def _places(file: Opened, model: Architecture, config: dict[str, Any]) -> dict[str, Place]:
-    layers = [count for key in model.layers if isinstance(count := config.get(key), int)]
-    return model.names(max(layers, default=0), set(file))
+    return model.names(_layers(model, config), set(file))
+
+
+def _layers(model: Architecture, config: dict[str, Any]) -> int:
+    return max((count for key in model.layers if isinstance(count := config.get(key), int)), default=0)
 
 
 def _without_model(file: Opened, wanted: str) -> tuple[str, list[Item], dict[str, Any]]:

@@ -22,6 +22,7 @@ FREQUENCIES, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rop
 FACTORS = (FREQUENCIES, LONG, SHORT)
 _CONTEXTS = (8192, *(1 << power for power in range(6, 21)))  # tried if there are too few values to compute it
 _STILL = 1e30  # a factor that makes a frequency nothing
+_LARGEST_HEAD = 1 << 16  # dimensions; those of real models have at most 512
 _TOLERANCE = 1e-5  # relative: the factors went through float32
 
 
@@ -133,8 +134,20 @@ def parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head_dim_of(config: Mapping[str, Any]) -> int:
-    """Return the number of dimensions of a head."""
-    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    """Return the number of dimensions of a head.
+
+    Raises:
+        SourceError: it is no number, or none that a head has.
+    """
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return checked_head(size)
+
+
+def checked_head(size: Any) -> int:
+    """Return the number of dimensions of a head; raises SourceError for what is none."""
+    if type(size) is not int or not 1 <= size <= _LARGEST_HEAD:
+        raise SourceError(f"heads of {repr(size)[:60]} dimensions, expected 1 to {_LARGEST_HEAD}")
+    return size
 
 
 def factors_of(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -145,8 +158,10 @@ def factors_of(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return {FREQUENCIES: frequency_factors(parameters, head_dim_of(config))}
     if parameters.get("rope_type") == "proportional":  # Gemma 4: the other pairs of dimensions do not rotate
         sizes = [own["head_dim"] for own in (config.get("per_layer_config") or {}).values() if "head_dim" in own]
-        pairs = (sizes[0] if sizes else config.get("global_head_dim") or 512) // 2
+        pairs = checked_head(sizes[0] if sizes else config.get("global_head_dim") or 512) // 2
         rotated = int(pairs * parameters.get("partial_rotary_factor", 1.0))
+        if not 0 <= rotated <= pairs:
+            raise SourceError(f"config.json: {rotated} of {pairs} pairs of dimensions rotate")
         return {FREQUENCIES: np.array([1.0] * rotated + [_STILL] * (pairs - rotated), np.float32)}
     if parameters.get("rope_type") in _LONG:
         found = {LONG: parameters["long_factor"], SHORT: parameters["short_factor"]}

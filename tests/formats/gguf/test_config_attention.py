@@ -56,6 +56,19 @@ def test_a_part_of_a_head_rotates_where_the_model_allows_it():
         written(Rope(), rope_parameters=parameters)
 
 
+@pytest.mark.parametrize("factor", [-1, 0.01, 1.5])
+def test_the_part_that_rotates_is_of_a_head(factor):
+    parameters = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": factor}
+    with pytest.raises(SourceError, match=f"partial_rotary_factor {factor}: "):
+        written(Rope(partial=True), rope_parameters=parameters)
+
+
+@pytest.mark.parametrize("size", ["x", -5, 16.0, 1 << 40, True])
+def test_a_head_is_of_no_strange_size(size):
+    with pytest.raises(SourceError, match=r"heads of .* dimensions, expected 1 to 65536"):
+        written(HeadSize(), head_dim=size)
+
+
 def test_factors_are_one_for_each_pair_that_rotates():
     assert read(Rope(), {FREQUENCIES: np.ones(8, np.float32)})["rope_parameters"]["rope_type"] == "default"
     with pytest.raises(SourceError, match=r"'rope_freqs\.weight' has 4 factors, for 16 dimensions"):

@@ -14,7 +14,11 @@ import transformers
 
 import aibit_format as aibit
 from aibit_format.errors import MissingPackageError, RecipeError, WriteError
+from aibit_format.formats.gguf.architectures import ARCHITECTURES
+from aibit_format.formats.gguf.export import export
 from aibit_format.formats.sources import open_source
+from tests.support import gguf_conversion as conversions
+from tests.support.exported_models import small
 from tests.support.gguf_conversion import convert, model_of
 from tests.support.gguf_models import CONFIGS, SMALL, finish, logits, theirs, written
 from tests.support.gguf_models import models as models
@@ -103,6 +107,37 @@ def test_what_llama_cpp_has_no_place_for_is_refused(models, tmp_path):
         with pytest.raises(WriteError, match=message):
             written(tmp_path / "m.aibit", tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
+
+
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
+NO_NUMBERS = (None, -1, 0, 0.5, 1e300, 1 << 31, 1 << 60, True, "word", [], ["a"], {}, {"full_attention": 1}, [[1]])
+NO_ROPES = (
+    ROPE | {"rope_theta": "x"}, ROPE | {"partial_rotary_factor": 1e300}, ROPE | {"partial_rotary_factor": "x"},
+    ROPE | {"rope_type": "yarn", "factor": -1, "original_max_position_embeddings": 32}, ROPE | {"rope_type": ["yarn"]},
+    ROPE | {"rope_type": "llama3", "factor": 0, "low_freq_factor": 1, "high_freq_factor": "x"},
+    {"full_attention": ROPE | {"rope_type": "proportional", "partial_rotary_factor": 1e12}, "sliding_attention": ROPE},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma4", "falcon two norms"])
+def test_a_config_of_any_values_is_refused_or_goes_out(name, tmp_path):
+    """Nothing but an error of this package leaves, and soon, whatever a file says of its model."""
+    config, refused = conversions.CONFIGS[name](), 0
+    said = config.to_dict()
+    model = next(each for each in ARCHITECTURES if each.model_type == config.model_type)
+    embeddings = next(row.name for row in model.rows if row.parts == ("token_embd.weight",))
+    keys = [key for key, value in said.items() if type(value) is int and "token" not in key]
+    cases = [(key, value) for key in keys for value in NO_NUMBERS[:: 1 if "num" in key or "head" in key else 4]]
+    cases += [("rope_parameters", value) for value in (*NO_ROPES, *NO_NUMBERS)]
+    for number, (key, value) in enumerate(cases):
+        documents = {"config.json": json.dumps(said | {key: value}).encode()}
+        tensors = {f"x{i}": np.ones(1, np.float32) for i in range(8)} | {embeddings: np.ones((8, 64), np.float32)}
+        stated = {"model.architecture": model.architecture}
+        file = small(tmp_path / f"{number}.aibit", tensors, documents, stated)
+        with file, pytest.raises(WriteError) as error:
+            export(file, str(tmp_path / "m.gguf"))
+        refused += "x0" not in str(error.value)  # the config, and not the tensor that has no place
+    assert refused > len(NO_ROPES) and not list(tmp_path.glob("m.gguf*"))
 
 
 def test_rows_that_are_no_whole_blocks_go_out_as_float16(tmp_path):
