@@ -211,6 +211,8 @@ class _Assembly:
         self.empty: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self.buffers = dict(model.named_buffers())
         self.in_float32 = compat.float32_names(model)
+        self.targets = {alias for name in file if (alias := file.info(name).alias_of) is not None}
+        self.placed: dict[str | None, tuple[TensorInfo, dict[str, torch.Tensor]]] = {}  # those that others are tied to
         self._check_names()
         for name in file:
             self._check_shape(file.info(name))
@@ -237,7 +239,7 @@ class _Assembly:
             build = builder_for(module, leaf, info, self.target)
             if build is not None:
                 info, planes = self._planes(info)
-                built = build(module, self._computed(info), planes, self.target)
+                built = build(module, self._computed(module, info), planes, self.target)
                 if isinstance(built, QuantizedExperts):  # of which a module may have several
                     del module._parameters[leaf]
                     module.add_module(leaf, built)
@@ -247,9 +249,8 @@ class _Assembly:
                     built.bias = bias
                 compat.remember_replaced(built, type(module))
                 self.model.set_submodule(owner, built)
-            elif info.alias_of is not None:
-                target_owner, _, target_leaf = info.alias_of.rpartition(".")
-                module.register_parameter(leaf, self.model.get_submodule(target_owner).get_parameter(target_leaf))
+            elif (tied := self._tied_to(info)) is not None:
+                module.register_parameter(leaf, tied)
             elif name in self.buffers:
                 module.register_buffer(leaf, self._values(info), persistent=True)
             else:
@@ -312,8 +313,27 @@ class _Assembly:
         self.file.check_values(info, planes)
         return info, planes
 
+    def _tied_to(self, info: TensorInfo) -> nn.Parameter | None:
+        """Return the parameter that an alias is; ``None`` if it is none, or its target stayed in its planes."""
+        if info.alias_of is None:
+            return None
+        owner, _, leaf = info.alias_of.rpartition(".")
+        return self.model.get_submodule(owner)._parameters.get(leaf)
+
     def _planes(self, info: TensorInfo) -> tuple[TensorInfo, dict[str, torch.Tensor]]:
-        """Return the tensor and its planes on the device: on a CPU the mapped pages, elsewhere a view or one copy."""
+        """Return the tensor and its planes on the device: on a CPU the mapped pages, elsewhere a view or one copy.
+
+        Tensors that are tied have the same planes in memory.
+        """
+        if info.alias_of in self.placed:
+            found, planes = self.placed[info.alias_of]
+            return replace(found, name=info.name), planes
+        found, planes = self._placed(info)
+        if info.name in self.targets:
+            self.placed[info.name] = found, planes
+        return found, planes
+
+    def _placed(self, info: TensorInfo) -> tuple[TensorInfo, dict[str, torch.Tensor]]:
         wanted = planes_for(info, self.target)
         info, planes = self._read(info)
         arena = self.arenas.get(self.file.part(info.name))
@@ -336,9 +356,13 @@ class _Assembly:
             ).to(self.device)
         return values.to(torch_dtypes()[self._dtype(info.name)])
 
-    def _computed(self, info: TensorInfo) -> TensorInfo:
-        """Return a quantized tensor with the logical dtype in which its values are to be computed with."""
-        return replace(info, dtype=self._dtype(info.name)) if self.options.dtype else info
+    def _computed(self, module: nn.Module, info: TensorInfo) -> TensorInfo:
+        """Return a quantized tensor with the logical dtype in which its values are to be computed with.
+
+        What is looked up has the dtype of the model, where products have that of their inputs.
+        """
+        follows = self.options.dtype is not None or isinstance(module, nn.Embedding)
+        return replace(info, dtype=self._dtype(info.name)) if follows else info
 
     def _dtype(self, name: str) -> str:
         """Return the dtype in which the model has a parameter or buffer that is not quantized."""
