@@ -92,6 +92,7 @@ INSIDES = {
                ("self", "experts_implementation")),
         # Several processes.
         Inside(_MODELS, "PreTrainedModel.tp_plan", "how a model's weights are cut"),
+        Inside(_MODELS, "PreTrainedModel.ep_plan", "which experts are divided among ranks"),
         Inside(_MODELS, "PreTrainedModel._tp_size", "static caches are sized by it"),
         Inside("integrations.tensor_parallel", "replace_layer_number_by_wildcard", "how names in that plan are matched",
                ("name",)),
@@ -410,6 +411,7 @@ class TensorParallelPlan:
     """Look up how modules and parameters of a model are cut; false if transformers has no plan for the model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
         self._styles: Mapping[str, str] = of(model, "PreTrainedModel", "tp_plan") or {}
         self._pattern = inside("replace_layer_number_by_wildcard")
 
@@ -419,6 +421,20 @@ class TensorParallelPlan:
     def style(self, name: str) -> str | None:
         """Return the style in which a module or parameter is cut; ``None`` if the plan does not name it."""
         return self._styles.get(self._pattern(name))
+
+    def divides_experts(self, name: str) -> bool:
+        """Tell whether each rank may hold some of the experts of a module, and none of its other parameters.
+
+        It counts them as ``num_experts`` then, and takes [tokens, columns], and ids and weights of experts [tokens, k].
+        """
+        styles: Mapping[str, str] = of(self._model, "PreTrainedModel", "ep_plan") or {}
+        if styles.get(self._pattern(name)) != "ep_dispatch_experts":
+            return False
+        held = dict(self._model.get_submodule(name).named_parameters())
+        counts = {value.shape[:1] for value in held.values()}
+        return counts == {(getattr(self._model.get_submodule(name), "num_experts", None),)} and all(
+            styles.get(self._pattern(f"{name}.{key}")) == "grouped_gemm" for key in held
+        )
 
 
 def set_ranks(model: Any, count: int) -> None:
