@@ -140,3 +140,23 @@ def test_scaled_tables_are_saved_and_compiled_as_they_are(tmp_path):
     assert torch.equal(again.get_input_embeddings()(IDS), model.get_input_embeddings()(IDS))
     compiled = torch.compile(model.get_input_embeddings(), fullgraph=True, backend="eager")
     assert torch.equal(compiled(IDS), model.get_input_embeddings()(IDS))
+
+
+def test_a_table_that_four_modules_share_is_one(tmp_path):
+    config = tf.BartConfig(
+        vocab_size=192, d_model=64, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64, decoder_ffn_dim=64,
+        encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=32, scale_embedding=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    plain = tf.BartForConditionalGeneration(config).eval()
+    plain.save_pretrained(tmp_path / "hf")
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="f32", tensors={"shared": "int4-group,group=32"})
+    with aibit.open(tmp_path / "m.aibit") as file:
+        model = aibit.load_model(file)
+        body = model.model
+        tables = [body.shared, body.encoder.embed_tokens, body.decoder.embed_tokens]
+        assert all(isinstance(each, QuantizedEmbedding) and each.embed_scale == 8 for each in tables)
+        assert len({table(each) for each in (*tables, model.lm_head)}) == 1
+        expected = with_the_values_of(plain, file)
+        assert torch.equal(tables[1](IDS), expected.model.encoder.embed_tokens(IDS))
+        assert torch.allclose(logits(model), logits(expected), atol=1e-3)
