@@ -1,4 +1,4 @@
-"""Reads some rows of a stored matrix as a smaller matrix, without reading the others.
+"""Reads some rows of a stored matrix as a smaller matrix, or some matrices of a stack, without reading the others.
 
 The planes of the rows are views of the mapped file, except scales that have to be computed. The result may have a
 simpler scheme than the whole matrix. The functions here are the capability ``slice_rows``.
@@ -6,6 +6,7 @@ simpler scheme than the whole matrix. The functions here are the capability ``sl
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import cast
 
@@ -25,19 +26,28 @@ Arrays = dict[str, np.ndarray]
 
 
 def obstacle(info: TensorInfo, count: int) -> str:
-    """Return why the tensor cannot be cut into ``count`` parts with equal numbers of rows; empty if it can."""
+    """Return why the tensor cannot be cut into ``count`` equal parts along its first dimension; empty if it can."""
     scheme, shape = info.scheme, info.shape
-    if not capabilities.has(scheme, "slice_rows") or (len(shape) != 2 and not isinstance(scheme, Plain)):
+    if not capabilities.has(scheme, "slice_rows") or (len(shape) not in (2, 3) and not isinstance(scheme, Plain)):
         return f"scheme {scheme.text} is not cut"
     if not shape or not shape[0] or shape[0] % count:
         return f"shape {list(shape)} does not divide into {count} parts"
-    if shape[0] // count % scheme.row_multiple(shape):
+    rows = shape[0] // count * math.prod(shape[1:-1])
+    if rows % scheme.row_multiple(shape) and not _is_stack(info):
         return f"one of {count} parts of shape {list(shape)} is not of whole blocks of {scheme.text}"
     return ""
 
 
+def _is_stack(info: TensorInfo) -> bool:
+    """Tell whether each plane of a stack of matrices has a part for each of them, or is the same for all."""
+    if len(info.shape) < 3:
+        return False
+    one = {spec.role: spec.shape for spec in info.scheme.planes(info.shape[1:], info.dtype)}
+    return all(plane.shape in (one[plane.role], (info.shape[0], *one[plane.role])) for plane in info.planes)
+
+
 def slice_rows(file: File, info: TensorInfo, rows: slice) -> tuple[TensorInfo, Arrays]:
-    """Return the description of a tensor made of these rows, and its checked planes.
+    """Return the description of a tensor made of these rows, or these matrices of a stack, and its checked planes.
 
     In the description, ``planes`` still says where those of the whole tensor lie.
 
@@ -91,7 +101,8 @@ def four_bit(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arrays]
 def _blocks(file: File, info: TensorInfo, scheme: FourBit, rows: slice) -> tuple[FourBit, Arrays]:
     """Slice flat blocks. Nested scales that begin inside a group of scales become plain ones, equal in value."""
     planes = {plane.role: plane for plane in info.planes}
-    first, last = rows.start * info.shape[1], rows.stop * info.shape[1]
+    each = math.prod(info.shape[1:])
+    first, last = rows.start * each, rows.stop * each
     start, stop = first // scheme.block_size, last // scheme.block_size
     group = start // NESTED_BLOCK if scheme.nested else 0
     before = start - group * NESTED_BLOCK if scheme.nested else 0
@@ -124,9 +135,10 @@ def int8_outlier(file: File, info: TensorInfo, rows: slice) -> tuple[Scheme, Arr
     scheme = cast(Int8Outlier, info.scheme)
     planes = {plane.role: plane for plane in info.planes}
     index = file.view(planes["outlier_index"])
-    first, last = (int(place) for place in np.searchsorted(index, (rows.start, rows.stop)))
+    each = math.prod(info.shape[1:-1])  # rows of a matrix in a stack; 1 of a matrix
+    first, last = (int(place) for place in np.searchsorted(index, (rows.start * each, rows.stop * each)))
     found = {role: _part(file, planes[role], rows) for role in ("codes", "row_absmax")}
-    found["outlier_index"] = index[first:last] - np.uint32(rows.start)
+    found["outlier_index"] = index[first:last] - np.uint32(rows.start * each)
     found["outlier_values"] = _part(file, planes["outlier_values"], slice(first, last))
     file.check_values(info, found)
     return replace(scheme, outliers=last - first), found

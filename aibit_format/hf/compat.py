@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from importlib import import_module
@@ -92,6 +92,7 @@ INSIDES = {
                ("self", "experts_implementation")),
         # Several processes.
         Inside(_MODELS, "PreTrainedModel.tp_plan", "how a model's weights are cut"),
+        Inside(_MODELS, "PreTrainedModel.ep_plan", "which experts are divided among ranks"),
         Inside(_MODELS, "PreTrainedModel._tp_size", "static caches are sized by it"),
         Inside("integrations.tensor_parallel", "replace_layer_number_by_wildcard", "how names in that plan are matched",
                ("name",)),
@@ -101,6 +102,9 @@ INSIDES = {
         Inside("masking_utils", "sdpa_mask", "the mask of that attention"),
         Inside(_CONFIGS, "PreTrainedConfig._attn_implementation", "which way of attention a model has"),
         Inside(_MODELS, "PreTrainedModel._can_set_attn_implementation", "whether it can be told another", ()),
+        Inside(_MODELS, "PreTrainedModel._compatible_flash_implementations", "kernels taken in the place of others"),
+        Inside("modeling_flash_attention_utils", "FLASH_ATTENTION_COMPATIBILITY_MATRIX",
+               "whether a package is installed, in whose place a kernel would be fetched"),
     )
 }  # fmt: skip
 
@@ -318,9 +322,10 @@ def fill(model: PreTrainedModel, module: torch.nn.Module) -> None:
     of(model, "PreTrainedModel", "_init_weights")(module)
 
 
-def made(family: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+def made(family: type[PreTrainedModel], config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel:
     """Build a model as transformers does without a checkpoint, in the default dtype."""
-    return of(family, "PreTrainedModel", "_from_config")(config, dtype=None)
+    more = {} if attention is None else {"attn_implementation": attention}
+    return of(family, "PreTrainedModel", "_from_config")(config, dtype=None, **more)
 
 
 def pools_if_told(family: type[PreTrainedModel]) -> bool:
@@ -406,6 +411,7 @@ class TensorParallelPlan:
     """Look up how modules and parameters of a model are cut; false if transformers has no plan for the model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
         self._styles: Mapping[str, str] = of(model, "PreTrainedModel", "tp_plan") or {}
         self._pattern = inside("replace_layer_number_by_wildcard")
 
@@ -415,6 +421,20 @@ class TensorParallelPlan:
     def style(self, name: str) -> str | None:
         """Return the style in which a module or parameter is cut; ``None`` if the plan does not name it."""
         return self._styles.get(self._pattern(name))
+
+    def divides_experts(self, name: str) -> bool:
+        """Tell whether each rank may hold some of the experts of a module, and none of its other parameters.
+
+        It counts them as ``num_experts`` then, and takes [tokens, columns], and ids and weights of experts [tokens, k].
+        """
+        styles: Mapping[str, str] = of(self._model, "PreTrainedModel", "ep_plan") or {}
+        if styles.get(self._pattern(name)) != "ep_dispatch_experts":
+            return False
+        held = dict(self._model.get_submodule(name).named_parameters())
+        counts = {value.shape[:1] for value in held.values()}
+        return counts == {(getattr(self._model.get_submodule(name), "num_experts", None),)} and all(
+            styles.get(self._pattern(f"{name}.{key}")) == "grouped_gemm" for key in held
+        )
 
 
 def set_ranks(model: Any, count: int) -> None:
@@ -430,6 +450,37 @@ def attends_with(model: PreTrainedModel, name: str) -> bool:
     """Tell whether a model uses the attention implementation ``name``, and can be switched to another."""
     found = of(model.config, "PreTrainedConfig", "_attn_implementation")
     return found == name and of(model, "PreTrainedModel", "_can_set_attn_implementation")()
+
+
+def attentions() -> list[str]:
+    """Return the names of the attention implementations that transformers has, but of kernels from its hub."""
+    from transformers import AttentionInterface
+
+    return ["eager", *sorted(name for name in AttentionInterface().valid_keys() if "/" not in name)]
+
+
+def fetches_attention(config: PreTrainedConfig, name: str) -> bool:
+    """Tell whether a model asked for an attention would take a kernel from the hub instead.
+
+    transformers does where the package of a flash attention is not installed, and for models that list kernels.
+    """
+    if not (version := re.search(r"flash_attention_(\d+)", name)):
+        return False
+    packages = inside("FLASH_ATTENTION_COMPATIBILITY_MATRIX")
+    number = int(version[1])
+    if number not in packages or not packages[number]["general_availability_check"]():
+        return True
+    families = [model for each in _configs(config) for model in _models_beside(type(each)).values()]
+    listed = [of(family, "PreTrainedModel", "_compatible_flash_implementations") for family in families]
+    return any(names is not None and name not in names for names in listed)
+
+
+def _configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """Yield a configuration and those inside it."""
+    yield config
+    for key in sub_configs(type(config)):
+        if (inner := getattr(config, key, None)) is not None:
+            yield from _configs(inner)
 
 
 def sdpa() -> tuple[Callable[..., tuple[torch.Tensor, None]], Callable[..., Any]]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Names in config.json and torch -> names here. No other dtype is accepted.
 CONFIG_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
+_NAMES_IN_CONFIG = {name: key for key, name in CONFIG_DTYPES.items()}
 DEFAULT_DTYPE = "float32"  # transformers' own default for a config without a dtype
 
 # Left out by every class: they say how a model is run or where its weights are or came from, not what it computes.
@@ -55,8 +56,10 @@ def stated_dtype(config: Mapping[str, Any]) -> Any:
     return config.get("dtype") or config.get("torch_dtype") or inner.get("dtype")  # type: ignore[union-attr]
 
 
-def build_config(config: Mapping[str, Any], limits: Limits) -> PreTrainedConfig:
+def build_config(config: Mapping[str, Any], limits: Limits, dtype: str | None = None) -> PreTrainedConfig:
     """Build the transformers configuration from a parsed ``config.json``.
+
+    Its dtype is ``dtype``, a name of ``aibit_format.dtypes``, or what the document says.
 
     Raises:
         LoadError: the installed transformers does not know the model type, or refuses a value; a value is beyond what
@@ -71,7 +74,8 @@ def build_config(config: Mapping[str, Any], limits: Limits) -> PreTrainedConfig:
     values, dropped = allowed(with_floats(config), family)
     _check_values(values)
     _check_read(family, dropped)
-    values["dtype"] = dtype_name(config)
+    stated = dtype_name(config)
+    values["dtype"] = stated if dtype is None else _NAMES_IN_CONFIG[dtype]
     values.pop("torch_dtype", None)
     try:
         return family.from_dict(values)
@@ -177,29 +181,37 @@ def model_class(config: PreTrainedConfig, architecture: str) -> type[PreTrainedM
 
 
 def empty_model(
-    config: PreTrainedConfig, architecture: str, limits: Limits, held: Iterable[str] | None = None
+    config: PreTrainedConfig,
+    architecture: str,
+    limits: Limits,
+    held: Iterable[str] | None = None,
+    attention: str | None = None,
 ) -> PreTrainedModel:
     """Build a model without weights: every parameter on the meta device, every buffer real that can be computed.
 
     Of a class that can leave its pooling layer out it is built without it if ``held``, the names that a checkpoint has,
     are given and none of them is of that layer.
 
+    ``attention`` is what transformers calls ``attn_implementation``; ``None`` leaves it to transformers.
+
     A buffer that neither its constructor fills with plain values nor ``from_pretrained`` computes is on the meta device
     too, and has to come from a file. Nothing of this is seen by other threads.
 
     Raises:
         LoadError: transformers has no such class for this configuration, it cannot be built from it, or would be far
-            larger than its file.
+            larger than its file; or the attention is not one that it can have without fetching a kernel.
     """
     import torch
 
     from . import construction
 
+    if attention is not None:
+        _check_attention(config, attention)
     family, dtype = model_class(config, architecture), getattr(torch, str(config.dtype).removeprefix("torch."))
     try:
         # Tensors made in inference mode would count no writes.
         with torch.inference_mode(False), torch.no_grad():
-            model = construction.build(family, config, dtype, limits.most_tensors)
+            model = construction.build(family, config, dtype, limits.most_tensors, attention)
             if held is not None and compat.pools_if_told(family) and not any("pooler." in name for name in held):
                 cast(Any, model).pooler = None
             with construction.zeros_in(construction.finish(model, dtype, limits.most_bytes)):
@@ -209,3 +221,15 @@ def empty_model(
     except Exception as error:  # of many kinds: what a config says reaches every part of a model
         raise LoadError(f"config.json: {architecture} cannot be built from it: {told_by(error)}") from error
     return model
+
+
+def _check_attention(config: PreTrainedConfig, name: str) -> None:
+    """Raise LoadError if transformers has no such attention, or would fetch code that computes it."""
+    known = compat.attentions()
+    if not isinstance(name, str) or name not in known:
+        raise LoadError(f"attn_implementation={name!r}: transformers has {', '.join(known)}")
+    if compat.fetches_attention(config, name):
+        raise LoadError(
+            f"attn_implementation={name!r}: its package is not installed, or the model wants another kernel, and none "
+            "is fetched here: install it, or name another attention"
+        )

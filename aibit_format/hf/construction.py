@@ -166,7 +166,13 @@ def zeros_in(places: Sequence[Place]) -> Iterator[None]:
             buffers[name] = value
 
 
-def build(family: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype, most: int) -> PreTrainedModel:
+def build(
+    family: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    most: int,
+    attention: str | None = None,
+) -> PreTrainedModel:
     """Build a model of at most so many tensors, its parameters on the meta device, in ``dtype``.
 
     transformers would set the default dtype of the whole process, which other threads would see. It does not for a
@@ -175,7 +181,7 @@ def build(family: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.
     _require_no_initializing(inside("get_torch_context_manager_or_global_device"))
     _set_dtype(config, None)
     with OnMeta(dtype, most):
-        model = compat.made(family, config)
+        model = compat.made(family, config, attention)
     configs = {id(found): found for module in model.modules() if (found := getattr(module, "config", None)) is not None}
     for found in configs.values():
         _set_dtype(found, dtype)

@@ -62,3 +62,20 @@ def multiplies(module: object) -> bool:
         return False
     name = family.__module__, family.__name__
     return (family.forward is nn.Linear.forward and name[0].split(".")[0] == "transformers") or name in WRITTEN_OUT
+
+
+_SCALED = re.compile(r"return super\(\)\.forward\(input_ids\) \* self\.embed_scale(?:\.to\(self\.weight\.dtype\))?\s*$")
+
+
+def looks_up(module: object) -> bool:
+    """Tell whether a module only looks up rows of a table, as Embedding does, and may scale them by ``embed_scale``."""
+    from torch import nn
+
+    return isinstance(module, nn.Embedding) and (type(module) is nn.Embedding or _scales(type(module)))
+
+
+@cache
+def _scales(family: type) -> bool:
+    """Tell whether a class of embeddings of transformers does no more than multiply by ``embed_scale``."""
+    ours = family.__module__.split(".")[0] == "transformers" and "forward" in vars(family)
+    return ours and _SCALED.search(inspect.getsource(inspect.unwrap(vars(family)["forward"]))) is not None

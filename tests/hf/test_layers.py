@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
+import pytest
 import torch
 from torch import nn
 
-from aibit_format.hf.layers import is_linear, multiplies, weights_used
+from aibit_format.hf.layers import is_linear, looks_up, multiplies, weights_used
 
 
 def test_what_multiplies_and_no_more():
@@ -33,3 +36,22 @@ def test_layers_whose_weights_a_model_uses_by_themselves_are_kept():
     assert "dt_proj" in weights_used(MambaMixer)
     assert weights_used(WavLMAttention) == {"q_proj", "k_proj", "v_proj", "out_proj"}
     assert weights_used(VisionAttention) == weights_used(T5DenseActDense) == frozenset()
+
+
+@pytest.mark.parametrize(("module", "name", "arguments", "expected"), [
+    ("gemma3", "Gemma3TextScaledWordEmbedding", (8, 4, 0, 2.0), True),
+    ("bart", "BartScaledWordEmbedding", (8, 4, 0, 2.0), True),
+    ("bart", "BartLearnedPositionalEmbedding", (8, 4), False),
+    ("ovis2", "Ovis2VisualEmbeddingTable", (8, 4), False),
+    ("idefics", "IdeficsDecoupledEmbedding", (8, 0, 4), False),
+])  # fmt: skip
+def test_embeddings_that_only_look_up(module, name, arguments, expected):
+    family = getattr(import_module(f"transformers.models.{module}.modeling_{module}"), name)
+    assert looks_up(family(*arguments)) is expected
+
+
+def test_others_are_no_tables():
+    class Mine(nn.Embedding):
+        pass
+
+    assert looks_up(nn.Embedding(8, 4)) and not looks_up(Mine(8, 4)) and not looks_up(nn.Linear(8, 4))

@@ -191,18 +191,34 @@ class QuantizedLinear(Quantized):
 
 
 class QuantizedEmbedding(Quantized):
-    """Does what ``nn.Embedding`` does, over a table in any scheme: only the rows that are looked up are decoded."""
+    """Does what ``nn.Embedding`` does, over a table in any scheme: only the rows that are looked up are decoded.
+
+    ``embed_scale`` is what they are multiplied by in the logical dtype, where a model has them scaled.
+    """
+
+    embed_scale: float | torch.Tensor | None
 
     def __init__(
         self, scheme: Scheme, planes: Mapping[str, torch.Tensor], shape: tuple[int, int], dtype: str,
-        padding_idx: int | None = None,
+        padding_idx: int | None = None, embed_scale: float | torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__(scheme, planes, shape, dtype)
         self.num_embeddings, self.embedding_dim = shape
         self.padding_idx = padding_idx
+        if isinstance(embed_scale, torch.Tensor):
+            self.register_buffer("embed_scale", embed_scale, persistent=False)
+        else:
+            self.embed_scale = embed_scale
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Look up ids [...]: [..., embedding_dim], in the logical dtype."""
+        found = self._rows_of(ids)
+        scale = self.embed_scale
+        if scale is None:
+            return found
+        return found * (scale.to(found.dtype) if isinstance(scale, torch.Tensor) else scale)
+
+    def _rows_of(self, ids: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():
             from . import custom_ops  # registering operators takes time that only a compiler is worth
 

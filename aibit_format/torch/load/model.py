@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +33,13 @@ try:
 
     from ...interop import dtype_name, to_torch, torch_dtypes
     from ..bnb_compat import Linear4bit
-    from ..kernels.packed import ACTIVATIONS
     from ..layers import attention
     from ..layers.dequantized import QuantizedLinear
     from ..layers.experts import QuantizedExperts
     from ..layers.fused import fuse
     from ..read_only import WHAT, ReadOnly, open_writable
     from .arena import LINKS, Arena
+    from .arguments import Device, Options
     from .modules import THRESHOLD, Linear8bitLt, Target, builder_for, planes_for
     from .saving import let_save
 except ImportError as error:
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .tensor_parallel import Slices
-
-Device = str | int | torch.device
 
 
 def load(
@@ -63,12 +62,14 @@ def load(
     activations: str | None = None,
     tp: Any = None,
     trainable: bool = False,
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model and the tokenizer of an ``.aibit`` file; see ``load_model`` and ``load_tokenizer``."""
     from ..tokenizer import load_tokenizer
 
-    one = _one_device(device, device_map)
-    file, model = _load(path, one, verify, signed_by, weight_only, activations, tp, trainable)
+    options = Options.of(device, device_map, weight_only, activations, tp, trainable, dtype, attn_implementation)
+    file, model = _load(path, verify, signed_by, options)
     return model, load_tokenizer(file)
 
 
@@ -83,6 +84,8 @@ def load_model(
     activations: str | None = None,
     tp: Any = None,
     trainable: bool = False,
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """Load a transformers model in eval mode: int8 weights in ``bnb.nn.Linear8bitLt``, nf4 and fp4 in ``Linear4bit``.
 
@@ -112,55 +115,52 @@ def load_model(
             ``"auto"``: all processes of torch.distributed; their number; a process group; or a device mesh, of one
             dimension or with one named ``"tp"``. See ``load.tensor_parallel``.
         trainable: give the parameters that are not quantized memory of their own, and set their ``requires_grad``.
+        dtype: the dtype in which the model computes, as ``from_pretrained`` has it: "float32", "bfloat16", "float16",
+            or torch's own. Parameters that are not quantized and stored in another one are cast, each to a copy in
+            memory; planes of quantized weights stay the mapped ones, and their values and products follow, those of
+            bitsandbytes' 4-bit layers too. What transformers keeps in float32 stays so. None: as the file says.
+        attn_implementation: which attention of those in transformers: "eager", "sdpa", "flex_attention", or
+            "flash_attention_2" where its package is installed. No kernel is ever fetched. None: transformers' choice.
 
     Raises:
         FormatError: the file is not valid.
         LoadError: no model can be built from it: unknown architecture, shapes that contradict the config, tensors
-            missing or too many, several devices; with ``tp``, torch.distributed is not initialized, the model has no
-            plan or cannot be cut as it says, or is to be trained.
+            missing or too many, several devices, a dtype or an attention that the model cannot have; with ``tp``,
+            torch.distributed is not initialized, the model has no plan or cannot be cut as it says, or is to be
+            trained.
     """
-    one = _one_device(device, device_map)
-    return _load(path, one, verify, signed_by, weight_only, activations, tp, trainable)[1]
+    options = Options.of(device, device_map, weight_only, activations, tp, trainable, dtype, attn_implementation)
+    return _load(path, verify, signed_by, options)[1]
 
 
 def _load(
-    path: Path | Opened,
-    device: torch.device,
-    verify: Level,
-    signed_by: Keys | None,
-    weight_only: bool,
-    activations: str | None,
-    tp: Any,
-    trainable: bool,
+    path: Path | Opened, verify: Level, signed_by: Keys | None, options: Options
 ) -> tuple[Opened, PreTrainedModel]:
-    if activations is not None and activations not in ACTIVATIONS:
-        raise LoadError(f"activations {activations!r}, one of {', '.join(ACTIVATIONS)}")
-    if trainable and tp is not None:
-        raise LoadError("trainable=True with tp: a model on several ranks is for inference")
+    device, tp = options.device, options.tp
     # Where all bytes pass through our hands on their way, they are checked there, and not read for that before.
     passing = verify == "full" and device.type in LINKS and tp is None and not isinstance(path, Opened)
     file = path if isinstance(path, Opened) else sharded_reader.open(path, "touched" if passing else verify, signed_by)
     config, architecture = _config(file)
     limits = Limits.of(math.prod(file.info(name).shape) for name in file)
-    built = build_config(config, limits)
+    built = build_config(config, limits, options.dtype)
     vocabulary = vocabulary_size(config)
     check_special_ids("config.json", config, vocabulary, type(built))
-    model = empty_model(built, architecture, limits, file)
+    model = empty_model(built, architecture, limits, file, options.attn_implementation)
     # Elsewhere everything is a copy. Each model has pages of its own, or they would write to each other's weights.
     mine, writable = open_writable(file) if device.type == "cpu" else (file, True)
     slices = _slices(mine, model, tp)
-    assembly = _Assembly(mine, model, device, weight_only, slices, trainable)
+    assembly = _Assembly(mine, model, options, slices)
     if passing:
         for part in file.parts:
             part.verify_rest()
     assembly.run()
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
-            module.activations = activations
+            module.activations = options.activations
     if not writable:
         _refuse_writes(model, mine)
-    _finish(file, model, vocabulary, trainable)
-    if weight_only and device.type == "cpu":
+    _finish(file, model, vocabulary, options.trainable)
+    if options.weight_only and device.type == "cpu" and options.attn_implementation is None:
         attention.in_float32(model)
     if slices is not None:
         slices.connect()
@@ -175,26 +175,6 @@ def _slices(file: Opened, model: PreTrainedModel, tp: Any) -> Slices | None:
 
     ranks = ranks_of(tp)
     return Slices(file, model, ranks) if ranks.count > 1 else None
-
-
-def _one_device(device: Device, device_map: Any) -> torch.device:
-    if device_map is not None:
-        found = set(device_map.values()) if isinstance(device_map, Mapping) else {device_map}
-        if len(found) != 1 or found & {"balanced", "balanced_low_0", "sequential", "disk"}:
-            raise LoadError(f"device_map={device_map!r}: a model is loaded onto one device; name it: device='cuda:0'")
-        only = found.pop()
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if only == "auto" else only
-    try:
-        target = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise LoadError(f"device={device!r}: {error}") from error
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise LoadError(f"device={str(device)!r}: this torch ({torch.__version__}) sees no CUDA device")
-    if target.type == "meta":
-        raise LoadError("device='meta': nothing would be loaded")
-    if target.type == "cuda" and target.index is None:
-        return torch.device("cuda", torch.cuda.current_device())  # threads have a current device of their own
-    return target
 
 
 def _config(file: Opened) -> tuple[dict[str, Any], str]:
@@ -217,26 +197,22 @@ def _json_object(file: Opened, name: str) -> dict[str, Any]:
 class _Assembly:
     """Puts a file's tensors into an empty model."""
 
-    def __init__(
-        self,
-        file: Opened,
-        model: PreTrainedModel,
-        device: torch.device,
-        weight_only: bool,
-        slices: Slices | None,
-        trainable: bool,
-    ) -> None:
-        self.file, self.model, self.device, self.slices = file, model, device, slices
+    def __init__(self, file: Opened, model: PreTrainedModel, options: Options, slices: Slices | None) -> None:
+        self.file, self.model, self.options, self.slices = file, model, options, slices
+        self.device = device = options.device
         # All of a parameter will be written to: faster in one copy than page by page.
-        self.copied = trainable and device.type == "cpu"
+        self.copied = options.trainable and device.type == "cpu"
         dtype = file.metadata.get("quantization.compute_dtype")
         if dtype is not None and dtype not in FLOATS:
             raise LoadError(f"{file.path}: quantization.compute_dtype {dtype!r}, expected one of {', '.join(FLOATS)}")
+        dtype = options.dtype or dtype
         threshold = file.metadata.get("quantization.outlier_threshold", THRESHOLD)
-        self.target = Target(device, torch_dtypes()[dtype] if dtype else None, threshold, weight_only)
+        self.target = Target(device, torch_dtypes()[dtype] if dtype else None, threshold, options.weight_only)
         self.empty: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self.buffers = dict(model.named_buffers())
         self.in_float32 = compat.float32_names(model)
+        self.targets = {alias for name in file if (alias := file.info(name).alias_of) is not None}
+        self.placed: dict[str | None, tuple[TensorInfo, dict[str, torch.Tensor]]] = {}  # those that others are tied to
         self._check_names()
         for name in file:
             self._check_shape(file.info(name))
@@ -262,7 +238,8 @@ class _Assembly:
             module = self.model.get_submodule(owner)
             build = builder_for(module, leaf, info, self.target)
             if build is not None:
-                built = build(module, *self._planes(info), self.target)
+                info, planes = self._planes(info)
+                built = build(module, self._computed(module, info), planes, self.target)
                 if isinstance(built, QuantizedExperts):  # of which a module may have several
                     del module._parameters[leaf]
                     module.add_module(leaf, built)
@@ -272,9 +249,8 @@ class _Assembly:
                     built.bias = bias
                 compat.remember_replaced(built, type(module))
                 self.model.set_submodule(owner, built)
-            elif info.alias_of is not None:
-                target_owner, _, target_leaf = info.alias_of.rpartition(".")
-                module.register_parameter(leaf, self.model.get_submodule(target_owner).get_parameter(target_leaf))
+            elif (tied := self._tied_to(info)) is not None:
+                module.register_parameter(leaf, tied)
             elif name in self.buffers:
                 module.register_buffer(leaf, self._values(info), persistent=True)
             else:
@@ -337,8 +313,27 @@ class _Assembly:
         self.file.check_values(info, planes)
         return info, planes
 
+    def _tied_to(self, info: TensorInfo) -> nn.Parameter | None:
+        """Return the parameter that an alias is; ``None`` if it is none, or its target stayed in its planes."""
+        if info.alias_of is None:
+            return None
+        owner, _, leaf = info.alias_of.rpartition(".")
+        return self.model.get_submodule(owner)._parameters.get(leaf)
+
     def _planes(self, info: TensorInfo) -> tuple[TensorInfo, dict[str, torch.Tensor]]:
-        """Return the tensor and its planes on the device: on a CPU the mapped pages, elsewhere a view or one copy."""
+        """Return the tensor and its planes on the device: on a CPU the mapped pages, elsewhere a view or one copy.
+
+        Tensors that are tied have the same planes in memory.
+        """
+        if info.alias_of in self.placed:
+            found, planes = self.placed[info.alias_of]
+            return replace(found, name=info.name), planes
+        found, planes = self._placed(info)
+        if info.name in self.targets:
+            self.placed[info.name] = found, planes
+        return found, planes
+
+    def _placed(self, info: TensorInfo) -> tuple[TensorInfo, dict[str, torch.Tensor]]:
         wanted = planes_for(info, self.target)
         info, planes = self._read(info)
         arena = self.arenas.get(self.file.part(info.name))
@@ -360,6 +355,14 @@ class _Assembly:
                 np.ascontiguousarray(np.swapaxes(decoded, -1, -2) if info.transposed else decoded)
             ).to(self.device)
         return values.to(torch_dtypes()[self._dtype(info.name)])
+
+    def _computed(self, module: nn.Module, info: TensorInfo) -> TensorInfo:
+        """Return a quantized tensor with the logical dtype in which its values are to be computed with.
+
+        What is looked up has the dtype of the model, where products have that of their inputs.
+        """
+        follows = self.options.dtype is not None or isinstance(module, nn.Embedding)
+        return replace(info, dtype=self._dtype(info.name)) if follows else info
 
     def _dtype(self, name: str) -> str:
         """Return the dtype in which the model has a parameter or buffer that is not quantized."""

@@ -18,7 +18,7 @@ from torch import nn
 
 from ...container.tables import Plane, TensorInfo
 from ...hf.compat import holds_experts, is_conv1d
-from ...hf.layers import is_linear, multiplies
+from ...hf.layers import is_linear, looks_up, multiplies
 from ...interop import torch_dtypes
 from ...schemes import capabilities
 from ...schemes.fourbit import FourBit
@@ -117,7 +117,8 @@ def _dequantized_embedding(module: nn.Module, info: TensorInfo, planes: Planes, 
     """Build a ``QuantizedEmbedding`` in the place of ``module``."""
     rows, columns = info.shape
     padding: Any = module.padding_idx
-    return QuantizedEmbedding(info.scheme, planes, (rows, columns), info.dtype, padding)
+    scale: Any = getattr(module, "embed_scale", None)
+    return QuantizedEmbedding(info.scheme, planes, (rows, columns), info.dtype, padding, scale)
 
 
 def _experts(module: nn.Module, info: TensorInfo, planes: Planes, target: Target) -> nn.Module:
@@ -149,7 +150,7 @@ def builder_for(module: nn.Module, leaf: str, info: TensorInfo, target: Target) 
         return build or _dequantized_linear
     if multiplies(module) and not info.transposed:
         return _dequantized_linear  # transformers makes no layer of bitsandbytes of it, and could not load one
-    return _dequantized_embedding if type(module) is nn.Embedding and not info.transposed else None
+    return _dequantized_embedding if looks_up(module) and not info.transposed else None
 
 
 def planes_for(info: TensorInfo, target: Target) -> tuple[Plane, ...]:

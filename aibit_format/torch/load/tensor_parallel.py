@@ -7,8 +7,13 @@ would do. So no sum is split: each output is computed by one rank as one process
 the inputs among the rest. Outputs are equal, but where a library takes another kernel for fewer rows: bitsandbytes
 does for nf4 on a CPU with AVX512-BF16, if a rank's rows are no multiple of 32.
 
-Norms, routers, fused experts and what the plan does not name are whole on every rank; so are embeddings, heads and
-what would be cut by columns where their rows do not divide. For inference: no gradient goes from rank to rank.
+Fused experts are divided, where transformers has a plan for that: a rank has some of them whole, and computes those for
+the tokens that are routed to them. What the ranks found is added up, in float32 and in another order than one process
+would: outputs are equal within roundings.
+
+Norms, routers and what the plan does not name are whole on every rank; so are embeddings, heads and what would be cut
+by columns where their rows do not divide, and experts where their number does not. For inference: no gradient goes from
+rank to rank.
 """
 
 from __future__ import annotations
@@ -132,6 +137,7 @@ class Slices:
         if not self.plan:
             raise LoadError(f"{file.path}: transformers has no tensor-parallel plan for {type(model).__name__}")
         self.styles = {name: style for name, _ in model.named_modules() if (style := self.plan.style(name)) is not None}
+        self.experts = {name: each for name, each in model.named_modules() if self.plan.divides_experts(name)}
         self.rows: dict[str, slice] = {}  # tensor -> its rows here; whole tensors are not listed
         for names, needed in self._wanted():
             problem = next((problem for name in names if (problem := self._problem(name, needed))), "")
@@ -157,9 +163,11 @@ class Slices:
                 yield names, False
             elif style not in WHOLE:
                 raise self._error(name, f"style {style!r} of a {type(module).__name__} is not known here")
+        for name, module in self.experts.items():
+            yield [f"{name}.{leaf}" for leaf, _ in module.named_parameters()], False
         for name, parameter in self.model.named_parameters():
-            style = self.plan.style(name)
-            if style is None or style in WHOLE or self.styles.get(name.rpartition(".")[0]) == EXPERTS:
+            style, owner = self.plan.style(name), name.rpartition(".")[0]
+            if style is None or style in WHOLE or owner in self.experts or self.styles.get(owner) == EXPERTS:
                 continue
             if style != "colwise" or parameter.ndim != 1:  # such as a number for each head
                 raise self._error(name, f"style {style!r} of a parameter is not known here")
@@ -200,6 +208,10 @@ class Slices:
                 self._connect_linear(module, LINEAR[style], rows)
             elif style in EMBEDDING and rows is not None:
                 self._connect_embedding(module, rows)
+        for name, module in self.experts.items():
+            mine = next((rows for key, rows in self.rows.items() if key.rpartition(".")[0] == name), None)
+            if mine is not None:
+                self._connect_experts(module, mine)
         compat.set_ranks(self.model, self.ranks.count)
         self.model.save_pretrained = _no_saving  # type: ignore[method-assign]
 
@@ -212,6 +224,27 @@ class Slices:
         module.out_features = rows.stop - rows.start
         if not style.parts_out:
             module.register_forward_hook(lambda _, args, output: gather(output))
+
+    def _connect_experts(self, module: Any, mine: slice) -> None:
+        """Compute the experts that are here for the tokens routed to them, and add up what the ranks found.
+
+        Each pair of a token and an expert is a row of its own, with one expert: so code that knows of no experts
+        elsewhere is right, and computes nothing for them.
+        """
+        compute, add = module.forward, self.ranks.add
+        module.num_experts = mine.stop - mine.start
+
+        def forward(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+            tokens, places = ((ids >= mine.start) & (ids < mine.stop)).nonzero(as_tuple=True)
+            flat = x.reshape(-1, x.shape[-1])
+            total = torch.zeros_like(flat, dtype=torch.promote_types(x.dtype, torch.float32))
+            if len(tokens):
+                chosen = ids[tokens, places, None] - mine.start
+                found = compute(flat[tokens], chosen, weights[tokens, places, None])
+                total.index_add_(0, tokens, found.to(total.dtype))
+            return add(total).to(x.dtype).view(x.shape)
+
+        module.forward = forward
 
     def _connect_embedding(self, module: Any, rows: slice) -> None:
         """Look up the ids whose rows are here, and add up what the ranks found: one has it, the others zeros."""
