@@ -9,13 +9,21 @@ from typing import Any
 from tools.bench.loaders import loader
 from tools.bench.probe import Clock, Result
 
-_ROUNDS = 3  # prompts in a process, of which the medians count: threads that wait for others show in single ones
+_ROUNDS = 3  # prompts in a process, and tokens after each, of which the medians count
+_WARM = 8  # tokens of the prompt that a process warms up with
 ROUNDINGS = ("float32", "int16", "int8")  # of inputs; see ``load_model``
 PROBABLE = 256  # tokens that logits are compared for, those with the largest in float64
 
 
 def follow(
-    way: str, source: str, tiny: str, prompt: int, tokens: int, target: str | None = None, rounding: str | None = None
+    way: str,
+    source: str,
+    tiny: str,
+    prompt: int,
+    tokens: int,
+    target: str | None = None,
+    rounding: str | None = None,
+    rounds: int = _ROUNDS,
 ) -> Result:
     """A source to an ``.aibit`` file, that to a model, a prompt and tokens after it: seconds of each.
 
@@ -27,6 +35,7 @@ def follow(
         tokens: generated, each timed.
         target: the file to convert to.
         rounding: of inputs, for tokens of a second model of the same file.
+        rounds: prompts, and tokens after each, of which the medians count.
     """
     from aibit_format.convert.convert import convert
     from aibit_format.torch.evaluate import timing
@@ -35,19 +44,19 @@ def follow(
     run, found = loader(way), {}
     if target is not None:
         convert(tiny, target + ".warm", overwrite=True)
-        timing.generate(run(target + ".warm"), 1, prompt, 2)
+        timing.generate(run(target + ".warm"), 1, _WARM, 2)
         Path(target + ".warm").unlink()
         with Clock() as clock:
             convert(source, target, overwrite=True)
         found["convert"] = clock.seconds
     else:
-        timing.generate(run(tiny), 1, prompt, 2)
+        timing.generate(run(tiny), 1, _WARM, 2)
     with Clock() as clock:
         model = run(target or source)
-    found |= {"load": clock.seconds, **_generated({"": model}, prompt, tokens)[""]}
+    found |= {"load": clock.seconds, **_generated({"": model}, prompt, tokens, rounds)[""]}
     if rounding and target:
         model = load_model(target, weight_only=True, activations=rounding)
-        found["rounded"] = _generated({"": model}, prompt, tokens)[""]["token"]
+        found["rounded"] = _generated({"": model}, prompt, tokens, rounds)[""]["token"]
     return found
 
 
@@ -57,12 +66,12 @@ def roundings(path: str, tiny: str, prompt: int, tokens: int) -> Result:
     from aibit_format.torch.load.model import load_model
 
     loader("aibit")
-    timing.generate(load_model(tiny), 1, prompt, 2)
+    timing.generate(load_model(tiny), 1, _WARM, 2)
     models = {kind: load_model(path, weight_only=True, activations=kind) for kind in ROUNDINGS}
-    return _generated(models, prompt, tokens)
+    return _generated(models, prompt, tokens, _ROUNDS)
 
 
-def _generated(models: dict[str, Any], prompt: int, tokens: int) -> dict[str, dict[str, float]]:
+def _generated(models: dict[str, Any], prompt: int, tokens: int, rounds: int) -> dict[str, dict[str, float]]:
     """Medians of prompts and tokens of several models, in turn: name -> ``first`` and ``token``, in seconds."""
     import torch
 
@@ -73,7 +82,7 @@ def _generated(models: dict[str, Any], prompt: int, tokens: int) -> dict[str, di
     for model in models.values():
         with torch.inference_mode():
             model(torch.ones(1, 8, dtype=torch.long))  # the first touch of mapped pages is the row `load`'s
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for name, model in models.items():
             first, each = timing.generate(model, 1, prompt, tokens)
             firsts[name].append(first)
