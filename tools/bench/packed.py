@@ -24,6 +24,7 @@ def follow(
     target: str | None = None,
     rounding: str | None = None,
     rounds: int = _ROUNDS,
+    texts: list[list[int]] | None = None,
 ) -> Result:
     """A source to an ``.aibit`` file, that to a model, a prompt and tokens after it: seconds of each.
 
@@ -36,6 +37,7 @@ def follow(
         target: the file to convert to.
         rounding: of inputs, for tokens of a second model of the same file.
         rounds: prompts, and tokens after each, of which the medians count.
+        texts: ids, after which logits are compared with those in float64; see ``differences``.
     """
     from aibit_format.convert.convert import convert
     from aibit_format.torch.evaluate import timing
@@ -56,7 +58,9 @@ def follow(
     found |= {"load": clock.seconds, **_generated({"": model}, prompt, tokens, rounds)[""]}
     if rounding and target:
         model = load_model(target, weight_only=True, activations=rounding)
-        found["rounded"] = _generated({"": model}, prompt, tokens, rounds)[""]["token"]
+        found["rounded"] = _generated({"": model}, prompt, tokens, 1)[""]["token"]
+    if texts and target:
+        found["differences"] = differences(target, texts)
     return found
 
 
@@ -68,7 +72,7 @@ def roundings(path: str, tiny: str, prompt: int, tokens: int) -> Result:
     loader("aibit")
     timing.generate(load_model(tiny), 1, _WARM, 2)
     models = {kind: load_model(path, weight_only=True, activations=kind) for kind in ROUNDINGS}
-    return _generated(models, prompt, tokens, _ROUNDS)
+    return _generated(models, prompt, tokens, 1)
 
 
 def _generated(models: dict[str, Any], prompt: int, tokens: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -110,8 +114,9 @@ def differences(path: str, texts: list[list[int]]) -> Result:
         state = {name: torch.from_numpy(file.dequantize(name)) for name in file}
 
     def decoded(dtype: torch.dtype) -> Any:
-        config = load_model(path).config
-        kind: Any = type(load_model(path))
+        model: Any = load_model(path)
+        kind, config = type(model), model.config
+        vars(config).pop("quantization_config", None)  # of bitsandbytes' layers
         values = {name: value.to(dtype) for name, value in state.items()}
         return kind.from_pretrained(None, config=config, state_dict=values, dtype=dtype).eval()
 
@@ -130,8 +135,8 @@ def differences(path: str, texts: list[list[int]]) -> Result:
     for kind in ROUNDINGS:
         model = load_model(path, weight_only=True, activations=kind)
         ways[f"{kind}, model in {str(model.dtype).removeprefix('torch.')}"] = largest(after(model))
-    for kind in ROUNDINGS:
-        ways[f"{kind}, model in float32"] = largest(after(load_model(path, weight_only=True, activations=kind).float()))
+        if not getattr(model, "is_quantized", False):  # bitsandbytes' layers stay in their dtype
+            ways[f"{kind}, model in float32"] = largest(after(model.float()))
     reference = [{str(int(i)): float(logits[i]) for i in ids} for logits, ids in zip(true, best, strict=True)]
     return {"largest": ways, "reference": reference}
 
