@@ -165,3 +165,41 @@ def test_verbs_are_measured_in_each_way(tmp_path, monkeypatch):
     size = (tmp_path / "m.aibit").stat().st_size
     assert all(row["seconds"] > 0 and row["shared"] <= size for ways in found.values() for row in ways.values())
     assert all(ways["copy"]["shared"] == 0 for ways in found.values())
+
+
+def test_checkpoints_of_random_codes_are_kept(tmp_path):
+    import aibit_format as aibit
+    from tools.bench import integers
+
+    shape = made.Shape(128, 128, 256, 1, 2, 1)
+    for write, scheme in ((integers.hqq, "int-group"), (integers.torchao, "int-group")):
+        folder = write(shape, tmp_path / write.__name__)
+        report = aibit.convert(folder, tmp_path / "m.aibit", overwrite=True)
+        kept = {tensor.name: tensor.scheme for tensor in report.tensors if tensor.kept}
+        assert len(kept) == 7 and {found.partition(",")[0] for found in kept.values()} == {scheme}
+        with aibit.open(tmp_path / "m.aibit", verify="full") as file:
+            values = file.dequantize("model.layers.0.mlp.up_proj.weight")
+        assert 0.01 < values.std() < 0.03
+
+
+@pytest.mark.parametrize("kind", ["q4_k", "q6_k"])
+def test_random_blocks_take_the_place_of_those_of_a_template(kind, tmp_path):
+    gguf = pytest.importorskip("gguf", reason="wants the extra gguf")
+    import aibit_format as aibit
+    from tools.bench import foreign, integers
+
+    template = foreign.gguf_q8_0(made.Shape(64, 256, 256, 1, 2, 1), tmp_path / "q8_0.gguf")
+    path = integers.gguf_blocks(kind, template, tmp_path / "m.gguf")
+    before, after = (gguf.GGUFReader(each) for each in (template, path))
+    assert before.fields.keys() == after.fields.keys()
+    assert [tensor.name for tensor in before.tensors] == [tensor.name for tensor in after.tensors]
+    assert {tensor.tensor_type.name for tensor in after.tensors} == {"F32", kind.upper()}
+    aibit.convert(path, tmp_path / "m.aibit")
+    with aibit.open(tmp_path / "m.aibit", verify="full") as file:
+        assert 0.005 < file.dequantize("model.layers.0.mlp.up_proj.weight").std() < 0.2
+
+
+def test_logits_are_compared_for_the_tokens_that_both_have():
+    from tools.bench.packed import beyond
+
+    assert beyond([{"1": -1.0, "2": -2.0}, {"7": -3.0}], [{"1": -1.5, "9": 0.0}, {"7": -2.0}]) == 1.0

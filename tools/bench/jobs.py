@@ -11,7 +11,9 @@ from pathlib import Path
 from tools.bench.codec import codec
 from tools.bench.cold import cold, stream
 from tools.bench.generation import generate
+from tools.bench.llama import llama
 from tools.bench.loaders import loader, use
+from tools.bench.packed import differences, follow, roundings
 from tools.bench.probe import Clock, Result, alternate, anonymous, pages, say
 from tools.bench.throughput import throughput
 
@@ -150,11 +152,15 @@ JOBS: dict[str, Callable[..., Result]] = {
     "cold": cold,
     "convert_aibit": convert_aibit,
     "convert_transformers": convert_transformers,
+    "differences": differences,
     "encode": encode,
+    "follow": follow,
     "generate": generate,
     "hold": hold,
+    "llama": llama,
     "load": load,
     "open": open_file,
+    "roundings": roundings,
     "save_transformers": save_transformers,
     "stream": stream,
     "throughput": throughput,

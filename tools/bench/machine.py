@@ -9,7 +9,7 @@ from typing import Any
 
 _LIBRARIES = (
     "numpy", "torch", "transformers", "bitsandbytes", "safetensors", "fastsafetensors", "accelerate", "gguf", "xxhash",
-    "construct",
+    "construct", "xllamacpp",
 )  # fmt: skip
 
 

@@ -8,10 +8,11 @@ Files that the package itself writes are made again by every run, because the pa
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,13 +69,14 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        return {"F16": 2, "I32": 4}[self.dtype] * int(np.prod(self.shape))
+        return {"I8": 1, "U8": 1, "F16": 2, "I32": 4, "I64": 8}[self.dtype] * math.prod(self.shape)
 
 
 SHAPES = {
     "1.1b": Shape(32000, 2048, 5632, 22, 32, 4),
     "160m": Shape(32000, 768, 2048, 12, 12, 4),
     "tiny": Shape(1024, 256, 704, 4, 8, 4),
+    "small": Shape(1024, 256, 768, 4, 8, 4),  # whole blocks of every format: what `formats` warms up with
     "7b-8-layers": Shape(32000, 4096, 11008, 8, 32, 32),  # for a GPU, which 1.1b keeps busy with anything but weights
 }
 
@@ -116,10 +118,15 @@ def write_config(folder: Path, shape: Shape, **more: object) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
 
 
-def write_safetensors(path: Path, entries: Iterable[Entry], bands: Callable[[Entry], Iterable[np.ndarray]]) -> None:
+def write_safetensors(
+    path: Path,
+    entries: Iterable[Entry],
+    bands: Callable[[Entry], Iterable[np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """A safetensors file, one of the ``bands`` of an entry in memory at a time."""
     entries = list(entries)
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for entry in entries:
         start, end = end, end + entry.bytes

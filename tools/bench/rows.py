@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tools.bench import generation, load_rows, models, probe
+from tools.bench import format_rows, generation, load_rows, models, packed_rows, probe
 from tools.bench.figures import Figure, of_runs
 from tools.bench.pairing import Bench
 from tools.bench.source_rows import sources
@@ -210,6 +210,8 @@ ROWS: dict[str, Callable[[Bench], list[Figure]]] = {
     "convert": convert,
     "throughput": throughput,
     "sources": sources,
+    **format_rows.ROWS,
+    **packed_rows.ROWS,
     **load_rows.ROWS,
     "shared": shared,
     "open": open_file,
@@ -223,6 +225,8 @@ ABOUT = {
     "convert": "a float16 checkpoint to an int8 file, against quantizing it in memory",
     "throughput": "converting from memory to memory, to int8 and nf4: GB/s of float16 weights, and seconds of cores",
     "sources": "every kind of source to an .aibit file",
+    **format_rows.ABOUT,
+    **packed_rows.ABOUT,
     **load_rows.ABOUT,
     "shared": "memory of two processes that hold the same model",
     "open": "opening and checking files of many tensors",
