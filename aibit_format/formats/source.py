@@ -28,7 +28,7 @@ class SourceTensor:
     from there instead of through ``planes``.
 
     Raises:
-        SourceError: the format cannot hold a tensor of this shape.
+        SourceError: the format cannot hold a tensor of this shape, or it is to be transposed and is no matrix.
     """
 
     name: str
@@ -49,6 +49,10 @@ class SourceTensor:
             raise SourceError(
                 f"{self.file}: tensor {self.name!r}: shape {str(list(shape))[:80]}; sizes are not negative, "
                 f"at most {MAX_RANK} dimensions and {MAX_ELEMENTS} elements, without the sizes that are 0"
+            )
+        if self.transposed and len(shape) < 2:
+            raise SourceError(
+                f"{self.file}: tensor {self.name!r}: shape {list(shape)}, where the architecture has a matrix"
             )
 
     @property

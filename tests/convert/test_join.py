@@ -62,7 +62,8 @@ def test_experts_are_joined_as_they_are_where_blocks_fit(saved, tmp_path):
             assert torch.equal(found, plain.get_parameter(name))
     ids = torch.arange(3, 16)[None]
     with torch.no_grad():
-        assert torch.equal(aibit.load_model(tmp_path / "m.aibit")(ids).logits, plain(ids).logits)
+        expected, logits = plain(ids).logits, aibit.load_model(tmp_path / "m.aibit")(ids).logits
+    assert (logits - expected).abs().max() < 0.02 * expected.abs().max()  # experts are multiplied as they are stored
 
 
 def test_another_scheme_is_still_taken_from_decoded_values(saved, tmp_path):

@@ -53,3 +53,9 @@ def test_a_file_that_was_written_to_or_is_gone_has_another_state(tmp_path):
     assert file.state != before
     path.unlink()
     assert file.state is None
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_what_is_no_matrix_is_not_transposed(shape):
+    with pytest.raises(SourceError, match=r"m\.gguf: tensor 'a': shape \[3?\], where the architecture has a matrix"):
+        SourceTensor("a", shape, "f32", "m.gguf", transposed=True)

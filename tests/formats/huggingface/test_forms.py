@@ -137,7 +137,8 @@ def test_experts_are_written_one_by_one(plain, tmp_path):
     assert said(out)["modules_to_not_convert"] == ["lm_head", *gates]
     model = loaded("mixtral", out, quantization_config=tf.FineGrainedFP8Config(dequantize=True))
     expected = architectures.output(aibit.load_model(tmp_path / "m.aibit"), "mixtral")
-    assert torch.equal(architectures.output(model, "mixtral"), expected)
+    found = architectures.output(model, "mixtral")
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()  # experts are multiplied as they are stored
     check_values(tmp_path)
 
 

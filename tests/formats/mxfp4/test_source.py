@@ -62,11 +62,12 @@ def test_experts_are_kept_as_they_are_in_the_place_of_the_models(saved, tmp_path
         assert file.planes(info.name)["codes"].tobytes() == blocks.numpy().tobytes()
     loaded = aibit.load_model(tmp_path / "m.aibit")
     for name, value in values.items():
-        if ".experts." in name:
-            assert torch.equal(loaded.get_parameter(name), value)
+        if name.endswith("_proj") and ".experts." in name:
+            assert torch.equal(loaded.get_submodule(name).weight, value)
     ids = torch.arange(3, 16)[None]
     with torch.no_grad():
-        assert torch.equal(loaded(ids).logits, model(ids).logits)
+        expected, logits = model(ids).logits, loaded(ids).logits
+    assert (logits - expected).abs().max() < 0.02 * expected.abs().max()  # experts are multiplied as they are stored
 
 
 def test_a_model_goes_back_as_it_came(saved, tmp_path):
