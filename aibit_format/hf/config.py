@@ -189,8 +189,8 @@ def empty_model(
 ) -> PreTrainedModel:
     """Build a model without weights: every parameter on the meta device, every buffer real that can be computed.
 
-    Of a class that can leave its pooling layer out it is built without it if ``held``, the names that a checkpoint has,
-    are given and none of them is of that layer.
+    Of a class that can leave its pooling layer out it is built without it if that has weights, and ``held``, the names
+    that a checkpoint has, are given and none of them is of that layer.
 
     ``attention`` is what transformers calls ``attn_implementation``; ``None`` leaves it to transformers.
 
@@ -212,7 +212,9 @@ def empty_model(
         # Tensors made in inference mode would count no writes.
         with torch.inference_mode(False), torch.no_grad():
             model = construction.build(family, config, dtype, limits.most_tensors, attention)
-            if held is not None and compat.pools_if_told(family) and not any("pooler." in name for name in held):
+            pooler = getattr(model, "pooler", None) if compat.pools_if_told(family) else None
+            has_weights = pooler is not None and any(True for _ in pooler.parameters())
+            if has_weights and held is not None and not any("pooler." in name for name in held):
                 cast(Any, model).pooler = None
             with construction.zeros_in(construction.finish(model, dtype, limits.most_bytes)):
                 construction.compute_buffers(model)

@@ -75,7 +75,7 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
         "and run beside what `from_pretrained` makes of the same directory. A type is right if the outputs are equal",
         "bit for bit in bfloat16, in int8 (`load_in_8bit`) and in nf4 (`load_in_4bit`), with fused experts as",
         "transformers leaves them. Where a model has some, they are also quantized (`int8-absmax`) and compared,",
-        "within the rounding of bfloat16, with the same values in transformers' own experts.",
+        "in float32, within a thousandth, with the same values in transformers' own experts.",
         "",
         f"Written by `python -m tools.models` with {libraries} on a CPU; do not edit.",
         "",

@@ -8,6 +8,7 @@ up, and its activations; and only the pages of experts in use are touched.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -132,6 +133,14 @@ class QuantizedExperts(Quantized):
             mine = {role: plane[at] if views[role] else plane for role, plane in planes.items()}
             weight = Weight(self.scheme, mine, shape, self.logical_dtype)
         return ExpertWeight(weight, self.transposed)
+
+    def transpose(self, first: int, second: int) -> QuantizedExperts | torch.Tensor:
+        """Return the same experts with the last two dimensions swapped; for other dimensions, the values."""
+        if {first % 3, second % 3} != {1, 2}:
+            return self.weight.transpose(first, second)
+        turned = copy.copy(self)
+        turned.transposed = not self.transposed
+        return turned
 
     @property
     def weight(self) -> torch.Tensor:

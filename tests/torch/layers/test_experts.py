@@ -94,6 +94,14 @@ def test_batches_leave_experts_alone_that_get_zeros():
     assert torch.bmm(torch.ones_like(x), experts).isnan().any()
 
 
+def test_a_stack_is_turned_as_a_tensor_is():
+    experts, x = stack("int8-zp"), torch.randn(E, 4, K)
+    turned = experts.transpose(1, 2)
+    assert turned.transposed and not experts.transposed and experts.transpose(-1, -2)[0].shape == (K, N)
+    torch.testing.assert_close(torch.bmm(x, turned), torch.bmm(x, experts.weight.mT), atol=1e-5, rtol=1e-5)
+    assert torch.equal(experts.transpose(0, 1), experts.weight.transpose(0, 1))
+
+
 def test_gradients_reach_the_input():
     experts = stack("int4-group,group=32")
     x = torch.randn(5, K, requires_grad=True)
