@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 import aibit_format as aibit
 from aibit_format.errors import FormatError, LoadError
 from aibit_format.hf import compat
-from aibit_format.hf.config import WITHOUT_EFFECT, allowed, build_config, model_class
+from aibit_format.hf.config import WITHOUT_EFFECT, allowed, build_config, empty_model, model_class
 from aibit_format.hf.limits import Limits
 from tests.support import architectures
 from tests.support.documents import rebuilt_with
@@ -171,3 +171,20 @@ def test_a_class_outside_the_tables_of_tasks_is_found(tmp_path):
 def test_classes_of_no_model_or_of_another_are_none(name):
     with pytest.raises(LoadError, match="is not one of transformers'"):
         model_class(build_config({"model_type": "bert"}, LIMITS), name)
+
+
+POOLING = {
+    "with weights": (transformers.BertModel, lambda: transformers.BertConfig(
+        vocab_size=160, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)),
+    "without": (transformers.MobileNetV1Model, lambda: transformers.MobileNetV1Config(depth_multiplier=0.25)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("held", [["a.weight"], ["pooler.dense.weight"]], ids=["lacks it", "has it"])
+@pytest.mark.parametrize("name", POOLING)
+def test_a_pooling_layer_stays_unless_it_has_weights_that_are_nowhere(name, held):
+    family, make = POOLING[name]
+    config = make()
+    config.dtype = "float32"
+    model = empty_model(config, family.__name__, Limits.of([1 << 20] * 100), held)
+    assert (model.pooler is None) == (name == "with weights" and held == ["a.weight"])
