@@ -174,9 +174,11 @@ def check(model_type: str, folder: Path) -> dict[str, Any]:
     family = type(model)
     found: dict[str, Any] = {"type": model_type, "class": family.__name__, "inputs": sorted(given)}
     found["saved"] = tried(lambda: model.save_pretrained(folder / "hf"))
+    experts = [spec.name for spec in _parameters(folder) if spec.role == _EXPERTS]
+    rules = {rf"^{re.escape(name)}$": "keep" for name in experts}
     for way, (scheme, options) in WAYS.items():
-        found[way] = tried(lambda: tried_in(folder, family, given, scheme, options))  # noqa: B023 - called at once
-    if any(spec.role == _EXPERTS for spec in _parameters(folder)):
+        found[way] = tried(lambda: tried_in(folder, family, given, scheme, options, rules))  # noqa: B023 - called at once
+    if experts:
         found[_EXPERTS] = tried(lambda: tried_with_experts(folder, family, given))
     return found
 
@@ -217,9 +219,13 @@ def tried_with_experts(folder: Path, family: type[PreTrainedModel], given: dict[
 
 
 def tried_in(
-    folder: Path, family: type[PreTrainedModel], given: dict[str, torch.Tensor], scheme: str, options: dict[str, Any]
-) -> str:
-    """Convert and load in a scheme; return how the outputs compare with those of ``from_pretrained(**options)``."""
+    folder: Path, family: type[PreTrainedModel], given: dict[str, torch.Tensor], scheme: str, options: dict[str, Any],
+    rules: dict[str, str],
+) -> str:  # fmt: skip
+    """Convert and load in a scheme; return how the outputs compare with those of ``from_pretrained(**options)``.
+
+    ``rules`` keep the experts as they are.
+    """
     quantized: list[bool] = []
 
     def theirs() -> list[torch.Tensor]:
@@ -228,8 +234,6 @@ def tried_in(
         return outputs(model, given)
 
     def ours() -> list[torch.Tensor]:
-        kept = {spec.name for spec in _parameters(folder) if spec.role == _EXPERTS}
-        rules = {rf"^{re.escape(name)}$": "keep" for name in kept}
         report = aibit.convert(folder / "hf", folder / "m.aibit", scheme=scheme, tensors=rules, overwrite=True)
         left_out = [key for key in report.dropped_keys if key.rpartition(".")[2] not in WITHOUT_EFFECT]
         if left_out:

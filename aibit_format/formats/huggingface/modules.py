@@ -22,8 +22,7 @@ from ...schemes import Scheme, parse
 from ...schemes.packing import bad_tail, pack, pack_plane, unpack
 from ..source import SourceTensor
 from .bitsandbytes import weight_dtype
-from .origin import LEFT_OUT as LEFT_OUT_KEY
-from .origin import record
+from .origin import left_out, record
 from .settings import settings
 from .source import HuggingFace
 
@@ -181,7 +180,7 @@ class QuantizedModules(HuggingFace, ABC):
                     raise self.error(self.tensors[name], f"is there beside {parts[CODES].name!r}")
                 parts[CODES] = self.tensors.pop(name)
         if left:
-            self.metadata = {LEFT_OUT_KEY: [f"{count} tensors {name}" for name, count in sorted(left.items())]}
+            self.metadata = left_out(left)
         return groups
 
     def _joined(self, name: str, parts: Parts) -> SourceTensor:

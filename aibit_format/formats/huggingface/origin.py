@@ -44,6 +44,11 @@ class Origin:
         return next((found for found in self.parts.get(ending, ()) if found[0] in dtypes), None)
 
 
+def left_out(counts: Mapping[str, int]) -> dict[str, Value]:
+    """Return the metadata that say how many tensors of each name were left out."""
+    return {LEFT_OUT: [f"{count} tensors {name}" for name, count in sorted(counts.items())]}
+
+
 def record(found: Settings, parts: Iterable[tuple[str, Iterable[SourceTensor]]]) -> dict[str, Value]:
     """Return the metadata for a checkpoint.
 

@@ -24,17 +24,20 @@ from ...container.metadata import Value
 from ...errors import SourceError
 from ...schemes import parse
 from ..fp8.scales import E4M3, scheme_of
+from ..huggingface.origin import left_out
 from ..huggingface.source import Shard, read_documents, shards_of_index
 from ..safetensors.reader import SafetensorsFile
 from ..source import SourceFile, SourceTensor
 from ..torch_save.pickled import PickledFile
 from .params import NAME, Params
+from .ranks import document
 from .rows import Row, halves, numbered
 
 SINGLE, INDEX = "consolidated.safetensors", "consolidated.safetensors.index.json"
 _PART = re.compile(r"consolidated\.(\d{2})\.pth")
 FIRST_PART = "consolidated.00.pth"
 _SCALE, _ACTIVATIONS = "qscale_weight", "qscale_act"
+DTYPE_NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}  # in config.json
 _DERIVED = frozenset({"rope.freqs"})  # computed from the config
 
 
@@ -79,7 +82,7 @@ class Consolidated(ABC):
             elif f"{module}.weight" not in self._stored:
                 raise self.error(name, "is the scale of a weight that is not there")
         if left:
-            self.metadata = {"source.left_out": [f"{count} tensors {part}" for part, count in sorted(left.items())]}
+            self.metadata = left_out(left)
 
     @property
     def files(self) -> list[SourceFile]:
@@ -119,6 +122,17 @@ class Consolidated(ABC):
     @abstractmethod
     def described(self) -> dict[str, bytes]:
         """Make the documents that say in transformers' terms what the maker's say."""
+
+    def with_config(
+        self, documents: Mapping[str, bytes], config: dict[str, Any], ends: dict[str, Any]
+    ) -> dict[str, bytes]:
+        """Return a tokenizer's documents with those of a config and of the ids at which texts begin and end."""
+        if self.dtype in DTYPE_NAMES:
+            config["dtype"] = DTYPE_NAMES[self.dtype]
+        made = {"config.json": document(config)}
+        if ends:
+            made["generation_config.json"] = document({"_from_model_config": True} | ends)
+        return {**documents, **made}
 
     @property
     def unwanted(self) -> frozenset[str]:

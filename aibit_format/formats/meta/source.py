@@ -9,11 +9,9 @@ from typing import Any, ClassVar
 from .checkpoint import Consolidated, is_directory_of
 from .config import KNOWN, REFUSED, config_of, decoder_sizes, intermediate_size
 from .params import Params
-from .ranks import document
 from .rows import DECODER, MLP, Row
 from .tokenizer import NAME, tokenizer_documents
 
-DTYPE_NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}  # in config.json
 _HEAD, _EMBEDDINGS = "output.weight", "tok_embeddings.weight"
 
 
@@ -48,12 +46,7 @@ class Meta(Consolidated):
     def described(self) -> dict[str, bytes]:
         documents, ends = self._tokenizer
         config = config_of(self.params, self.sizes, self.tied) | ends
-        if self.dtype in DTYPE_NAMES:
-            config["dtype"] = DTYPE_NAMES[self.dtype]
-        made = {"config.json": document(config)}
-        if ends:
-            made["generation_config.json"] = document({"_from_model_config": True} | ends)
-        return documents | made
+        return self.with_config(documents, config, ends)
 
     @property
     def unwanted(self) -> frozenset[str]:

@@ -14,9 +14,7 @@ from ...errors import SourceError
 from ..fp8.scales import E4M3
 from ..meta.checkpoint import Consolidated, is_directory_of
 from ..meta.params import Params
-from ..meta.ranks import document
 from ..meta.rows import DECODER, MLP, Row
-from ..meta.source import DTYPE_NAMES
 from .config import check, config_of, merges_patches, sizes_of
 from .rows import EXPERTS, MERGER, VISION, inside
 from .tokenizer import SENTENCEPIECE, TEKKEN, tokenizer_documents
@@ -57,12 +55,7 @@ class Mistral(Consolidated):
         config: dict[str, Any] = config_of(self.params, self.sizes) | ends
         if "text_config" in config:
             config["text_config"] |= ends
-        if self.dtype in DTYPE_NAMES:
-            config["dtype"] = DTYPE_NAMES[self.dtype]
-        made = {"config.json": document(config)}
-        if ends:
-            made["generation_config.json"] = document({"_from_model_config": True} | ends)
-        return documents | made
+        return self.with_config(documents, config, ends)
 
     @property
     def unwanted(self) -> frozenset[str]:
