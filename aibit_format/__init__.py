@@ -11,8 +11,11 @@ with the import contract in ``pyproject.toml``.
     container           define the bytes of a file: records, checksums, placement, rules; no file is opened here
     file                read, write, sign, cut, join, edit and compare whole files
     numpy               offer safetensors' functions for numpy
+    graph               define stored graphs, and check them against a file
     hf                  tell what a transformers config and an empty model say of tensors
     formats             read and write what other tools use: one folder a format, its way in beside its way out
+    calibrate           take statistics of what goes into a model's layers
+    transform           rewrite a model: so that less is lost in quantizing, or with a smaller vocabulary
     convert             make a file from a source: recipe, binding, encoding, error figures
     torch               build models over mapped pages, compute with them, measure them
     cli                 parse a command's arguments, call a function, print its result: one file a verb
@@ -30,8 +33,11 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .calibrate.calibrate import calibrate
     from .container.signatures import Signature
     from .convert.convert import Report, convert
+    from .convert.prune import prune
+    from .convert.trim import trim
     from .errors import AibitError, FormatError
     from .file.bundle import sign_bundle
     from .file.diff import Difference, diff
@@ -40,7 +46,10 @@ if TYPE_CHECKING:
     from .file.sharded_reader import open
     from .file.signing import new_key, sign, sign_detached
     from .formats.exports import export
+    from .torch.evaluate.search import Target, search
+    from .torch.graph.model import load_graph
     from .torch.load.model import load, load_model
+    from .torch.record.store import add_graph
     from .torch.tokenizer import load_tokenizer
 
 _WHERE = {
@@ -50,26 +59,33 @@ _WHERE = {
     "FormatError": "errors",
     "Report": "convert.convert",
     "Signature": "container.signatures",
+    "Target": "torch.evaluate.search",
+    "add_graph": "torch.record.store",
+    "calibrate": "calibrate.calibrate",
     "convert": "convert.convert",
     "diff": "file.diff",
     "edit": "file.rewrite",
     "export": "formats.exports",
     "load": "torch.load.model",
+    "load_graph": "torch.graph.model",
     "load_model": "torch.load.model",
     "load_tokenizer": "torch.tokenizer",
     "merge": "file.rewrite",
     "new_key": "file.signing",
     "open": "file.sharded_reader",
+    "prune": "convert.prune",
+    "search": "torch.evaluate.search",
     "sign": "file.signing",
     "sign_bundle": "file.bundle",
     "sign_detached": "file.signing",
     "split": "file.rewrite",
+    "trim": "convert.trim",
 }
 
 __all__ = [
-    "AibitError", "Difference", "File", "FormatError", "Report", "Signature", "__version__",
-    "convert", "diff", "edit", "export", "load", "load_model", "load_tokenizer", "merge", "new_key", "open", "sign",
-    "sign_bundle", "sign_detached", "split",
+    "AibitError", "Difference", "File", "FormatError", "Report", "Signature", "Target", "__version__",
+    "add_graph", "calibrate", "convert", "diff", "edit", "export", "load", "load_graph", "load_model", "load_tokenizer",
+    "merge", "new_key", "open", "prune", "search", "sign", "sign_bundle", "sign_detached", "split", "trim",
 ]  # fmt: skip
 
 

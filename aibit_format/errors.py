@@ -125,6 +125,20 @@ class SigningError(AibitError):
     code = "AIB-E906"
 
 
+class GraphError(AibitError):
+    """Raised when a model cannot be recorded as a graph, or a stored graph is not one. Carries expected and found."""
+
+    code = "AIB-E907"
+
+    def __init__(self, what: str, *, expected: Any = None, found: Any = None) -> None:
+        self.what, self.expected, self.found = what, expected, found
+        super().__init__(str(Problem(self.code, what, expected=expected, found=found)))
+
+    def at(self, place: str) -> GraphError:
+        """Return the same error with the place in its message."""
+        return GraphError(f"{place}: {self.what}", expected=self.expected, found=self.found)
+
+
 def told_by(error: BaseException, most: int = 300) -> str:
     """Return what another library's error says, in one line of at most so many characters."""
     text = " ".join(str(error).split())

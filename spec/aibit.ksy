@@ -476,4 +476,7 @@ enums:
     15: tile_absmax
     16: global_scale
     17: bias
+    18: column_order
+    19: input_scale
+    20: input_zero_point
 # <!-- end -->

@@ -14,7 +14,7 @@ import aibit_format as aibit
 from aibit_format.errors import LoadError, WriteError
 from tests.support.command import run
 
-VERBS = ["convert", "diff", "edit", "export", "merge", "sign", "split"]
+VERBS = ["calibrate", "convert", "diff", "edit", "export", "merge", "sign", "split"]
 KEY = "keys/test-only.pem"
 
 

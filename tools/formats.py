@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 
+from aibit_format.convert.presets import PRESETS
 from aibit_format.dtypes import DTYPES
 from aibit_format.formats import exports, sources
 from aibit_format.formats.gguf.architectures import ARCHITECTURES
@@ -21,6 +22,7 @@ from aibit_format.formats.huggingface.forms import FORMS, form_class
 from aibit_format.formats.sources import open_source
 from aibit_format.schemes import BUILTIN, Scheme, capabilities, make
 from aibit_format.schemes.ggml import GGML, LAYOUTS
+from aibit_format.schemes.ggml_encode import FALLBACKS
 from tools import ROOT
 from tools.fuzz import quantized_seeds, seeds
 
@@ -40,8 +42,9 @@ def page() -> str:
         "## Read",
         "",
         "The first kind that a path is decides; a Hugging Face directory is read by the `quant_method` of its config.",
-        "Quantized weights are kept as the schemes named, every bit of codes and scales; what a checkpoint has of",
-        "activations is left out, and said (`source.left_out`). Plain values are kept in any dtype.",
+        "Quantized weights are kept as the schemes named, every bit of codes and scales. Of what a checkpoint has of",
+        "activations, scales of 8-bit integers in compressed-tensors are kept; the rest is left out, and said",
+        "(`source.left_out`). Plain values are kept in any dtype.",
         "",
         *_table(("kind", "what it is"), _kinds()),
         "",
@@ -59,6 +62,17 @@ def page() -> str:
         "",
         *_table(("scheme", "on a CPU", "on a GPU"), _schemes()),
         "",
+        "## Mixtures",
+        "",
+        "`--scheme` takes llama.cpp's names for mixtures of GGML's types. The kind of a weight follows from its name;",
+        "which rule holds, from its layer, from heads that share keys and values, from the number of experts, and from",
+        "whether there is an importance of columns (`aibit_format/convert/presets.py`). The head, and embeddings that",
+        "are tied to one, are `q6_k`, and `q8_0` where all weights are. Rows that are no whole blocks of a type get",
+        "another:",
+        ", ".join(f"`{name}` `{other}`".replace("gguf:", "") for name, other in FALLBACKS.items()) + ".",
+        "",
+        *_table(("`--scheme`", "most weights", "some of them"), _presets()),
+        "",
         "## Written",
         "",
         *_table(("`export --to`", "what it writes"), _exports()),
@@ -66,6 +80,8 @@ def page() -> str:
         f"## GGUF, {len(LAYOUTS)} types and {len({each.gguf for each in ARCHITECTURES})} architectures",
         "",
         f"Blocks of all these types are kept, run and written again without a bit changing: {_types()}.",
+        "Where llama.cpp has columns in another order than transformers, by less than a block, the order is kept",
+        "beside the blocks (version 2 of the scheme), and a layer moves its input.",
         "Models of these architectures become transformers models, and go back; of others the tensors are kept.",
         "",
         *_table(("architecture", "model types of transformers"), _architectures()),
@@ -143,8 +159,19 @@ def _runs(scheme: Scheme) -> tuple[str, str]:
     multiplied = product is not None and product(scheme) is not None
     on_cpu = ["bitsandbytes' layer"] if layer else []
     on_cpu += ["multiplied as stored"] if multiplied else []
+    if capabilities.has(scheme, "linear"):
+        return ("multiplied as stored, by inputs in 8 bits",) * 2
     on_gpu = "bitsandbytes' layer" if layer else "decoded piece by piece" if decodes else "decoded when loaded"
     return " or ".join(on_cpu) or "decoded piece by piece", on_gpu
+
+
+def _presets() -> Iterator[tuple[str, str, str]]:
+    for name, preset in PRESETS.items():
+        kinds: dict[str, list[str]] = {}
+        for kind, other, _ in preset.rules:
+            kinds.setdefault(kind, []).append(f"`{other}`")
+        some = "; ".join(f"{kind}: {', '.join(dict.fromkeys(others))}" for kind, others in kinds.items())
+        yield f"`{name}`", f"`{preset.usual}`", some
 
 
 def _exports() -> Iterator[tuple[str, str]]:

@@ -24,12 +24,20 @@ from .output import printable, terminals
 # Verb -> (module, description). The module has ``configure(parser)`` and ``run(arguments) -> exit status``.
 VERBS: dict[str, tuple[str, str]] = {
     "convert": ("convert", "write an .aibit file from a model directory"),
+    "prune": ("prune", "write a smaller model: fewer layers, channels, heads or experts"),
+    "calibrate": ("calibrate", "take statistics of what goes into a model's layers when it reads a text"),
     "inspect": ("inspect", "show the contents of an .aibit, .gguf or .safetensors file"),
     "verify": ("verify", "check a file's structure and every checksum"),
     "sign": ("sign", "sign a file, or make a key to sign with"),
+    "graph": ("graph", "write a copy of a model with the graph of what it computes, to run without the model's Python"),
     "run": ("run", "generate text"),
-    "eval": ("eval", "measure how well a model predicts a text, and how far its predictions are from another model's"),
+    "eval": (
+        "eval",
+        "measure how well models predict a text, how far they are from a reference, and how fast they are",
+    ),
+    "compare": ("compare", "show how several models continue the same prompts"),
     "bench": ("bench", "measure how fast a model opens, verifies, loads and generates on this machine"),
+    "trim": ("trim", "write a model with a smaller vocabulary"),
     "export": ("export", "write a file in another format: huggingface, safetensors or gguf"),
     "extract": ("extract", "write a file's documents or tensors to files of their own"),
     "split": ("split", "cut a model into shards"),

@@ -1,10 +1,16 @@
-"""Parses arguments that several verbs take; argparse calls these functions."""
+"""Parses arguments that several verbs take; argparse calls all of these functions but ``text``."""
 
 from __future__ import annotations
 
 import argparse
+import re
+from pathlib import Path
 
+from ..errors import LoadError
 from ..file.sharded_writer import parse_size
+
+# Both the expression and the scheme may contain "=": (?=a)b=nf4,block_size=128.
+_RULE = re.compile(r"(.+?)=([^=,]+(?:,[^=,]+(?:=[^=,]+)?)*)", re.DOTALL)
 
 
 def size(text: str) -> int:
@@ -20,3 +26,23 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
+
+
+def rule(text: str) -> tuple[str, str]:
+    """Parse ``REGEX=SCHEME``."""
+    found = _RULE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not REGEX=SCHEME")
+    return found[1], found[2]
+
+
+def text(path: str) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+        LoadError: it holds other bytes; the message says where.
+    """
+    try:
+        return Path(path).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise LoadError(f"{path}: no UTF-8 at byte {error.start}") from error

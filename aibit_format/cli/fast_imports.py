@@ -30,6 +30,7 @@ UNUSED = (
     "pandas",
     "scipy",
     "sklearn",
+    "torchao",  # whose own imports need what is left out above; transformers imports it where it is installed
 )
 
 
@@ -93,7 +94,10 @@ def start() -> Callable[[], None] | None:
         sys.meta_path.remove(finder)
         torch.compile = compiled
         for name in [name for name, module in sys.modules.items() if _depends(name, module)]:
-            del sys.modules[name]
+            module, (package, _, attribute) = sys.modules.pop(name), name.rpartition(".")
+            around = sys.modules.get(package)
+            if around is not None and vars(around).get(attribute) is module:  # import ... as takes it from there
+                delattr(around, attribute)
 
     return undo
 

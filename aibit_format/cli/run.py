@@ -10,11 +10,10 @@ from typing import Any
 
 from ..errors import LoadError, MissingPackageError
 from ..file.sharded_reader import paths_of
+from ..hf.context import context_of
 from ..io.readahead import prefetch
 from . import fast_imports
 from .output import emit
-
-_STRETCHED = ("linear", "dynamic", "yarn")  # kinds of rotary embeddings whose factor says how far they reach
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="do not quantize inputs: more exact, faster for nf4 and after long prompts, but not bit for bit what "
         "bitsandbytes computes",
     )  # fmt: skip
+    parser.add_argument(
+        "--graph",
+        action="store_true",
+        help="run the graph that aibit graph has put into FILE: a faster start and faster tokens",
+    )
     parser.add_argument("--verify", choices=["structure", "touched", "full"], default="structure")
     parser.add_argument(
         "--key", metavar="PUB", action="append", help="run FILE only if signed by this public key (or one of several)"
@@ -44,6 +48,10 @@ def run(args: argparse.Namespace) -> int:
     """Load the model, then generate text and print it as it is generated."""
     from .silence import quiet_libraries
 
+    if args.graph:
+        from . import run_graph
+
+        return run_graph.run(args)
     quiet_libraries()
     started = time.perf_counter()
     enough = Event()
@@ -90,7 +98,11 @@ def _import() -> tuple[Any, Any]:
         if undo is None:
             raise
         undo()
-        from ..torch.load.model import load
+        try:
+            from ..torch.load.model import load
+        except LoadError as error:  # what was imported in part cannot always be imported again
+            hint = "AIBIT_FULL_IMPORTS=1 in the environment has libraries import all that they want"
+            raise LoadError(f"{error}; {hint}") from error
     return torch, load
 
 
@@ -164,20 +176,3 @@ class _Session:
         else:
             batch = self.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         return {key: value.to(self.model.device) for key, value in batch.items()}
-
-
-def context_of(config: Any) -> int | None:
-    """Return how many tokens a model was made for, by its configuration; ``None`` if that says no number.
-
-    An encoder-decoder has two texts, and no number for the sum of both. ``rope_parameters`` may stretch the number.
-    """
-    text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
-    if config.is_encoder_decoder or not isinstance(positions, int) or positions < 1:
-        return None
-    rope = getattr(text, "rope_parameters", None)
-    rope = rope if isinstance(rope, dict) else {}
-    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings") or positions
-    if rope.get("rope_type") in _STRETCHED and isinstance(factor, (int, float)) and isinstance(original, int):
-        return max(positions, int(factor * original))
-    return positions

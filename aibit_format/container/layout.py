@@ -103,6 +103,9 @@ ROLES = {
     "tile_absmax": 15,
     "global_scale": 16,
     "bias": 17,
+    "column_order": 18,
+    "input_scale": 19,
+    "input_zero_point": 20,
 }
 ROLE_NAMES = {code: name for name, code in ROLES.items()}
 # Roles of the weights themselves. Planes of other roles (scales, orders of columns) are pooled whatever their size, so

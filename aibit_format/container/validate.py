@@ -18,7 +18,7 @@ from ..dtypes import BY_CODE, DTYPES, name_of, storage_of
 from ..errors import Problem, SchemeError
 from ..schemes import make
 from ..schemes.opaque import Opaque
-from . import layout
+from . import layout, vocabulary
 from .metadata import Value
 from .names import TENSOR_CHARACTERS, bad_document_name, bad_scheme_name, bad_tensor_name
 from .placement import Placement
@@ -49,6 +49,8 @@ KNOWN_KEYS: dict[str, str] = {
     "quantization.error.relative_rms": "floats",
     "quantization.error.largest": "floats",
     "quantization.error.signal_to_noise_db": "floats",
+    "vocabulary.size": "int",
+    "vocabulary.source": "strings",
     "shard.index": "int",
     "shard.count": "int",
     "shard.roots": "strings",
@@ -376,10 +378,22 @@ def _metadata(info: FileInfo) -> Iterator[Problem]:
             return
     if "model.architecture" in values and "config.json" not in info.document_names:
         yield Problem("AIB-E310", "model.architecture is set, but there is no document config.json")
+    yield from _vocabulary(info)
     if any(key.startswith(SHARD) for key in values):
         yield from _shard(info)  # figures about all tensors are compared when the set is opened
     else:
         yield from figures(values, parameters(info), len(info.tensor_table))
+
+
+def _vocabulary(info: FileInfo) -> Iterator[Problem]:
+    """Check that a vocabulary which was cut has both its size and its map, of whole ids, not more than there were."""
+    size, document = info.metadata.get(vocabulary.SIZE), info.documents.get(vocabulary.DOCUMENT)
+    if size is None and document is None:
+        return
+    if size is None or document is None or document.length % 4 or not 1 <= document.length // 4 <= size:
+        found = None if document is None else document.length
+        what = f"{vocabulary.SIZE} and the document {vocabulary.DOCUMENT!r}"
+        yield Problem("AIB-E310", what, expected=f"both, and 4 bytes for each of 1 to {size} rows", found=found)
 
 
 def parameters(info: FileInfo) -> int:

@@ -5,26 +5,32 @@ The one exception is a scheme whose parameters depend on values, such as ``int8-
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..calibrate.hessians import Hessians
+from ..calibrate.statistics import Statistics
 from ..container.documents import parse_json
 from ..container.metadata import Value
 from ..container.names import bad_tensor_name
 from ..container.plan import Tensor
 from ..dtypes import DTYPES
 from ..errors import RecipeError, SchemeError, SourceError
+from ..formats.bind import Binding, bind, binding_of, listed
 from ..formats.sources import Source, SourceTensor, values
 from ..hf.meta_model import MetaModel, ParameterSpec, Role
 from ..schemes import Scheme, make
-from ..schemes.base import swapped
+from ..schemes.base import check_importance, matrix, swapped
 from ..schemes.plain import Plain
-from .bind import Binding, bind, listed
+from . import input_ranges
 from .encoders import encode
-from .recipe import Recipe
+from .gptq import Encoder, Factors, quantizer_of
+from .int8_auto import Choice
+from .recipe import Option, Recipe
 
 Values = tuple[np.ndarray, str]  # an array in the storage of a dtype, and that dtype
 
@@ -37,7 +43,11 @@ class Assignment:
     of the source that are kept unchanged. An alias has neither. ``model_dtype`` is the dtype in which the model
     computes; values are rounded to it before they are quantized, as transformers does. ``at_hand`` says that ``read``
     costs nothing, as it returns a view of the source's file or an existing array. ``role`` is what the tensor is to its
-    model.
+    model. ``choice`` says why it has its scheme, if ``int8-auto`` chose it; ``replaced`` is the scheme that the recipe
+    would have for it, if it could hold the tensor. ``importance`` is that of the columns, f32 [columns], or of those of
+    each matrix of a stack, f32 [matrices, columns]. ``method`` encodes it, if the recipe has one; where that cannot be
+    used, ``fallback`` says why not. ``uncalibrated`` says why a tensor has another scheme than one that stores how
+    inputs are quantized; see ``input_ranges``.
     """
 
     tensor: Tensor
@@ -50,6 +60,12 @@ class Assignment:
     keep: Callable[[], Mapping[str, np.ndarray]] | None = None
     at_hand: bool = False
     role: Role = "other"
+    choice: Choice | None = None
+    replaced: Option | None = None
+    importance: np.ndarray | None = None
+    method: Encoder | None = None
+    fallback: str | None = None
+    uncalibrated: str = ""
 
     @property
     def stored_bytes(self) -> int:
@@ -60,6 +76,14 @@ class Assignment:
     def inexact(self) -> bool:
         """Tell whether decoded values may differ from the source's."""
         return self.read is not None and (self.tensor.scheme.lossy or self.tensor.scheme != self.origin)
+
+    def importance_of(self, rows: range | None = None) -> np.ndarray | None:
+        """Return the importance of some rows of the tensor seen as a matrix, as ``Scheme.encode_weighted`` takes it."""
+        if self.importance is None or self.importance.ndim == 1:
+            return self.importance
+        count = matrix(self.tensor.shape)[0]
+        each = count // len(self.importance)  # rows of a matrix
+        return self.importance[np.arange(count)[slice(None) if rows is None else slice(rows.start, rows.stop)] // each]
 
 
 @dataclass(frozen=True)
@@ -74,6 +98,8 @@ class Conversion:
     states: tuple[tuple[int, ...] | None, ...] = ()  # of the source's files when they were opened
     dtype: str | None = None  # for config.json, which leaves it to the weights
     ignored: tuple[str, ...] = ()  # keys of config.json that reach no configuration class
+    statistics: Statistics | None = None  # of activations
+    notes: tuple[str, ...] = ()  # what users should know of how the model was transformed
 
     def __post_init__(self) -> None:
         for assignment in self.tensors:
@@ -99,7 +125,16 @@ class Conversion:
         return sum(int(np.prod(p.tensor.shape, dtype=object)) for p in self.tensors if p.tensor.alias_of is None)
 
 
-def assign(source: Source, model: MetaModel, recipe: Recipe, *, partial: bool = False) -> Conversion:
+def assign(
+    source: Source,
+    model: MetaModel,
+    recipe: Recipe,
+    *,
+    partial: bool = False,
+    importance: Mapping[str, np.ndarray] | None = None,
+    hessians: Mapping[str, Hessians] | None = None,
+    statistics: Statistics | None = None,
+) -> Conversion:
     """Assign a scheme and source tensors to every tensor of the model.
 
     Args:
@@ -108,11 +143,16 @@ def assign(source: Source, model: MetaModel, recipe: Recipe, *, partial: bool = 
         recipe: which tensors get which scheme.
         partial: leave out tensors that the model does not use. Without it they are an error, unless the model is known
             to compute them itself.
+        importance: as for ``convert``.
+        hessians: of inputs of weights, by the model's names of tensors, for the recipe's method.
+        statistics: of activations, for schemes that store how inputs are quantized.
 
     Raises:
         SourceError: the checkpoint does not match the model.
-        RecipeError: a rule matches no tensor, or assigns a scheme to a tensor that it cannot hold.
+        RecipeError: a rule matches no tensor, or assigns a scheme to a tensor that it cannot hold; an importance is
+            not one of a tensor of this model; or a scheme needs statistics, and there are none.
     """
+    recipe = recipe.for_model(model, bool(importance))
     bindings, unused = bind(model, source)
     if unused and not partial:
         raise SourceError(
@@ -130,11 +170,30 @@ def assign(source: Source, model: MetaModel, recipe: Recipe, *, partial: bool = 
         if root in owners and not _apart(source, bindings, name, owners[root]):
             tensors[name] = _alias(tensors[owners[root]], name)
             continue
-        binding = bindings.get(name) or _any_of_group(model, bindings, root)
+        binding = binding_of(model, bindings, name)
         if binding is None:
             continue  # a buffer that the constructor computes
         owners.setdefault(root, name)
-        tensors[name] = _assigned(source, parameter, binding, recipe, names[root])
+        found = _assigned(source, parameter, binding, recipe, names[root])
+        if found.read is not None:
+            wanted, choice = recipe.replaced(parameter, names[root]), recipe.choice_for(parameter, names[root])
+            found = _calibrated(
+                replace(found, replaced=wanted, choice=choice), statistics, names[root], recipe.is_named(names[root])
+            )
+        tensors[name] = found
+    for name, numbers in (importance or {}).items():
+        if name not in model.parameters:
+            raise RecipeError(f"an importance of {name!r}, which is no tensor of {model.architecture}")
+        owner = owners.get(model.ties.get(name, name), name)
+        if owner in tensors:
+            tensors[owner] = _weighted(tensors[owner], numbers)
+    if recipe.method is not None:
+        held = {owners.get(model.ties.get(name, name), name): found for name, found in (hessians or {}).items()}
+        factors = Factors(recipe.method)
+        tensors = {name: _rounded_by(factors, each, held.get(name)) for name, each in tensors.items()}
+        if all(each.method is None for each in tensors.values()):
+            why = next((each.fallback for each in tensors.values() if each.fallback), "nothing is quantized")
+            raise RecipeError(f"method {recipe.method.text}: there is no tensor that it could be used for: {why}")
     about = {"model.architecture": model.architecture, "model.type": model.model_type, "model.dtype": model.dtype}
     return Conversion(source, about, recipe, tuple(tensors.values()), tuple(unused))
 
@@ -162,7 +221,8 @@ def assign_alone(source: Source, recipe: Recipe, about: Mapping[str, Value] | No
         # Like the weight of a Conv1D, it is stored as the transpose of the tensor that has this name.
         shape = swapped(found.shape) if found.transposed else found.shape
         parameter = ParameterSpec(name, shape, found.dtype, "other", found.transposed)
-        tensors[name] = _tensor(source, parameter, found, recipe.scheme_alone(found, names[name]))
+        assigned = _tensor(source, parameter, found, recipe.scheme_alone(found, names[name]))
+        tensors[name] = _calibrated(assigned, None, names[name], True)
     if about is None:
         about = {"model.missing": source.no_model}
     return Conversion(source, about, recipe, tuple(tensors.values()), ())
@@ -182,7 +242,7 @@ def _assigned(
         return Assignment(_target(parameter, plain), (), plain, parameter.dtype, 0, binding.read, role=parameter.role)
     first = source.tensors[binding.sources[0]]
     if binding.read is None:
-        return _tensor(source, parameter, first, recipe.scheme_for(parameter, first.scheme, names))
+        return _tensor(source, parameter, first, recipe.scheme_for(parameter, first.scheme or first.intended, names))
     if binding.joined is not None:
         found, planes = binding.joined
         if found.shape == parameter.shape and recipe.scheme_for(parameter, found.scheme, names) == found.scheme:
@@ -217,7 +277,7 @@ def _tensor(source: Source, parameter: ParameterSpec, found: SourceTensor, schem
     scheme = _fitted(scheme, parameter, read, found.transposed)
     return Assignment(
         _target(parameter, scheme), (name,), found.stored, parameter.dtype, found.nbytes, read, found.transposed,
-        at_hand=found.scheme is None, role=parameter.role,
+        at_hand=found.scheme is None and not found.computed, role=parameter.role,
     )  # fmt: skip
 
 
@@ -266,15 +326,52 @@ def _bytes(shape: tuple[int, ...], dtype: str) -> int:
     return DTYPES[dtype].nbytes(shape)
 
 
+def _calibrated(
+    assignment: Assignment, statistics: Statistics | None, names: Sequence[str], is_named: bool
+) -> Assignment:
+    """Return the assignment with a scheme that knows the range of inputs, if it needs to; see ``input_ranges``."""
+    scheme = assignment.tensor.scheme
+    if assignment.read is None or not scheme.needs_inputs:
+        return assignment
+    scheme, why = input_ranges.calibrated(scheme, statistics, names, is_named)
+    return replace(assignment, tensor=replace(assignment.tensor, scheme=scheme), uncalibrated=why)
+
+
+def _weighted(assignment: Assignment, importance: np.ndarray) -> Assignment:
+    """Return the assignment with an importance of its columns."""
+    shape = assignment.tensor.shape
+    try:
+        if len(shape) < 3 or importance.ndim < 2:
+            check_importance(importance.reshape(-1), shape)
+            return replace(assignment, importance=importance.reshape(-1))
+        check_importance(importance, (math.prod(shape[:-2]), shape[-1]))
+    except SchemeError as error:
+        raise RecipeError(f"tensor {assignment.tensor.name!r}: {error}") from error
+    return replace(assignment, importance=importance)
+
+
+def _rounded_by(factors: Factors, assignment: Assignment, hessian: Hessians | None) -> Assignment:
+    """Return the assignment with the encoder of a method, or with the reason why the method cannot be used."""
+    tensor = assignment.tensor
+    if assignment.read is None or tensor.alias_of is not None or not tensor.scheme.lossy or len(tensor.shape) < 2:
+        return assignment
+    *matrices, rows, columns = tensor.shape
+    if quantizer_of(tensor.scheme, columns) is None:
+        return replace(assignment, fallback=f"{tensor.scheme.stated.text} is always rounded to nearest")
+    if hessian is None:
+        return replace(assignment, fallback="the statistics have no Hessian of it")
+    if hessian.shape != (math.prod(matrices), columns, columns):
+        raise SourceError(
+            f"statistics of another model: tensor {tensor.name!r} of shape {list(tensor.shape)} has Hessians of shape "
+            f"{list(hessian.shape)}, not {[math.prod(matrices), columns, columns]}"
+        )
+    return replace(assignment, method=Encoder(factors, hessian, rows))
+
+
 def _alias(target: Assignment, name: str) -> Assignment:
     t = target.tensor
     tensor = Tensor(name, t.shape, t.dtype, t.scheme, t.name, t.transposed)
     return Assignment(tensor, target.sources, target.origin, target.model_dtype, 0)
-
-
-def _any_of_group(model: MetaModel, bindings: Mapping[str, Binding], root: str) -> Binding | None:
-    """Return the binding of a tensor tied to ``root``: the checkpoint may hold the values under any of their names."""
-    return next((bindings[name] for name in bindings if model.ties.get(name, name) == root), None)
 
 
 def _apart(source: Source, bindings: Mapping[str, Binding], name: str, owner: str) -> bool:

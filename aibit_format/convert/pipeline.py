@@ -190,7 +190,7 @@ class Pipeline:
         """Encode and write the rows for one chunk, and measure the error on some of them."""
         assignment = self._conversion.tensors[parts.place]
         try:
-            planes = _encoded(assignment, values, parts.dtype)
+            planes = _encoded(assignment, values, parts.dtype, cut.rows)
             self._out.write_rows(assignment.tensor.name, cut.rows, planes, cut.chunk)
             parts.sums[k] = sums(assignment.tensor.scheme, planes, values, parts.dtype, cut.measured)
         except SchemeError as error:
@@ -271,11 +271,15 @@ def _unread(work: Work) -> Take:
     return lambda buffer: work
 
 
-def _encoded(assignment: Assignment, values: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+def _encoded(
+    assignment: Assignment, values: np.ndarray, dtype: str, rows: range | None = None
+) -> dict[str, np.ndarray]:
     """Encode the values of a tensor, or of some of its rows."""
     if assignment.tensor.scheme.lossy:
         values, dtype = rounded(values, dtype, assignment.model_dtype), assignment.model_dtype
-    return encode(assignment.tensor.scheme, values, dtype)
+    if assignment.method is not None:
+        return assignment.method.encode(assignment.tensor.scheme, values, dtype, 0 if rows is None else rows.start)
+    return encode(assignment.tensor.scheme, values, dtype, assignment.importance_of(rows))
 
 
 _SETTING_THREADS = Lock()  # or a conversion beside this one would take its number of threads for torch's

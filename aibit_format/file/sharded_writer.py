@@ -176,6 +176,10 @@ class ShardedWriter:
         """See ``Writer.write``; for a tensor of one of this process's shards."""
         self._holder[name].write(name, planes)
 
+    def written(self, name: str, role: str) -> np.ndarray | None:
+        """See ``Writer.written``; of a tensor of one of this process's shards."""
+        return self._holder[name].written(name, role)
+
     def take(self, name: str) -> None:
         """See ``Writer.take``; for a tensor of one of this process's shards."""
         self._holder[name].take(name)

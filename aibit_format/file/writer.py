@@ -17,7 +17,7 @@ from typing import Self
 
 import numpy as np
 
-from ..container import checksums, documents, layout
+from ..container import checksums, documents, layout, vocabulary
 from ..container.metadata import Value
 from ..container.metadata import encode as encode_metadata
 from ..container.placement import Region
@@ -107,6 +107,7 @@ class Writer:
         if len(data) != info.length:
             raise WriteError(f"{self.path}: document {name!r}: {len(data)} bytes, planned {info.length}")
         documents.check(name, data)
+        vocabulary.kept(self.info.metadata, {name: data})
         self._missing_documents.discard(name)
         self._write(info.offset, np.frombuffer(data, np.uint8))
 
@@ -117,6 +118,19 @@ class Writer:
         self._missing.discard(name)
         for plane in info.planes:
             self._write_plane(plane.offset, planes[plane.role])
+
+    def written(self, name: str, role: str) -> np.ndarray | None:
+        """Read back a plane that was written; ``None`` if the tensor has none of this role."""
+        plane = next((plane for plane in self.info.tensor(name).planes if plane.role == role), None)
+        if plane is None:
+            return None
+        data = b""
+        while len(data) < plane.length:
+            piece = os.pread(self._file, plane.length - len(data), plane.offset + len(data))
+            if not piece:
+                raise WriteError(f"{self.path}: tensor {name!r} plane {role!r}: cannot be read back")
+            data += piece
+        return np.frombuffer(data, storage_of(plane.dtype)).reshape(plane.stored)
 
     def take(self, name: str) -> None:
         """Write one tensor's planes as they are in ``source``, shared with it or copied.

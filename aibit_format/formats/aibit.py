@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..container import vocabulary
 from ..container.layout import SIGNATURE
 from ..container.metadata import Value
 from ..dtypes import DTYPES
@@ -19,7 +20,12 @@ from .source import SourceFile, SourceTensor
 
 _ABOUT = ("model.architecture", "model.type", "model.dtype")
 # How quantized weights are used in computation, and were stored, which stays true for those that are kept.
-CARRIED = ("quantization.compute_dtype", "quantization.outlier_threshold", SAID, PARTS, LEFT_OUT)
+TRANSFORMED = "transform.applied"  # what was done to the model, which stays true of its weights
+PRUNED = "pruning."  # begins the keys that say what was left out of the model
+CARRIED = (
+    "quantization.compute_dtype", "quantization.outlier_threshold", SAID, PARTS, LEFT_OUT, TRANSFORMED, vocabulary.SIZE,
+    vocabulary.SOURCE,
+)  # fmt: skip
 
 
 class Aibit:
@@ -38,7 +44,7 @@ class Aibit:
         self._file = sharded_reader.whole(sharded_reader.open(path, verify="touched"))
         metadata = self._file.metadata
         self.architecture = str(metadata["model.architecture"]) if "model.architecture" in metadata else None
-        self.metadata = {key: metadata[key] for key in CARRIED if key in metadata}
+        self.metadata = {key: metadata[key] for key in metadata if key in CARRIED or key.startswith(PRUNED)}
         why = str(metadata.get("model.missing", "the file holds tensors, but no model.architecture"))
         self.no_model = None if self.architecture else why
 
@@ -46,6 +52,11 @@ class Aibit:
     def about(self) -> dict[str, Value]:
         """Return what the file's metadata say about the model."""
         return {key: self._file.metadata[key] for key in _ABOUT if key in self._file.metadata}
+
+    @property
+    def signed(self) -> bool:
+        """Tell whether the file carries signatures."""
+        return any(part.tables.signatures for part in self._file.parts)
 
     @staticmethod
     def matches(path: str) -> bool:

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from ..container import documents
 from ..errors import WriteError
 from ..file.sharded_reader import Opened, opened, whole
+from ..hf.widths import KEY
 from ..io.mapped import Path
 
 __all__ = ["BUILTIN", "export", "options_of"]
@@ -57,7 +59,22 @@ def export(
     """
     write = _exporter(to)
     with opened(source) as file:
+        _check_widths(file, to)
         return write(whole(file), os.fspath(path), overwrite=overwrite, on_progress=on_progress, **options)
+
+
+def _check_widths(file: Opened, to: str) -> None:
+    """Raise WriteError if layers have different widths, which only the loader here builds."""
+    text = file.documents.get("config.json")
+    config = {} if text is None else documents.parse_json("config.json", text)
+    config = config if isinstance(config, dict) else {}
+    inner = config.get("text_config")
+    for said in (config, inner if isinstance(inner, dict) else {}):
+        if said.get(KEY):
+            raise WriteError(
+                f"{file.path}: its layers have different {' and '.join(said[KEY])} ({KEY} in config.json), "
+                f"for which {to} has no words; prune the original without uneven widths, or keep the .aibit file"
+            )
 
 
 def options_of(to: str) -> frozenset[str]:

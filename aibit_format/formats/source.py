@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class SourceTensor:
     last two dimensions swapped (GPT-2's quantized Conv1D weights, gpt-oss' experts).
     ``alias_of`` names the earlier tensor that this one is another name for, if the source says so. ``offset`` is the
     byte of the file at which its values begin, if they lie there in order and without encoding; they may then be read
-    from there instead of through ``planes``.
+    from there instead of through ``planes``. ``computed`` says that values are computed whenever they are read.
 
     Raises:
         SourceError: the format cannot hold a tensor of this shape, or it is to be transposed and is no matrix.
@@ -39,6 +39,8 @@ class SourceTensor:
     transposed: bool = False
     alias_of: str | None = None
     offset: int | None = None
+    computed: bool = False
+    intended: Scheme | None = None
 
     def __post_init__(self) -> None:
         # A size of 0 makes the tensor empty whatever the other sizes, but no array can have sizes beyond the limit.
@@ -87,11 +89,15 @@ class SourceFile:
 class Source(Protocol):
     """Provide the tensors, documents and files of something that can be converted."""
 
-    kind: ClassVar[str]
     path: str
     no_model: str | None  # why no transformers model can be built from it; its tensors can still be stored
     metadata: Mapping[str, Value]  # to be added to the output's metadata
     architecture: str | None  # the model's class, if the source knows better than the config
+
+    @property
+    def kind(self) -> str:
+        """Return the name of the kind of source."""
+        ...
 
     @property
     def tensors(self) -> Mapping[str, SourceTensor]:

@@ -446,10 +446,14 @@ def set_ranks(model: Any, count: int) -> None:
 # Attention.
 
 
+def attention_of(model: PreTrainedModel) -> Any:
+    """Return the name of the attention implementation that a model uses."""
+    return of(model.config, "PreTrainedConfig", "_attn_implementation")
+
+
 def attends_with(model: PreTrainedModel, name: str) -> bool:
     """Tell whether a model uses the attention implementation ``name``, and can be switched to another."""
-    found = of(model.config, "PreTrainedConfig", "_attn_implementation")
-    return found == name and of(model, "PreTrainedModel", "_can_set_attn_implementation")()
+    return attention_of(model) == name and of(model, "PreTrainedModel", "_can_set_attn_implementation")()
 
 
 def attentions() -> list[str]:

@@ -203,7 +203,7 @@ def empty_model(
     """
     import torch
 
-    from . import construction
+    from . import construction, widths
 
     if attention is not None:
         _check_attention(config, attention)
@@ -211,7 +211,8 @@ def empty_model(
     try:
         # Tensors made in inference mode would count no writes.
         with torch.inference_mode(False), torch.no_grad():
-            model = construction.build(family, config, dtype, limits.most_tensors, attention)
+            model = construction.build(family, config, dtype, limits, attention)
+            widths.narrow(model, config)
             pooler = getattr(model, "pooler", None) if compat.pools_if_told(family) else None
             has_weights = pooler is not None and any(True for _ in pooler.parameters())
             if has_weights and held is not None and not any("pooler." in name for name in held):

@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from ..errors import LoadError
 from . import compat
 from .compat import INSIDES, incompatible, inside
+from .deadline import deadline
+from .limits import Limits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -170,17 +172,17 @@ def build(
     family: type[PreTrainedModel],
     config: PreTrainedConfig,
     dtype: torch.dtype,
-    most: int,
+    limits: Limits,
     attention: str | None = None,
 ) -> PreTrainedModel:
-    """Build a model of at most so many tensors, its parameters on the meta device, in ``dtype``.
+    """Build a model within limits, its parameters on the meta device, in ``dtype``.
 
     transformers would set the default dtype of the whole process, which other threads would see. It does not for a
     configuration without one; the model's configurations get theirs afterwards.
     """
     _require_no_initializing(inside("get_torch_context_manager_or_global_device"))
     _set_dtype(config, None)
-    with OnMeta(dtype, most):
+    with OnMeta(dtype, limits.most_tensors), deadline(limits.most_seconds):
         model = compat.made(family, config, attention)
     configs = {id(found): found for module in model.modules() if (found := getattr(module, "config", None)) is not None}
     for found in configs.values():

@@ -1,7 +1,8 @@
 """Bounds what a configuration may ask for by what its file has, so that building a model cannot exhaust the machine.
 
 A number in ``config.json`` costs a few bytes and becomes modules, tensors and lists. So numbers are bounded before a
-configuration is built from them, and tensors are counted while a model is.
+configuration is built from them; and while a model is, its tensors are counted and its time is measured, because a
+constructor may loop over the square of a number without making a tensor.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _BOUNDS = tuple(
 _FREE_BYTES = 1 << 28  # of buffers, whatever the size of the file
 _FREE_TENSORS = 1000  # that a model may have, whatever the file has
 _TENSORS_FOR_EACH = 8  # of the file: a checkpoint may hold fused what a model has apart
+_FREE_SECONDS = 10.0  # of a processor, in which a model may be built whatever the file has: the largest take two
+_SECONDS_FOR_EACH = 0.01  # tensor of the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,11 @@ class Limits:
     def most_bytes(self) -> int:
         """Return how large all the buffers of the model may be together."""
         return max(_FREE_BYTES, 8 * self.largest)
+
+    @property
+    def most_seconds(self) -> float:
+        """Return for how many seconds of a processor the model may be built."""
+        return _FREE_SECONDS + _SECONDS_FOR_EACH * self.tensors
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Check every integer of a parsed ``config.json``, in lists and inner objects too.

@@ -39,6 +39,16 @@ class ParameterSpec:
     role: Role
     transposed: bool = False
 
+    @property
+    def takes_inputs(self) -> bool:
+        """Tell whether it is the weight of a layer that multiplies its inputs with it."""
+        return self.role in ("linear", "conv1d", "kept", "experts")
+
+    @property
+    def columns(self) -> int:
+        """Return how many columns the inputs of the weight have."""
+        return self.shape[-2] if self.transposed else self.shape[-1]
+
 
 @dataclass(frozen=True)
 class MetaModel:

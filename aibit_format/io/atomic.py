@@ -29,7 +29,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-_NAMES = re.compile(r"\.aibit-[0-9a-f]{16}\.partial")
+TEMPORARY = re.compile(r"\.aibit-[0-9a-f]{16}\.partial")  # what is being written, or was when a process was killed
 
 
 class AtomicFile:
@@ -228,7 +228,7 @@ def sweep(folder: int) -> None:
     if fcntl is None:
         return
     for name in os.listdir(folder):
-        if not _NAMES.fullmatch(name):
+        if not TEMPORARY.fullmatch(name):
             continue
         with contextlib.suppress(OSError):  # not ours, or already gone
             descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)

@@ -36,8 +36,13 @@ def folder_of(files: Mapping[str, bytes] | Mapping[str, memoryview]) -> Iterator
         yield folder
 
 
+def temporary_folder(where: str | None = None) -> AtomicFolder:
+    """Make a private folder, where temporary files are or in ``where``; a killed process's goes with the next one."""
+    return AtomicFolder(os.path.join(where or tempfile.gettempdir(), ""), private=True)
+
+
 def _filled(stack: ExitStack, files: Mapping[str, bytes] | Mapping[str, memoryview], where: str) -> str:
-    folder = stack.enter_context(AtomicFolder(os.path.join(where, ""), private=True)).name
+    folder = stack.enter_context(temporary_folder(where)).name
     for name, data in files.items():
         target = os.path.join(folder, *name.split("/"))
         os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -2,9 +2,9 @@
 
 The module ``kernels`` is built when the package is installed, if there is a compiler. It is used on processors with
 AVX2; ``available`` tells whether it can be used, and ``AIBIT_NATIVE=0`` in the environment turns it off. Arrays must be
-contiguous, in the storage of ``DTYPES``, at any address. Before memory is touched, an array of the wrong size and a
-negative size raise ValueError, and sizes of more bytes than can be addressed OverflowError. All functions release the
-GIL.
+contiguous, in the storage of ``DTYPES``, at any address; a tensor of DLPack on a CPU, in a capsule, is an array too.
+Before memory is touched, an array of the wrong size and a negative size raise ValueError, and sizes of more bytes than
+can be addressed OverflowError. All functions release the GIL.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ except ImportError:  # there was no compiler when this was installed, or it runs
     _compiled = None
 
 kernels: Any = _compiled
+Array = Any  # with Python's buffers, or a tensor of DLPack in a capsule
 available: bool = kernels is not None and os.environ.get("AIBIT_NATIVE") != "0" and kernels.supported()
 
 
@@ -55,6 +56,116 @@ def four_bit_blocks(
         False if a value is not finite; codes and scales are then incomplete.
     """
     return kernels.four_bit_blocks(dtype, values, *values.shape, bounds, order, codes, absmax)
+
+
+def ggml_blocks(
+    values: np.ndarray, dtype: str, weights: np.ndarray, search: tuple[int, ...], starts: np.ndarray,
+    divisors: np.ndarray, book: np.ndarray | None, codes: np.ndarray, factors: np.ndarray, scales: np.ndarray,
+) -> bool:  # fmt: skip
+    """Search for the scales and codes of blocks as ``schemes.ggml_search`` does.
+
+    Args:
+        values: [blocks, elements], whole blocks.
+        dtype: of the values: f16, bf16 or f32.
+        weights: f32 [periods, elements]; block i has those of period i modulo their number.
+        search: groups, elements of a group, least and greatest code, least and greatest factor, minima, steps, repeats,
+            rounds, by value; the fields of ``ggml_blocks.Search``.
+        starts: f32 [count, 2].
+        divisors: f32 [count, 2].
+        book: f32 [31], or None.
+        codes: u8 [blocks, elements], filled with the result.
+        factors: i8 [blocks, 2, groups], filled with the result.
+        scales: f16 [blocks, 2], filled with the result.
+
+    Returns:
+        False if a value is not finite; the result is then incomplete.
+    """
+    return kernels.ggml_blocks(
+        dtype, values, len(codes), weights, len(weights), starts, len(starts), divisors, len(divisors), book, codes,
+        factors, scales, *search,
+    )  # fmt: skip
+
+
+def fit_groups(
+    values: np.ndarray, dtype: str, weights: np.ndarray, grid: tuple[float, ...], book: np.ndarray | None,
+    starts: np.ndarray, repeats: int, has_zero: bool, scales: np.ndarray, zeros: np.ndarray,
+) -> None:  # fmt: skip
+    """Fit scales and zeros to groups as ``schemes.scale_search.fit`` does.
+
+    Args:
+        values: [groups, size], finite, the size even and at most 131,072.
+        dtype: of the values: f16, bf16 or f32.
+        weights: f32 [periods, size]; group i has those of period i modulo their number.
+        grid: kind, low, high, least, magic; see ``scale_search.Grid``.
+        book: f32 [31], or None.
+        starts: f32 [count, 2].
+        repeats, has_zero: as there.
+        scales, zeros: f32 [groups], filled with the result.
+    """
+    kernels.fit_groups(
+        dtype, values, *values.shape, weights, len(weights), *grid, book, starts, len(starts), repeats, has_zero,
+        scales, zeros,
+    )  # fmt: skip
+
+
+def choose_groups(
+    values: np.ndarray, dtype: str, weights: np.ndarray, grid: tuple[float, ...], book: np.ndarray | None,
+    scales: np.ndarray, zeros: np.ndarray, index: np.ndarray, fitted: np.ndarray,
+) -> None:  # fmt: skip
+    """Choose among scales and zeros of groups as ``schemes.scale_search.choose`` does.
+
+    Args:
+        values, dtype, weights, grid, book: as for ``fit_groups``.
+        scales, zeros: f32 [candidates, groups], at most 255 candidates.
+        index: u8 [groups], filled with the result.
+        fitted: f32 [groups], filled with the result.
+    """
+    kernels.choose_groups(
+        dtype, values, *values.shape, weights, len(weights), *grid, book, len(scales), scales, zeros, index, fitted
+    )
+
+
+def gptq_factor(matrix: np.ndarray, inverse: np.ndarray) -> bool:
+    """Turn a symmetric ``matrix`` into its upper Cholesky factor, and the identity into the inverse of its transpose.
+
+    Args:
+        matrix: f64 [n, columns], columns a multiple of 8 and those from n on zero; what is below its diagonal is lost.
+        inverse: f64 [n, columns]: the identity, and zeros.
+
+    Returns:
+        False if the matrix is not positive definite; both are then incomplete.
+    """
+    return kernels.gptq_factor(matrix, inverse, *matrix.shape)
+
+
+def gptq_round(
+    values: np.ndarray, errors: np.ndarray, codes: np.ndarray, factor: np.ndarray, group: np.ndarray,
+    parameters: np.ndarray, book: np.ndarray | None, high: int, columns: range,
+) -> None:  # fmt: skip
+    """Round consecutive columns of a weight as ``convert.gptq`` does, each spreading its error over those after it.
+
+    Args:
+        values: f32 [all columns, rows], rows a multiple of 16: the transpose of the weight.
+        errors: f32 in this shape, filled with each column's error divided by the factor's diagonal.
+        codes: u8 in this shape, filled with the result.
+        factor: f32 [all columns, all columns], upper.
+        group: i32 [all columns]: which group each column is in.
+        parameters: f32 [3, groups, rows]: scales, zeros, offsets.
+        book: f32 [31], 15 bounds and 16 ascending levels, or None.
+        high: the greatest code.
+        columns: of which the values are changed.
+    """
+    kernels.gptq_round(
+        *values.shape, parameters.shape[1], values, errors, codes, factor, group, parameters, book, high,
+        columns.start, columns.stop,
+    )  # fmt: skip
+
+
+def gptq_propagate(values: np.ndarray, errors: np.ndarray, factor: np.ndarray, columns: range, later: range) -> None:
+    """Subtract the errors of consecutive columns, times their factors, from ``later`` ones; see ``gptq_round``."""
+    kernels.gptq_propagate(
+        *values.shape, values, errors, factor, columns.start, columns.stop, later.start, later.stop
+    )  # fmt: skip
 
 
 def four_bit_values(
@@ -207,46 +318,132 @@ def packed_targets() -> list[str]:
     return kernels.packed_targets() if hasattr(kernels, "packed_targets") else []
 
 
+def packed_weight(rows: int, columns: int, *parts: Any) -> object:
+    """Check a weight [rows, columns] and keep it, with its arrays, as ``packed_product`` and ``packed_values`` take it.
+
+    Args:
+        parts: its format, planes and numbers, as ``torch.kernels.packed.Format.parts`` returns them.
+    """
+    return kernels.packed_weight(rows, columns, *parts)
+
+
 def packed_product(
-    inputs: np.ndarray, dtype: str, weight: tuple[Any, ...], bias: np.ndarray | None, out: np.ndarray,
-    activations: str = "float32", target: str | None = None, threads: int = 1, parallel: object | None = None,
+    weights: tuple[object, ...], rows: int, inputs: Array, dtype: str, biases: tuple[Array | None, ...],
+    bias_dtype: str, outs: tuple[Array, ...], activations: str = "float32", target: str | None = None,
+    threads: int = 1, parallel: object | None = None,
 ) -> None:  # fmt: skip
-    """Compute inputs @ weight.T + bias, with a weight that is decoded in registers; meant for few rows.
+    """Compute inputs @ weight.T + bias for each of 1 to 8 weights, decoded in registers; meant for few rows.
 
     Sums are float32 sums of products of the decoded values. With ``activations`` "int16" or "int8", inputs are first
     rounded to whole multiples of the largest magnitude of 256 columns divided by 32767, or of 32 divided by 127, and
     products of codes are added exactly; formats of floats take float32 inputs all the same.
 
     Args:
+        weights: what ``packed_weight`` returned, all of as many columns.
+        rows: of inputs and results.
         inputs: [rows, columns].
-        dtype: of inputs and result: f16, bf16 or f32.
-        weight: its format, planes and numbers, as ``torch.kernels.packed.Format.weight`` returns them.
-        bias: f32 [features], or None.
-        out: [rows, features], filled with the result.
+        dtype: of inputs and results: f16, bf16 or f32.
+        biases: for each weight, [features] or None.
+        bias_dtype: of the biases.
+        outs: for each weight, [rows, features], filled with the result.
         activations: float32, int16 or int8.
         target: one of ``packed_targets``; None: the first.
         threads, parallel: as for ``int8_product``.
     """
     kernels.packed_product(
-        target or packed_target, activations, dtype, *inputs.shape, out.shape[1], inputs, bias, out, threads, parallel,
-        *weight,
-    )  # fmt: skip
+        weights, target or packed_target, activations, dtype, rows, inputs, biases, bias_dtype, outs, threads, parallel
+    )
 
 
 def packed_values(
-    weight: tuple[Any, ...], features: int, rows: range, dtype: str, out: np.ndarray, target: str | None = None,
-    threads: int = 1, parallel: object | None = None,
+    weight: object, rows: range, dtype: str, out: Array, target: str | None = None, threads: int = 1,
+    parallel: object | None = None,
 ) -> None:  # fmt: skip
-    """Decode consecutive ``rows`` of the ``features`` that a packed weight has.
+    """Decode consecutive ``rows`` of a packed weight.
 
     Args:
         dtype: to which values are rounded: f16, bf16 or f32.
         out: [len(rows), columns], filled with the result.
         weight, target, threads, parallel: as for ``packed_product``.
     """
-    kernels.packed_values(
-        target or packed_target, dtype, out.shape[1], features, rows.start, len(rows), out, threads, parallel, *weight
+    kernels.packed_values(weight, target or packed_target, dtype, rows.start, len(rows), out, threads, parallel)
+
+
+def rms_norm(
+    rows: int, columns: int, values: Array, weight: Array | None, weight_dtype: str, out: Array, dtype: str,
+    epsilon: float, offset: float, rounds: bool, threads: int = 1, parallel: object | None = None,
+) -> None:  # fmt: skip
+    """Compute ``out`` [rows, columns] = values / sqrt(mean(values ** 2) + epsilon) * (offset + weight), in float32.
+
+    Args:
+        values: [rows, columns], in ``dtype``.
+        weight: [columns] in ``weight_dtype``, or None for 1.
+        out: filled with the result, in ``dtype``.
+        rounds: whether the quotient is rounded to ``dtype`` before it is multiplied.
+        threads, parallel: as for ``int8_product``.
+    """
+    kernels.rms_norm(
+        dtype, rows, columns, values, weight, weight_dtype, out, epsilon, offset, rounds, threads, parallel
     )
+
+
+def rotary(
+    shape: tuple[int, int, int, int], values: Array, angles: int, turned: int, cosines: Array | None,
+    sines: Array | None, out: Array, capacity: int, first: int, dtype: str, threads: int = 1,
+    parallel: object | None = None,
+) -> None:  # fmt: skip
+    """Turn pairs of elements by an angle for each position, and move heads before positions.
+
+    The first ``turned`` elements x become x * cosines + (-second half of x, first half of x) * sines, each operation
+    rounded to ``dtype``; the others stay.
+
+    Args:
+        shape: batches, positions, heads, elements.
+        values: [batches, positions, heads, elements].
+        angles: how many sets of cosines and sines there are: one for each batch, or one for all.
+        turned: a multiple of 16.
+        cosines, sines: [angles, positions, turned]; None: nothing is turned.
+        out: [batches, heads, capacity, elements], in which positions ``first`` and following are filled.
+        threads, parallel: as for ``int8_product``.
+    """
+    kernels.rotary(
+        dtype, *shape, turned, angles, capacity, first, values, cosines, sines, out, threads, parallel
+    )  # fmt: skip
+
+
+def attention(
+    shape: tuple[int, int, int, int, int, int, int, int], query: Array, key: Array, value: Array, out: Array,
+    dtype: str, scale: float, cap: float = 0.0, window: int = 0, threads: int = 1, parallel: object | None = None,
+) -> None:  # fmt: skip
+    """Attend, in float32, from the last positions of a cache to all positions up to each; meant for few queries.
+
+    Args:
+        shape: batches, heads of keys, heads of queries for each of these, queries, keys, capacity, and the elements of
+            keys and of values, multiples of 8.
+        query: [batches, heads of queries, queries, elements].
+        key: [batches, heads of keys, capacity, elements], of which the first ``keys`` positions are used.
+        value: the same of values.
+        out: [batches, queries, heads of queries, elements of values], filled with the result.
+        scale: by which products of queries and keys are multiplied.
+        cap: scores become cap * tanh(score / cap); 0: they stay.
+        window: how many positions a query attends to, its own being the last; 0: all.
+        threads, parallel: as for ``int8_product``.
+    """
+    kernels.attention(dtype, *shape, window, scale, cap, query, key, value, out, threads, parallel)
+
+
+def gated(
+    activation: str, count: int, gate: Array, up: Array | None, out: Array, dtype: str, threads: int = 1,
+    parallel: object | None = None,
+) -> None:  # fmt: skip
+    """Compute ``out`` [count] = activation(gate) * up, the activation rounded to ``dtype``.
+
+    Args:
+        activation: silu, gelu_tanh or relu.
+        up: [count], or None for 1.
+        threads, parallel: as for ``int8_product``.
+    """
+    kernels.gated(dtype, activation, count, gate, up, out, threads, parallel)
 
 
 packed_target: str | None = next(iter(packed_targets()), None) if os.environ.get("AIBIT_NATIVE") != "0" else None

@@ -31,6 +31,15 @@ FUNCTION(gomp_parallel);
 FUNCTION(int8_rows);
 FUNCTION(are_finite);
 FUNCTION(four_bit_blocks);
+/* encode_ggml.c */
+FUNCTION(ggml_blocks);
+/* encode_groups.c */
+FUNCTION(fit_groups);
+FUNCTION(choose_groups);
+/* gptq.c */
+FUNCTION(gptq_factor);
+FUNCTION(gptq_round);
+FUNCTION(gptq_propagate);
 /* decode.c */
 FUNCTION(four_bit_values);
 FUNCTION(nested_scales);
@@ -44,9 +53,16 @@ FUNCTION(float_linear);
 /* errors.c */
 FUNCTION(error_sums);
 FUNCTION(int8_error_sums);
+/* packed_weight.c */
+FUNCTION(packed_weight);
 /* packed.c */
 FUNCTION(packed_product);
 FUNCTION(packed_values);
 FUNCTION(packed_targets);
+/* operators.c */
+FUNCTION(rms_norm);
+FUNCTION(rotary);
+FUNCTION(attention);
+FUNCTION(gated);
 /* leaves.c */
 FUNCTION(leaf_digests);

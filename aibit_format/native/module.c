@@ -18,11 +18,25 @@ static PyMethodDef methods[] = {
     {"gomp_parallel", gomp_parallel, METH_VARARGS,
      "gomp_parallel(path) -> the function of that name in a library that is loaded, in a capsule; None if there is none"},
 #if HAVE_PACKED
-    {"packed_targets", packed_targets, METH_NOARGS, "packed_targets() -> kinds of processors, for which the next two are built and which this one is"},
+    {"packed_targets", packed_targets, METH_NOARGS, 
+     "packed_targets() -> kinds of processors, for which the next are built and which this one is"},
+    {"packed_weight", packed_weight, METH_VARARGS,
+     "packed_weight(rows, columns, format, codes, scales, zeros, book, factor, group, block_rows, scale_type, zero_type, "
+     "zeros_are_biases, reciprocal, middle) -> a weight for the next two, in a capsule"},
     {"packed_product", packed_product, METH_VARARGS,
-     "packed_product(target, activations, dtype, rows, columns, out_features, inputs, bias, out, threads, parallel, *weight)"},
+     "packed_product(weights, target, activations, dtype, rows, inputs, biases, bias_dtype, outs, threads, parallel): "
+     "weights, biases and outs are tuples"},
     {"packed_values", packed_values, METH_VARARGS,
-     "packed_values(target, dtype, columns, out_features, first, count, out, threads, parallel, *weight)"},
+     "packed_values(weight, target, dtype, first, count, out, threads, parallel)"},
+    {"rms_norm", rms_norm, METH_VARARGS,
+     "rms_norm(dtype, rows, columns, values, weight, weight_dtype, out, epsilon, offset, rounds, threads, parallel)"},
+    {"rotary", rotary, METH_VARARGS,
+     "rotary(dtype, batches, positions, heads, size, turned, angles, capacity, first, values, cosines, sines, out, threads, "
+     "parallel)"},
+    {"attention", attention, METH_VARARGS,
+     "attention(dtype, batches, heads, group, queries, keys, capacity, size, value_size, window, scale, cap, query, key, "
+     "value, out, threads, parallel)"},
+    {"gated", gated, METH_VARARGS, "gated(dtype, activation, count, gate, up, out, threads, parallel)"},
 #endif
 #if HAVE_VECTORS
     {"int8_rows", int8_rows, METH_VARARGS,
@@ -30,6 +44,21 @@ static PyMethodDef methods[] = {
     {"finite", are_finite, METH_VARARGS, "finite(dtype, values, count) -> whether all are finite"},
     {"four_bit_blocks", four_bit_blocks, METH_VARARGS,
      "four_bit_blocks(dtype, values, blocks, block_size, bounds, order, codes, absmax) -> whether all were finite"},
+    {"ggml_blocks", ggml_blocks, METH_VARARGS,
+     "ggml_blocks(dtype, values, blocks, weights, periods, starts, count, divisors, count, book, codes, factors, scales, "
+     "*search) -> whether all values were finite"},
+    {"fit_groups", fit_groups, METH_VARARGS,
+     "fit_groups(dtype, values, groups, size, weights, periods, kind, low, high, least, magic, book, starts, count, "
+     "repeats, has_zero, scales, zeros)"},
+    {"choose_groups", choose_groups, METH_VARARGS,
+     "choose_groups(dtype, values, groups, size, weights, periods, kind, low, high, least, magic, book, candidates, "
+     "scales, zeros, index, fitted)"},
+    {"gptq_factor", gptq_factor, METH_VARARGS,
+     "gptq_factor(matrix, inverse, rows, columns) -> whether the matrix was positive definite"},
+    {"gptq_round", gptq_round, METH_VARARGS,
+     "gptq_round(columns, rows, groups, values, errors, codes, factor, group, parameters, book, high, first, stop)"},
+    {"gptq_propagate", gptq_propagate, METH_VARARGS,
+     "gptq_propagate(columns, rows, values, errors, factor, first, stop, from, to)"},
     {"four_bit_values", four_bit_values, METH_VARARGS,
      "four_bit_values(dtype, blocks, block_size, codes, book, absmax, item, out, threads, parallel): item bytes of out"},
     {"nested_scales", nested_scales, METH_VARARGS, "nested_scales(count, codes, book, absmax, offset, out)"},

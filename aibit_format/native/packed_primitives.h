@@ -10,7 +10,19 @@
 #endif
 #pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed to functions that are inlined */
 
+#if defined(__SANITIZE_ADDRESS__) /* whose checks in every copy would take many minutes to compile */
+#define STEP TARGET static inline __attribute__((noinline))
+#else
 #define STEP TARGET static inline __attribute__((always_inline))
+#endif
+
+/* Goes before loops over a stretch, in which the number of a block is then a constant. Elsewhere this would multiply the
+ * code, and the time to compile it. */
+#if USE_AVX2 && !defined(__SANITIZE_ADDRESS__)
+#define UNROLLED _Pragma("GCC unroll 8")
+#else
+#define UNROLLED
+#endif
 
 STEP Eight all(float value)
 {
@@ -74,6 +86,15 @@ STEP uint16_t to_bf16(float value)
 {
     uint32_t bits = bits_of(value);
     return value != value ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+STEP float load_number(Source from, const void *numbers, size_t i)
+{
+    uint16_t half;
+    if (from == F32)
+        return ((const UnalignedFloat *)numbers)[i];
+    memcpy(&half, (const char *)numbers + 2 * i, 2);
+    return from == F16 ? half_bits(half) : from_bits((uint32_t)half << 16);
 }
 
 STEP void put_number(Source to, float value, void *out, size_t i)
@@ -216,67 +237,82 @@ enum {
 #endif
 };
 
-/* Multiplies 32 codes with 32 of inputs, and adds: in lanes 0 to 3 products of the first 16, in lanes 4 to 7 the rest.
- * Codes are at most 127; if ``wide``, at most 255, and products are those of code - 128 unless there are WIDE_CODES. */
-STEP Whole dot_i8(Unsigned codes, int wide, const int8_t *inputs)
+/* Multiplies 32 codes with 32 of inputs, and adds the products of each four to ``sums``. Codes are at most 127; if
+ * ``wide``, at most 255, and products are those of code - 128 unless there are WIDE_CODES. */
+STEP Whole add_dot_i8(Whole sums, Unsigned codes, int wide, Bytes inputs)
 {
-#if USE_AVX2
-    __m256i values = _mm256_loadu_si256((const __m256i *)inputs), weights = (__m256i)codes;
 #if USE_VNNI
-    return (Whole)_mm256_dpbusd_epi32(_mm256_setzero_si256(), weights, values);
-#else
+    return (Whole)_mm256_dpbusd_epi32((__m256i)sums, (__m256i)codes, (__m256i)inputs);
+#elif USE_AVX2
+    __m256i values = (__m256i)inputs, weights = (__m256i)codes;
     if (wide) {
         weights = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
         values = _mm256_sign_epi8(values, weights), weights = _mm256_abs_epi8(weights);
     }
     /* 128 * 127 * 2 is less than 2^15: nothing saturates. */
-    return (Whole)_mm256_madd_epi16(_mm256_maddubs_epi16(weights, values), _mm256_set1_epi16(1));
-#endif
+    return sums + (Whole)_mm256_madd_epi16(_mm256_maddubs_epi16(weights, values), _mm256_set1_epi16(1));
 #else
-    Whole sums;
     Bytes weights = (Bytes)(wide ? codes ^ 128 : codes);
 #if USE_DOTPROD
-    const int8_t *at = (const int8_t *)&weights;
-    vst1q_s32((int32_t *)&sums, vdotq_s32(vdupq_n_s32(0), vld1q_s8(at), vld1q_s8(inputs)));
-    vst1q_s32((int32_t *)&sums + 4, vdotq_s32(vdupq_n_s32(0), vld1q_s8(at + 16), vld1q_s8(inputs + 16)));
+    int32_t *to = (int32_t *)&sums;
+    const int8_t *first = (const int8_t *)&weights, *second = (const int8_t *)&inputs;
+    vst1q_s32(to, vdotq_s32(vld1q_s32(to), vld1q_s8(first), vld1q_s8(second)));
+    vst1q_s32(to + 4, vdotq_s32(vld1q_s32(to + 4), vld1q_s8(first + 16), vld1q_s8(second + 16)));
 #else
-    for (int lane = 0; lane < 8; lane++) {
-        sums[lane] = 0;
-        for (int i = 4 * lane; i < 4 * lane + 4; i++)
-            sums[lane] += weights[i] * inputs[i];
-    }
+    for (int i = 0; i < 32; i++)
+        sums[i / 4] += weights[i] * inputs[i];
 #endif
     return sums;
 #endif
 }
 
-/* Where the code of column i is kept among the 16-bit inputs of a block: as vpunpck puts the bytes of two halves. */
+STEP Whole dot_i8(Unsigned codes, int wide, const int8_t *inputs)
+{
+    Bytes values;
+    memcpy(&values, inputs, 32);
+    return add_dot_i8((Whole){0}, codes, wide, values);
+}
+
+/* Where the code of column i is kept among the 16-bit inputs of a block: even columns first, then odd ones. */
 STEP int place_i16(int i)
 {
-    return (i & 7) + (i & 8) * 2 + (i & 16) / 2;
+    return i % 2 * 16 + i / 2;
 }
 
-/* Does the same with codes up to 255, and inputs of 16 bits at their places. */
-STEP Whole dot_i16(Unsigned codes, const int16_t *inputs)
+typedef int16_t Shorts __attribute__((vector_size(32)));
+
+/* Widens codes at even or at odd places to 16 bits. */
+STEP Shorts even_codes(Unsigned codes)
 {
-#if USE_AVX2
-    __m256i zero = _mm256_setzero_si256();
-    __m256i low = _mm256_unpacklo_epi8((__m256i)codes, zero), high = _mm256_unpackhi_epi8((__m256i)codes, zero);
-    __m256i first = _mm256_loadu_si256((const __m256i *)inputs), second = _mm256_loadu_si256((const __m256i *)inputs + 1);
+    return (Shorts)codes & 255;
+}
+
+STEP Shorts odd_codes(Unsigned codes)
+{
+    typedef uint16_t Words16 __attribute__((vector_size(32)));
+    return (Shorts)((Words16)codes >> 8);
+}
+
+/* Multiplies numbers of 16 bits, and adds the products of each two to ``sums``. */
+STEP Whole add_pairs(Whole sums, Shorts codes, Shorts inputs)
+{
 #if USE_VNNI
-    return (Whole)_mm256_dpwssd_epi32(_mm256_madd_epi16(low, first), high, second);
+    return (Whole)_mm256_dpwssd_epi32((__m256i)sums, (__m256i)codes, (__m256i)inputs);
+#elif USE_AVX2
+    return sums + (Whole)_mm256_madd_epi16((__m256i)codes, (__m256i)inputs);
 #else
-    return (Whole)_mm256_add_epi32(_mm256_madd_epi16(low, first), _mm256_madd_epi16(high, second));
-#endif
-#else
-    Whole sums;
-    for (int lane = 0; lane < 8; lane++) {
-        sums[lane] = 0;
-        for (int i = 4 * lane; i < 4 * lane + 4; i++)
-            sums[lane] += codes[i] * inputs[place_i16(i)];
-    }
+    for (int i = 0; i < 8; i++)
+        sums[i] += codes[2 * i] * inputs[2 * i] + codes[2 * i + 1] * inputs[2 * i + 1];
     return sums;
 #endif
+}
+
+/* Does the same as ``dot_i8`` with codes up to 255, and inputs of 16 bits at their places. */
+STEP Whole dot_i16(Unsigned codes, const int16_t *inputs)
+{
+    Shorts first, second;
+    memcpy(&first, inputs, 32), memcpy(&second, inputs + 16, 32);
+    return add_pairs(add_pairs((Whole){0}, even_codes(codes), first), odd_codes(codes), second);
 }
 
 /* Spreads the i-th pair of numbers to eight lanes: the first four times, and the second four times. */
@@ -301,5 +337,66 @@ STEP Eight selected(Eight numbers, Whole index)
     for (int i = 0; i < 8; i++)
         found[i] = numbers[index[i]];
     return found;
+#endif
+}
+
+/* Gives both halves of each of eight blocks the number of the block. */
+STEP void put_each(Eight numbers, Eight halves[2])
+{
+    halves[0] = selected(numbers, (Whole){0, 0, 1, 1, 2, 2, 3, 3});
+    halves[1] = selected(numbers, (Whole){4, 4, 5, 5, 6, 6, 7, 7});
+}
+
+/* Selects the numbers at even places of two vectors, or those at odd ones. */
+STEP Eight of_both(Eight first, Eight second, int odd)
+{
+#if USE_AVX2
+    __m256 mixed = odd ? _mm256_shuffle_ps((__m256)first, (__m256)second, 0xdd)
+                       : _mm256_shuffle_ps((__m256)first, (__m256)second, 0x88);
+    return (Eight)_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8));
+#else
+    Eight found;
+    for (int i = 0; i < 4; i++)
+        found[i] = first[2 * i + odd], found[4 + i] = second[2 * i + odd];
+    return found;
+#endif
+}
+
+/* Gives all lanes the same four bytes. */
+STEP Whole four_at(const void *from)
+{
+    int32_t four;
+    memcpy(&four, from, 4);
+    return (Whole){four, four, four, four, four, four, four, four};
+}
+
+/* Turns a matrix of 8 by 8 numbers: rows become columns. */
+STEP void turn(Whole rows[8])
+{
+#if USE_AVX2
+    __m256i two[8], four[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        two[2 * i] = _mm256_unpacklo_epi32((__m256i)rows[2 * i], (__m256i)rows[2 * i + 1]);
+        two[2 * i + 1] = _mm256_unpackhi_epi32((__m256i)rows[2 * i], (__m256i)rows[2 * i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++)
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) {
+            four[4 * i + 2 * k] = _mm256_unpacklo_epi64(two[4 * i + k], two[4 * i + k + 2]);
+            four[4 * i + 2 * k + 1] = _mm256_unpackhi_epi64(two[4 * i + k], two[4 * i + k + 2]);
+        }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        rows[i] = (Whole)_mm256_permute2x128_si256(four[i], four[4 + i], 0x20);
+        rows[4 + i] = (Whole)_mm256_permute2x128_si256(four[i], four[4 + i], 0x31);
+    }
+#else
+    for (int i = 0; i < 8; i++)
+        for (int k = 0; k < i; k++) {
+            int32_t number = rows[i][k];
+            rows[i][k] = rows[k][i], rows[k][i] = number;
+        }
 #endif
 }

@@ -6,7 +6,7 @@
 #include "vectors.h"
 #endif
 
-enum { MOST_BUFFERS = 8 };
+enum { MOST_BUFFERS = 20 }; /* of eight products with the same inputs: biases, results and inputs */
 
 /* The arrays of one call, held until ``release``. */
 typedef struct {
@@ -16,7 +16,9 @@ typedef struct {
 
 void release(Buffers *buffers);
 
-/* Return the memory of a contiguous array of exactly ``rows`` times ``columns`` items of ``item`` bytes, which may begin
+/* Arrays are what has Python's buffers, or tensors of DLPack on a CPU, in capsules.
+ *
+ * Return the memory of a contiguous array of exactly ``rows`` times ``columns`` items of ``item`` bytes, which may begin
  * at any address; NULL, with a Python error, for any other array, and for sizes that are negative or overflow. */
 const void *readable(Buffers *buffers, PyObject *array, Py_ssize_t rows, Py_ssize_t columns, size_t item);
 void *writable(Buffers *buffers, PyObject *array, Py_ssize_t rows, Py_ssize_t columns, size_t item);

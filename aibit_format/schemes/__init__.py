@@ -7,6 +7,7 @@ Schemes are registered in ``BUILTIN``. Other packages register theirs under the 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache, lru_cache
 from importlib import import_module
 
@@ -14,7 +15,7 @@ from ..dtypes import DTYPES
 from ..errors import SchemeError
 from .base import PlaneSpec, Scheme, all_parameters_of, parameters_of
 
-__all__ = ["BUILTIN", "OLDER", "PlaneSpec", "Scheme", "make", "names", "parameters_of", "parse"]
+__all__ = ["BUILTIN", "NUMBERED", "OLDER", "ORDERED", "PlaneSpec", "Scheme", "make", "names", "parameters_of", "parse"]
 
 _GGML = (
     "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q1_0", "q2_0", "tq1_0", "tq2_0",
@@ -39,9 +40,17 @@ BUILTIN: dict[str, str] = {
     "mxfp8": "aibit_format.schemes.microscaling:MXFP8",
     "nvfp4": "aibit_format.schemes.microscaling:NVFP4",
     "ternary": "aibit_format.schemes.ternary:Ternary",
+    "cluster-group": "aibit_format.schemes.cluster_group:ClusterGroup",
+    "int8-dynamic": "aibit_format.schemes.w8a8:Int8Dynamic",
+    "int8-static": "aibit_format.schemes.w8a8:Int8Static",
 }
-# Versions that are read for ever; those above are written.
+# Versions that a name alone does not stand for. Older ones are read for ever; those above are written. In the other
+# ones, columns are in an order that comes with a checkpoint.
 OLDER: dict[tuple[str, int], str] = {("int8-outlier", 1): "aibit_format.schemes.int8_outlier:Int8Outlier1"}
+ORDERED: dict[tuple[str, int], str] = {
+    (f"gguf:{kind}", 2): "aibit_format.schemes.ggml_ordered:GGMLOrdered" for kind in _GGML
+}
+NUMBERED = OLDER | ORDERED
 
 
 @cache
@@ -63,7 +72,7 @@ def make(name: str, version: int | None = None, parameters: tuple[int, ...] = ()
     Raises:
         SchemeError: AIB-E406 for an unknown name or version, AIB-E407 for parameters that the scheme does not take.
     """
-    target = OLDER.get((name, version or 0)) or BUILTIN.get(name) or _outside().get(name)
+    target = NUMBERED.get((name, version or 0)) or BUILTIN.get(name) or _outside().get(name)
     if target is None:
         raise _unknown(f"scheme {name!r} is unknown here", "AIB-E406")
     module, attribute = target.split(":")
@@ -77,7 +86,7 @@ def make(name: str, version: int | None = None, parameters: tuple[int, ...] = ()
 def parse(text: str) -> Scheme:
     """Return the scheme that a user writes: a name, and parameters as in ``nf4,block_size=128,nested=1``.
 
-    An older version is asked for by ``version=1``, as if it were a parameter.
+    A version that the name alone does not stand for is asked for by ``version=1``, as if it were a parameter.
 
     Raises:
         SchemeError: a scheme or parameter is unknown, or a value is not allowed.
@@ -96,9 +105,10 @@ def parse(text: str) -> Scheme:
             takes = ", ".join(known) or "nothing"
             raise _unknown(f"scheme {name!r} does not take {option!r}; it takes {takes}", "AIB-E407")
         values[key] = int(number)
-    count = len(known) - len(default.of_tensor)
-    parameters = tuple(values.values())
-    return make(name, default.version, parameters[:count]).for_tensor(parameters[count:])
+    stored, of_tensor = parameters_of(type(default)), default.of_tensor
+    made = make(name, default.version, tuple(values[key] for key in stored))
+    made = made.for_tensor([values[key] for key in of_tensor])
+    return replace(made, **{key: values[key] for key in made.of_encoder}) if made.of_encoder else made
 
 
 def _unknown(message: str, code: str) -> SchemeError:

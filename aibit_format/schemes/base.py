@@ -50,15 +50,18 @@ class Scheme(ABC):
     """The base of all schemes, each of which stores a tensor in its own way. Instances compare by their parameters.
 
     A subclass is a frozen dataclass. Its fields are the parameters that a file stores, all ints with defaults: at most
-    six in the scheme table, and after them at most two in the record of each tensor, which ``of_tensor`` names. Its
-    constructor raises a SchemeError, made by ``refuse``, for values without a meaning.
+    six in the scheme table, and after them at most two in the record of each tensor, which ``of_tensor`` names. Options
+    of the encoder are keyword-only, and make no difference in comparisons. Its constructor raises a SchemeError,
+    made by ``refuse``, for values without a meaning.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    is_older: ClassVar[bool] = False  # than the version that is written
+    is_numbered: ClassVar[bool] = False  # users name its version, as the name alone stands for another one
     of_tensor: ClassVar[tuple[str, ...]] = ()  # parameters that follow from the values of one tensor
+    of_encoder: ClassVar[tuple[str, ...]] = ()  # options of ``encode``, which no file stores: keyword-only fields
     lossy: ClassVar[bool] = True
+    gains_alone: ClassVar[bool] = False  # whether conversions use ``encode_weighted`` also where there is no importance
     words: ClassVar[Mapping[str, Mapping[str, int]]] = {}  # parameter -> words users may write for numbers
     cpu_roles: ClassVar[frozenset[str]] = frozenset()  # planes that repeat others in a layout that only CPUs read
 
@@ -101,7 +104,7 @@ class Scheme(ABC):
     @property
     def text(self) -> str:
         """Return the scheme as users write it and ``schemes.parse`` reads it: ``nf4,block_size=128,nested=1``."""
-        parts = [self.name, f"version={self.version}"] if self.is_older else [self.name]
+        parts = [self.name, f"version={self.version}"] if self.is_numbered else [self.name]
         for name, default in all_parameters_of(type(self)).items():
             value = int(getattr(self, name))
             if value != default:
@@ -117,8 +120,34 @@ class Scheme(ABC):
             SchemeError: the scheme cannot hold such a tensor.
         """
 
+    @property
+    def unordered(self) -> Scheme:
+        """Return the scheme of the planes without ``column_order``: columns are as they are stored. Most have none."""
+        return self
+
     def fitted(self, array: np.ndarray, dtype: str) -> Scheme:
         """Return this scheme with parameters that depend on the tensor's values set; most schemes have none."""
+        return self
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Tell whether ``encode`` has to be told the range of a layer's inputs first; see ``calibrated``."""
+        return False
+
+    def calibrated(self, low: np.ndarray, high: np.ndarray) -> Scheme:
+        """Return this scheme for a tensor whose inputs lie between ``low`` and ``high``, f32 with a number a matrix.
+
+        Only schemes that store how inputs are quantized have a use for it. Not finite ranges are refused by ``encode``.
+        """
+        return self
+
+    def input_steps(self) -> np.ndarray:
+        """Return the steps to which inputs are rounded, f32 with a number a matrix; none before ``calibrated``."""
+        return np.empty(0, np.float32)
+
+    @property
+    def uncalibrated(self) -> Scheme:
+        """Return the scheme of the same weight for a layer whose inputs nobody has seen."""
         return self
 
     @abstractmethod
@@ -130,6 +159,24 @@ class Scheme(ABC):
         Raises:
             SchemeError: a value is not finite or does not fit, or only other tools encode for this scheme.
         """
+
+    @property
+    def takes_importance(self) -> bool:
+        """Tell whether ``encode_weighted`` has a choice, and so makes other planes than ``encode``."""
+        return False
+
+    def encode_weighted(self, array: np.ndarray, dtype: str, importance: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Encode as ``encode`` does, with as little error as is found where it matters.
+
+        Args:
+            array, dtype: as for ``encode``.
+            importance: a weight of the squared error of each column, f32 [columns], or of each element of the tensor
+                seen as a matrix, f32 [rows, columns]; see ``check_importance``. None: all are alike.
+
+        Raises:
+            SchemeError: as for ``encode``, or the importance is not one of this tensor.
+        """
+        return self.encode(array, dtype)
 
     @abstractmethod
     def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
@@ -190,12 +237,15 @@ class Scheme(ABC):
 
 def parameters_of(scheme: type[Scheme]) -> dict[str, int]:
     """Return the names of a scheme's parameters, in the order that the scheme table stores them, and their defaults."""
-    return {name: default for name, default in all_parameters_of(scheme).items() if name not in scheme.of_tensor}
+    others = (*scheme.of_tensor, *scheme.of_encoder)
+    return {name: default for name, default in all_parameters_of(scheme).items() if name not in others}
 
 
 def all_parameters_of(scheme: type[Scheme]) -> dict[str, int]:
-    """Return the same with the parameters that the record of a tensor stores, which come last."""
-    return {f.name: f.default for f in fields(scheme) if f.default is not MISSING}
+    """Return the same, then the parameters that the record of a tensor stores, and last the encoder's options."""
+    options = [f for f in fields(scheme) if f.name in scheme.of_encoder]
+    stored = [f for f in fields(scheme) if not f.kw_only]
+    return {f.name: f.default for f in [*stored, *options] if f.default is not MISSING}
 
 
 def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -214,6 +264,17 @@ def check_weights(name: str, shape: tuple[int, ...], dtype: str, rank: int = 2) 
         raise SchemeError(f"{name} needs rows: rank {rank} or more, found shape {shape}")
     if dtype not in FLOATS:
         raise SchemeError(f"{name} stands for floating-point values, not {dtype}")
+
+
+def check_importance(importance: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raise SchemeError unless an importance has a finite number that is not negative for each column or element."""
+    rows, columns = matrix(shape)
+    if importance.shape not in ((columns,), (rows, columns)):
+        raise SchemeError(f"an importance of shape {importance.shape}, where {columns} columns are")
+    if importance.dtype != np.float32:
+        raise SchemeError(f"an importance of {importance.dtype}, not float32")
+    if not ((importance >= 0) & (importance < np.inf)).all():  # NaN is neither
+        raise SchemeError("an importance is negative or not finite")
 
 
 def bad_scales(planes: Planes, role: str) -> Iterator[tuple[str, str]]:

@@ -10,15 +10,15 @@ dimension. Blocks at the ends may be short, and none spans two matrices of a ten
 Values are computed in float32, rounding after each operation; beyond float32's largest value they are infinite, as in
 the libraries that read such weights. ``dequantized`` is the same code for arrays of numpy and tensors of torch.
 
-The encoders find the numbers of a block from its lowest and highest value, and round to nearest with the numbers that
-are stored. A block in which every code stands for zero has scale 1.
+The encoders find the numbers of a block from its lowest and highest value, or search for them (``searched``), and round
+to nearest with the numbers that are stored. A block in which every code stands for zero has scale 1.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,8 +26,12 @@ import numpy as np
 
 from ..dtypes import DTYPES, from_float32, largest_of, nearest_codes, to_float32
 from ..errors import SchemeError
-from .base import Planes, PlaneSpec, Rows, Scheme, check_weights, matrix
+from .base import Planes, PlaneSpec, Rows, Scheme, check_importance, check_weights, matrix
 from .packing import pack, unpack
+from .scale_grids import floats
+from .scale_search import NUMPY, Grid, Groups, Pair
+from .scale_search import Steps as SearchSteps
+from .searched import Numbers, Searched, fits, groups_of
 
 ALL = 0  # rows or columns of a block: the whole dimension
 LARGEST_BLOCK = 65536
@@ -41,7 +45,7 @@ Spread = Callable[[Any], Any]  # expands numbers of blocks to numbers of columns
 
 
 @dataclass(frozen=True)
-class BlockScaled(Scheme):
+class BlockScaled(Searched):
     """A base class for codes with a scale per block. A subclass names dtypes and blocks, and fits numbers to values."""
 
     signed: ClassVar[bool] = False  # whether scales may be negative
@@ -144,17 +148,23 @@ class BlockScaled(Scheme):
             found[role] = to_float32(planes[role].reshape(-1, 1)[matrices], plane)
         return found
 
-    def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    def encode_weighted(
+        self, array: np.ndarray, dtype: str, importance: np.ndarray | None, steps: SearchSteps = NUMPY
+    ) -> dict[str, np.ndarray]:
         shape, kind = array.shape, DTYPES[self.codes]
         specs = self.planes(shape, dtype)
         rows = array.reshape(matrix(shape))
         planes = self.numbers(rows, dtype, shape)
+        if self.is_searched(importance) and array.size and fits(math.prod(self.sizes(shape))):
+            if importance is not None:
+                check_importance(importance, shape)
+            self._improve(planes, rows, dtype, shape, importance, steps)
         planes["codes"] = np.empty(kind.stored(rows.shape), np.uint8)
         used = np.zeros((len(rows), self.grid(shape)[-1]), np.bool_)
         for piece in pieces(rows):
-            steps = self._numbers(planes, shape, piece)
+            numbers = self._numbers(planes, shape, piece)
             values = to_float32(rows[piece], dtype)
-            codes = self.quantized(values, steps, lambda step: self.spread(step, planes, rows.shape[1]))
+            codes = self.quantized(values, numbers, lambda step: self.spread(step, planes, rows.shape[1]))
             planes["codes"][piece] = pack(codes, kind.bits, "little")
             if kind.is_float:
                 used[piece] = self._used(codes, shape)
@@ -173,6 +183,60 @@ class BlockScaled(Scheme):
         self.check_range(magnitude(low, high))
         grid = (math.prod(shape[:-2]), *self.grid(shape)[-2:])
         return self.fit(low.reshape(grid), high.reshape(grid))
+
+    # The search for better numbers.
+
+    @property
+    def grid_of_codes(self) -> Grid:
+        return floats(self.codes)
+
+    def stored(self, scale: np.ndarray, zero: np.ndarray, plain: Numbers) -> Sequence[Numbers]:
+        return [{**plain, "scale": each} for each in near_scales(scale, self.steps["scale"])]
+
+    def real(self, numbers: Numbers) -> Pair:
+        steps = {role: to_float32(numbers[role], kind) for role, kind in {**self.steps, **self.whole}.items()}
+        scale = self.multiplier(steps)
+        return scale, np.zeros(scale.shape, np.float32)
+
+    def _improve(
+        self,
+        planes: dict[str, np.ndarray],
+        rows: np.ndarray,
+        dtype: str,
+        shape: tuple[int, ...],
+        importance: np.ndarray | None,
+        steps: SearchSteps,
+    ) -> None:
+        """Replace the numbers of blocks by such with a smaller weighted error."""
+        width, per_matrix = self.grid(shape)[-1], math.prod(self.grid(shape)[-2:])
+        found = {role: planes[role].reshape(-1) for role in self.steps}
+        for row, groups in self._groups(rows, dtype, shape, importance):
+            at = np.arange(row * width, row * width + len(groups.values))
+            plain = {role: plane[at] for role, plane in found.items()}
+            plain |= {role: planes[role].reshape(-1)[at // per_matrix] for role in self.whole}
+            better = self.improved(groups, plain, steps)
+            for role, plane in found.items():
+                plane[at] = better[role]
+
+    def _groups(
+        self, rows: np.ndarray, dtype: str, shape: tuple[int, ...], importance: np.ndarray | None
+    ) -> Iterator[tuple[int, Groups]]:
+        """Yield the elements of blocks, and the row of the grid in which they begin."""
+        height, size = self.sizes(shape)
+        each = importance is not None and importance.ndim == 2
+        if height == 1:
+            for piece in pieces(rows):
+                weights = importance[piece] if importance is not None and each else importance
+                yield piece.start, groups_of(rows[piece], dtype, size, weights)
+            return
+        for row, start in enumerate(_starts(shape, height)):
+            part = slice(start, min(start + height, start // shape[-2] * shape[-2] + shape[-2]))
+            values = _side_by_side(rows[part], size)
+            weights = None
+            if importance is not None:
+                weights = importance[part] if each else np.broadcast_to(importance, rows[part].shape)
+                weights = _side_by_side(weights, size)
+            yield row, groups_of(values, dtype, len(rows[part]) * size, weights)
 
     def check_range(self, largest: np.ndarray) -> None:
         """Raise a SchemeError unless magnitudes are finite and far enough from float32's largest value."""
@@ -273,6 +337,26 @@ def stored_scale(scale: np.ndarray, dtype: str) -> np.ndarray:
         SchemeError: a scale is beyond the dtype's largest value.
     """
     return from_float32(np.where(scale == 0, np.float32(1), np.maximum(scale, _LEAST[dtype])), dtype)
+
+
+def near_scales(scale: np.ndarray, dtype: str) -> list[np.ndarray]:
+    """Round scales, finite and not zero, to such as are stored: to nearest, or to the powers of two on both sides."""
+    if dtype == "f8_e8m0":
+        below = (np.abs(scale).view(np.uint32) >> np.uint32(23)).astype(np.int32)
+        return [(below + step).clip(0, 254).astype(np.uint8) for step in (0, 1)]
+    least, most = _LEAST[dtype], np.float32(65504) if dtype == "f16" else LARGEST_VALUE
+    return [from_float32(np.copysign(np.abs(scale).clip(least, most), scale), dtype)]
+
+
+def _starts(shape: tuple[int, ...], height: int) -> Iterator[int]:
+    """Yield the rows in which blocks of this height begin, in each of the matrices of a shape."""
+    return (m * shape[-2] + i for m in range(math.prod(shape[:-2])) for i in range(0, shape[-2], height))
+
+
+def _side_by_side(rows: np.ndarray, size: int) -> np.ndarray:
+    """Lay blocks of all of these rows and ``size`` columns out one after another, in one row [1, ...], zeros added."""
+    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % size)))
+    return padded.reshape(len(rows), -1, size).swapaxes(0, 1).reshape(1, -1)
 
 
 def bad_floats(role: str, plane: np.ndarray, dtype: str, what: str) -> Iterator[tuple[str, str]]:

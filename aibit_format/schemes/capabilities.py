@@ -17,10 +17,12 @@ from typing import Any
 
 from .base import Scheme
 from .cluster import Cluster
+from .cluster_group import ClusterGroup
 from .fourbit import FourBit
 from .fp8 import Fp8E4M3
 from .fp8_block import Fp8Block
 from .ggml import GGML
+from .ggml_ordered import GGMLOrdered
 from .int4_group import Int4Group
 from .int8 import Int8
 from .int8_affine import Int8Absmax, Int8ZeroPoint
@@ -30,11 +32,16 @@ from .microscaling import MXFP4, MXFP8, NVFP4
 from .nf4_cpu import NF4CPU
 from .plain import Plain
 from .ternary import Ternary
+from .w8a8 import Int8Dynamic, Int8Static
 
 # Capability -> signature of the function.
 CAPABILITIES: dict[str, str] = {
     # Returns the same planes as ``scheme.encode``, in the fastest way available.
     "encode_fast": "(scheme, array, dtype) -> planes",
+    # Returns the same planes as ``scheme.encode_weighted``; only for schemes that take importance.
+    "encode_weighted_fast": "(scheme, array, dtype, importance) -> planes",
+    # Returns what GPTQ needs for rows of so many columns; None if the scheme's parameters have none.
+    "quantizer": "(scheme, columns) -> schemes.quantizer.Quantizer | None",
     # Returns ``convert.error.sums`` for planes that encode ``array``: noise, signal and the largest error.
     "errors_fast": "(scheme, planes, array, dtype, rows) -> (float, float, float)",
     # Does the same as ``scheme.decode_rows`` with tensors, on the device of the planes.
@@ -42,17 +49,23 @@ CAPABILITIES: dict[str, str] = {
     # Returns a ``kernels.matmul.Product``, which multiplies inputs with planes as they are; None if the scheme's
     # parameters have none. Its sums are rounded in its own way, so results are close to the reference's but not equal.
     "product": "(scheme) -> Product | None",
+    # Multiplies x [rows, in] with a ``kernels.functional.Weight``, where the scheme says to what x is rounded first.
+    "linear": "(x, weight, bias) -> tensor",
     # Returns a library's layer over the planes, which replaces a Linear; see ``torch.load.modules``.
     "build_module": "(module, info, planes, target) -> module",
     # Returns some rows of a stored tensor as a smaller tensor, maybe in a simpler scheme; see ``file.slice_rows``.
     "slice_rows": "(file, info, rows) -> (scheme, planes)",
+    # Returns the planes of some rows, different int64 indices, maybe in a simpler scheme; see ``schemes.take_rows``.
+    "take_rows": "(scheme, planes, shape, dtype, rows) -> (scheme, planes)",
     # Returns the codes of tensors that follow one another in a file as one plane; see ``torch.layers.fused``.
     "join": "(infos) -> Plane | None",
     # Returns the entries of a tensor in a checkpoint that bitsandbytes loads; see its export in ``formats``.
     "export_bnb": "(file, info) -> Layer",
 }
 
+_W8A8 = (Int8Dynamic, Int8Static)
 _BLOCK_SCALED = (Fp8Block, IntGroup, MXFP4, MXFP8, NVFP4, Ternary)
+_SEARCHED = (ClusterGroup, Fp8E4M3, Fp8Block, Int4Group, IntGroup, MXFP4, MXFP8, NVFP4)
 _registered: dict[tuple[type[Scheme], str], str] = {}
 
 
@@ -106,27 +119,41 @@ def _register_all(capability: str, module: str, functions: dict[type[Scheme], st
 
 
 _register_all("encode_fast", "convert.encoders", {
-    Plain: "plain", Int8: "int8", FourBit: "four_bit", NF4CPU: "nf4_cpu",
+    Plain: "plain", Int8: "int8", FourBit: "four_bit", NF4CPU: "nf4_cpu", GGML: "ggml",
+    **dict.fromkeys(_SEARCHED, "searched"),
 })  # fmt: skip
+_register_all("encode_weighted_fast", "convert.encoders", {
+    GGML: "ggml_weighted", **dict.fromkeys((FourBit, *_SEARCHED), "searched_weighted"),
+})  # fmt: skip
+_register_all(
+    "quantizer", "schemes.group_quantizer", {Int4Group: "int4_group_quantizer", IntGroup: "int_group_quantizer"}
+)
+_register_all("quantizer", "convert.encoders", {GGML: "ggml_quantizer"})
 _register_all("errors_fast", "convert.error", {Plain: "plain_sums", Int8: "int8_sums", FourBit: "four_bit_sums"})
 _register_all("decode_torch", "torch.kernels.decode", {
     Int8: "int8", Int8Absmax: "grouped", Int8ZeroPoint: "grouped", Fp8E4M3: "grouped", Int4Group: "int4_group",
     **dict.fromkeys((Int8Outlier, Int8Outlier1), "int8_outlier"), **dict.fromkeys(_BLOCK_SCALED, "block_scaled"),
-    Cluster: "cluster", FourBit: "four_bit", NF4CPU: "nf4_cpu", GGML: "ggml",
+    Cluster: "cluster", ClusterGroup: "cluster_group", FourBit: "four_bit", NF4CPU: "nf4_cpu", GGML: "ggml",
+    GGMLOrdered: "ggml_ordered", **dict.fromkeys(_W8A8, "w8a8"),
 })  # fmt: skip
-_register_all("product", "torch.kernels.matmul", {Int8: "int8_product", Int8Absmax: "int8_absmax_product"})
+_register_all("product", "torch.kernels.matmul", {
+    Int8: "int8_product", Int8Absmax: "int8_absmax_product", **dict.fromkeys(_W8A8, "w8a8_product"),
+})  # fmt: skip
+_register_all("linear", "torch.kernels.w8a8", dict.fromkeys(_W8A8, "linear"))
 _register_all("product", "torch.kernels.packed", dict.fromkeys(
-    (*_BLOCK_SCALED, Int8ZeroPoint, Fp8E4M3, Int4Group, GGML, Cluster), "product"
+    (*_BLOCK_SCALED, Int8ZeroPoint, Fp8E4M3, Int4Group, GGML, Cluster, ClusterGroup), "product"
 ))  # fmt: skip
 _register_all("build_module", "torch.load.modules", {
     Int8: "int8_linear", FourBit: "four_bit_linear", NF4CPU: "nf4_cpu_linear",
 })  # fmt: skip
-_register_all("slice_rows", "file.slice_rows", {
-    **dict.fromkeys((Plain, Int8, Int8Absmax, Int8ZeroPoint, Fp8E4M3, Int4Group, GGML, Cluster), "by_rows"),
-    **dict.fromkeys(_BLOCK_SCALED, "by_rows"),
+_ROWS = {
+    **dict.fromkeys((Plain, Int8, Int8Absmax, Int8ZeroPoint, Fp8E4M3, Int4Group, GGML), "by_rows"),
+    **dict.fromkeys((Cluster, ClusterGroup, GGMLOrdered, *_BLOCK_SCALED, *_W8A8), "by_rows"),
     FourBit: "four_bit", NF4CPU: "nf4_cpu", **dict.fromkeys((Int8Outlier, Int8Outlier1), "int8_outlier"),
-})  # fmt: skip
-_register_all("join", "torch.layers.fused", {Int8: "int8_codes"})
+}  # fmt: skip
+_register_all("slice_rows", "file.slice_rows", _ROWS)
+_register_all("take_rows", "schemes.take_rows", _ROWS)
+_register_all("join", "torch.layers.fused", dict.fromkeys((Int8, Int8Dynamic), "int8_codes"))
 _register_all("export_bnb", "formats.huggingface.bitsandbytes_export", {
     Int8: "int8_layer", FourBit: "four_bit_layer", NF4CPU: "nf4_cpu_layer",
 })  # fmt: skip

@@ -79,11 +79,11 @@ class Cluster(Scheme):
         pieces = [slice(start, start + step) for start in range(0, count if columns else 0, step)]
         histogram = np.zeros(1 << 16, np.int64)
         for piece in pieces:
-            histogram += np.bincount(_half_bits(rows[piece], dtype).reshape(-1), minlength=1 << 16)
+            histogram += np.bincount(half_bits(rows[piece], dtype).reshape(-1), minlength=1 << 16)
         codebook, code_of = self.codebook(histogram)
         codes = np.empty((count, self.width(columns)), np.uint8)
         for piece in pieces:
-            codes[piece] = pack(code_of[_half_bits(rows[piece], dtype)], self.bits)
+            codes[piece] = pack(code_of[half_bits(rows[piece], dtype)], self.bits)
         return {"codes": codes.reshape(*array.shape[:-1], self.width(columns)), "codebook": codebook}
 
     def codebook(self, histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,16 +97,7 @@ class Cluster(Scheme):
         """
         if histogram[0x7C00:_MINUS_ZERO].any() or histogram[0xFC00:].any():
             raise SchemeError(f"a value is not finite, or beyond float16's 65504, which {self.name} goes through")
-        weights = histogram[_PATTERNS]
-        weights[_VALUES == 0] += histogram[_MINUS_ZERO]
-        used = np.flatnonzero(weights)
-        centres = _lloyd(_VALUES[used], weights[used], 1 << self.bits).astype(np.float32)
-        codebook = np.full(1 << self.bits, centres[-1] if len(centres) else 0, np.float32)
-        codebook[: len(centres)] = centres
-        code_of = np.zeros(1 << 16, np.uint8)
-        code_of[_PATTERNS] = np.searchsorted(_midpoints(centres.astype(np.float64)), _VALUES)
-        code_of[_MINUS_ZERO] = code_of[0]
-        return codebook, code_of
+        return codebook_of(histogram, 1 << self.bits)
 
     def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
         count, columns = matrix(shape)
@@ -153,7 +144,24 @@ class Cluster(Scheme):
             yield "codebook", f"no code refers to entry {idle[0]}"
 
 
-def _half_bits(values: np.ndarray, dtype: str) -> np.ndarray:
+def codebook_of(histogram: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Compute a codebook, f32 [count], and the code of every float16 bit pattern, u8 [65536].
+
+    ``histogram``, i64 or f64 [65536], has the weight of each bit pattern, finite ones alone.
+    """
+    weights = histogram[_PATTERNS]
+    weights[_VALUES == 0] += histogram[_MINUS_ZERO]
+    used = np.flatnonzero(weights)
+    centres = _lloyd(_VALUES[used], weights[used], count).astype(np.float32)
+    codebook = np.full(count, centres[-1] if len(centres) else 0, np.float32)
+    codebook[: len(centres)] = centres
+    code_of = np.zeros(1 << 16, np.uint8)
+    code_of[_PATTERNS] = np.searchsorted(_midpoints(centres.astype(np.float64)), _VALUES)
+    code_of[_MINUS_ZERO] = code_of[0]
+    return codebook, code_of
+
+
+def half_bits(values: np.ndarray, dtype: str) -> np.ndarray:
     """Return the bits, u16, of ``values`` rounded to float16."""
     if dtype == "f16":
         return np.ascontiguousarray(values).view(np.uint16)

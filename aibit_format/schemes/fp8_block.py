@@ -28,13 +28,14 @@ class Fp8Block(BlockScaled):
     """Store f8_e4m3 in the tensor's shape, and a scale for each block."""
 
     name: ClassVar[str] = "fp8-block"
-    words = {"rows": {"all": ALL}, "columns": {"all": ALL}, "scale": _SCALES}
+    words = {"rows": {"all": ALL}, "columns": {"all": ALL}, "scale": _SCALES, **BlockScaled.words}
 
     rows: int = 128
     columns: int = 128
     scale: int = DTYPES["f32"].code
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_block(self, rows=self.rows, columns=self.columns)
         check_word(self, scale=self.scale)
 

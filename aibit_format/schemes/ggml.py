@@ -5,9 +5,10 @@ the bytes of the blocks unchanged: a tensor goes from one GGUF file to another t
 changing. Sizes below are sums that show a block's fields in their order.
 
 Decoded values are those of ``gguf.quants.dequantize`` (gguf-py 0.19), bit for bit; of llama.cpp's ``to_float`` where
-gguf-py decodes nothing (q1_0, q2_0). Encoded blocks are those of gguf-py's ``quantize`` for q4_0 to q8_0. All others
-can be kept here, but only llama.cpp makes them. q8_1 and q8_k are missing: llama.cpp quantizes activations to them
-while it runs, and no file holds weights in them. The layouts are those of
+gguf-py decodes nothing (q1_0, q2_0). Encoded blocks are those of gguf-py's ``quantize`` for q4_0 to q8_0. Scales of
+q2_k to q6_k and of iq4 are searched for, and those of q4_0 to q5_1 where an importance is given (``ggml_encode``). All
+others can be kept here, but only llama.cpp makes them. q8_1 and q8_k are missing: llama.cpp quantizes activations to
+them while it runs, and no file holds weights in them. The layouts are those of
 https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h.
 """
 
@@ -22,8 +23,9 @@ import numpy as np
 from ..dtypes import to_float32
 from ..errors import SchemeError
 from . import ggml_numpy
-from .base import Planes, PlaneSpec, Rows, Scheme, check_weights, matrix
+from .base import Planes, PlaneSpec, Rows, Scheme, check_importance, check_weights, matrix
 from .ggml_codebook import CODEBOOK_LAYOUTS
+from .ggml_encode import ENCODERS, FALLBACKS, Find, find
 from .ggml_layout import Array, Fields, Layout, Operations, grouped
 
 _PIECE_ELEMENTS = 1 << 17  # elements decoded or encoded at a time: their float32 copies stay in cache
@@ -241,7 +243,7 @@ class GGML(Scheme):
     def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
         layout = self.layout
         if layout.encode is None:
-            raise SchemeError(f"{self.name} is kept as llama.cpp made it: only llama.cpp encodes it (llama-quantize)")
+            return self.encode_weighted(array, dtype, None)
         (plane,) = self.planes(array.shape, dtype)
         source = array.reshape(array.size // layout.block, layout.block)
         blocks = np.empty((len(source), layout.size), np.uint8)
@@ -253,6 +255,24 @@ class GGML(Scheme):
             blocks[start : start + step] = layout.join(layout.encode(values))
         return {"blocks": blocks.reshape(plane.shape)}
 
+    @property
+    def takes_importance(self) -> bool:
+        return self.name in ENCODERS
+
+    def encode_weighted(
+        self, array: np.ndarray, dtype: str, importance: np.ndarray | None, how: Find = find
+    ) -> dict[str, np.ndarray]:
+        encoder = ENCODERS.get(self.name)
+        if encoder is None or (importance is None and self.layout.encode is not None):
+            if self.layout.encode is None:
+                what = "is kept as llama.cpp made it: only llama.cpp encodes it (llama-quantize)"
+                raise SchemeError(f"{self.name} {what}")
+            return self.encode(array, dtype)
+        (plane,) = self.planes(array.shape, dtype)
+        if importance is not None:
+            check_importance(importance, array.shape)
+        return {"blocks": encoder.encode(self.layout, array, dtype, importance, how).reshape(plane.shape)}
+
     def decode_rows(self, planes: Planes, shape: tuple[int, ...], dtype: str, rows: Rows) -> np.ndarray:
         layout = self.layout
         count, columns = matrix(shape)
@@ -263,6 +283,11 @@ class GGML(Scheme):
         for start in range(0, len(blocks), step):
             values[start : start + step] = layout.values(blocks[start : start + step], ggml_numpy)
         return values.reshape(len(chosen), columns)
+
+    @property
+    def fallback(self) -> GGML | None:
+        name = FALLBACKS.get(self.name)
+        return None if name is None else GGML(name)
 
     def by_rows(self, shape: tuple[int, ...]) -> bool:
         return True

@@ -12,7 +12,7 @@ import numpy as np
 from .ggml_grids import grid
 from .ggml_layout import Array, Fields, Layout, Operations, grouped
 
-_SIXTEEN = np.array(
+SIXTEEN = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
 )  # of iq4_nl and iq4_xs; llama.cpp chose them once for all
 # Seven bits of signs -> the byte of eight: the last makes the number of negative elements even.
@@ -42,13 +42,13 @@ def _with_high(low: Array, high: Array, ops: Operations) -> Array:
 
 
 def _decode_iq4_nl(f: Fields, ops: Operations) -> Array:
-    return f["d"] * ops.take(_SIXTEEN, ops.spread(f["qs"], 4, 16))
+    return f["d"] * ops.take(SIXTEEN, ops.spread(f["qs"], 4, 16))
 
 
 def _decode_iq4_xs(f: Fields, ops: Operations) -> Array:
     six = ops.spread(f["scales_l"], 4, 1) | ops.spread(f["scales_h"], 2, 1) << 4
     scale = f["d"] * (ops.to_f32(six) - 32)
-    return scale[:, :, None] * grouped(ops.take(_SIXTEEN, ops.spread(f["qs"], 4, 16)), 8)
+    return scale[:, :, None] * grouped(ops.take(SIXTEEN, ops.spread(f["qs"], 4, 16)), 8)
 
 
 def _decode_iq3_xxs(f: Fields, ops: Operations) -> Array:

@@ -92,13 +92,21 @@ class Grouped(Scheme):
         return PlaneSpec("codes", self.codes_dtype, shape), *steps
 
     def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-        rows = array.reshape(matrix(array.shape))
-        codes = np.empty(rows.shape, DTYPES[self.codes_dtype].numpy)
+        return self._encoded(array, dtype, self._steps(array, dtype))
+
+    def _steps(self, array: np.ndarray, dtype: str) -> tuple[np.ndarray, ...]:
+        """Compute the numbers of groups from their ranges, f32 [rows, groups]; [1, 1] for ``tensor``."""
         with np.errstate(over="ignore", invalid="ignore"):
-            steps = self.steps(*self._extremes(rows, dtype))
+            steps = self.steps(*self._extremes(array.reshape(matrix(array.shape)), dtype))
         if not (steps[0] <= LARGEST_SCALE).all():  # NaN fails this too
             raise SchemeError(f"a value is not finite, or so large that {self.name} needs a scale above 2^119")
-        for piece in _pieces(rows):
+        return steps
+
+    def _encoded(self, array: np.ndarray, dtype: str, steps: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        """Round to codes with the numbers of groups, and return all planes."""
+        rows = array.reshape(matrix(array.shape))
+        codes = np.empty(rows.shape, DTYPES[self.codes_dtype].numpy)
+        for piece in pieces(rows):
             spread = (self._spread(step[piece if len(step) > 1 else slice(None)], rows.shape[1]) for step in steps)
             codes[piece] = self.quantized(to_float32(rows[piece], dtype), *spread)
         found = zip(self.step_planes, steps, strict=True)
@@ -130,7 +138,7 @@ class Grouped(Scheme):
         steps = [planes[role].reshape(matrix(planes[role].shape)) for role in self.step_planes]
         scale, used = steps[0], np.zeros(steps[0].shape, np.bool_)
         starts = np.arange(used.shape[1]) * self.group if used.shape[1] > 1 else np.zeros(1, np.intp)
-        for piece in _pieces(rows):
+        for piece in pieces(rows):
             at = slice(None) if self.group == TENSOR else piece
             zeros = self.are_zero(rows[piece], *(self._spread(step[at], rows.shape[1]) for step in steps[1:]))
             found = np.logical_or.reduceat(~zeros, starts, axis=1)
@@ -149,7 +157,7 @@ class Grouped(Scheme):
         groups = self.groups(rows.shape[1])
         low, high = np.zeros((2, len(rows), groups), np.float32)
         starts = np.arange(groups) * self.group if groups > 1 else np.zeros(1, np.intp)
-        for piece in _pieces(rows):
+        for piece in pieces(rows):
             values = to_float32(rows[piece], dtype)
             np.minimum(np.minimum.reduceat(values, starts, axis=1), 0, out=low[piece])
             np.maximum(np.maximum.reduceat(values, starts, axis=1), 0, out=high[piece])
@@ -236,7 +244,7 @@ def divisor(scale: np.ndarray) -> np.ndarray:
     return np.where(scale == 0, np.float32(np.inf), scale)
 
 
-def _pieces(rows: np.ndarray) -> Iterator[slice]:
+def pieces(rows: np.ndarray) -> Iterator[slice]:
     """Yield slices of the rows of a matrix that are processed at a time; none if there are no elements."""
     step = max(1, _PIECE_ELEMENTS // max(rows.shape[1], 1))
     return (slice(start, start + step) for start in range(0, len(rows) if rows.size else 0, step))

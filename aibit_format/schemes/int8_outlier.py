@@ -121,5 +121,5 @@ class Int8Outlier1(Int8Outlier):
     """Store the same planes, in version 1: their number of float16 rows is a parameter of the scheme."""
 
     version: ClassVar[int] = 1
-    is_older: ClassVar[bool] = True
+    is_numbered: ClassVar[bool] = True
     of_tensor: ClassVar[tuple[str, ...]] = ()

@@ -12,12 +12,14 @@ rounding after each operation. With ``ordered=1`` (act-order) ``group_index`` sa
 
 The encoder rounds to nearest, with the numbers that are stored: scale = max|x| / (2^bits - 1) * 2 without zero points,
 as in ``calculate_qparams`` of compressed-tensors, else the range of the group, which includes zero, divided by
-2^bits - 1, as there and in HQQ's and MLX's quantizers before they search. A group of zeros has scale 1.
+2^bits - 1, as there and in HQQ's and MLX's quantizers before they search. A group of zeros has scale 1. With
+``search=1`` scales and zero points are searched for (``searched``); with ``search=hqq`` zero points alone, as HQQ does
+(``half_quadratic``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,8 +37,14 @@ from .block_scaled import (
     dtype_of,
     dtype_words,
     magnitude,
+    near_scales,
     stored_scale,
 )
+from .half_quadratic import zero_points
+from .scale_grids import integers, integers_from_zero
+from .scale_search import NUMPY, Grid, Groups, Pair
+from .scale_search import Steps as SearchSteps
+from .searched import HQQ, PLAIN, Numbers
 
 BITS = (1, 2, 3, 4, 5, 6, 8)
 _SCALES = dtype_words("f16", "bf16", "f32")
@@ -49,7 +57,7 @@ class IntGroup(BlockScaled):
     """Store unsigned codes, packed from the lowest bits up."""
 
     name: ClassVar[str] = "int-group"
-    words = {"group": {"row": ROW}, "scale": _SCALES, "zero": ZEROS}
+    words = {"group": {"row": ROW}, "scale": _SCALES, "zero": ZEROS, "search": {"none": PLAIN, "hqq": HQQ}}
     signed = True  # AutoRound and MLX write negative scales
 
     bits: int = 4
@@ -59,12 +67,15 @@ class IntGroup(BlockScaled):
     ordered: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bits not in BITS:
             raise self.refuse(f"{self.name}: bits {self.bits}, one of {', '.join(map(str, BITS))}")
         check_block(self, group=self.group)
         check_word(self, scale=self.scale, zero=self.zero)
         if self.ordered not in (0, 1):
             raise self.refuse(f"{self.name}: ordered {self.ordered}, 0 or 1")
+        if self.search == HQQ and self.zero != FLOAT:
+            raise self.refuse(f"{self.name}: search hqq finds zero points that are floats: zero=float")
         if self.ordered and self.group == ROW:
             raise self.refuse(f"{self.name}: columns of one group have no order: group row, ordered 1")
 
@@ -127,10 +138,46 @@ class IntGroup(BlockScaled):
             values += np.float32(self.middle)
         return np.clip(values, 0, (1 << self.bits) - 1, out=values).astype(np.uint8)
 
-    def encode(self, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    @property
+    def grid_of_codes(self) -> Grid:
+        return integers(self.bits) if self.zero == NONE else integers_from_zero(self.bits)
+
+    def stored(self, scale: np.ndarray, zero: np.ndarray, plain: Numbers) -> Sequence[Numbers]:
+        dtype = self.steps["scale"]
+        (found,) = near_scales(scale, dtype)
+        if self.zero == NONE:
+            return [{"scale": found}]
+        if self.zero == CODE:
+            below = np.floor(zero).clip(0, (1 << self.bits) - 1).astype(np.uint8)
+            above = np.ceil(zero).clip(0, (1 << self.bits) - 1).astype(np.uint8)
+            return [{"scale": found, "zero_point": each} for each in (below, above)]
+        if self.zero == FLOAT:
+            return [{"scale": found, "zero_point": from_float32(_held(zero, dtype), dtype)}]
+        return [{"scale": found, "bias": from_float32(_held(np.float32(0) - zero * scale, dtype), dtype)}]
+
+    def real(self, numbers: Numbers) -> Pair:
+        scale = to_float32(numbers["scale"], self.steps["scale"])
+        if self.zero == NONE:
+            return scale, np.zeros(scale.shape, np.float32)
+        if self.zero == BIAS:
+            return scale, np.float32(0) - to_float32(numbers["bias"], self.steps["bias"]) / scale
+        return scale, to_float32(numbers["zero_point"], self.steps["zero_point"])
+
+    def improved(self, groups: Groups, plain: Numbers, steps: SearchSteps = NUMPY) -> Numbers:
+        if self.search != HQQ:
+            return super().improved(groups, plain, steps)
+        values = to_float32(groups.values, groups.dtype)
+        there = np.tile(groups.weights > 0, (len(values) // len(groups.weights), 1)).astype(np.float32)
+        zero = zero_points(values.T.copy(), there.T.copy(), *self.real(plain), (1 << self.bits) - 1)
+        dtype = self.steps["zero_point"]
+        return {**plain, "zero_point": from_float32(_held(zero, dtype), dtype)}
+
+    def encode_weighted(
+        self, array: np.ndarray, dtype: str, importance: np.ndarray | None, steps: SearchSteps = NUMPY
+    ) -> dict[str, np.ndarray]:
         if self.ordered:
             raise SchemeError(f"{self.name}: the order of columns comes with a checkpoint; encode with ordered=0")
-        return super().encode(array, dtype)
+        return super().encode_weighted(array, dtype, importance, steps)
 
     def by_rows(self, shape: tuple[int, ...]) -> bool:
         return not self.ordered
@@ -144,3 +191,8 @@ class IntGroup(BlockScaled):
             groups = planes["scale"].shape[-1]
             if index.min() < 0 or index.max() >= groups:
                 yield "group_index", f"groups {index.min()} to {index.max()} of {groups}"
+
+
+def _held(numbers: np.ndarray, dtype: str) -> np.ndarray:
+    """Clip numbers, f32, to what a dtype of scales holds."""
+    return numbers.clip(-65504, 65504) if dtype == "f16" else numbers

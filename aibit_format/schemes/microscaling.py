@@ -15,7 +15,7 @@ scale = e4m3(max|x| of the block / 6 / global_scale). Codes are rounded to neare
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +24,9 @@ import numpy as np
 from ..dtypes import DTYPES, nearest_codes, to_float32
 from .base import Planes
 from .block_scaled import BlockScaled, Steps, check_word, dtype_of, dtype_words, magnitude
+from .scale_search import Groups
+from .scale_search import Steps as SearchSteps
+from .searched import Numbers
 
 _ELEMENTS = dtype_words("f8_e4m3", "f8_e5m2")
 _LARGEST_EXPONENT = {"f4_e2m1": 2, "f8_e4m3": 8, "f8_e5m2": 15}
@@ -50,6 +53,10 @@ class _Microscaled(BlockScaled):
         exponent = ((largest + _QUARTER) >> np.uint32(23)).astype(np.int32) - _LARGEST_EXPONENT[self.codes]
         return {"scale": exponent.clip(0, 254).astype(np.uint8)}
 
+    def first_tries(self, groups: Groups, plain: Numbers, steps: SearchSteps) -> Sequence[Numbers]:
+        exponent = plain["scale"].astype(np.int32)
+        return [{"scale": (exponent + step).clip(0, 254).astype(np.uint8)} for step in (-1, 1, -2)]
+
 
 @dataclass(frozen=True)
 class MXFP4(_Microscaled):
@@ -67,11 +74,12 @@ class MXFP8(_Microscaled):
     """Store floats of 8 bits."""
 
     name: ClassVar[str] = "mxfp8"
-    words = {"element": _ELEMENTS}
+    words = {"element": _ELEMENTS, **BlockScaled.words}
 
     element: int = DTYPES["f8_e4m3"].code
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_word(self, element=self.element)
 
     @property
@@ -84,10 +92,12 @@ class NVFP4(BlockScaled):
     """Store f4_e2m1 with scales of two levels."""
 
     name: ClassVar[str] = "nvfp4"
+    gains_alone: ClassVar[bool] = True  # see ``searched``
 
     reciprocal: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reciprocal not in (0, 1):
             raise self.refuse(f"{self.name}: reciprocal {self.reciprocal}, 0 or 1")
 
@@ -120,6 +130,12 @@ class NVFP4(BlockScaled):
         scale = scale * each if self.reciprocal else scale / each
         codes = nearest_codes(np.clip(scale, _LEAST_FP8, _LARGEST_FP8), "f8_e4m3")
         return {"scale": codes, "global_scale": overall}
+
+    def stored(self, scale: np.ndarray, zero: np.ndarray, plain: Numbers) -> Sequence[Numbers]:
+        overall = plain["global_scale"]
+        ratio = scale * overall if self.reciprocal else scale / overall
+        nearest = nearest_codes(np.clip(np.abs(ratio), _LEAST_FP8, _LARGEST_FP8), "f8_e4m3").astype(np.int32)
+        return [{**plain, "scale": (nearest + step).clip(1, 0x7E).astype(np.uint8)} for step in (0, -1, 1)]
 
     def bad_values(self, planes: Planes) -> Iterator[tuple[str, str]]:
         yield from super().bad_values(planes)

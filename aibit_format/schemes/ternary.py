@@ -33,6 +33,8 @@ class Ternary(BlockScaled):
     """Store u2 in the tensor's shape, and a scale for each matrix."""
 
     name: ClassVar[str] = "ternary"
+    of_encoder: ClassVar[tuple[str, ...]] = ()  # models are trained for this formula
+    promised = True
     words = {"scale": _SCALES}
 
     scale: int = DTYPES["f32"].code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 
@@ -9,7 +10,7 @@ import pytest
 import transformers
 
 import aibit_format as aibit
-from aibit_format.cli.convert import _rule
+from aibit_format.cli.arguments import rule
 from tests.support.command import run
 from tests.support.command_models import model as model
 from tests.support.gguf_models import plain
@@ -80,4 +81,37 @@ def test_convert_says_if_nothing_is_quantized(tmp_path, capsys):
     ],
 )
 def test_a_rule_may_have_parameters(text, wanted):
-    assert _rule(text) == wanted
+    assert rule(text) == wanted
+
+
+def test_a_file_says_how_well_it_predicts_a_text(fixtures, tmp_path, capsys):
+    model, text, out = fixtures / "models" / "tiny-llama", fixtures / "models" / "heldout.txt", tmp_path / "m.aibit"
+    arguments = ("convert", model, "-o", out, "--scheme", "nf4", "--measure", text)
+    status, shown, err = run(*arguments, "--json", capsys=capsys)
+    assert status == 0 and "4,095 tokens predicted, perplexity" in err and "nats" in err
+    with aibit.open(out) as file:
+        found = {key: value for key, value in file.metadata.items() if key.startswith("quality.")}
+        report = json.loads(shown)
+        assert (report["path"], report["root"], report["file_bytes"]) == (str(out), file.root, file.size)
+    assert found["quality.text_sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()
+    assert (found["quality.tokens"], found["quality.context"]) == (4095, 256)
+    status, shown, _ = run("eval", out, "--text", text, "--ref", model, "--limit", 4096, "--json", capsys=capsys)
+    again = json.loads(shown)
+    assert found["quality.kl_mean"] == pytest.approx(again["divergence"]["mean"], rel=1e-5)
+    assert found["quality.perplexity"] == pytest.approx(again["perplexity"], rel=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.aibit"]
+    status, _, err = run(*arguments, capsys=capsys)
+    assert status == 1 and "exists; --force" in err
+    (tmp_path / "latin").write_bytes("aé".encode("latin-1"))
+    status, _, err = run(*arguments[:4], "--force", "--measure", tmp_path / "latin", capsys=capsys)
+    assert status == 1 and "no UTF-8 at byte 1" in err
+
+
+def test_a_model_is_transformed_first(model, tmp_path, capsys):
+    status, out, err = run(
+        "convert", model / "hf", "-o", tmp_path / "m.aibit", "--transform", "rotate,seed=3", "--json", capsys=capsys
+    )
+    assert status == 0 and json.loads(out)["transformed"] == ["rotate,seed=3"]
+    assert "aibit: rotate: the head is no longer tied to the embedding" in err and "MB more in" in err
+    status, _, err = run("convert", model / "hf", "--dry-run", "--transform", "awq", capsys=capsys)
+    assert status == 2 and "awq goes by statistics of activations" in err and "--calibrate" in err

@@ -40,13 +40,35 @@ def test_fewer_bits_are_further_from_the_original(files, fixtures, text, capsys)
     assert json.loads(out)["divergence"] == found["nf4"]["divergence"]
 
 
+def test_several_models_are_one_table_against_kept_predictions(files, fixtures, text, tmp_path, capsys):
+    kept, models = tmp_path / "logits.safetensors", [files / f"{scheme}.aibit" for scheme in ("int8", "nf4")]
+    asked = ("--text", text, "--context", 128, "--limit", 500)
+    original = ("--ref", fixtures / "models" / "tiny-llama", "--save-logits", kept)
+    status, out, err = run("eval", *models, *asked, *original, capsys=capsys)
+    assert (status, err) == (0, "") and "499 tokens predicted" in out and "reference" in out
+    head, *rows = out.strip().splitlines()[-3:]
+    assert all(word in head for word in ("KL mean", "KL 99 %", "same first", "first token", "tokens/s"))
+    assert [row.split()[0] for row in rows] == [str(path) for path in models]
+    status, out, _ = run("eval", *models, *asked, "--ref", kept, "--json", capsys=capsys)
+    found = json.loads(out)["models"]
+    assert status == 0 and [each["file"] for each in found] == [str(path) for path in models]
+    assert 0 < found[0]["divergence"]["mean"] < found[1]["divergence"]["mean"]
+    assert all(each["tokens_per_second"] > 0 and each["bytes"] > 0 for each in found)
+    status, _, err = run("eval", *models, *asked, *original, capsys=capsys)
+    assert status == 1 and "exists" in err
+    status, out, _ = run("eval", *models, *asked, capsys=capsys)
+    assert status == 0 and "KL" not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
         ([], 2, "--text"),
         (["--text", "{text}", "--context", "1"], 2, "2 or more"),
-        (["--text", "{text}", "--context", "9", "--stride", "10"], 2, "from 1 to --context"),
-        (["--text", "{text}", "--context", "257"], 2, "the model takes 256 tokens"),
+        (["--text", "{text}", "--context", "9", "--stride", "10"], 2, "from 1 to as many"),
+        (["--text", "{text}", "--context", "257"], 1, "the model takes 256"),
+        (["--text", "{text}", "--save-logits", "x"], 2, "the model that --ref names"),
+        (["--text", "{text}", "--context", "256", "--ref", "x.safetensors"], 1, "x.safetensors"),
         (["--text", "nowhere", "--context", "256"], 1, "No such file"),
         (["--text", "{latin}", "--context", "256"], 1, "no UTF-8 at byte 1"),
         (["--text", "{empty}", "--context", "256"], 1, "two or more are needed"),

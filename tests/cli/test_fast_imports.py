@@ -26,6 +26,21 @@ def test_a_lean_start_gives_the_same_text(scheme, fixtures, tmp_path):
     assert modules[0] < 0.75 * modules[1]
 
 
+def test_what_was_left_out_can_be_imported_afterwards():
+    subprocess.run([sys.executable, "-c", _UNDONE], env=os.environ | {"AIBIT_FULL_IMPORTS": ""}, check=True)
+
+
+_UNDONE = """
+from aibit_format.cli import fast_imports
+undo = fast_imports.start()
+import torch
+import torch.distributed.tensor._dispatch as left_out
+assert left_out.OpDispatcher() and not hasattr(left_out, "__file__")
+undo()
+from torch.distributed.tensor import DTensor
+import torch.distributed.tensor._dispatch as imported
+assert issubclass(DTensor, torch.Tensor) and imported.__file__
+"""
 _RUN = """
 import sys
 from aibit_format.cli import main

@@ -5,16 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-import transformers
 
 import aibit_format as aibit
-from aibit_format.cli.run import context_of
 from tests.support.command_models import shell
-
-
-def _yarn(positions: int, **parameters) -> transformers.LlamaConfig:
-    rope = {"rope_type": "yarn", "rope_theta": 10000.0, **parameters}
-    return transformers.LlamaConfig(max_position_embeddings=positions, rope_parameters=rope)
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +42,3 @@ def test_run_stops_where_the_model_s_context_ends_and_says_so(chatty):
     assert prompt + new < size or f"the model's context of {size} tokens is full" in done.stderr
     done = shell("run", chatty, "The queue " * size, "-n", "1")
     assert done.returncode == 1 and f"the model's context holds {size}" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("config", "context"),
-    [
-        (transformers.LlamaConfig(max_position_embeddings=64), 64),
-        (transformers.GPT2Config(n_positions=32), 32),
-        (transformers.T5Config(), None),
-        (transformers.MambaConfig(), None),
-        (_yarn(64, factor=4.0, original_max_position_embeddings=64), 256),
-        (_yarn(256, factor=4.0, original_max_position_embeddings=64), 256),
-    ],
-)
-def test_the_context_is_what_the_configuration_says(config, context):
-    assert context_of(config) == context

@@ -65,7 +65,7 @@ def test_numbers_of_the_format():
     names = ("metadata", "schemes", "documents", "tensors", "planes", "strings", "leaves")
     assert layout.SIGNATURE.hex() == "8961696269740d0a1a0a"
     assert list(layout.SECTIONS.items()) == list(enumerate(names, 1))
-    assert list(layout.ROLES.values()) == list(range(1, 18))
+    assert list(layout.ROLES.values()) == list(range(1, 21))
     assert layout.ALIGNMENTS == (64, 4096, 2097152) and layout.LEAF == 1048576 and layout.ALIGNMENT == 64
     assert layout.MAX_STRINGS == layout.MAX_TENSORS == 1 << 20 and layout.MAX_SIZE == (1 << 63) - 1
 

@@ -25,7 +25,8 @@ def test_a_rule_that_matches_nothing_is_an_error(tmp_path):
     [("scheme = 3", "a recipe is"), ("shceme = 'int8'", "a recipe is"), ("[tensors]\na = 1", "a recipe is"),
      ("scheme = 'int9'", "unknown scheme"), ("= 3", "not TOML"), ("[tensors]\n'(' = 'int8'", "regular expression"),
      ("scheme = 'nf4,block=3'", "block_size"), ("scheme = 'nf4,block_size=63'", "63"),
-     ("[tensors]\nx9 = 'int8'", "x9")],
+     ("[tensors]\nx9 = 'int8'", "x9"), ("transform = 'awq'", "a recipe is"), ("transform = [1]", "a recipe is"),
+     ("transform = ['x9']", "unknown transformation 'x9'; known: rotate, smooth, awq")],
 )  # fmt: skip
 def test_recipes_that_say_nothing_sensible_are_refused(text, complaint, tmp_path):
     architectures.save("llama-untied", tmp_path / "hf")

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from aibit_format.errors import LoadError
+from aibit_format.hf import limits
 from aibit_format.hf.config import build_config, empty_model
 from aibit_format.hf.limits import Limits
 
@@ -53,6 +54,13 @@ def test_a_model_with_buffers_far_larger_than_its_file_is_not_built():
     config = {"model_type": "gptj", "n_positions": 1 << 24, "n_embd": 64, "n_head": 2, "n_layer": 1, "vocab_size": 9}
     with pytest.raises(LoadError, match=r"its buffers would have .* bytes, and at most 268435456"):
         empty_model(build_config(config, LIMITS), "GPTJForCausalLM", LIMITS)
+
+
+def test_a_constructor_that_loops_without_making_tensors_is_ended(monkeypatch):
+    monkeypatch.setattr(limits, "_FREE_SECONDS", 0.5)
+    config = build_config({"model_type": "levit", "image_size": 1024}, LIMITS)  # pairs of points of a grid: 2^24
+    with pytest.raises(LoadError, match="takes more than 1 s of a processor"):
+        empty_model(config, "LevitForImageClassification", LIMITS)
 
 
 @pytest.mark.parametrize("model_type", ["llava_onevision", "llava_next", "moss_transcribe_diarize", "gemma3", "llama4"])

@@ -8,7 +8,7 @@
 
 enum { ROWS = 9, FEATURES = 5, COLUMNS = 768 };
 
-#define ENTRY(name, columns, bytes, form, offset) {#name, columns, bytes, form, offset},
+#define ENTRY(name, columns, bytes, form, offset, unit) {#name, columns, bytes, form, offset},
 static const struct {
     const char *name;
     size_t columns, bytes;
@@ -42,7 +42,8 @@ static void fill(uint8_t *bytes, size_t count)
 int main(int argc, char **argv)
 {
     static uint8_t codes[FEATURES * COLUMNS * 4], scales[FEATURES * COLUMNS];
-    static float inputs[ROWS][COLUMNS], book[256], values[ROWS * COLUMNS], input_scales[ROWS * 3 * 8], sums[ROWS * 3 * 16];
+    static float inputs[ROWS][COLUMNS], book[256], values[ROWS * COLUMNS];
+    static InputSteps steps[ROWS * 3];
     static float found[ROWS][FEATURES], first[ROWS][FEATURES];
     int equal = argc > 1 && !strcmp(argv[1], "equal"), ran = 0;
     uint64_t checksum = 14695981039346656037ull;
@@ -51,7 +52,8 @@ int main(int argc, char **argv)
     for (int i = 0; i < ROWS * COLUMNS; i++)
         inputs[i / COLUMNS][i % COLUMNS] = (float)(int32_t)(next() % 20001 - 10000) / 1024;
     for (int format = 0; format < FORMAT_COUNT; format++)
-        for (int kind = IN_F32; kind <= IN_I8; kind++) {
+        for (int way = 0; way < 2 * 3; way++) { /* one row and several, with each kind of inputs */
+            Activations kind = (Activations)(way / 2);
             size_t columns = TABLE[format].form > BIASED ? COLUMNS - 11 : COLUMNS;
             size_t bytes = columns / TABLE[format].columns * TABLE[format].bytes +
                            (columns % TABLE[format].columns * TABLE[format].bytes + 7) / 8;
@@ -60,14 +62,15 @@ int main(int argc, char **argv)
                              .group = 32, .block_rows = 1, .groups = 24, .numbers = 24 * FEATURES,
                              .scale_type = NUMBER_F16, .scales = scales, .zeros = "", .book = book,
                              .offset = TABLE[format].offset, .biased = TABLE[format].form == BIASED};
-            Inputs given = {weight.form == VALUES ? IN_F32 : (Activations)kind, ROWS, 3, values, input_scales, sums};
+            Inputs given = {weight.form == VALUES ? IN_F32 : kind, way % 2 ? ROWS : 1, 3, values, steps};
             fill(codes, sizeof codes), fill(scales, sizeof scales);
             for (size_t i = 0; i < sizeof TARGETS / sizeof *TARGETS; i++) {
-                PackedProduct product = {&weight, &given, NULL, found, F32, FEATURES};
+                PackedProduct product = {&weight, &given, NULL, found, F32, F32, FEATURES};
                 if (!TARGETS[i]->runs())
                     continue;
-                for (size_t row = 0; row < ROWS; row++)
+                for (size_t row = 0; row < given.rows; row++)
                     TARGETS[i]->take(F32, inputs[row], columns, row, &given);
+                memset(found, 0, sizeof found);
                 TARGETS[i]->multiply(&product, 0, FEATURES);
                 ran |= 1 << i;
                 if (i == 0) {
@@ -82,7 +85,7 @@ int main(int argc, char **argv)
                 for (int k = 0; k < ROWS * FEATURES; k++) {
                     float one = first[k / FEATURES][k % FEATURES], other = found[k / FEATURES][k % FEATURES];
                     if (equal ? memcmp(&one, &other, 4) != 0 : !(fabsf(one - other) <= top * 0x1p-18f)) {
-                        fprintf(stderr, "%s, kind %d, %s: %a, not %a\n", TABLE[format].name, kind, TARGETS[i]->name, other, one);
+                        fprintf(stderr, "%s, way %d, %s: %a, not %a\n", TABLE[format].name, way, TARGETS[i]->name, other, one);
                         return 1;
                     }
                 }

@@ -24,6 +24,7 @@ from aibit_format.convert import encoders
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.errors import SchemeError
 from aibit_format.schemes import fourbit
+from aibit_format.schemes.ggml_encode import ENCODERS
 from aibit_format.torch.kernels import openmp
 
 needs_native = pytest.mark.skipif(not native.available, reason="the compiled code is not here")
@@ -143,6 +144,43 @@ def calls():
     weight, scales, result = np.zeros((8, 64), np.int8), np.zeros(8, np.float32), np.zeros((4, 8), np.float16)
     yield native.int8_linear, [values, "f16", 6.0, weight, scales, 1.0, None, result]
     yield native.float_linear, [values, "f16", weight, scales, 1.0, None, result]
+
+
+def _kinds(random: np.random.Generator, shape: tuple[int, int], kind: str) -> np.ndarray:
+    """Weights of a kind that searches may stumble over, f32."""
+    values = random.standard_normal(shape) * 2.0 ** random.integers(-12, 3, (shape[0], 1))
+    if kind == "heavy":
+        values *= np.exp(random.normal(0, 3, values.shape))
+    elif kind == "grid":
+        values = random.integers(-8, 8, values.shape) / 4
+    elif kind == "tiny":
+        values *= 1e-7
+    elif kind == "sparse":
+        values *= random.random(values.shape) < 0.02
+    elif kind == "positive":
+        values = np.abs(values) + 0.1
+    return values.astype(np.float32)
+
+
+@needs_native
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(sorted(ENCODERS)),
+    st.sampled_from(["f32", "bf16", "f16"]),
+    st.integers(1, 5),
+    st.sampled_from(["none", "columns", "rows"]),
+    st.sampled_from(["normal", "heavy", "grid", "tiny", "sparse", "positive"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_blocks_of_ggml_are_those_of_numpy(name, dtype, rows, weighting, kind, seed):
+    random, scheme, columns = np.random.default_rng(seed), schemes.make(name), 768
+    array = from_float32(_kinds(random, (rows, columns), kind).clip(-6e4, 6e4), dtype)
+    importance = None
+    if weighting != "none":
+        importance = np.exp(random.normal(0, 3, columns if weighting == "columns" else array.shape)).astype(np.float32)
+        importance *= random.random(importance.shape) < 0.9
+    fast = encoders.ggml_weighted(scheme, array, dtype, importance)["blocks"]
+    assert fast.tobytes() == scheme.encode_weighted(array, dtype, importance)["blocks"].tobytes()
 
 
 @needs_native
@@ -493,3 +531,68 @@ def test_leaves_of_a_region_whichever_are_wanted(which, monkeypatch):
     found = checksums.leaves(region, which)
     monkeypatch.setattr(native, "available", False)
     assert np.array_equal(found, checksums.leaves(region, which)) and len(found) == (5 if which is None else len(which))
+
+
+@needs_native
+@settings(max_examples=120, deadline=None)
+@given(
+    st.sampled_from(
+        [
+            "int4-group,group=32",
+            "int4-group,symmetric=1",
+            "int4-group,group=row",
+            "int-group,bits=2,group=24",
+            "int-group,bits=3,group=5,zero=code",
+            "int-group,zero=float",
+            "int-group,bits=8,group=row,zero=bias,scale=bf16",
+            "nf4",
+            "fp4,block_size=32",
+            "fp8-e4m3",
+            "fp8-block,rows=3,columns=17",
+            "mxfp4",
+            "mxfp8,element=f8_e5m2",
+            "nvfp4",
+            "cluster-group,group=16",
+            "cluster-group,bits=2,group=row",
+        ]
+    ),
+    st.sampled_from(["f32", "bf16", "f16"]),
+    st.integers(1, 5),
+    st.integers(1, 150),
+    st.sampled_from(["none", "columns", "rows"]),
+    st.sampled_from(["normal", "heavy", "grid", "tiny", "sparse", "positive"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_searched_groups_are_those_of_numpy(text, dtype, rows, columns, weighting, kind, seed):
+    random = np.random.default_rng(seed)
+    scheme = schemes.parse(text if text.startswith("cluster") else f"{text},search=1")
+    array = from_float32(_kinds(random, (rows, columns), kind).clip(-6e4, 6e4), dtype)
+    importance = None
+    if weighting != "none":
+        importance = np.exp(random.normal(0, 3, columns if weighting == "columns" else array.shape)).astype(np.float32)
+        importance *= random.random(importance.shape) < 0.9
+    wanted = scheme.encode_weighted(array, dtype, importance)
+    found = encoders.searched_weighted(scheme, array, dtype, importance)
+    assert all(found[role].tobytes() == plane.tobytes() for role, plane in wanted.items())
+
+
+@needs_native
+def test_searches_with_numbers_that_do_not_fit_are_refused():
+    values, weights, scales = np.zeros((3, 4), np.float32), np.ones((1, 4), np.float32), np.zeros(3, np.float32)
+    grid, starts = (0, -8.0, 7.0, 0.0, 0.0), np.ones((2, 2), np.float32)
+    fits = [values, "f32", weights, grid, None, starts, 2, False, scales, scales.copy()]
+    native.fit_groups(*fits)
+    others = {
+        0: np.zeros((3, 5), np.float32), 3: (3, *grid[1:]), 4: np.zeros(31, np.float32), 6: 17,
+        8: np.zeros(2, np.float32), 2: np.zeros((0, 4), np.float32), 5: np.zeros((0, 2), np.float32),
+    }  # fmt: skip
+    for place, other in others.items():
+        with pytest.raises(ValueError, match=r"search|belong"):
+            native.fit_groups(*(other if i == place else argument for i, argument in enumerate(fits)))
+    tried = np.zeros((2, 3), np.float32)
+    chosen = [values, "f32", weights, grid, None, tried, tried.copy(), np.zeros(3, np.uint8), scales]
+    native.choose_groups(*chosen)
+    with pytest.raises(ValueError, match="belong"):
+        native.choose_groups(*chosen[:7], np.zeros(2, np.uint8), scales)
+    with pytest.raises(ValueError, match="no search"):
+        native.choose_groups(*chosen[:5], tried[:0], tried[:0], *chosen[7:])

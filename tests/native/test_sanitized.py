@@ -37,10 +37,11 @@ REFUSED = (ValueError, OverflowError)
 
 @dataclass(frozen=True)
 class Array:
-    """Stands for an array of ``size`` bytes, which the function fills if ``out``."""
+    """Stands for an array of ``size`` bytes, which the function fills if ``out``; ``zeros`` alone fit some."""
 
     size: int
     out: bool = False
+    zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def calls(random: np.random.Generator, draw: Any, parallel: Any) -> Iterator[tup
         dtype, Array(rows * block * width), rows, block, Array(15 * 4), Array(16), out(rows * half_block),
         out(rows * 4),
     ]  # fmt: skip
+    yield from ggml_calls(random, draw, dtype, width)
+    yield from gptq_calls(random, draw)
     for item in {width, 4}:
         yield "four_bit_values", [
             dtype, rows, block, Array(rows * half_block), Array(16 * 4), Array(rows * 4), item,
@@ -98,8 +101,50 @@ def calls(random: np.random.Generator, draw: Any, parallel: Any) -> Iterator[tup
     yield "int8_linear", [*linear, float(random.choice([6.0, 1e-3, np.inf, np.nan]))]
     yield "float_linear", linear
     yield from packed_calls(random, draw, dtype, width, team)
+    yield from operator_calls(random, draw, dtype, width, team)
     leaf = draw("leaf")
     yield "leaf_digests", [Array(rows * leaf), rows, leaf, out(rows * 8)]
+
+
+def ggml_calls(random: np.random.Generator, draw: Any, dtype: str, width: int) -> Iterator[tuple[str, list[Any]]]:
+    """Yield searches for the scales of blocks with and without minima, and with a codebook."""
+    count, periods, starts, divisors = draw("rows"), *(int(random.integers(1, 4)) for _ in range(3))
+    groups, size = ((1, 32), (8, 32), (16, 16))[int(random.integers(3))]
+    minima = int(random.integers(3))
+    codes, factors = ((0, 15) if minima else (-8, 7)), (0, 63) if minima else (-32, 31)
+    numbers = [*codes, *factors, minima, 3, *(int(random.integers(3)) for _ in range(3))]
+    book = None if minima or random.random() < 0.5 else Array(31 * 4)
+    yield "ggml_blocks", [
+        dtype, Array(count * groups * size * width), count, Array(periods * groups * size * 4), periods,
+        Array(starts * 8), starts, Array(divisors * 8), divisors, book, Array(count * groups * size, True),
+        Array(count * 2 * groups, True), Array(count * 4, True), groups, size, *map(Free, numbers),
+    ]  # fmt: skip
+    count, size, kind = draw("rows"), 2 * int(random.integers(1, 40)), int(random.integers(3))
+    book, tried = Array(31 * 4) if kind == 2 else None, int(random.integers(1, 5))
+    weights = [Array(periods * size * 4), periods]
+    given = [dtype, Array(count * size * width), count, size, *weights, Free(kind), -6.0, 6.0, 1.0, 6e6]
+    each = Array(count * 4, True)
+    yield "fit_groups", [*given, book, Array(tried * 8), tried, Free(2), Free(int(kind == 0)), each, each]
+    some = Array(tried * count * 4)
+    yield "choose_groups", [*given, book, tried, some, some, Array(count, True), each]
+
+
+def gptq_calls(random: np.random.Generator, draw: Any) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the factor of a matrix, and the rounding of some columns of a weight and the spreading of their errors."""
+    count = draw("columns")
+    stride = -(-count // 8) * 8
+    yield "gptq_factor", [Array(count * stride * 8, True), Array(count * stride * 8, True), count, stride]
+    columns, rows, groups = draw("columns"), 16 * min(draw("rows"), 3), int(random.integers(1, 4))
+    first = int(random.integers(0, max(1, min(columns, 4))))
+    stop = max(first, min(columns, first + int(random.integers(0, 40))))
+    values, weights = Array(columns * rows * 4, True), Array(columns * columns * 4)
+    yield "gptq_round", [
+        columns, rows, groups, values, values, Array(columns * rows, True), weights, Array(columns * 4, zeros=True),
+        Array(3 * groups * rows * 4), (None, Array(31 * 4))[int(random.integers(2))], Free(15), Free(first), Free(stop),
+    ]  # fmt: skip
+    yield "gptq_propagate", [
+        columns, rows, values, Array(columns * rows * 4), weights, Free(first), Free(stop), Free(stop), Free(columns),
+    ]  # fmt: skip
 
 
 PACKED = [
@@ -131,7 +176,7 @@ def packed_calls(
     grid = -(-features // block_rows) * (-(-columns // group) if group else 1)
     zero = "none" if floats or random.random() < 0.5 else zero
     weight = [
-        name, Array(features * row_bytes), Array(grid * kinds[scale]) if aside else None,
+        features, columns, name, Array(features * row_bytes), Array(grid * kinds[scale]) if aside else None,
         Array(grid * kinds[zero]) if aside and zero != "none" else None,
         Array(4 << size) if name.startswith("book") else None,
         Array(4) if random.random() < 0.5 else None, Free(group), Free(block_rows), scale, zero,
@@ -139,20 +184,55 @@ def packed_calls(
         Free(8 if name in ("u4", "nibbles") else 0),
     ]  # fmt: skip
     kind = str(random.choice(["float32", "int16", "int8"]))
-    bias = Array(features * 4) if random.random() < 0.5 else None
+    bias_dtype, bias_width = [("f32", 4), ("bf16", 2)][int(random.integers(2))]
+    bias = Array(features * bias_width) if random.random() < 0.5 else None
     yield "packed_product", [
-        target, kind, dtype, rows, columns, features, Array(rows * columns * width), bias,
-        Array(rows * features * width, True), *team, *weight,
+        *weight, target, kind, dtype, rows, Array(rows * columns * width), bias, bias_dtype,
+        Array(rows * features * width, True), *team,
     ]  # fmt: skip
     first = int(random.integers(0, max(1, min(features, 4))))
     count = max(0, features - first)
     yield "packed_values", [
-        target, dtype, columns, features, Free(min(first, features)), count, Array(count * columns * width, True),
-        *team, *weight,
+        *weight, target, dtype, Free(min(first, features)), count, Array(count * columns * width, True), *team,
+    ]  # fmt: skip
+
+
+def operator_calls(
+    random: np.random.Generator, draw: Any, dtype: str, width: int, team: list[Any]
+) -> Iterator[tuple[str, list[Any]]]:
+    """Yield what is computed between products."""
+    rows, columns, batches, positions, heads = draw("rows"), draw("columns"), *(draw("few") for _ in range(3))
+    weight = Array(columns * width) if random.random() < 0.7 else None
+    yield "rms_norm", [
+        dtype, rows, columns, Array(rows * columns * width), weight, dtype, Array(rows * columns * width, True), 1e-6,
+        float(random.integers(2)), Free(int(random.integers(2))), *team,
+    ]  # fmt: skip
+    size, first = 16 * draw("few"), draw("few")
+    turned, capacity, angles = min(size, 32), first + positions, int(random.choice([1, batches]))
+    angle = Array(angles * positions * turned * width) if random.random() < 0.7 else None
+    yield "rotary", [
+        dtype, batches, positions, heads, size, turned if angle else Free(turned), angles, capacity, Free(first),
+        Array(batches * positions * heads * size * width), angle, angle,
+        Array(batches * heads * capacity * size * width, True), *team,
+    ]  # fmt: skip
+    size, value_size, group, queries = 8 * max(1, draw("few")), 8 * max(1, draw("few")), draw("few"), draw("few")
+    keys = queries + draw("few")
+    capacity = keys + draw("few")
+    yield "attention", [
+        dtype, batches, heads, group, queries, Free(keys), capacity, size, value_size, Free(draw("few")), 0.1,
+        float(random.choice([0.0, 30.0])), Array(batches * heads * group * queries * size * width),
+        Array(batches * heads * capacity * size * width), Array(batches * heads * capacity * value_size * width),
+        Array(batches * heads * group * queries * value_size * width, True), *team,
+    ]  # fmt: skip
+    up = Array(columns * width) if random.random() < 0.7 else None
+    yield "gated", [
+        dtype, str(random.choice(["silu", "gelu_tanh", "relu"])), columns, Array(columns * width), up,
+        Array(columns * width, True), *team,
     ]  # fmt: skip
 
 
 SIZES = {
+    "few": [0, 1, 2, 3, 5],
     "rows": [0, 1, 2, 3, 5, 200], "columns": [0, 1, 7, 16, 33, 64, 100, 700], "features": [0, 1, 3, 17, 130],
     "block": [32, 64, 96, 256, 1024], "blocks": [0, 1, 2, 3], "leaf": [241, 256, 1024, 1089, 5000],
 }  # fmt: skip
@@ -176,10 +256,20 @@ class Program:
                 self.call(name, [self.given(each, 0x7F) for each in arguments])  # sums of these wrap
             for name, arguments in calls(self.random, self.any_size, self.parallel):
                 self.tried(name, arguments)
+        self.definite()
         for _ in range(ROUNDS // 10):
             for name, arguments in calls(self.random, self.larger_size, self.parallel):
                 self.wrong_sizes(name, arguments)
                 self.wrong_arrays(name, arguments)
+
+    def definite(self) -> None:
+        """Check the factors of matrices that have some: random content is never positive definite."""
+        for count in (0, 1, 7, 64, 65, 131):
+            stride = -(-count // 8) * 8
+            one = np.eye(count, stride)
+            matrix, inverse = (placed(each.view(np.uint8).reshape(-1), 1 + 2 * count) for each in (4 * one, one))
+            check(self.call("gptq_factor", [matrix, inverse, count, stride]), f"gptq_factor of {count}")
+            check((inverse == (one / 2).view(np.uint8).reshape(-1)).all(), f"inverse of {count}")
 
     def size(self, kind: str) -> int:
         return int(self.random.choice(SIZES[kind]))
@@ -195,7 +285,7 @@ class Program:
 
     def fitting(self, name: str, arguments: list[Any]) -> None:
         """Check that a call succeeds, and that its results do not depend on where in memory arrays begin."""
-        content = [self.content(each.size) if isinstance(each, Array) else None for each in arguments]
+        content = [self.content(each) if isinstance(each, Array) else None for each in arguments]
         wanted = self.results(name, arguments, content, 0)
         for offset in (1, 2, 13):
             found = self.results(name, arguments, content, offset)
@@ -208,8 +298,11 @@ class Program:
         # Results that are not complete may differ, and so may the bits of a NaN.
         return [repr(result), *(each.tobytes() for each in outs if result is not False)]
 
-    def content(self, size: int) -> np.ndarray:
+    def content(self, array: Array) -> np.ndarray:
         """Return bytes that are finite numbers of any dtype: the upper byte of none has an exponent of ones."""
+        size = array.size
+        if array.zeros:
+            return np.zeros(size, np.uint8)
         return (self.random.integers(0, 0x3C, size) | self.random.integers(0, 2, size) << 7).astype(np.uint8)
 
     def tried(self, name: str, arguments: list[Any]) -> BaseException | None:
@@ -225,12 +318,17 @@ class Program:
         if not isinstance(argument, Array):
             return argument
         size = argument.size if argument.size <= MOST_BYTES else 0
+        fill = 0 if fill is not None and argument.zeros else fill
         data = self.random.integers(0, 256, size).astype(np.uint8) if fill is None else np.full(size, fill, np.uint8)
         return placed(data, int(self.random.integers(0, 16)))
 
     def call(self, name: str, arguments: list[Any]) -> Any:
         self.done[name] = self.done.get(name, 0) + 1
         plain = [each.value if isinstance(each, Free) else each for each in arguments]
+        if name.startswith("packed"):  # arguments of a weight come first
+            plain = [self.kernels.packed_weight(*plain[:15]), *plain[15:]]
+        if name == "packed_product":
+            plain = [(each,) if i in (0, 6, 8) else each for i, each in enumerate(plain)]
         return getattr(self.kernels, name)(*plain)
 
     def wrong_sizes(self, name: str, arguments: list[Any]) -> None:
@@ -300,6 +398,7 @@ def main(path: str, seed: str) -> None:
         "supported",
         "gomp_parallel",
         "packed_targets",
+        "packed_weight",
     }
     check(functions == set(program.done), f"functions that are not called: {functions ^ set(program.done)}")
     sys.stdout.write(f"{sum(program.done.values())} calls\n")

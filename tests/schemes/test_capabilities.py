@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,13 +17,17 @@ from torch import nn
 
 from aibit_format import schemes
 from aibit_format.convert import error
+from aibit_format.errors import SchemeError
 from aibit_format.file import writer
 from aibit_format.file.reader import File
 from aibit_format.file.slice_rows import slice_rows
 from aibit_format.interop import to_torch
 from aibit_format.schemes import Scheme, capabilities
 from aibit_format.schemes.ggml import LAYOUTS
+from aibit_format.schemes.ggml_encode import ENCODERS
+from aibit_format.schemes.ggml_quantizer import ggml_quantizer
 from aibit_format.torch.kernels import packed
+from aibit_format.torch.kernels.functional import Weight
 from aibit_format.torch.kernels.matmul import FEW_ROWS
 from aibit_format.torch.load.modules import Target
 from tests.support.gguf_models import random_blocks
@@ -35,7 +40,10 @@ NAMES = [
     "fp8-block,rows=32,columns=64", "fp8-block,rows=1,columns=all,scale=bf16", "fp8-block,rows=all,columns=all",
     "fp8-block,rows=16,scale=f8_e8m0", "int-group,bits=3,zero=code", "int-group,bits=8,group=row",
     "int-group,zero=float,scale=f32", "int-group,bits=6,zero=bias,scale=bf16", "mxfp4", "mxfp8,element=f8_e5m2",
-    "nvfp4", "ternary,reciprocal=1",
+    "nvfp4", "ternary,reciprocal=1", "cluster-group,bits=3,group=16", "cluster-group,group=row",
+    *(f"{text},search=1" for text in ("int4-group", "int-group,bits=3,zero=code", "nf4", "fp8-e4m3", "mxfp4", "nvfp4",
+                                      "fp8-block,rows=16,columns=48")), "int8-dynamic", "int8-static,asymmetric=1",
+    "gguf:q5_1,version=2", "gguf:iq2_s,version=2",
 ]  # fmt: skip
 CASES = [
     pytest.param(text, capability, id=f"{text}-{capability}")
@@ -53,8 +61,12 @@ class Case:
         self.values[::7, 3] *= 30
         self.dtype = text if text in ("f16", "bf16") else "f32"
         self.scheme = schemes.parse(text).fitted(self.values, "f32")
-        kept = text in LAYOUTS  # most of them are made by llama.cpp alone
-        self.planes = {"blocks": random_blocks(text, SHAPE)} if kept else self.scheme.encode(self.values, "f32")
+        self.scheme = self.scheme.calibrated(np.full(1, -2.5, np.float32), np.full(1, 4, np.float32))
+        name = self.scheme.name
+        kept = name in LAYOUTS  # most of them are made by llama.cpp alone
+        self.planes = {"blocks": random_blocks(name, SHAPE)} if kept else self.scheme.encode(self.values, "f32")
+        if self.scheme.unordered != self.scheme:
+            self.planes["column_order"] = np.random.default_rng(1).permutation(SHAPE[1]).astype(np.int32)
         self.decoded = self.scheme.decode(self.planes, SHAPE, self.dtype)
         self.folder = folder
 
@@ -69,9 +81,49 @@ class Case:
 
 
 def encode_fast(case, function):
+    check_encoded(case, function, case.scheme.encode)
+
+
+def encode_weighted_fast(case, function):
+    importance = np.exp(np.random.default_rng(1).normal(0, 1, SHAPE[-1])).astype(np.float32)
+
+    def fast(scheme, array, dtype):
+        return function(scheme, array, dtype, importance)
+
+    check_encoded(case, fast, lambda array, dtype: case.scheme.encode_weighted(array, dtype, importance))
+
+
+def check_encoded(case, function, oracle):
+    try:
+        wanted = oracle(case.values, "f32")
+    except SchemeError as error:  # llama.cpp alone makes them
+        with pytest.raises(SchemeError, match=re.escape(str(error))):
+            function(case.scheme, case.values, "f32")
+        return
     found = function(case.scheme, case.values, "f32")
-    assert found.keys() == case.planes.keys()
-    assert all(np.array_equal(found[role], plane) for role, plane in case.planes.items())
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[role], plane) for role, plane in wanted.items())
+
+
+def quantizer(case, function):
+    made = function(case.scheme, SHAPE[1])
+    if made is None:  # what only llama.cpp makes, and blocks without a choice of scales
+        assert case.scheme.name in LAYOUTS and case.scheme.name not in ENCODERS
+        return
+    spans = [slice(start, start + made.span) for start in range(0, SHAPE[1], made.span)]
+    weights = np.exp(np.random.default_rng(1).normal(0, 1, SHAPE[1])).astype(np.float32)
+    found = [made.find(case.values[:, span], weights[span]) for span in spans]
+    codes = np.random.default_rng(2).integers(0, made.high + 1, SHAPE).astype(np.uint8)
+    planes = made.planes(codes, found)
+    shaped = {spec.role: planes[spec.role].reshape(spec.stored) for spec in case.scheme.planes(SHAPE, "f32")}
+    parameters = np.concatenate([made.parameters(each) for each in found], axis=1)
+    scale, zero, offset = np.repeat(parameters, made.group, axis=1)[:, : SHAPE[1]].swapaxes(1, 2)
+    levels = codes - zero if made.book is None else made.book[15:][codes]
+    assert np.array_equal(case.scheme.decode(shaped, SHAPE, "f32"), levels * scale + offset)
+    if case.scheme.name in ENCODERS:  # the search of numpy
+        oracle = ggml_quantizer(case.scheme, SHAPE[1])
+        other = [oracle.find(case.values[:, span], weights[span]) for span in spans]
+        assert np.array_equal(oracle.planes(codes, other)["blocks"], planes["blocks"])
 
 
 def errors_fast(case, function):
@@ -106,6 +158,16 @@ def product(case, function):
         assert (found - true).abs().max() < 0.02 * true.abs().max()
 
 
+def linear(case, function):
+    """Inputs of whole steps lose nothing when they are rounded."""
+    x = torch.randint(-90, 91, (5, SHAPE[1]), generator=torch.Generator().manual_seed(0)) * 6.5 / 255
+    x[:, 0] = 127 * 6.5 / 255
+    weight = Weight(case.scheme, case.tensors(), SHAPE, "f32")
+    found = function(x.clamp(-2.49, 4), weight, torch.linspace(-1, 1, SHAPE[0]))
+    true = x.clamp(-2.49, 4).double() @ torch.from_numpy(case.decoded).double().T + torch.linspace(-1, 1, SHAPE[0])
+    assert (found - true).abs().max() < 0.01 * true.abs().max()
+
+
 def build_module(case, function):
     info = SimpleNamespace(scheme=case.scheme, shape=SHAPE, dtype="f32", transposed=False)
     module = nn.Linear(SHAPE[1], SHAPE[0], bias=False, device="meta")
@@ -123,6 +185,20 @@ def rows_sliced(case, function):
         part, planes = slice_rows(file, file.info("w.weight"), rows)
         found = part.scheme.decode(planes, part.shape, case.dtype)
         assert np.array_equal(found, case.decoded[rows])
+
+
+def take_rows(case, function):
+    rows = np.array([0, 2, 3, 5, 21, 77, 127])
+    if case.scheme.row_multiple(SHAPE) > 1:
+        with pytest.raises(SchemeError, match="numbers that several rows share"):
+            function(case.scheme, case.planes, SHAPE, case.dtype, rows)
+        return
+    scheme, planes = function(case.scheme, case.planes, SHAPE, case.dtype, rows)
+    shape = (len(rows), SHAPE[1])
+    assert {role: plane.shape for role, plane in planes.items()} == {
+        spec.role: spec.stored for spec in scheme.planes(shape, case.dtype)
+    }
+    assert np.array_equal(scheme.decode(planes, shape, case.dtype), case.decoded[rows])
 
 
 def join(case, function):
@@ -152,8 +228,10 @@ def export_bnb(case, function):
 
 
 CHECKS = {
-    "encode_fast": encode_fast, "errors_fast": errors_fast, "decode_torch": decode_torch, "product": product,
-    "build_module": build_module, "slice_rows": rows_sliced, "join": join, "export_bnb": export_bnb,
+    "encode_fast": encode_fast, "encode_weighted_fast": encode_weighted_fast, "quantizer": quantizer,
+    "errors_fast": errors_fast, "decode_torch": decode_torch, "product": product, "linear": linear,
+    "build_module": build_module, "slice_rows": rows_sliced, "take_rows": take_rows,
+    "join": join, "export_bnb": export_bnb,
 }  # fmt: skip
 
 
@@ -168,9 +246,8 @@ def test_every_line_of_the_registry_is_checked():
     assert CHECKS.keys() == capabilities.CAPABILITIES.keys()
     checked = {(type(schemes.parse(text)), capability) for text, capability in (case.values for case in CASES)}
     found = {(kind, capability) for kind, capability, _ in capabilities.registered()}
-    assert {(kind, capability) for kind, capability in found if not kind.is_older} == checked
-    for kind, capability in found - checked:  # an older version has what the newest has
-        assert any((base, capability) in checked for base in kind.__mro__)
+    for kind, capability in found ^ checked:  # an older version has what the newest has
+        assert kind.is_numbered and any((base, capability) in checked for base in kind.__mro__)
 
 
 def test_errors_without_a_fast_way_are_those_of_numpy(tmp_path, encoders):

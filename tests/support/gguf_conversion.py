@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 import transformers as t
@@ -481,13 +482,17 @@ TOKENS[10] = "\u010a"  # a line's end, which llama.cpp looks for
 FLOATS = ("position_embd.weight", "token_types.weight")
 
 
+Blocks = tuple[gguf.GGMLQuantizationType, np.ndarray]
+
+
 def convert(
     model: Any, case: str, path: Any, kind: str = "f32", tokens: bool = True,
-    tokenizer: Callable[[gguf.GGUFWriter], None] | None = None,
+    tokenizer: Callable[[gguf.GGUFWriter], None] | None = None, blocks: Mapping[str, Blocks] | None = None,
 ) -> dict[str, bytes]:  # fmt: skip
     """Write the GGUF file of a case; matrices become blocks of ``kind``. Returns the bytes of each tensor by name.
 
-    ``tokenizer`` adds one to the writer, instead of the usual one.
+    ``tokenizer`` adds one to the writer, instead of the usual one; ``blocks`` are types and blocks of some tensors that
+    take the place of their values.
     """
     architecture, *variant = case.split()
     whole = "whole" in variant  # what makes keys and values of DeepSeek's heads is one matrix, as it was at first
@@ -524,7 +529,10 @@ def convert(
         small |= array.shape[-1] % 32 != 0
         small |= any(part in name for part in ("norm", "ffn_gate_inp", "ssm_conv1d", "shortconv.conv."))
         wanted = gguf.GGMLQuantizationType["F32" if small or name in FLOATS else kind.upper()]
-        data = gguf.quants.quantize(array, wanted)
+        if name in (blocks or {}):
+            wanted, data = blocks[name]
+        else:
+            data = gguf.quants.quantize(array, wanted)
         writer.add_tensor(name, data, raw_dtype=wanted)
         found[name] = data.tobytes()
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):

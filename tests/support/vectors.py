@@ -5,7 +5,7 @@ import random
 from aibit_format.dtypes import DTYPES
 from aibit_format.errors import AibitError, FormatError
 from aibit_format.file.reader import File
-from aibit_format.schemes import BUILTIN, OLDER, make
+from aibit_format.schemes import BUILTIN, NUMBERED, make
 from tests.support.paths import FIXTURES
 from tools.conformance import corpus
 from tools.conformance.corpus import GOOD, INDEX, twin
@@ -89,7 +89,7 @@ def planes_by_scheme(count):
     rng = random.Random(0)
     for _ in range(count):
         name = rng.choice(list(BUILTIN))
-        version = rng.choice([make(name).version, *(older for other, older in OLDER if other == name)])
+        version = rng.choice([make(name).version, *(number for other, number in NUMBERED if other == name)])
         own = [rng.choice((0, 1, 2)) if make(name, version).of_tensor else 0, 0]
         usual = make(name, version).parameters if rng.random() < 0.5 else ()
         parameters = [*usual, *[0] * (6 - len(usual))]

@@ -203,3 +203,124 @@ def test_logits_are_compared_for_the_tokens_that_both_have():
     from tools.bench.packed import beyond
 
     assert beyond([{"1": -1.0, "2": -2.0}, {"7": -3.0}], [{"1": -1.5, "9": 0.0}, {"7": -2.0}]) == 1.0
+
+
+def test_the_frontier_compares_every_type_that_both_encode():
+    from aibit_format.formats.gguf.export import ENCODED
+    from tools.bench import frontier, frontier_rows
+
+    assert set(frontier_rows.TYPES) == set(ENCODED) - {"f32", "f16", "bf16", "q8_0"} <= frontier.NUMBERS.keys()
+    asked = list(frontier_rows.rows())
+    assert len(asked) == len({row.key for row in asked}) and {row.scope for row in asked} == {"linear", "all"}
+    for row in asked:
+        if row.encoder == "llama.cpp":
+            assert frontier_rows.Row(row.scope, row.scheme, row.how) in asked
+    few = list(frontier_rows.rows(folded=False, searched=False))
+    assert not any("awq" in row.how or row.scope == "all" for row in few) and set(few) < set(asked)
+    assert [row.how for row in frontier_rows.rows(["int8", "gguf:q4_k"])] == ["plain", "plain", "importance"]
+
+
+def _row(scheme, how, encoder, bits, distance, scope="linear"):
+    return {"scheme": scheme, "how": how, "encoder": encoder, "bits": bits, "distance": distance, "scope": scope}
+
+
+def test_the_picture_of_the_frontier_has_a_mark_for_each_row_and_a_line_along_the_best():
+    from xml.etree import ElementTree
+
+    from tools.bench import frontier_picture, frontier_tables
+
+    rows = [
+        _row("gguf:q4_k", "plain", "aibit", 4.5, 0.2), _row("gguf:q4_k", "plain", "llama.cpp", 4.5, 0.3),
+        _row("gguf:q4_0", "plain", "aibit", 4.6, 0.4), _row("int8", "plain", "bitsandbytes", 8.0, 0.01),
+        _row("bits=5.0", "gptq", "aibit", 5.0, 0.1, "all"), _row("q4_k_m", "gptq", "aibit", 5.1, 0.15, "all"),
+    ]  # fmt: skip
+    results = {"model": "<m>", "measure": "KL", "rows": rows}
+    assert [row["bits"] for row in frontier_picture.best(rows[:4])] == [4.5, 8.0]
+    drawn = frontier_picture.picture(results)
+    paths = [each for each in ElementTree.fromstring(drawn).iter() if each.tag.endswith("path")]  # noqa: S314
+    filled = [each for each in paths if each.get("style", "").startswith("fill:var")]
+    kinds = [name for name, *_, belongs in frontier_picture.KINDS if any(map(belongs, rows))]
+    assert len(filled) == len(rows) + len(kinds) and all(name in drawn for name in kinds)
+    assert "&lt;m&gt;" in drawn and ">q4_k_m<" in drawn and ">bits=5.0<" not in drawn
+    lines = list(frontier_tables.tables(results))
+    assert lines[0] == "| Linear weights | bits | no data | llama.cpp |"
+    assert "| `int8` | 8.00 | .0100 |  |" in lines and "| `q4_k` | 4.50 | .200 | .300 |" in lines
+    assert "| `bits=5.0` | 5.00 | .100 |" in lines
+
+
+def test_the_pages_show_what_was_measured_of_the_frontier():
+    from tools.bench import frontier_picture, frontier_tables
+
+    page, found = (ROOT / "docs" / "benchmarks.md").read_text("utf-8"), {}
+    for path in sorted((ROOT / "tools" / "bench" / "results").glob("frontier-*.json")):
+        results = found[path.stem] = json.loads(path.read_text("utf-8"))
+        assert all(line in page for line in frontier_tables.tables(results)) and path.name in page
+    drawn = (ROOT / "docs" / "frontier.svg").read_text("utf-8")
+    assert drawn == frontier_picture.picture(found["frontier-smollm2"])
+
+
+def test_each_window_of_the_frontier_begins_as_a_text_does():
+    from tools.bench.frontier_models import CONTEXT, _windows
+
+    def tokenizer(text, **_):
+        return {"input_ids": [1, *map(ord, text)]}
+
+    found = _windows(tokenizer, "a" * (CONTEXT + 100), CONTEXT + 50)
+    assert found[0] == found[CONTEXT] == 1 and found.count(1) == 2 and len(found) == CONTEXT + 52
+
+
+def test_a_frontier_goes_on_where_it_was_ended(tmp_path):
+    out, text = tmp_path / "f.json", ROOT / "fixtures" / "models" / "heldout.txt"
+    command = [
+        sys.executable, "-m", "tools.bench.frontier", str(ROOT / "fixtures" / "models" / "tiny-llama"),
+        "--calibration", str(text), "--text", str(text), "--tokens", "32", "--samples", "16", "--length", "64", "--out",
+        str(out), "--folder", str(tmp_path / "made"), "--schemes", "int8", "int4-group,group=32",
+    ]  # fmt: skip
+    first = subprocess.run([*command, "--only", "int8"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "int8" in first and "int4" not in first
+    before = json.loads(out.read_text())
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    after = json.loads(out.read_text())
+    assert after["rows"][:1] == before["rows"] and [row["how"] for row in after["rows"]] == [
+        "plain", "plain", "importance",
+    ]  # fmt: skip
+    assert after["rows"][0]["distance"] < after["rows"][1]["distance"]
+    other = subprocess.run([*command, "--samples", "8"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert other.returncode == 1 and "results of another run: its samples differ" in other.stderr
+
+
+
+def test_transformations_are_measured_alone_and_together():
+    from aibit_format.schemes import parse
+    from aibit_format.transform.method import METHODS
+    from aibit_format.transform.method import parse as transformations
+    from tools.bench import transformed
+
+    assert all(parse(scheme).lossy for scheme in transformed.SCHEMES)
+    assert {each.name for texts in transformed.TRANSFORMS for each in transformations(texts)} == set(METHODS)
+
+
+def test_cuts_that_are_measured_can_be_wanted():
+    from aibit_format.schemes import parse
+    from aibit_format.transform.prune.plan import Wanted
+    from tools.bench import pruned
+
+    assert all(len(Wanted.parse(each).counts) == 1 for each in (*pruned.DENSE, *pruned.SPARSE))
+    assert all(parse(pruned.scheme(bits)).bits == bits for bits in pruned.BITS)
+
+
+def test_sparse_forms_leave_half_out_and_take_the_bits_that_are_said():
+    import numpy as np
+
+    from tools.bench import sparse
+
+    random = np.random.default_rng(0)
+    x, weight = random.normal(size=(300, 128)), random.normal(size=(8, 128)).astype(np.float32)
+    factor = sparse.upper((x.T @ x).astype(np.float32))
+    for form, (of, bits, _, share) in sparse.FORMS.items():
+        found = sparse.rounded(weight, factor, of, bits)
+        zeros = (found == 0).reshape(8, -1, of or 64).sum(-1)
+        assert not of or (zeros >= of // 2).all()
+        assert share == (0.5 if of else 1)
+        assert np.square(found - weight).mean() < np.square(weight).mean(), form
+    assert sparse.bits_of("2:4, 4 bits") == sparse.bits_of("dense, 3 bits") == 3.375

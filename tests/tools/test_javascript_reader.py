@@ -14,7 +14,7 @@ import xxhash
 from aibit_format.container import documents, layout, validate
 from aibit_format.dtypes import DTYPES, to_float32
 from aibit_format.file import reader, writer
-from aibit_format.schemes import BUILTIN, OLDER, make
+from aibit_format.schemes import BUILTIN, NUMBERED, make
 from aibit_format.schemes.block_scaled import BlockScaled
 from aibit_format.schemes.int_group import BITS
 from aibit_format.schemes.packing import unpack_plane
@@ -223,6 +223,7 @@ VARIANTS = {
     "fp8-block": [(0, 0, 12), (1, 0, 11), (16, 32, 10), (5, 7, 16)],
     "int-group": [(bits, 32, 10 + i % 3, i % 4, i % 2) for i, bits in enumerate(BITS)],
     "mxfp8": [(14,), (15,)], "nvfp4": [(0,), (1,)], "ternary": [(12, 0), (11, 1), (10, 1)],
+    "cluster-group": [(bits, (64, 0, 7)[bits % 3]) for bits in range(2, 9)], "int8-static": [(0,), (1,)],
 }  # fmt: skip
 
 
@@ -245,10 +246,10 @@ def planes_at_random(rng, scheme, shape):
         planes["zero_point"] %= 17
     if "group_index" in planes:
         planes["group_index"][:] = rng.integers(0, planes["scale"].shape[-1], shape[-1])
-    if name == "cluster":
+    if name.startswith("cluster"):
         planes["codebook"] = np.sort(rng.standard_normal(2 ** p[0])).astype(np.float32)
-    if name in ("cluster", "int4-group"):
-        width = p[0] if name == "cluster" else 4
+    if name in ("cluster", "cluster-group", "int4-group"):
+        width = 4 if name == "int4-group" else p[0]
         planes["codes"][..., -1] &= 0xFF & -1 << -shape[-1] * width % 8
     if name == "int8-outlier":
         planes["outlier_index"][:] = rows = np.sort(rng.permutation(shape[0])[: p[1]])
@@ -305,7 +306,7 @@ def test_its_tables_are_those_of_the_package(tmp_path):
         """,
     )
     assert found["dtypes"] == [[d.code, d.name, d.bits] for d in DTYPES.values()]
-    versions = [(name, make(name).version) for name in BUILTIN] + list(OLDER)
+    versions = [(name, make(name).version) for name in BUILTIN] + list(NUMBERED)
     assert set(found["schemes"]) == {f"{name} {version}" for name, version in versions}
     assert dict(found["roles"]) == layout.ROLE_NAMES
     assert dict(found["keys"]) == validate.KNOWN_KEYS

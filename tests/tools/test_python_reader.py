@@ -16,7 +16,7 @@ import xxhash
 
 from aibit_format.container import documents, layout, validate
 from aibit_format.dtypes import DTYPES, to_float32
-from aibit_format.schemes import BUILTIN, OLDER, make
+from aibit_format.schemes import BUILTIN, NUMBERED, make
 from tests.support import vectors
 from tests.support.paths import ROOT
 from tools.conformance.python import contents, numbers, reader, schemes, xxh3
@@ -217,7 +217,7 @@ def test_its_tables_are_those_of_the_package():
     known = {key: (kind.rstrip("s"), types[kind]) for key, kind in validate.KNOWN_KEYS.items()}
     assert known == contents.TYPE_OF
     assert contents.FORBIDDEN == documents.FORBIDDEN_KEYS
-    assert schemes.SCHEMES.keys() == {(name, make(name).version) for name in BUILTIN} | OLDER.keys()
+    assert schemes.SCHEMES.keys() == {(name, make(name).version) for name in BUILTIN} | NUMBERED.keys()
     for (name, version), scheme in schemes.SCHEMES.items():
         assert scheme.of_tensor == len(make(name, version).of_tensor)
     assert reader.ROLES == layout.ROLE_NAMES

@@ -47,7 +47,7 @@ import pytest
 
 import aibit_format as aibit
 from aibit_format.cli import main
-from aibit_format.container import documents, layout, parse
+from aibit_format.container import documents, layout, parse, vocabulary
 from aibit_format.errors import AibitError, FormatError
 from aibit_format.file import writer
 from aibit_format.file.reader import File
@@ -139,6 +139,10 @@ def problems_of(source):
             documents.check(place.name, data[place.offset : place.offset + place.length])
         except FormatError as error:
             found.add(error.code)
+    try:
+        vocabulary.kept(file.metadata, file.documents)
+    except FormatError as error:
+        found.add(error.code)
     return found
 
 
@@ -316,8 +320,9 @@ def test_the_writer_refuses_what_the_reader_refuses(entry, tmp_path, tmp_path_fa
             for i in map(file.info, file)
         }
         texts = {name: bytes(content) for name, content in file.documents.items()}
+        metadata = {key: value for key, value in file.metadata.items() if key == vocabulary.SIZE}
         with pytest.raises(AibitError) as caught:
-            writer.write(tmp_path / "out.aibit", tensors, {}, texts)
+            writer.write(tmp_path / "out.aibit", tensors, metadata, texts)
     assert caught.value.code == (entry["code"] if entry["code"] > "AIB-E7" else "AIB-E501")
     assert os.listdir(tmp_path) == []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +97,12 @@ def formats(bench: Bench) -> list[Figure]:
     ways: dict[str, tuple[str, dict[str, Any]]] = {_BF16: ("follow", plain)}
     compared = models.SHAPES[bench.model].bytes <= _COMPARED
     sizes: dict[str, int] = {}
-    for label, make in FORMATS.items():
+    made = {label: make for label, make in FORMATS.items() if bench.formats.search(label)}
+    for label, make in made.items():
         source, tiny = make(bench, bench.model), make(bench, _SMALL)
         sizes[label] = models.size_of(source)
         ways[label] = "follow", {
-            "way": "weight only", "source": str(source), "tiny": str(tiny), "rounding": _ROUNDED,
+            "way": "weight only, bf16", "source": str(source), "tiny": str(tiny), "rounding": _ROUNDED,
             "texts": _TEXTS if compared else None, "target": str(bench.work / "followed.aibit"), **common,
         }  # fmt: skip
         if source.suffix == ".gguf" and llama.installed():
@@ -116,7 +117,7 @@ def formats(bench: Bench) -> list[Figure]:
         bench.facts[f"{label}: MB of the source"] = round(size / 1e6, 1)
     models.remove(bench.work / "followed.aibit")
     if compared:
-        _errors(bench, found)
+        _errors(bench, made, found)
     else:
         bench.facts["largest difference from float64"] = "not measured, the model is too large; say --model 160m"
     figures = []
@@ -143,9 +144,9 @@ def _figure(
     return Figure(name, unit, [run[key] / divisor for run in found[label]], against, command, what)
 
 
-def _errors(bench: Bench, found: dict[str, list[probe.Result]]) -> None:
+def _errors(bench: Bench, labels: Iterable[str], found: dict[str, list[probe.Result]]) -> None:
     """Put into the facts how far each way is from float64."""
-    for label in FORMATS:
+    for label in labels:
         made = found[label][0]["differences"]
         if others := found.get(label + _LLAMA):
             made["largest"]["llama.cpp"] = beyond(made["reference"], others[0]["after"])

@@ -11,7 +11,7 @@ from typing import Any
 from tools.bench.probe import Clock, Result
 
 MISSING = "xllamacpp is not installed, not measured"
-_ROUNDS = 3  # prompts, of which the medians count
+ROUNDS = 3  # prompts, of which the medians count
 _ROOM = 64  # tokens of context beyond what is asked for
 _PROBABLE = 4096  # tokens whose logarithms of probabilities are asked for
 
@@ -40,7 +40,7 @@ def llama(path: str, prompt: int, tokens: int, texts: list[list[int]]) -> Result
         server = xllamacpp.Server(parameters)
     _asked(server, range(1, 9), 2)  # the first touch of mapped pages
     ids = [i % 128 + 1 for i in range(prompt)]
-    timings = [_asked(server, ids, tokens + 1)["timings"] for _ in range(_ROUNDS)]
+    timings = [_asked(server, ids, tokens + 1)["timings"] for _ in range(ROUNDS)]
     if wrong := [each for each in timings if (each["prompt_n"], each["predicted_n"]) != (prompt, tokens + 1)]:
         raise SystemExit(f"{path}: llama.cpp ran other numbers of tokens: {wrong}")
     first = statistics.median(each["prompt_ms"] for each in timings) / 1e3

@@ -65,6 +65,7 @@ def loader(way: str) -> Callable[[str], Any]:
     return {
         "aibit": load_model,
         "weight only": lambda path: load_model(path, weight_only=True),
+        "weight only, bf16": lambda path: load_model(path, weight_only=True, dtype="bfloat16"),
         "saved": lambda path: pretrained(path, device_map={"": "cpu"}),
         "quantize": lambda path: quantized(path, load_in_8bit=True),
         "quantize to nf4": lambda path: quantized(path, load_in_4bit=True, bnb_4bit_quant_type="nf4"),

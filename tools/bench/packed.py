@@ -57,7 +57,7 @@ def follow(
         model = run(target or source)
     found |= {"load": clock.seconds, **_generated({"": model}, prompt, tokens, rounds)[""]}
     if rounding and target:
-        model = load_model(target, weight_only=True, activations=rounding)
+        model = load_model(target, weight_only=True, dtype="bfloat16", activations=rounding)
         found["rounded"] = _generated({"": model}, prompt, tokens, 1)[""]["token"]
     if texts and target:
         found["differences"] = differences(target, texts)

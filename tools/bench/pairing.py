@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import re
 import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ class Bench:
     runs: int
     work: Path
     memory: Path  # a file system in memory
+    formats: re.Pattern[str] = re.compile("")  # in which of the row ``formats`` it has a match
     facts: dict[str, Any] = field(default_factory=dict)  # of the row that runs: what is not a sample
     _made: dict[str, Path] = field(default_factory=dict)
 

@@ -18,9 +18,17 @@ from typing import Any
 
 from tools.bench import models
 from tools.bench.figures import Figure, table
+from tools.bench.format_rows import FORMATS
 from tools.bench.machine import machine
 from tools.bench.pairing import Bench
 from tools.bench.rows import ABOUT, ROWS
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"not a regular expression: {error}") from error
 
 
 def arguments() -> argparse.Namespace:
@@ -28,6 +36,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("row", nargs="*", help="rows to measure; all by default")
     parser.add_argument("--list", action="store_true", help="say what rows there are")
     parser.add_argument("--model", choices=models.SHAPES, default="1.1b")
+    parser.add_argument(
+        "--formats", type=_pattern, default=re.compile(""), metavar="REGEX", help="those of the row formats that match"
+    )
     parser.add_argument("--runs", type=int, default=3, help="fresh processes of each kind (default: 3)")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "bench", help="where files are made")
     parser.add_argument(
@@ -40,6 +51,8 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if unknown := [row for row in given.row if row not in ROWS]:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    if not any(given.formats.search(name) for name in FORMATS):
+        parser.error(f"no format has a match of {given.formats.pattern}; there are {', '.join(FORMATS)}")
     if given.runs < 1:
         parser.error("--runs must be 1 or more")
     return given
@@ -71,6 +84,7 @@ def write(
         "machine": machine(),
         "model": given.model,
         "runs": given.runs,
+        "formats": given.formats.pattern,
         "rows": {
             row: {
                 "about": ABOUT[row],
@@ -90,7 +104,7 @@ def main() -> None:
         print("\n".join(f"{row:8} {about}" for row, about in ABOUT.items()))
         return
     given.work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(given.model, given.runs, given.work.resolve(), given.memory.resolve())
+    bench = Bench(given.model, given.runs, given.work.resolve(), given.memory.resolve(), given.formats)
     results: dict[str, list[Figure]] = {}
     facts: dict[str, dict[str, Any]] = {}
     busy: dict[str, float] = {}  # how much others had to do: a row that starts above 1 is worth another run

@@ -23,6 +23,8 @@ TARGETS = {
     "checkpoint": "tools.fuzz.sources:Checkpoint",
     "quantized": "tools.fuzz.sources:Quantized",
     "makers": "tools.fuzz.sources:Makers",
+    "calibrations": "tools.fuzz.calibrations:Calibrations",
+    "graphs": "tools.fuzz.graphs:Graphs",
 }
 
 # libFuzzer's own mutation of bytes, to so many at most; it also draws on the constants that the code compares with.

@@ -2,6 +2,7 @@
 
     python -m tools.fuzz --seconds 60                 a minute of the reader, from the fixtures
     python -m tools.fuzz --target gguf --seconds 60   a minute of another target
+    python -m tools.fuzz --inputs 5000 --seed 1       so many inputs, the same ones each time
     python -m tools.fuzz --seconds 3600 --corpus DIR  an hour; inputs that reach something new are kept in DIR
     python -m tools.fuzz --replay FILE...             what one input comes to
 
@@ -14,6 +15,9 @@ The targets:
                  what a converter reads: model.safetensors, GGUF, pytorch_model.bin, the old ZIP archive, and a
                  directory with its config.json and index, the last two with weights of each quant_method and in the
                  form of their makers; what is read is also converted and verified
+    calibrations
+                 statistics of activations, llama.cpp's imatrix in both forms, and saved predictions
+    graphs       documents of stored graphs, parsed and checked against a small model's tensors
 
 Needs Atheris (https://github.com/google/atheris, part of the ``dev`` extra). It measures which branches of the package
 an input reaches, and mutates those that reach new ones. Mutation alone would never get past the digests, so a mutator
@@ -53,6 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=TARGETS, default="reader", help="what to fuzz (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=60, help="how long to run (default: %(default)s)")
+    parser.add_argument("--inputs", type=int, help="how many inputs to run, however long it takes")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers; 0 takes another each time")
     parser.add_argument("--corpus", type=Path, help="folder of inputs to begin with, where new ones are kept")
     parser.add_argument("--findings", type=Path, default=Path(), help="folder for inputs that fail (default: here)")
@@ -93,8 +98,9 @@ def start(arguments: argparse.Namespace, corpus: Path, seeds: Path) -> None:
     # What an input claims must not be reserved either: address space, of which Python and numpy have taken some.
     limit = taken + (2 * MEMORY_MIB << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    end = f"-max_total_time={arguments.seconds}" if arguments.inputs is None else f"-runs={arguments.inputs}"
     options = [
-        sys.argv[0], f"-max_total_time={arguments.seconds}", f"-max_len={LONGEST}", f"-seed={arguments.seed}",
+        sys.argv[0], end, f"-max_len={LONGEST}", f"-seed={arguments.seed}",
         f"-timeout={SECONDS_AWAY}", f"-rss_limit_mb={MEMORY_MIB + (resident >> 20)}", "-print_final_stats=1",
         "-verbosity=1", f"-artifact_prefix={arguments.findings}{os.sep}", str(corpus), str(seeds),
     ]  # fmt: skip

@@ -29,6 +29,7 @@ COUNT = -1  # no call fails
 HOW = ("error", "no space", "short", "killed", "terminated", "interrupted")  # in the order of failing_calls.c
 _STATUS = {"killed": -signal.SIGKILL, "terminated": 128 + signal.SIGTERM, "interrupted": 130}
 MODEL = ROOT / "fixtures" / "models" / "tiny-llama"
+TEXT = ROOT / "fixtures" / "models" / "heldout.txt"
 
 State = dict[str, str]  # a path in the folder -> a digest of the file
 
@@ -40,6 +41,7 @@ class Verb:
     arguments: str
     before: tuple[str, ...] = ()  # arguments of runs that make what is there
     mixed: bool = False  # several files that are not one model: each is old or new by itself
+    resumes: str = ""  # what an ended run leaves on purpose: the next one goes on from it, and takes it away
 
 
 _FILE, _OLDER = f"convert {MODEL} -o {{}}/in.aibit", f"convert {MODEL} -o {{}}/out.aibit --scheme bf16"
@@ -70,6 +72,17 @@ VERBS = {
         (_FILE, _OLDER, "export {}/out.aibit --to huggingface -o {}/out"),
     ),
     "export to gguf": Verb("export {}/in.aibit --to gguf -o {}/out.gguf", (_FILE,), mixed=True),
+    "eval --save-logits": Verb(
+        f"eval {MODEL} --text {TEXT} --limit 64 --ref {MODEL} --save-logits {{}}/out.safetensors"
+    ),
+    "trim": Verb(f"trim {MODEL} -o {{}}/out.aibit --force --text {TEXT} --min-count 9", (_OLDER,)),
+    "prune": Verb(f"prune {MODEL} -o {{}}/out.aibit --force --keep-layers 1", (_OLDER,)),
+    "graph": Verb("graph {}/in.aibit -o {}/out.aibit --force", (_FILE, _OLDER)),
+    "convert --measure": Verb(f"convert {MODEL} -o {{}}/out.aibit --force --measure {TEXT}"),
+    "calibrate": Verb(
+        f"calibrate {MODEL} --text {TEXT} --samples 2 --length 16 -o {{}}/out.safetensors --force",
+        resumes="out.safetensors.partial",
+    ),
     "run": Verb("run {}/in.aibit the --max-new-tokens 1", (_FILE,)),
 }
 
@@ -89,7 +102,7 @@ def state(folder: Path) -> State:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_dir():
-            if path.name.startswith("."):
+            if path.name.startswith(".") or not any(path.iterdir()):
                 found[name] = "a directory"
         else:
             text = path.read_bytes()
@@ -102,6 +115,11 @@ def state(folder: Path) -> State:
 def hidden(found: State) -> list[str]:
     """Return the files that are on their way."""
     return [name for name in found if any(part.startswith(".") for part in Path(name).parts)]
+
+
+def resumed(found: State, verb: Verb) -> list[str]:
+    """Return the files from which the next run goes on."""
+    return [name for name in found if Path(name).parts[0] == verb.resumes]
 
 
 def run(library: ctypes.CDLL | None, arguments: list[str], n: int = 0, how: int = 0) -> tuple[int, int, str, str]:
@@ -151,7 +169,8 @@ def words(arguments: str, folder: Path) -> list[str]:
 
 def one_of(found: State, old: State, new: State, verb: Verb) -> str | None:
     """Return which of two states a folder is in, apart from what is hidden; ``None`` if it is neither."""
-    seen = {name: digest for name, digest in found.items() if name not in hidden(found)}
+    aside = {*hidden(found), *resumed(found, verb)}
+    seen = {name: digest for name, digest in found.items() if name not in aside}
     if seen in (old, new):
         return "old" if seen == old else "new"
     if verb.mixed and all(digest in (old.get(name), new.get(name)) for name, digest in seen.items()):
@@ -190,8 +209,8 @@ def check(library: ctypes.CDLL, verb: Verb, note: Callable[[str], None]) -> Tabl
         old = state(folder)
         status, count, _, printed = run(library, words(verb.arguments, folder), COUNT)
         new = state(folder)
-        if status or hidden(new):
-            raise SystemExit(f"unharmed, {verb.arguments} fails: {printed}; left: {hidden(new)}")
+        if status or hidden(new) or resumed(new, verb):
+            raise SystemExit(f"unharmed, {verb.arguments} fails: {printed}; left: {[*new]}")
         elsewhere = _elsewhere()
         for n in range(1, count + 2):
             for how, name in enumerate(HOW):
@@ -208,6 +227,10 @@ def check(library: ctypes.CDLL, verb: Verb, note: Callable[[str], None]) -> Tabl
                     run(None, words(verb.arguments, folder))
                     if left := hidden(state(folder)):
                         what = f"WRONG: left after the next run: {left}"
+                if resumed(state(folder), verb):
+                    status, *_, printed = run(None, words(verb.arguments, folder))
+                    if status or state(folder) != new:
+                        what = f"WRONG: the next run does not go on: {status}, {[*state(folder)]}, {printed[-200:]!r}"
                 if left := _elsewhere() - elsewhere:
                     if name not in ("terminated", "interrupted"):
                         run(None, words(verb.arguments, folder))

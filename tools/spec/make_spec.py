@@ -27,7 +27,7 @@ import numpy as np
 from aibit_format.container import documents, layout, parse, validate
 from aibit_format.dtypes import DTYPES, from_float32, to_float32
 from aibit_format.file import reader
-from aibit_format.schemes import BUILTIN, OLDER, PlaneSpec, Scheme, make
+from aibit_format.schemes import BUILTIN, NUMBERED, OLDER, PlaneSpec, Scheme, make
 from aibit_format.schemes.block_scaled import BlockScaled
 from aibit_format.schemes.cluster import Cluster
 from aibit_format.schemes.fourbit import FP4, NF4, _nested_table, dynamic_map
@@ -78,6 +78,9 @@ ROLE_TEXT = {
     "tile_absmax": "scales in the order of a kernel",
     "global_scale": "factor or divisor of all scales of a matrix",
     "bias": "what code 0 of a group stands for",
+    "column_order": "which column of the blocks each column is",
+    "input_scale": "factor of the codes of a layer's inputs",
+    "input_zero_point": "code of an input that is zero",
 }
 KEY_TEXT = {
     "model.architecture": "class that runs the model, such as `LlamaForCausalLM`",
@@ -102,6 +105,8 @@ KEY_TEXT = {
     "quantization.error.relative_rms": "for each, `sqrt(sum((d - x)^2) / sum(x^2))`",
     "quantization.error.largest": "for each, `max \\|d - x\\|`",
     "quantization.error.signal_to_noise_db": "for each, `10 log10(sum(x^2) / sum((d - x)^2))`",
+    "vocabulary.size": "rows of the embeddings before a vocabulary was cut (below)",
+    "vocabulary.source": "xxh3_128 of each file of weights of the model with all tokens, 32 hex digits",
     "shard.index": "which shard of a model this file is, from 1 (section 25)",
     "shard.count": "how many shards the model has",
     "shard.roots": "in the first shard: root digests of the others in their order, 32 hex digits each",
@@ -281,7 +286,7 @@ def page_of(name: str) -> str:
 
 def schemes() -> str:
     rows = []
-    for name, version in [*((name, None) for name in BUILTIN), *OLDER]:
+    for name, version in [*((name, None) for name in BUILTIN), *NUMBERED]:
         scheme, shape = make(name, version), (4096, 4096)
         dtype = name if name in DTYPES else "bf16"
         planes = ", ".join(f"`{p.role}` {p.dtype} {list(p.shape)}" for p in scheme.planes(shape, dtype))
@@ -351,6 +356,12 @@ def example(name: str) -> str:
                      for e in scheme_examples.examples(name))  # fmt: skip
 
 
+def example_ordered() -> str:
+    """The first example of blocks whose columns are in another order."""
+    first = next(scheme_examples.variants("gguf-ordered", 1))
+    return _example(first, "fixtures/container/variants-gguf-ordered.json")
+
+
 def _example(e: Example, twin: str) -> str:
     columns = e.shape[-1]
     decoded = e.scheme.decode(e.planes, e.shape, e.dtype).reshape(-1, columns)
@@ -387,11 +398,13 @@ def _plane(spec: PlaneSpec, array: np.ndarray, twin: str) -> str:
 def _first_byte(e: Example, decoded: np.ndarray) -> str:
     """How reading begins."""
     value = f"{float(decoded[0, 0]):.7g}"
-    if isinstance(e.scheme, GGML):
-        sizes = e.scheme.layout.fields
+    if isinstance(scheme := e.scheme.unordered, GGML):
+        sizes = scheme.layout.fields
         ends = np.cumsum(list(sizes.values())).tolist()
         fields = [f"`{name}` {end - sizes[name]} to {end - 1}" for name, end in zip(sizes, ends, strict=True)]
-        return f"Bytes of the first block: {', '.join(fields)}. Its first value is {value}."
+        order = e.planes.get("column_order")
+        first = "Its first value" if order is None else f"Its value {order[0]}, the first of the row,"
+        return f"Bytes of the first block: {', '.join(fields)}. {first} is {value}."
     if isinstance(e.scheme, BlockScaled) and (bits := DTYPES[e.scheme.codes].bits) < 8:
         first = int(e.planes["codes"].reshape(-1)[0])
         return (
@@ -611,6 +624,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "example f8_e4m3": partial(example_plain, "f8_e4m3", [1.0, -0.5, 0.3, 448.0, 0.001953125, 1.0625]),
     **{f"example {name}": partial(example, name) for name in scheme_examples.names()},
     "example int8": example_int8,
+    "example gguf ordered": example_ordered,
     "four-bit values": four_bit_values,
     "nested codebook": nested_codebook,
     **{f"codes {name}": partial(plain_examples.codes, name) for name in plain_examples.CODES},

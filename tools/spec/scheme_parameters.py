@@ -13,7 +13,8 @@ SHARING = (
     "int8", "int8-outlier", "int8-absmax", "int8-absmax,group=16", "int8-absmax,group=tensor", "fp8-e4m3",
     "fp8-e4m3,group=tensor", "int4-group", "int4-group,group=row", "nf4", "nf4,nested=1", "nf4-cpu", "cluster",
     "fp8-block", "fp8-block,rows=1,columns=all", "fp8-block,rows=all,columns=all", "int-group", "int-group,group=row",
-    "mxfp4", "mxfp8", "nvfp4", "ternary", "gguf:q4_0",
+    "mxfp4", "mxfp8", "nvfp4", "ternary", "int8-dynamic", "int8-static,asymmetric=1", "cluster-group",
+    "cluster-group,group=row", "gguf:q4_0",
 )  # fmt: skip
 SHAPES = ((2, 0), (0, 32), (0,))
 _MOST = 5  # parameters that a scheme has
@@ -30,7 +31,7 @@ def parameters() -> str:
         stored = [*scheme.parameters, *[0] * (6 - len(scheme.parameters))]
         own = ", ".join(f"`{key}`" for key in scheme.of_tensor) or "none"
         rows.append((f"`{name}`", str(scheme.version), *cells, *["0"] * (_MOST - len(cells)), f"`{stored}`", own))
-    rows.append(("plain dtypes and `gguf:...`", "1", *["0"] * _MOST, f"`{[0] * 6}`", "none"))
+    rows.append(("plain dtypes and `gguf:...`", "1, of `gguf:...` also 2", *["0"] * _MOST, f"`{[0] * 6}`", "none"))
     return _table(("scheme", "version", *(f"[{i}]" for i in range(_MOST)), "all six by default", "of the tensor"), rows)
 
 

@@ -6,6 +6,7 @@ is made for its kind: the largest is for all Linears, others name their modules.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +15,27 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...dtypes import from_float32, to_float32
 from ...schemes.base import ROW, TENSOR
 from ...schemes.fp8 import Fp8E4M3
 from ...schemes.fp8_block import Fp8Block
 from ...schemes.int8_affine import Int8Absmax
 from ...schemes.microscaling import MXFP4, MXFP8, NVFP4
+from ...schemes.w8a8 import INPUT_SCALE, INPUT_ZERO_POINT, Int8Dynamic, Int8Static
 from ..fp8.scales import E4M3, E8M0, grid
 from ..huggingface.forms import Form, NotHeldError, Part, Planes, Stored
 from ..huggingface.integers import Integers, codes, integers_of, packed_words, stream, word_count, words
-from .groups import Arguments, ConfigError, Group, check_expression, group_of, names_module, read_groups
+from .groups import (
+    Arguments,
+    ConfigError,
+    Group,
+    InputArguments,
+    check_expression,
+    group_of,
+    names_module,
+    read_groups,
+    rounds_inputs,
+)
 
 _PACKED, _INTEGERS, _FLOATS = "pack-quantized", "int-quantized", "float-quantized"
 _NVFP4, _MXFP4, _MXFP8 = "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized"
@@ -36,6 +49,7 @@ class _Kind:
 
     format: str
     weights: Arguments
+    inputs: InputArguments | None = None
 
 
 class CompressedTensorsForm(Form):
@@ -71,7 +85,8 @@ class CompressedTensorsForm(Form):
         for each in kept:
             source = self._source_group(each)
             if source is not None and isinstance(said, dict):
-                groups[source.name] = self._without_inputs(said[source.name])
+                own = self._own_kind(each).inputs
+                groups[source.name] = said[source.name] if own else self._without_inputs(said[source.name])
             else:
                 made.setdefault(self._own_kind(each), []).append(each)
         sizes = Counter({kind: len(modules) for kind, modules in made.items()})
@@ -80,8 +95,8 @@ class CompressedTensorsForm(Form):
             named = [each.module for each in made[kind] if not by_class or each.kind == "embedding"]
             groups[f"group_{number}" if not self.said else f"made_{number}"] = {
                 "targets": [*by_class, *sorted(named)],
-                "weights": _described(kind.weights), "input_activations": None, "output_activations": None,
-                "format": kind.format,
+                "weights": _described(kind.weights), "input_activations": _described_inputs(kind.inputs),
+                "output_activations": None, "format": kind.format,
             }  # fmt: skip
         default = self.said.get("format")
         formats = {str(group.get("format") or default) for group in groups.values()}
@@ -117,7 +132,8 @@ class CompressedTensorsForm(Form):
 
     def _kind(self, stored: Stored) -> _Kind:
         group = self._source_group(stored)
-        return self._own_kind(stored) if group is None else _Kind(group.format, group.weights)
+        own = self._own_kind(stored)
+        return own if group is None else _Kind(group.format, group.weights, own.inputs)
 
     def _source_group(self, stored: Stored) -> Group | None:
         """Return the source's group of a module, if it is true of the weight."""
@@ -125,6 +141,10 @@ class CompressedTensorsForm(Form):
         if group is None:
             return None
         own, weights = self._own_kind(stored), group.weights
+        theirs = group.inputs if rounds_inputs(group) else None
+        # A weight that says nothing of inputs may be in a group that quantizes them as they come, without a scale.
+        if own.inputs != theirs and (own.inputs is not None or theirs is None or not theirs.dynamic):
+            return None
         columns = stored.shape[-1]
         format = {True: _FLOATS, False: _INTEGERS}[weights.is_float] if group.format == _NAIVE else group.format
         if not weights.is_float and not own.weights.is_float:
@@ -138,6 +158,11 @@ class CompressedTensorsForm(Form):
     def _own_kind(self, stored: Stored) -> _Kind:
         """Return the kind of a weight by its scheme alone."""
         scheme = stored.scheme
+        if isinstance(scheme, Int8Dynamic):
+            static = scheme if isinstance(scheme, Int8Static) else None
+            inputs = InputArguments(static is None, static is None or not static.asymmetric)
+            weights = Arguments(8, False, True, "channel", None, None)
+            return _Kind(_INTEGERS, weights, None if stored.kind == "embedding" else inputs)
         found = integers_of(scheme)
         if found is not None and found.zero in ("none", "code"):
             strategy = "group" if found.group else "channel"
@@ -181,6 +206,8 @@ class CompressedTensorsForm(Form):
         found = integers_of(stored.scheme) or Integers(8, ROW, "f32", "none", False)
         scales = (*rows, -(-columns // (found.group or max(columns, 1))))
         parts[".weight_scale"] = self._scale(stored, ".weight_scale", "scale", found.scale, scales, said)
+        if isinstance(stored.scheme, Int8Dynamic):
+            return self._as_in_source(stored, parts) | self._inputs(stored, kind)
         if not said.symmetric:
             if kind.format == _PACKED and said.strategy in ("group", "channel"):
                 *lead, count, groups = scales
@@ -197,6 +224,38 @@ class CompressedTensorsForm(Form):
             parts[".weight_g_idx"] = Part(dtype, (columns,), lambda planes: planes["group_index"].astype(
                 np.int64 if dtype == "i64" else np.int32))  # fmt: skip
         return parts
+
+    def _inputs(self, stored: Stored, kind: _Kind) -> dict[str, Part]:
+        """Return the parts that say how inputs are quantized."""
+        if kind.inputs is None or kind.inputs.dynamic:
+            return {}
+        shape = (*stored.shape[:-2], 1)
+        scale = self.floats(".input_scale", INPUT_SCALE, "f32", shape)
+        parts = self._as_in_source(stored, {".input_scale": scale})
+        if not kind.inputs.symmetric:
+            parts[".input_zero_point"] = self.floats(".input_zero_point", INPUT_ZERO_POINT, "i8", shape)
+        return parts
+
+    def _as_in_source(self, stored: Stored, parts: dict[str, Part]) -> dict[str, Part]:
+        """Return the parts with scales in the dtype and rank of the source's, if the weight is from there."""
+        if self._source_group(stored) is None:
+            return parts
+
+        def rounded(end: str, part: Part) -> Part:
+            dtype, rank = self.origin.part(end, ("bf16", "f16")) or ("f32", len(part.shape))
+            if part.dtype != "f32" or dtype == "f32":
+                return part
+
+            def make(planes: Planes) -> np.ndarray:
+                values = part.make(planes)
+                found = from_float32(values, dtype)
+                if not np.array_equal(to_float32(found, dtype), values):
+                    raise self.error(stored, f"has scales that are not those of the source, which were {dtype}")
+                return found
+
+            return Part(dtype, part.shape[: max(rank, 0)] if math.prod(part.shape[rank:]) == 1 else part.shape, make)
+
+        return {end: rounded(end, part) for end, part in parts.items()}
 
     def _floats(self, stored: Stored, kind: _Kind) -> dict[str, Part]:
         scheme, shape = stored.scheme, stored.shape
@@ -243,7 +302,7 @@ class CompressedTensorsForm(Form):
         return packed_words(self._narrowed(stored, planes, bits), bits)
 
     def _signed(self, stored: Stored, planes: Planes, bits: int) -> np.ndarray:
-        if isinstance(stored.scheme, Int8Absmax):
+        if isinstance(stored.scheme, (Int8Absmax, Int8Dynamic)):
             return planes["codes"]
         return _signed(self._narrowed(stored, planes, bits), bits)
 
@@ -264,6 +323,17 @@ class CompressedTensorsForm(Form):
         if bits < 8 and numbers.size and numbers.max() >> bits:
             raise self.error(stored, f"has a code or zero point of {numbers.max()}, beyond {bits} bits")
         return numbers
+
+
+def _described_inputs(inputs: InputArguments | None) -> dict[str, Any] | None:
+    """Return what a config says of inputs."""
+    if inputs is None:
+        return None
+    strategy = "token" if inputs.dynamic else "tensor"
+    return {
+        "num_bits": 8, "type": "int", "symmetric": inputs.symmetric, "strategy": strategy, "group_size": None,
+        "dynamic": inputs.dynamic,
+    }  # fmt: skip
 
 
 def _signed(numbers: np.ndarray, bits: int) -> np.ndarray:

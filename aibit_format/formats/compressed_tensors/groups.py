@@ -2,6 +2,7 @@
 
     config_groups.NAME.targets   names of modules, "re:" and a regular expression, or classes of modules ("Linear")
     config_groups.NAME.weights   num_bits, type (int, float), symmetric, strategy, group_size, block_structure, actorder
+    config_groups.NAME.input_activations   the same of the inputs of its modules, and whether they are dynamic
     config_groups.NAME.format    of these modules, if ``format`` is "mixed-precision"
     ignore                       names, expressions and classes that are not quantized
 
@@ -44,14 +45,26 @@ class Arguments:
     block: tuple[int, int] | None
 
 
+@dataclass(frozen=True, slots=True)
+class InputArguments:
+    """Hold how inputs are quantized to 8-bit integers: each row as it comes, if ``dynamic``, or with a stored scale."""
+
+    dynamic: bool
+    symmetric: bool
+
+
 @dataclass(frozen=True)
 class Group:
-    """Hold a group: its name, its targets, how its weights are quantized, and the format that they are stored in."""
+    """Hold a group: its name, its targets, how its weights are quantized, and the format that they are stored in.
+
+    ``inputs`` is None for inputs that are not quantized, or in a way that no scheme says.
+    """
 
     name: str
     targets: tuple[str, ...]
     weights: Arguments
     format: str
+    inputs: InputArguments | None = None
     used: list[str] = field(default_factory=list)  # modules that were found to be in it
 
 
@@ -81,7 +94,9 @@ def _group(name: str, said: Any, default: Any) -> Group | None:
     if said.get("weights") is None:  # only activations
         return None
     format = said.get("format") or default
-    return Group(name, tuple(targets), _arguments(name, said["weights"]), str(format))
+    return Group(
+        name, tuple(targets), _arguments(name, said["weights"]), str(format), _inputs(said.get("input_activations"))
+    )
 
 
 def _arguments(name: str, said: Any) -> Arguments:
@@ -106,12 +121,30 @@ def _arguments(name: str, said: Any) -> Arguments:
     )  # fmt: skip
 
 
+def _inputs(said: Any) -> InputArguments | None:
+    if not isinstance(said, Mapping) or said.get("num_bits", 8) != 8 or said.get("type", "int") != "int":
+        return None
+    dynamic, symmetric = said.get("dynamic", False), said.get("symmetric", True)
+    if said.get("group_size") is not None or symmetric not in (True, False):
+        return None
+    how = said.get("strategy") or "tensor", dynamic, symmetric
+    known = (("token", True, True), ("tensor", False, True), ("tensor", False, False))
+    return InputArguments(dynamic, symmetric) if how in known else None
+
+
 def _block(name: str, said: Any) -> tuple[int, int]:
     if isinstance(said, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", said):  # as older versions wrote it
         said = [int(size) for size in said.split("x")]
     if not isinstance(said, list) or len(said) != 2 or not all(type(n) is int and n > 0 for n in said):
         raise ConfigError(f"config group {name!r}, block_structure {str(said)[:80]!r}, expected two sizes")
     return said[0], said[1]
+
+
+def rounds_inputs(group: Group) -> bool:
+    """Tell whether weights of a group and their inputs are 8-bit integers as int8-dynamic or int8-static has them."""
+    said = group.weights
+    whole = said.symmetric and said.strategy in ("channel", "tensor") and said.bits == 8 and not said.is_float
+    return group.inputs is not None and whole and group.format in ("int-quantized", "naive-quantized")
 
 
 def check_expression(target: str) -> None:

@@ -3,7 +3,8 @@
     pack-quantized        weight_packed i32 [N, ceil(K * bits / 32)]: code + 2^(bits - 1), a stream from the lowest bits
                           weight_shape [2], weight_scale [N, G], [N, 1] or [1]
                           weight_zero_point i32 [ceil(N * bits / 32), G], a stream along the rows; weight_g_idx [K]
-    int-quantized         weight i8 [N, K], weight_scale, weight_zero_point i8
+    int-quantized         weight i8 [N, K], weight_scale, weight_zero_point i8; with 8-bit inputs input_scale [1] and
+                          input_zero_point i8 [1], if these are not dynamic
     float-quantized       weight f8_e4m3 [N, K], weight_scale [N, 1], [1], [N, G] or that of blocks
     naive-quantized       either of the two
     nvfp4-pack-quantized  weight_packed u8 [N, K / 2], the first code in the low half; weight_scale f8_e4m3 [N, K / 16],
@@ -11,8 +12,9 @@
     mxfp4-pack-quantized  weight_packed u8 [N, K / 2], weight_scale u8 [N, K / 32]: an exponent
     mxfp8-quantized       weight f8_e4m3 [N, K], weight_scale u8 [N, K / 32]
 
-Scales of activations and of the KV cache are left out. See ``compressed_tensors.compressors`` 0.20. What is computed
-with a rotation of the weights (``transform_config``), or with sparse ones, is refused.
+Weights of 8 bits around zero with a scale for each row, or one, whose inputs are 8-bit integers are ``int8-dynamic`` or
+``int8-static``. Scales of other activations and of the KV cache are left out. See ``compressed_tensors.compressors``
+0.20. What is computed with a rotation of the weights (``transform_config``), or with sparse ones, is refused.
 """
 
 from __future__ import annotations
@@ -22,10 +24,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from ...dtypes import to_float32
+from ...schemes.w8a8 import INPUT_SCALE, INPUT_ZERO_POINT
 from ..fp8.scales import E4M3, E8M0, grid, scheme_of, without_blocks
 from ..huggingface.modules import (
     CODES,
     LEFT_OUT,
+    PACKED,
     Parts,
     Planes,
     QuantizedModules,
@@ -35,10 +40,11 @@ from ..huggingface.modules import (
     stream_codes,
 )
 from ..source import SourceTensor
-from .groups import Arguments, ConfigError, Group, check_expression, group_of, names_module, read_groups
+from .groups import Arguments, ConfigError, Group, check_expression, group_of, names_module, read_groups, rounds_inputs
 
 _FLOATS = ("f32", "bf16", "f16")
-_PACKED, _ZERO, _INDEX, _SHAPE, _GLOBAL = "packed", "zero_point", "group_index", "shape", "global_scale"
+_ZERO, _INDEX, _SHAPE, _GLOBAL = "zero_point", "group_index", "shape", "global_scale"
+_OF_INPUTS = (INPUT_SCALE, INPUT_ZERO_POINT)
 _MX_COLUMNS, _NV_COLUMNS = 32, 16
 _WIDER = {7: 8}  # bits of codes that no plane has -> those in which they are stored
 
@@ -49,10 +55,11 @@ class CompressedTensors(QuantizedModules):
     kind: ClassVar[str] = "compressed-tensors"
     CODE_DTYPES = (E4M3, "i8")
     SUFFIXES = {
-        ".weight_packed": _PACKED, ".weight_scale": "scale", ".weight_zero_point": _ZERO, ".weight_g_idx": _INDEX,
+        ".weight_packed": PACKED, ".weight_scale": "scale", ".weight_zero_point": _ZERO, ".weight_g_idx": _INDEX,
         ".weight_shape": _SHAPE, ".weight_global_scale": _GLOBAL,
-        **dict.fromkeys((".input_scale", ".input_zero_point", ".input_global_scale", ".output_scale",
-                         ".output_zero_point", ".k_scale", ".v_scale", ".q_scale"), LEFT_OUT),
+        ".input_scale": INPUT_SCALE, ".input_zero_point": INPUT_ZERO_POINT,
+        **dict.fromkeys((".input_global_scale", ".output_scale", ".output_zero_point",
+                          ".k_scale", ".v_scale", ".q_scale"), LEFT_OUT),
     }  # fmt: skip
 
     def prepare(self) -> None:
@@ -73,6 +80,7 @@ class CompressedTensors(QuantizedModules):
             if group.format not in _FORMATS:
                 known = ", ".join(_FORMATS)
                 raise self.refused(f"format {group.format!r} of config group {group.name!r}, known: {known}")
+        self._leave_out_inputs()
         for name, parts in self._parts.items():
             module = name.removesuffix(".weight")
             some = next(iter(parts.values()))
@@ -88,6 +96,20 @@ class CompressedTensors(QuantizedModules):
             raise self.refused(f"config group {unused[0].name!r}, whose targets match no quantized module: {names}")
         self._group_of = {name: group for group in self._groups for name in group.used}
 
+    def _leave_out_inputs(self) -> None:
+        """Leave out scales of inputs where no scheme keeps them, and take modules that have no more for plain ones."""
+        for name, parts in list(self._parts.items()):
+            group = group_of(self._groups, name.removesuffix(".weight"))
+            if group is not None and rounds_inputs(group):
+                continue
+            found = [parts.pop(role) for role in _OF_INPUTS if role in parts]
+            for tensor in found:
+                self.leave_out(tensor)
+            if found and not parts.keys() - {CODES}:
+                del self._parts[name]
+                if CODES in parts:
+                    self.tensors[name] = parts[CODES]
+
     def weight(self, name: str, parts: Parts) -> Weight:
         group = self._group_of[name]
         return _FORMATS[group.format](self, name, parts, group)
@@ -100,7 +122,7 @@ class CompressedTensors(QuantizedModules):
     def packed_integers(self, name: str, parts: Parts, group: Group) -> Weight:
         """Join integers that are packed into words."""
         bits = group.weights.bits
-        packed, said = self.part(name, parts, _PACKED, ("i32",)), self.part(name, parts, _SHAPE, ("i64", "i32"))
+        packed, said = self.part(name, parts, PACKED, ("i32",)), self.part(name, parts, _SHAPE, ("i64", "i32"))
         shape = tuple(self.value(said).reshape(-1).tolist()) if said.nbytes <= 64 else ()
         words = shape and (*shape[:-1], -(-shape[-1] * bits // 32))
         if len(shape) != len(packed.shape) or len(shape) < 2 or words != packed.shape:
@@ -110,6 +132,8 @@ class CompressedTensors(QuantizedModules):
 
     def integers(self, name: str, parts: Parts, group: Group) -> Weight:
         """Join integers of a byte each."""
+        if rounds_inputs(group):
+            return self._with_inputs(name, parts, group)
         bits, codes = group.weights.bits, self.part(name, parts, CODES, ("i8",))
 
         def read(dtype: str) -> np.ndarray:
@@ -117,13 +141,47 @@ class CompressedTensors(QuantizedModules):
 
         return self._integers(name, parts, group, codes.shape, codes, read)
 
+    def _with_inputs(self, name: str, parts: Parts, group: Group) -> Weight:
+        """Join integers of a byte each, and the scale of their inputs, if there is one."""
+        codes, scale = self.part(name, parts, CODES, ("i8",)), self.part(name, parts, "scale", _FLOATS)
+        shape = (*codes.shape[:-1], 1)
+        self._check_scales(name, parts, group.weights, "scale", shape)
+        if group.inputs is None or group.inputs.dynamic:
+            for role in filter(parts.__contains__, _OF_INPUTS):
+                raise self.error(parts[role], f"is there, and the inputs of config group {group.name!r} are dynamic")
+            return Weight(codes.shape, "int8-dynamic", lambda: {
+                CODES: self.value(codes), "scale": _spread(self._f32(scale), shape)})  # fmt: skip
+        step, matrices, symmetric = (
+            self.part(name, parts, INPUT_SCALE, _FLOATS),
+            codes.shape[:-2],
+            group.inputs.symmetric,
+        )
+        zero = parts.get(INPUT_ZERO_POINT) if symmetric else self.part(name, parts, INPUT_ZERO_POINT, ("i8",))
+        for each in (step, zero):
+            if each is not None and each.shape not in ((*matrices, 1), matrices):
+                raise self.error(each, f"has shape {list(each.shape)}, expected {[*matrices, 1]}")
+
+        def read() -> Planes:
+            planes = {CODES: self.value(codes), "scale": _spread(self._f32(scale), shape)}
+            planes[INPUT_SCALE] = self._f32(step).reshape(*matrices, 1)
+            if zero is not None and not symmetric:
+                planes[INPUT_ZERO_POINT] = self.value(zero).reshape(*matrices, 1)
+            elif zero is not None and self.value(zero).any():
+                raise self.error(zero, f"is not 0, and the inputs of config group {group.name!r} are symmetric")
+            return planes
+
+        return Weight(codes.shape, "int8-static" if symmetric else "int8-static,asymmetric=1", read)
+
+    def _f32(self, tensor: SourceTensor) -> np.ndarray:
+        return np.ascontiguousarray(to_float32(self.value(tensor), tensor.dtype))
+
     def floats(self, name: str, parts: Parts, group: Group) -> Weight:
         """Join 8-bit floats and their scales."""
         said, codes = group.weights, self.part(name, parts, CODES, (E4M3,))
         scale = self.part(name, parts, "scale", _FLOATS)
         self._check_float(group, 8)
         block = said.block or ((1, said.group) if said.group else without_blocks(codes.shape, scale.shape))
-        if block is None or not codes.shape:
+        if block is None:
             raise self.error(scale, f"has shape {list(scale.shape)}: {said.strategy} scales of {list(codes.shape)}")
         shape = grid(codes.shape, block)
         if said.strategy != "tensor" and scale.shape != shape[:-1]:
@@ -144,7 +202,7 @@ class CompressedTensors(QuantizedModules):
     def mxfp4(self, name: str, parts: Parts, group: Group) -> Weight:
         """Join 4-bit floats and scales that are powers of two."""
         self._check_float(group, 4, _MX_COLUMNS)
-        codes = self.part(name, parts, _PACKED, ("u8",))
+        codes = self.part(name, parts, PACKED, ("u8",))
         shape = (*codes.shape[:-1], 2 * codes.shape[-1])
         scale = self.part(name, parts, "scale", ("u8", E8M0), grid(shape, (1, _MX_COLUMNS)))
         return Weight(shape, "mxfp4", lambda: {CODES: self.value(codes), "scale": self.value(scale)})
@@ -152,7 +210,7 @@ class CompressedTensors(QuantizedModules):
     def nvfp4(self, name: str, parts: Parts, group: Group) -> Weight:
         """Join 4-bit floats, their scales, and the number by which scales are divided."""
         self._check_float(group, 4, _NV_COLUMNS)
-        codes = self.part(name, parts, _PACKED, ("u8",))
+        codes = self.part(name, parts, PACKED, ("u8",))
         shape = (*codes.shape[:-1], 2 * codes.shape[-1])
         scale = self.part(name, parts, "scale", (E4M3,), grid(shape, (1, _NV_COLUMNS)))
         divisor = self.part(name, parts, _GLOBAL, ("f32",))

@@ -50,7 +50,7 @@ class Fp8(QuantizedModules):
         if codes.dtype in _PACKED:
             return self._mxfp4(name, parts, stored)
         block = self._block or without_blocks(codes.shape, scale.shape)
-        if block is None or len(codes.shape) < 2:
+        if block is None:
             raise self.error(scale, f"has shape {list(scale.shape)}: no scale a row, nor one for {list(codes.shape)}")
         shape = grid(codes.shape, block)
         if self._block:

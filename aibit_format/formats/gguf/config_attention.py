@@ -116,7 +116,7 @@ class LayerTypes(Entry):
         wanted = [kind != FULL for kind in config["layer_types"]]
         found = found.tolist() if isinstance(found, np.ndarray) else found
         if found not in (self.period, wanted):
-            raise keys.wrong("attention.sliding_window_pattern", found, f"every {self.period}th is expected")
+            raise keys.wrong("attention.sliding_window_pattern", found, f"one layer of {self.period} attends to all")
 
     def write(self, config: Mapping[str, Any], values: Config) -> None:
         if config.get("layer_types") not in (None, self._types(config["num_hidden_layers"])):

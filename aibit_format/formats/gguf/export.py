@@ -21,7 +21,7 @@ from ...file.progress import Progress
 from ...file.sharded_reader import Opened
 from ...hf.tokenizer_files import REASON
 from ...io.atomic import AtomicFile
-from ...schemes import Scheme, make
+from ...schemes import Scheme, capabilities, make
 from ...schemes.base import swapped
 from ...schemes.ggml import GGML
 from ...schemes.plain import Plain
@@ -42,7 +42,10 @@ TYPES = {
     "iq1_s": 24, "iq4_nl": 25, "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30, "iq1_m": 31, "tq1_0": 36, "tq2_0": 37,
     "mxfp4": 38, "nvfp4": 39, "q1_0": 40, "q2_0": 41,
 }  # fmt: skip
-ENCODED = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+ENCODED = (
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k",
+    "q2_k",
+)  # fmt: skip
 _PLAIN = ("f32", "f16", "bf16")
 _STORED = (*_PLAIN, "f64", "i8", "i16", "i32", "i64")  # dtypes that GGUF has
 # Names whose matrices are f32: llama.cpp computes with them so, and its own conversion writes them so.
@@ -83,7 +86,7 @@ def export(
         path: the file to write.
         type: of the matrices: ``"keep"`` for the blocks and dtypes that they are stored in, and f16 for schemes that
             GGUF lacks; or one of ``ENCODED``. Vectors, norms and positions are f32, as llama.cpp wants them; a
-            matrix whose rows are not whole blocks is f16.
+            matrix whose rows are not whole blocks has the type's fallback, as in llama.cpp, or is f16.
         overwrite: replace the two files if they exist.
         on_progress: called with bytes done, total bytes, and the tensor's name in GGUF.
 
@@ -164,8 +167,10 @@ def _model(file: Opened) -> tuple[Architecture, dict[str, Any]]:
 def _decoded(file: Opened, model: Architecture, config: dict[str, Any]) -> int:
     """Count the tensors whose blocks do not go into this form of a model as they are."""
     places = _places(file, model, config)
-    stored_in_blocks = (info for info in stored(file) if isinstance(info.scheme, GGML) and info.name in places)
-    return sum(not _moves(info, places[info.name], config) for info in stored_in_blocks)
+    stored_in_blocks = (
+        info for info in stored(file) if isinstance(info.scheme.unordered, GGML) and info.name in places
+    )
+    return sum(not _moves(file, info, places[info.name], config) for info in stored_in_blocks)
 
 
 def _places(file: Opened, model: Architecture, config: dict[str, Any]) -> dict[str, Place]:
@@ -238,7 +243,7 @@ def _parts(file: Opened, info: TensorInfo, place: Place, config: dict[str, Any],
         shapes = operation.parts(shape, config)
     except SourceError as error:
         raise SourceError(f"tensor {info.name!r} has shape {list(shape)}, for {error}") from error
-    scheme = _target(info, place, shapes[0], turned, config, wanted)
+    scheme = _target(file, info, place, shapes[0], turned, config, wanted)
     made: list[list[np.ndarray]] = []  # of the tensor at hand: its parts are written one after the other
 
     def make_part(i: int) -> np.ndarray:
@@ -255,25 +260,29 @@ def _parts(file: Opened, info: TensorInfo, place: Place, config: dict[str, Any],
 
 
 def _target(
-    info: TensorInfo, place: Place, shape: Sequence[int], turned: bool, config: dict[str, Any], wanted: str
-) -> Scheme:
+    file: Opened, info: TensorInfo, place: Place, shape: Sequence[int], turned: bool, config: dict[str, Any],
+    wanted: str,
+) -> Scheme:  # fmt: skip
     """Choose the scheme of a tensor in GGUF."""
-    kept = not turned and isinstance(info.scheme, GGML) and _moves(info, place, config)
-    if wanted == KEEP and kept:
-        return info.scheme
+    held = info.scheme.unordered
+    if wanted == KEEP and not turned and isinstance(held, GGML) and _moves(file, info, place, config):
+        return held
     if len(shape) < 2 or place.parts[0].endswith(_FLOAT32):
         return make("f32")
     if wanted == KEEP:
         return make(info.scheme.name if info.scheme.name in _PLAIN else "f16")
-    scheme = make(wanted if wanted in _PLAIN else f"gguf:{wanted}")
-    if isinstance(scheme, GGML) and shape[-1] % scheme.layout.block:
-        return make("f16")
-    return scheme
+    scheme: Scheme | None = make(wanted if wanted in _PLAIN else f"gguf:{wanted}")
+    while isinstance(scheme, GGML) and shape[-1] % scheme.layout.block:
+        scheme = scheme.fallback
+    return scheme or make("f16")
 
 
-def _moves(info: TensorInfo, place: Place, config: dict[str, Any]) -> bool:
+def _moves(file: Opened, info: TensorInfo, place: Place, config: dict[str, Any]) -> bool:
     """Tell whether the tensor's planes can go through the operation as they are."""
     operation = place.row.operation
+    if info.scheme.unordered != info.scheme:  # the order that undoes what llama.cpp did is the only one it wants
+        order = operation.column_order(info.shape[-1], config)
+        return order is not None and np.array_equal(file.planes(info.name)["column_order"], order)
     if operation is SAME:
         return True
     block = info.scheme.layout.block if isinstance(info.scheme, GGML) else 1
@@ -287,8 +296,10 @@ def _arrays(
     planes = file.planes(info.name)
     file.check_values(info, planes)
     operation = place.row.operation
-    if scheme == info.scheme and _moves(info, place, config):
-        (plane,) = planes.values()
+    if scheme == info.scheme.unordered and _moves(file, info, place, config):
+        plane, *order = planes.values()
+        if order:
+            return [plane]
         return operation.to_gguf(np.swapaxes(plane, -1, -2) if turned else plane, config)
     values = info.scheme.decode(planes, info.shape, info.dtype)
     values = np.ascontiguousarray(np.swapaxes(values, -1, -2)) if turned else values
@@ -296,7 +307,8 @@ def _arrays(
     try:
         if isinstance(scheme, Plain):
             return [from_float32(array, scheme.name) for array in arrays]
-        return [scheme.encode(array, "f32")["blocks"] for array in arrays]
+        encode = capabilities.find(scheme, "encode_fast") or type(scheme).encode
+        return [encode(scheme, array, "f32")["blocks"] for array in arrays]
     except SchemeError as error:
         raise SchemeError(f"{file.path}: tensor {info.name!r}: {error}") from error
 

@@ -2,7 +2,8 @@
 
 They form a closed set: the table in ``architectures`` names them, and nothing else changes a tensor. Those that move
 whole rows work on blocks as well as on values, since a block never spans two rows: blocks go through bit for bit. The
-others need values, so the tensors are decoded first.
+others need values, so the tensors are decoded first, unless only their columns move: then the order of the columns is
+kept beside the blocks.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ class Operation:
     def moves_blocks(self, block: int, config: Config) -> bool:
         """Tell whether blocks of so many elements go through whole; if not, values are needed."""
         return True
+
+    def column_order(self, columns: int, config: Config) -> np.ndarray | None:
+        """Return the column of GGUF's matrix that each of transformers' is, i64 [columns], if only columns move."""
+        return None
 
     def joined(self, shapes: Sequence[Shape], config: Config) -> Shape:
         """Return the shape of transformers' tensor; raises SourceError if the shapes contradict the config."""
@@ -100,6 +105,9 @@ class Columns(Operation):
     def moves_blocks(self, block: int, config: Config) -> bool:
         order = self._order(config)
         return not config["linear_value_head_dim"] % block or np.array_equal(order, np.arange(len(order)))
+
+    def column_order(self, columns: int, config: Config) -> np.ndarray:
+        return self._taken(np.arange(columns)[None], self._order(config))[0]
 
     def to_hugging_face(self, arrays: Sequence[np.ndarray], config: Config) -> np.ndarray:
         return self._taken(arrays[0], self._order(config))

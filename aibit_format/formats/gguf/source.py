@@ -1,8 +1,8 @@
 """Reads a GGUF file as a source: blocks unchanged, with the names and the config that transformers expects.
 
 For the architectures in ``architectures`` the result is a model: names are mapped back, what llama.cpp's conversion did
-to tensors is undone (whole rows of blocks move, and nothing is decoded that need not be), and config, tokenizer and
-chat template are made from the metadata. For any other architecture, tensors keep GGUF's names.
+to tensors is undone (whole rows of blocks move, columns get an order, and nothing is decoded that need not be), and
+config, tokenizer and chat template are made from the metadata. For any other architecture, tensors keep GGUF's names.
 """
 
 from __future__ import annotations
@@ -101,6 +101,9 @@ class GGUF:
         tensor, place = self.tensors[name], self._places[name]
         parts = [self._stored[part] for part in place.parts]
         arrays = [self._plane(part) for part in parts]
+        if tensor.scheme is not None and tensor.scheme.unordered != tensor.scheme:
+            order = place.row.operation.column_order(tensor.shape[-1], self._config)
+            return {"blocks": arrays[0], "column_order": np.asarray(order, "<i4")}
         if tensor.scheme is None and any(part.type not in DTYPES for part in parts):
             arrays = [self._values(part, array) for part, array in zip(parts, arrays, strict=True)]
         elif tensor.scheme is None and len({part.type for part in parts} | {tensor.dtype}) > 1:
@@ -147,9 +150,11 @@ class GGUF:
         first = parts[0]
         file = os.path.basename(self._file.owner(first).path)
         layout = LAYOUTS.get(f"gguf:{first.type}")
-        if layout and len({part.type for part in parts}) == 1 and self._moves(place, first, layout.block):
-            scheme = make(f"gguf:{first.type}")
-            return SourceTensor(name, shape, self._dtype, file, scheme, operation.turned)
+        if layout and len({part.type for part in parts}) == 1:
+            moves = self._moves(place, first, layout.block)
+            if moves or operation.column_order(shape[-1], self._config) is not None:
+                scheme = make(f"gguf:{first.type}", None if moves else 2)
+                return SourceTensor(name, shape, self._dtype, file, scheme, operation.turned)
         kept = {part.type for part in parts} <= DTYPES.keys() and operation.moves_blocks(1, self._config)
         dtype = first.type if kept and len({part.type for part in parts}) == 1 else "f32"
         at_hand = kept and operation.keeps_order

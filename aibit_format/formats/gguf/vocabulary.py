@@ -18,6 +18,8 @@ SPECIAL = {
     "sep": "seperator_token_id", "cls": "cls_token_id", "mask": "mask_token_id",
 }  # fmt: skip
 SPACE = "\u2581"  # SentencePiece's symbol for a space
+_NUMBERS = "an array of numbers"
+_WORDS = {int: "an integer", bool: "true or false", str: "text", list: "an array of texts", np.ndarray: _NUMBERS}
 TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
@@ -68,7 +70,8 @@ class Vocabulary:
         """Return a value of ``tokenizer.ggml``, checked to be a ``kind``; ``otherwise`` if it is missing."""
         value = self._metadata.get(f"tokenizer.ggml.{key}", otherwise)
         if value is not otherwise and type(value) is not kind:  # a bool is no number
-            raise SourceError(f"tokenizer.ggml.{key} is a {type(value).__name__}, a {kind.__name__} is needed")
+            found = _NUMBERS if isinstance(value, np.ndarray) else f"{value!r:.50}"
+            raise SourceError(f"tokenizer.ggml.{key} is {found}, {_WORDS[kind]} is needed")
         return value
 
     def id_of(self, key: str) -> int | None:

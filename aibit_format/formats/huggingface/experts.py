@@ -1,7 +1,7 @@
 """Takes fused experts apart: checkpoints have a weight for each, and for gate and up by themselves.
 
 The tensor of the model is [E, N, K], in which the rows of up follow those of gate; a checkpoint has matrices, whose
-planes are slices of those of the tensor. ``convert.join`` puts them together.
+planes are slices of those of the tensor. ``formats.join`` puts them together.
 """
 
 from __future__ import annotations

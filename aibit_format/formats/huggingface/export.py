@@ -78,7 +78,7 @@ def export(
         elif isinstance(info.scheme, Plain) or dequantize:
             items.append(values_item(file, info))
         else:
-            instead = ", --to gguf to write it as it is," if isinstance(info.scheme, GGML) else ""
+            instead = ", --to gguf to write it as it is," if isinstance(info.scheme.unordered, GGML) else ""
             raise WriteError(
                 f"{file.path}: tensor {info.name!r} is stored as {info.scheme.text}, and {chosen.why[info.name]}: say "
                 f"dequantize=True (--dequantize) to write its values,{instead} or --to safetensors to write those of "

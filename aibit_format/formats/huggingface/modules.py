@@ -27,6 +27,7 @@ from .settings import settings
 from .source import HuggingFace
 
 CODES = "codes"  # the part that holds the elements; a tensor with the weight's own name is that part
+PACKED = "packed"  # the elements too, of a weight that may have a tensor of its own name beside them
 LEFT_OUT = "left out"  # a part that says nothing of the weight, such as the scale of activations
 
 Parts = Mapping[str, SourceTensor]  # of one weight
@@ -65,10 +66,12 @@ class QuantizedModules(HuggingFace, ABC):
         self.said, self._said_in = found.said, found.file
         self._dtype = weight_dtype(self.config, path)
         self._weights: dict[str, Weight] = {}
+        self._left = Counter[str]()  # parts that are left out, by the ends of their names
         self._parts = self._grouped()
         self.prepare()
         self.metadata = {
             **self.metadata,
+            **(left_out(self._left) if self._left else {}),
             **record(found, ((name, each.values()) for name, each in self._parts.items())),
         }
         for name, parts in self._parts.items():
@@ -112,7 +115,13 @@ class QuantizedModules(HuggingFace, ABC):
     def part(
         self, name: str, parts: Parts, part: str, dtypes: Sequence[str] = (), shape: tuple[int, ...] | None = None
     ) -> SourceTensor:
-        """Return a part of a weight, after checking that it is there, and has one of the dtypes, and the shape."""
+        """Return a part of a weight, after checking that it is there, and has one of the dtypes, and the shape.
+
+        Elements are in rows and columns, and have what further dimensions there are before these.
+
+        Raises:
+            SourceError: it is not there, or is something else.
+        """
         found = parts.get(part)
         if found is None:
             ending = next((suffix for suffix, role in self.SUFFIXES.items() if role == part), "")
@@ -120,6 +129,8 @@ class QuantizedModules(HuggingFace, ABC):
             raise self.error(next(iter(parts.values())), f"belongs to a quantized weight, but {whole} is missing")
         if dtypes and found.dtype not in dtypes:
             raise self.error(found, f"is {found.dtype}{list(found.shape)}, expected {' or '.join(dtypes)}")
+        if part in (CODES, PACKED) and len(found.shape) < 2:
+            raise self.error(found, f"has shape {list(found.shape)}, expected rows and columns")
         if shape is not None and found.shape != shape:
             raise self.error(found, f"has shape {list(found.shape)}, expected {list(shape)} for {name!r}")
         return found
@@ -153,6 +164,10 @@ class QuantizedModules(HuggingFace, ABC):
                 if re.search(rf"(^|\.){re.escape(kept)}(\.|$)", name.removesuffix(".weight")):
                     raise self.error(next(iter(parts.values())), f"is quantized, but {key} names {kept!r}")
 
+    def leave_out(self, tensor: SourceTensor) -> None:
+        """Count a tensor of the directory that no scheme has a place for."""
+        self._left[tensor.name.rpartition(".")[2]] += 1
+
     def _split(self, name: str) -> tuple[str, str] | None:
         """Return the weight that a tensor is a part of, and which; ``None`` for a name of another kind."""
         for suffix in sorted(self.SUFFIXES, key=len, reverse=True):
@@ -162,14 +177,14 @@ class QuantizedModules(HuggingFace, ABC):
 
     def _grouped(self) -> dict[str, dict[str, SourceTensor]]:
         """Take the parts out of the tensors, and return them by the weights they belong to."""
-        stored, groups, left = self.tensors, {}, Counter[str]()
+        stored, groups = self.tensors, {}
         self.tensors = {}
         for name, tensor in stored.items():
             found = self._split(name)
             if found is None:
                 self.tensors[name] = tensor
             elif found[1] == LEFT_OUT:
-                left[name.rpartition(".")[2]] += 1
+                self.leave_out(tensor)
             elif found[1] in (group := groups.setdefault(found[0], {})):
                 raise self.error(tensor, f"is {found[1]} of {found[0]!r}, and so is {group[found[1]].name!r}")
             else:
@@ -179,8 +194,6 @@ class QuantizedModules(HuggingFace, ABC):
                 if CODES in parts:
                     raise self.error(self.tensors[name], f"is there beside {parts[CODES].name!r}")
                 parts[CODES] = self.tensors.pop(name)
-        if left:
-            self.metadata = left_out(left)
         return groups
 
     def _joined(self, name: str, parts: Parts) -> SourceTensor:

@@ -8,13 +8,13 @@ GGUF file has of one; so the documents are made by the same code.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ...errors import SourceError
 from ..gguf.tokenizer_in import documents_of
+from ..protobuf import fields as _message
 from .ranks import LARGEST_TOKEN, MOST_TOKENS
 
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3  # fields of the model
@@ -22,7 +22,6 @@ _TEXT, _SCORE, _KIND = 1, 2, 3  # of a piece
 _MODEL_TYPE, _BPE = 3, 2  # of the trainer
 _CHARACTERS, _PREFIX, _SHORTENED = 2, 3, 4  # of the normalizer
 _IDS = {"unknown": (40, 0), "bos": (41, 1), "eos": (42, 2), "padding": (43, -1)}  # of the trainer: field, and default
-_VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5  # kinds of fields
 _NORMAL = 1
 
 
@@ -38,7 +37,7 @@ def sentencepiece_documents(data: bytes, rows: int, where: str) -> tuple[dict[st
         SourceError: it is damaged, no model of BPE over unchanged text, or has more pieces than the embeddings rows.
     """
     try:
-        fields = list(_fields(data))
+        fields = _fields(data)
         pieces = [dict(_fields(value)) for number, value in fields if number == _PIECES]
         trainer = dict(_fields(next((value for number, value in fields if number == _TRAINER), b"")))
         normalizer = dict(_fields(next((value for number, value in fields if number == _NORMALIZER), b"")))
@@ -68,39 +67,8 @@ def sentencepiece_documents(data: bytes, rows: int, where: str) -> tuple[dict[st
     return documents, {f"{name}_token_id": ids[name] for name in ("bos", "eos") if ids[name] >= 0}
 
 
-def _fields(data: Any) -> Iterator[tuple[int, Any]]:
-    """Yield the number and value of each field of a message: an integer, or bytes.
-
-    Raises:
-        ValueError: it is no message, or truncated.
-    """
-    if not isinstance(data, (bytes, memoryview)):
-        raise ValueError("a number in the place of a message")
-    view, at = memoryview(data), 0
-    while at < len(view):
-        tag, at = _varint(view, at)
-        number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            value, at = _varint(view, at)
-            yield number, value
-            continue
-        size = {_EIGHT: 8, _FOUR: 4}.get(kind)
-        if kind == _BYTES:
-            size, at = _varint(view, at)
-        if size is None or size > len(view) - at:
-            raise ValueError(f"field {number} of kind {kind} at byte {at}")
-        yield number, view[at : at + size]
-        at += size
-
-
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    """Return the number at an offset, of 7 bits a byte, and the offset after it."""
-    value = 0
-    for place, byte in enumerate(view[at : at + 10]):
-        value |= (byte & 127) << (7 * place)
-        if byte < 128:
-            return value, at + place + 1
-    raise ValueError(f"a number at byte {at} without end")
+def _fields(data: Any) -> list[tuple[int, Any]]:
+    return [(field.number, field.value) for field in _message(data)]
 
 
 def _text(value: Any) -> bytes:

@@ -57,7 +57,7 @@ class MLX(QuantizedModules):
             raise self.refused(f"{where}, expected {MODES[mode][0]} and {MODES[mode][1]}")
         if mode not in ("affine", *MODES) or type(bits) is not int or bits not in BITS or group not in GROUPS:
             raise self.refused(f"{where}: bits {BITS}, group_size {GROUPS}, mode affine or {', '.join(MODES)}")
-        *rows, words = codes.shape or (0,)
+        *rows, words = codes.shape
         columns = words * 32 // bits
         shape = (*rows, columns)
         if words * 32 % bits or columns % group:

@@ -55,8 +55,6 @@ class ModelOpt(QuantizedModules):
         if _SMOOTHED in parts:
             raise self.error(parts[_SMOOTHED], "scales the inputs of its layer, which no scheme here does")
         codes = self.part(name, parts, CODES, ("u8", E4M3))
-        if len(codes.shape) < 2:
-            raise self.error(codes, f"has shape {list(codes.shape)}, expected rows and columns")
         if codes.dtype == E4M3:
             return self._fp8(name, parts)
         return self._mxfp4(name, parts) if self.part(name, parts, "scale").dtype == "u8" else self._nvfp4(name, parts)

@@ -69,9 +69,14 @@ class Item:
 
 
 class SafetensorsFile:
-    """Write a safetensors file whose entries are known in advance, one by one in any order. Use it as a context."""
+    """Write a safetensors file whose entries are known in advance, one by one in any order. Use it as a context.
 
-    def __init__(self, path: str, entries: Iterable[Entry], metadata: Mapping[str, str]) -> None:
+    ``descriptor`` is that of an empty file to write into, which stays open; by default ``path`` is created.
+    """
+
+    def __init__(
+        self, path: str, entries: Iterable[Entry], metadata: Mapping[str, str], descriptor: int | None = None
+    ) -> None:
         self._path = path
         entries = list(entries)
         _check_dtypes(path, entries)
@@ -90,7 +95,8 @@ class SafetensorsFile:
         text += b" " * (-len(text) % 8)
         self._entries = {entry.name: entry for entry in ordered}
         self._places = {name: 8 + len(text) + place for name, place in places.items()}
-        self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by __exit__
+        target = path if descriptor is None else os.dup(descriptor)
+        self._file = open(target, "xb" if descriptor is None else "wb", buffering=0)  # noqa: SIM115 - see __exit__
         os.truncate(self._file.fileno(), 8 + len(text) + end)
         self._put(len(text).to_bytes(8, "little") + text, 0)
 

@@ -68,8 +68,6 @@ class TorchAO(QuantizedModules):
             raise self.error(some, f"belongs to {kind[:80]!r}, known: {', '.join(_KINDS)}")
         block = said.get("block_size")
         shape = self.part(name, parts, CODES).shape
-        if len(shape) < 2:
-            raise self.error(parts[CODES], f"has shape {list(shape)}, expected rows and columns")
         if not isinstance(block, list) or len(block) != len(shape) or not all(type(n) is int and n > 0 for n in block):
             raise self.error(some, f"has block_size {str(block)[:80]} for shape {list(shape)}")
         whole = [0 if each >= size else each for each, size in zip(block, shape, strict=True)]

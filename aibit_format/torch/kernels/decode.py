@@ -17,14 +17,17 @@ from ...schemes import Scheme, capabilities
 from ...schemes.base import ROW, TENSOR, matrix
 from ...schemes.block_scaled import BlockScaled
 from ...schemes.cluster import Cluster
+from ...schemes.cluster_group import ClusterGroup
 from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK, FourBit, dynamic_map
 from ...schemes.ggml import GGML
+from ...schemes.ggml_ordered import GGMLOrdered
 from ...schemes.int4_group import SYMMETRIC_ZERO, Int4Group
 from ...schemes.int8 import Int8
-from ...schemes.int8_affine import Grouped
+from ...schemes.int8_affine import Grouped, Int8Absmax
 from ...schemes.int8_outlier import Int8Outlier
 from ...schemes.nf4_cpu import NF4CPU
 from ...schemes.packing import BitOrder, places
+from ...schemes.w8a8 import Int8Dynamic
 from . import ggml_torch
 from .ggml_torch import take
 
@@ -93,6 +96,11 @@ def grouped(scheme: Grouped, planes: Planes, shape: tuple[int, ...], rows: Rows)
     return values.mul_(spread("scale"))
 
 
+def w8a8(scheme: Int8Dynamic, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
+    """Decode 8-bit codes with a scale for each row; planes about inputs have no part in it."""
+    return grouped(Int8Absmax(), planes, shape, rows)
+
+
 def int4_group(scheme: Int4Group, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
     """Decode 4-bit codes in groups."""
     count, columns = matrix(shape)
@@ -149,6 +157,15 @@ def cluster(scheme: Cluster, planes: Planes, shape: tuple[int, ...], rows: Rows)
     return planes["codebook"][_unpacked(packed, scheme.bits, "big")[:, :columns].int()]
 
 
+def cluster_group(scheme: ClusterGroup, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
+    """Decode codes into a codebook, and multiply with the scales of groups."""
+    count, columns = matrix(shape)
+    scale = planes["scale"].view(count, scheme.groups(columns))[rows].float()
+    if scale.shape[1] > 1:
+        scale = scale.repeat_interleave(scheme.group, 1)[:, :columns]
+    return cluster(scheme, planes, shape, rows).mul_(scale)
+
+
 def four_bit(scheme: FourBit, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
     """Decode codes of 4 bits with a scale for each block; rows may begin and end inside of bytes and blocks."""
     (count, columns), block = matrix(shape), scheme.block_size
@@ -187,6 +204,11 @@ def ggml(scheme: GGML, planes: Planes, shape: tuple[int, ...], rows: Rows) -> to
     return layout.values(chosen.view(-1, layout.size), ggml_torch).reshape(len(chosen), columns)
 
 
+def ggml_ordered(scheme: GGMLOrdered, planes: Planes, shape: tuple[int, ...], rows: Rows) -> torch.Tensor:
+    """Decode blocks, and put their columns where the tensor has them."""
+    return ggml(scheme.unordered, planes, shape, rows)[:, planes["column_order"].long()]
+
+
 def _unpacked(packed: torch.Tensor, bits: int, order: BitOrder) -> torch.Tensor:
     """Unpack rows of codes that follow one another, u8, spare ones at the end included."""
     width = bits if 8 % bits == 0 else 1  # of the parts that no byte divides
@@ -200,4 +222,4 @@ def _unpacked(packed: torch.Tensor, bits: int, order: BitOrder) -> torch.Tensor:
 
 
 # On a CPU numpy decodes these faster, or compiled code does: in pieces that stay in the cache.
-_FASTER_IN_NUMPY = frozenset({cluster, four_bit, nf4_cpu, ggml})
+_FASTER_IN_NUMPY = frozenset({cluster, cluster_group, four_bit, nf4_cpu, ggml, ggml_ordered})

@@ -9,7 +9,7 @@ tensors alone: modules call them (``layers.dequantized``), and so do the operato
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,11 +19,12 @@ from ...interop import torch_dtypes
 from ...schemes import Scheme, capabilities
 from ...schemes.base import matrix
 from .decode import decode_rows
-from .matmul import Product
+from .matmul import Product, fast_dtype
 from .packed import PackedProduct
 
 DecodeRows = Callable[[slice, torch.dtype], torch.Tensor]
 
+ORDER = "column_order"  # the plane that says where a weight's columns are; the input of a product is moved
 _ON_CPU = 1 << 21  # elements decoded at a time, so that they stay in the cache
 _ELSEWHERE = 1 << 24  # on other devices, where each piece is several launches
 
@@ -32,7 +33,8 @@ _ELSEWHERE = 1 << 24  # on other devices, where each piece is several launches
 class Weight:
     """Holds a weight in a scheme: planes by role, and the logical shape [rows, columns] and dtype of its values.
 
-    Planes may be those of a ``stack`` of matrices, of which the weight is the rows from ``first`` on.
+    Planes may be those of a ``stack`` of matrices, of which the weight is the rows from ``first`` on. ``activations``
+    says to what compiled products round inputs; see ``packed``.
     """
 
     scheme: Scheme
@@ -41,6 +43,7 @@ class Weight:
     dtype: str
     stack: tuple[int, ...] | None = None
     first: int = 0
+    activations: str | None = None
 
     @classmethod
     def of(cls, scheme: Scheme, planes: Mapping[str, torch.Tensor], shape: tuple[int, ...], dtype: str) -> Weight:
@@ -54,6 +57,18 @@ class Weight:
         elif self.first:
             rows = rows + self.first
         return decode_rows(self.scheme, self.planes, self.stack or self.shape, self.dtype, rows).to(dtype)
+
+    def unordered(self) -> Weight:
+        """Return the weight whose columns are as they are stored; see ``in_stored_order``."""
+        planes = {role: plane for role, plane in self.planes.items() if role != ORDER}
+        return replace(self, scheme=self.scheme.unordered, planes=planes)
+
+
+def in_stored_order(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Move the columns of x [..., in] to where a weight has them in its planes: column j to ``order[j]``, i32 [in]."""
+    places = order.long()
+    inverse = torch.empty_like(places).scatter_(0, places, torch.arange(len(places), device=places.device))
+    return x.index_select(-1, inverse)
 
 
 def row_product(scheme: Scheme) -> Product | None:
@@ -77,12 +92,17 @@ def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, rounds: b
 
     ``rounds`` says that inputs of more bits may be rounded to bf16 on the way, if the product is one that does.
     """
+    order = weight.planes.get(ORDER)
+    if order is not None:
+        return linear(in_stored_order(x, order), weight.unordered(), bias, rounds)
     product = row_product(weight.scheme) if weight.stack is None else None
     if product is not None and uses_codes(product, x, bias) and (rounds or product.is_exact(x)):
+        if isinstance(product, PackedProduct):
+            return product.times(x, product.format.weight(weight.planes, weight.shape), bias, weight.activations)
         return product.multiply(x, weight.planes, weight.shape, bias)
     rows = weight.rows
     if isinstance(product, PackedProduct) and product.decodes(x.device, x.dtype):
-        rows = partial(product.rows, product.format.weight(weight.planes, weight.shape[0]), weight.shape)
+        rows = partial(product.rows, product.format.weight(weight.planes, weight.shape))
     values = by_pieces(x, weight.shape, rows)
     return values if bias is None else values + bias.to(values.dtype)
 
@@ -94,10 +114,11 @@ def by_pieces(x: torch.Tensor, shape: tuple[int, int], rows: DecodeRows) -> torc
     pieces = (slice(start, min(start + step, out_features)) for start in range(0, out_features, step))
     if x.requires_grad:
         return torch.cat([functional.linear(x, rows(piece, x.dtype)) for piece in pieces], 1)
-    product = x.new_empty(len(x), out_features)
+    wide = x.to(fast_dtype(x.dtype)) if x.device.type == "cpu" else x
+    product = wide.new_empty(len(x), out_features)
     for piece in pieces:
-        torch.mm(x, rows(piece, x.dtype).T, out=product[:, piece])
-    return product
+        torch.mm(wide, rows(piece, wide.dtype).T, out=product[:, piece])
+    return product.to(x.dtype)
 
 
 def embedding(ids: torch.Tensor, weight: Weight) -> torch.Tensor:

@@ -19,15 +19,17 @@ from ...interop import to_numpy
 from ...schemes.base import ROW
 from ...schemes.int8 import Int8
 from ...schemes.int8_affine import Int8Absmax
-from ..bnb_compat import has_avx512bf16
+from ...schemes.w8a8 import Int8Dynamic
 from . import packed
 from .openmp import parallel, threads
+from .operators import NAMES
 
 _PIECE_ELEMENTS = 1 << 18  # of the matrix that a thread widens at a time: in float32 they stay in its caches
 # Of the input; for more it is faster to widen the matrix once. A tile of the Triton kernel has as many.
 FEW_ROWS = 16
-# Whether bf16 matrices are fast: processors without it are several times slower at them than at float32 ones.
-BF16 = has_avx512bf16()
+# Whether matrices in 16 bits are fast: processors without are several times slower at them than at float32 ones.
+BF16: bool = torch.cpu._is_avx512_bf16_supported()
+FP16: bool = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
 COMPILED = native.available and parallel() is not None
 # Whether codes are always multiplied in float32, so that nothing is lost whatever the dtype of the inputs.
 IN_FLOAT32 = COMPILED and not BF16
@@ -66,7 +68,7 @@ class RowProduct:
     def accepts(self, x: torch.Tensor) -> bool:
         """Return whether x [rows, in] is multiplied this way on its device."""
         if x.device.type == "cpu":
-            return IN_FLOAT32 or x.dtype == torch.bfloat16 or self.rounds
+            return x.dtype in NAMES and (IN_FLOAT32 or x.dtype == torch.bfloat16 or self.rounds)
         return has_kernel(x)
 
     def is_exact(self, x: torch.Tensor) -> bool:
@@ -99,6 +101,19 @@ def int8_product(scheme: Int8) -> RowProduct:
 def int8_absmax_product(scheme: Int8Absmax) -> Product | None:
     """Return the product of rows with a scale each, or that of groups."""
     return RowProduct("scale", 1.0, rounds=False) if scheme.group == ROW else packed.product(scheme)
+
+
+def w8a8_product(scheme: Int8Dynamic) -> RowProduct:
+    """Return the product with inputs as they are, which ``weight_only`` asks for."""
+    return RowProduct("scale", 1.0, rounds=False)
+
+
+def fast_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which this CPU multiplies many rows of floats of a dtype fastest, without rounding them.
+
+    That is float32 for 16 bits that a processor does not multiply: torch takes four times as long with those.
+    """
+    return dtype if {torch.bfloat16: BF16, torch.float16: FP16}.get(dtype, True) else torch.float32
 
 
 def elsewhere(x: torch.Tensor, bias: torch.Tensor | None) -> bool:

@@ -7,18 +7,20 @@ ulp of the larger term.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.dlpack import to_dlpack  # type: ignore[reportPrivateImportUsage]
 
 from ... import native
 from ...schemes import Scheme
 from ...schemes.base import ROW, TENSOR
 from ...schemes.cluster import Cluster
+from ...schemes.cluster_group import ClusterGroup
 from ...schemes.fp8 import Fp8E4M3
 from ...schemes.fp8_block import Fp8Block
 from ...schemes.ggml import GGML
@@ -28,10 +30,10 @@ from ...schemes.int_group import BIAS, NONE, IntGroup
 from ...schemes.microscaling import MXFP4, MXFP8, NVFP4
 from ...schemes.ternary import Ternary
 from .openmp import parallel, threads
+from .operators import NAMES as _NAMES
 
 FEW_ROWS = 16  # of the input; for more it is faster to decode the weight, a piece at a time
 ACTIVATIONS = ("float32", "int16", "int8")
-_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 _ZEROS: dict[str, Any] = {"zeros": "zero_point", "zero_type": "u8"}
 _UNIT = 16  # columns; a compiled group has a multiple
 _BLOCKS = frozenset({
@@ -64,8 +66,8 @@ class Format:
     scale_type: str = "none"
     zero_type: str = "none"
 
-    def weight(self, planes: Mapping[str, torch.Tensor], features: int) -> tuple[Any, ...]:
-        """Return a weight as ``native.packed_product`` takes it, over the memory of its planes."""
+    def parts(self, planes: Mapping[str, torch.Tensor], features: int) -> tuple[Any, ...]:
+        """Return what ``native.packed_weight`` makes a weight of, over the memory of its planes."""
 
         def memory(role: str | None) -> np.ndarray | None:
             return None if role is None else planes[role].detach().contiguous().view(-1).view(torch.uint8).numpy()
@@ -75,6 +77,18 @@ class Format:
             memory(self.factor), self.group, self.rows or max(features, 1), self.scale_type, self.zero_type,
             self.biased, self.reciprocal, self.middle,
         )  # fmt: skip
+
+    def weight(self, planes: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> PackedWeight:
+        """Return a weight [out, in] over the memory of its planes."""
+        return PackedWeight(native.packed_weight(*shape, *self.parts(planes, shape[0])), shape)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """Holds a weight [out, in] as ``native`` has checked it; it keeps the memory of its planes."""
+
+    kept: object
+    shape: tuple[int, int]
 
 
 def _ggml(scheme: GGML) -> Format | None:
@@ -134,10 +148,16 @@ def _cluster(scheme: Cluster) -> Format:
     return Format(f"book{scheme.bits}", book="codebook")
 
 
+def _cluster_group(scheme: ClusterGroup) -> Format | None:
+    if scheme.group % _UNIT:
+        return None
+    return Format(f"book{scheme.bits}", book="codebook", scales="scale", scale_type="f16", group=scheme.group)
+
+
 FORMATS: dict[type[Scheme], Callable[[Any], Format | None]] = {
     GGML: _ggml, Int4Group: _int4_group, IntGroup: _int_group, Int8Absmax: _grouped, Int8ZeroPoint: _grouped,
     Fp8E4M3: _grouped, Fp8Block: _block_scaled, MXFP4: _block_scaled, MXFP8: _block_scaled, NVFP4: _nvfp4,
-    Ternary: _ternary, Cluster: _cluster,
+    Ternary: _ternary, Cluster: _cluster, ClusterGroup: _cluster_group,
 }  # fmt: skip
 
 
@@ -152,16 +172,16 @@ def format_of(scheme: Scheme) -> Format | None:
 class PackedProduct:
     """Multiplies few rows of inputs with a weight in a compiled format, and decodes rows of it for many.
 
-    The weight is a tuple that ``format.weight`` makes of planes. ``activations`` says to what inputs are rounded (see
-    ``native.packed_product``): by default float32 inputs stay as they are, and those of 16 bits become multiples of the
-    largest magnitude of 256 columns divided by 32767, which is closer than results of 16 bits show.
+    ``activations`` says to what inputs are rounded (see ``native.packed_product``): by default float32 inputs stay as
+    they are, and those of 16 bits become multiples of the largest magnitude of 256 columns divided by 32767, which is
+    closer than results of 16 bits show.
     """
 
     format: Format
 
     def accepts(self, x: torch.Tensor) -> bool:
-        """Return whether x [rows, in] is multiplied with codes: few rows of floats, on a CPU."""
-        return len(x) <= FEW_ROWS and self.decodes(x.device, x.dtype)
+        """Return whether x [..., in] is multiplied with codes: few rows of floats, on a CPU."""
+        return x.is_cpu and COMPILED and x.dtype in _NAMES and x.numel() <= FEW_ROWS * x.size(-1)
 
     def is_exact(self, x: torch.Tensor) -> bool:
         """Return whether x [rows, in] keeps what its dtype can tell apart: always, with activations by their dtype."""
@@ -175,33 +195,56 @@ class PackedProduct:
         self, x: torch.Tensor, planes: Mapping[str, torch.Tensor], shape: tuple[int, int], bias: torch.Tensor | None
     ) -> torch.Tensor:
         """Multiply x [rows, in] with a weight [out, in]: [rows, out] in the dtype of x."""
-        return self.times(x, self.format.weight(planes, shape[0]), shape[0], bias)
+        return self.times(x, self.format.weight(planes, shape), bias)
 
     def times(
-        self, x: torch.Tensor, weight: tuple[Any, ...], features: int, bias: torch.Tensor | None,
+        self, x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, activations: str | None = None
+    ) -> torch.Tensor:
+        """Multiply x [..., in] with a weight: [..., out] in the dtype of x; None: activations by that dtype.
+
+        A layer of a small model takes less time than a few calls of torch, so there are as few as can be.
+        """
+        return self.products(x, (weight,), (bias,), activations)[0]
+
+    def products(
+        self, x: torch.Tensor, weights: Sequence[PackedWeight], biases: Sequence[torch.Tensor | None],
         activations: str | None = None,
-    ) -> torch.Tensor:  # fmt: skip
-        """Do the same with a weight that was made before; None: activations by the dtype of x."""
-        out = torch.empty(len(x), features, dtype=x.dtype)
-        added = None if bias is None else bias.detach().float().numpy()
-        kind = activations or ("float32" if x.dtype == torch.float32 else "int16")
+    ) -> list[torch.Tensor]:  # fmt: skip
+        """Multiply x [..., in] with weights of as many columns in one call: for each, [..., out], as ``times`` does."""
+        columns = weights[0].shape[1]
+        *outer, width = x.shape
+        if width != columns:
+            raise ValueError(f"inputs of {width} columns, where the weight has {columns}")
+        outs, dtype = [x.new_empty((*outer, weight.shape[0])) for weight in weights], _NAMES[x.dtype]
+        if x.is_neg() or not x.is_contiguous():
+            x = x.resolve_neg().contiguous()
+        added, added_dtype = _biases(biases)
         native.packed_product(
-            _memory(x.resolve_neg().contiguous()), _NAMES[x.dtype], weight, added, _memory(out), kind, None, *threads()
-        )
-        return out
+            tuple([weight.kept for weight in weights]), x.numel() // columns if columns else len(x), to_dlpack(x),
+            dtype, added, added_dtype, tuple([to_dlpack(out) for out in outs]),
+            activations or ("float32" if dtype == "f32" else "int16"), None, *threads(),
+        )  # fmt: skip
+        return outs
 
-    def rows(self, weight: tuple[Any, ...], shape: tuple[int, int], rows: slice, dtype: torch.dtype) -> torch.Tensor:
+    def rows(self, weight: PackedWeight, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """Decode consecutive rows of a weight [out, in] to [rows, in] in ``dtype``."""
-        start, stop, _ = rows.indices(shape[0])
-        out = torch.empty(max(0, stop - start), shape[1], dtype=dtype)
+        start, stop, _ = rows.indices(weight.shape[0])
+        out = torch.empty(max(0, stop - start), weight.shape[1], dtype=dtype)
         part = range(start, start + len(out))
-        native.packed_values(weight, shape[0], part, _NAMES[dtype], _memory(out), None, *threads())
+        native.packed_values(weight.kept, part, _NAMES[dtype], to_dlpack(out), None, *threads())
         return out
 
 
-def _memory(matrix: torch.Tensor) -> np.ndarray:
-    """Return an array over a contiguous matrix of floats, those of 16 bits as integers."""
-    return (matrix if matrix.dtype == torch.float32 else matrix.view(torch.int16)).detach().numpy()
+def _biases(biases: Sequence[torch.Tensor | None]) -> tuple[tuple[Any, ...], str]:
+    """Return biases as compiled code takes them, and the dtype of all."""
+    found = [bias for bias in biases if bias is not None]
+    if not found:
+        return (None,) * len(biases), "f32"
+    dtypes = {bias.dtype for bias in found}
+    dtype = found[0].dtype if len(dtypes) == 1 and found[0].dtype in _NAMES else torch.float32
+    return tuple(
+        [None if bias is None else to_dlpack(bias.to(dtype).detach().contiguous()) for bias in biases]
+    ), _NAMES[dtype]
 
 
 def product(scheme: Scheme) -> PackedProduct | None:

@@ -15,8 +15,7 @@ from torch.library import custom_op
 
 from ...interop import torch_dtypes
 from ...schemes import parse
-from ...schemes.int8 import Int8
-from ..kernels import functional
+from ..kernels import functional, w8a8
 from ..kernels.functional import Weight
 
 _parse = cache(parse)  # an operator is called for every layer of every token
@@ -43,6 +42,21 @@ def _(
     return x.new_empty(x.shape[0], shape[0])
 
 
+@custom_op("aibit::w8a8_linear", mutates_args=())
+def w8a8_linear(
+    x: Tensor, planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str, bias: Tensor | None
+) -> Tensor:
+    """Multiply x [rows, in], rounded to 8 bits, with a weight; arguments and result are those of ``linear``."""
+    return w8a8.product(x, _weight(planes, roles, scheme, shape, dtype).planes, bias)
+
+
+@w8a8_linear.register_fake
+def _(
+    x: Tensor, planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str, bias: Tensor | None
+) -> Tensor:
+    return x.new_empty(x.shape[0], shape[0])
+
+
 @custom_op("aibit::rows", mutates_args=())
 def rows(planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: str, start: int, stop: int) -> Tensor:
     """Decode rows, to f32 [stop - start, columns]."""
@@ -55,26 +69,29 @@ def _(planes: list[Tensor], roles: str, scheme: str, shape: list[int], dtype: st
 
 
 @custom_op("aibit::linears", mutates_args=())
-def linears(x: Tensor, codes: list[Tensor], absmax: list[Tensor], bias: Tensor | None) -> Tensor:
+def linears(x: Tensor, codes: list[Tensor], scales: list[Tensor], scheme: str, bias: Tensor | None) -> Tensor:
     """Multiply x [rows, in] with several int8 layers: [rows, sum of out], in one product where codes are side by side.
 
     Args:
-        codes, absmax: i8 [out, in] and f32 [out] of each layer.
+        codes, scales: i8 [out, in] and f32 [out] of each layer.
+        scheme: that of all layers, which has these two planes.
         bias: those of all layers, [sum of out].
     """
     biases = [None] * len(codes) if bias is None else list(bias.split([len(each) for each in codes]))
     whole = side_by_side(codes)
     if whole is not None:
-        codes, absmax, biases = [whole], [torch.cat(absmax)], [bias]
-    products = []
-    for each, scales, added in zip(codes, absmax, biases, strict=True):
-        planes = {"codes": each, "row_absmax": scales}
-        products.append(functional.linear(x, Weight(Int8(), planes, (each.shape[0], each.shape[1]), "f32"), added))
+        codes, scales, biases = [whole], [torch.cat(scales)], [bias]
+    products, parsed = [], _parse(scheme)
+    for each, steps, added in zip(codes, scales, biases, strict=True):
+        shape = each.shape[0], each.shape[1]
+        first, second = parsed.planes(shape, "f32")
+        planes = {first.role: each, second.role: steps.view(second.shape)}
+        products.append(functional.linear(x, Weight(parsed, planes, shape, "f32"), added))
     return products[0] if whole is not None else torch.cat(products, 1)
 
 
 @linears.register_fake
-def _(x: Tensor, codes: list[Tensor], absmax: list[Tensor], bias: Tensor | None) -> Tensor:
+def _(x: Tensor, codes: list[Tensor], scales: list[Tensor], scheme: str, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], sum(each.shape[0] for each in codes))
 
 

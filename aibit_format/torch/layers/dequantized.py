@@ -15,9 +15,9 @@ from torch import nn
 from ...interop import dtype_name, torch_dtypes
 from ...schemes import Scheme
 from ..kernels import functional
-from ..kernels.functional import Weight
+from ..kernels.functional import ORDER, Weight
 from ..kernels.matmul import RowProduct
-from ..kernels.packed import PackedProduct
+from ..kernels.packed import PackedProduct, PackedWeight
 from .fused import FusedRows, fused_product, split
 
 _BUFFERS = {"bias": "biases"}  # role -> name, where a layer has something else of the role's name
@@ -33,10 +33,12 @@ class Quantized(nn.Module):
         dtype: the logical dtype, a name of ``aibit_format.dtypes``. Casting the module changes it, and no plane.
 
     ``leaf`` is the name of the weight below the module, and ``transposed`` says that the model has its transpose there.
+    ``activations`` says to what a compiled product rounds inputs; see ``kernels.packed``. None: by their dtype.
     """
 
     leaf = "weight"
     transposed = False
+    activations: str | None = None
 
     def __init__(self, scheme: Scheme, planes: Mapping[str, torch.Tensor], shape: tuple[int, ...], dtype: str) -> None:
         super().__init__()
@@ -108,7 +110,7 @@ class _Packed:
 
     def __init__(self) -> None:
         self.addresses: list[int] | None = None
-        self.weight: tuple[Any, ...] = ()
+        self.weight: PackedWeight | None = None
 
     def __reduce__(self) -> Any:
         """Leave all out of copies, which have planes of their own."""
@@ -116,13 +118,9 @@ class _Packed:
 
 
 class QuantizedLinear(Quantized):
-    """Does what ``nn.Linear`` does, over a weight in any scheme; products are in the input's dtype.
-
-    ``activations`` says to what a compiled product rounds inputs; see ``kernels.packed``. None: by their dtype.
-    """
+    """Does what ``nn.Linear`` does, over a weight in any scheme; products are in the input's dtype."""
 
     fused: FusedRows | None = None
-    activations: str | None = None
 
     def __init__(
         self,
@@ -135,36 +133,46 @@ class QuantizedLinear(Quantized):
         super().__init__(scheme, planes, shape, dtype)
         self.out_features, self.in_features = shape
         self.bias = bias
-        self._product = functional.row_product(scheme)
+        self._product = functional.row_product(scheme.unordered)
         self._packed = _Packed()
+        self._names = [_BUFFERS.get(role, role) for role in self._roles]
+
+    @property
+    def is_packed(self) -> bool:
+        """Return whether a compiled product takes the weight as it is packed."""
+        return isinstance(self._product, PackedProduct)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply x [..., in_features] with the weight: [..., out_features]."""
+        product, bias, compiling = self._product, self.bias, torch.compiler.is_compiling()
+        packed = product if isinstance(product, PackedProduct) and not compiling else None
+        order = self._buffers.get(ORDER)
+        if packed is not None and functional.uses_codes(packed, x, bias):
+            x = x if order is None else functional.in_stored_order(x, order)
+            return packed.times(x, self._packed_weight(packed), bias, self.activations)
         flat = x.reshape(-1, self.in_features)
-        if torch.compiler.is_compiling() and not functional.learns(flat, self.bias):
+        if compiling and not functional.learns(flat, bias):
             return self._traced(x, flat).view(*x.shape[:-1], self.out_features)
-        product, rows, shape = self._product, self.rows, (self.out_features, self.in_features)
-        if functional.uses_codes(product, flat, self.bias):
-            if not isinstance(product, PackedProduct):
-                return fused_product(self, x)
-            found = product.times(flat, self._packed_weight(product), self.out_features, self.bias, self.activations)
-            return found.view(*x.shape[:-1], self.out_features)
-        compiling = torch.compiler.is_compiling()
-        if isinstance(product, PackedProduct) and product.decodes(flat.device, flat.dtype) and not compiling:
-            rows = partial(product.rows, self._packed_weight(product), shape)
+        rows, shape = self.rows, (self.out_features, self.in_features)
+        if order is not None and not compiling:
+            flat, rows = functional.in_stored_order(flat, order), self.stored().unordered().rows
+        if not isinstance(product, PackedProduct) and functional.uses_codes(product, flat, bias):
+            return fused_product(self, x)
+        if packed is not None and packed.decodes(flat.device, flat.dtype):
+            rows = partial(packed.rows, self._packed_weight(packed))
         values = functional.by_pieces(flat, shape, rows)
         if self.bias is not None:
             values = values + self.bias.to(values.dtype)
         return values.view(*x.shape[:-1], self.out_features)
 
-    def _packed_weight(self, product: PackedProduct) -> tuple[Any, ...]:
+    def _packed_weight(self, product: PackedProduct) -> PackedWeight:
         """Return the weight as the compiled product takes it."""
         kept, buffers = self._packed, self._buffers
         # Not get_buffer, which takes longer than the rest of a call.
-        planes: dict[str, Any] = {role: buffers[_BUFFERS.get(role, role)] for role in self._roles}
-        addresses = [plane.data_ptr() for plane in planes.values()]
-        if kept.addresses != addresses:
-            kept.addresses, kept.weight = addresses, product.format.weight(planes, self.out_features)
+        addresses = [buffers[name].data_ptr() for name in self._names]  # type: ignore[union-attr]
+        if kept.weight is None or kept.addresses != addresses:
+            weight = product.format.weight(self.planes(), (self.out_features, self.in_features))
+            kept.addresses, kept.weight = addresses, weight
         return kept.weight
 
     def _traced(self, x: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
@@ -173,6 +181,11 @@ class QuantizedLinear(Quantized):
 
         found = None if self.fused is None else self.fused.traced(self, x, flat)
         return custom_ops.linear(flat, *self._arguments(), self.bias) if found is None else found
+
+    @property
+    def text(self) -> str:
+        """Return the scheme of the weight, as users write it."""
+        return self._text
 
     def int8_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return codes i8 [out, in] and the plane of their scales f32 [out]."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from ..kernels import functional
 from ..kernels.functional import Weight
 from .dequantized import Quantized
 
+Multiply = Callable[[torch.Tensor, Weight, None], torch.Tensor]
+
 
 class ExpertWeight:
     """Stands for the weight of one expert where code expects a tensor: [rows, columns], or their transpose.
@@ -30,10 +33,11 @@ class ExpertWeight:
     decoded. It is no tensor itself, as it has no values in memory.
     """
 
-    __slots__ = ("_transposed", "_weight")
+    __slots__ = ("_multiply", "_transposed", "_weight")
 
-    def __init__(self, weight: Weight, transposed: bool) -> None:
+    def __init__(self, weight: Weight, transposed: bool, multiply: Multiply | None = None) -> None:
         self._weight, self._transposed = weight, transposed
+        self._multiply = multiply or partial(functional.linear, rounds=False)
 
     @property
     def shape(self) -> torch.Size:
@@ -49,11 +53,11 @@ class ExpertWeight:
     @property
     def T(self) -> ExpertWeight:  # noqa: N802 - as tensors have it
         """Return the transpose."""
-        return ExpertWeight(self._weight, not self._transposed)
+        return ExpertWeight(self._weight, not self._transposed, self._multiply)
 
     def float(self) -> ExpertWeight:
         """Return the weight in float32: its values as they are decoded, before they are rounded to any dtype."""
-        return ExpertWeight(replace(self._weight, dtype="f32"), self._transposed)
+        return ExpertWeight(replace(self._weight, dtype="f32"), self._transposed, self._multiply)
 
     def decoded(self) -> torch.Tensor:
         """Return the values, in the logical dtype."""
@@ -65,7 +69,7 @@ class ExpertWeight:
         if transposed == self._transposed:  # the stored rows are what is summed over
             values = self.decoded().to(x.dtype)
             return x @ (values.T if transposed else values)
-        flat = functional.linear(x.reshape(-1, x.shape[-1]), self._weight, None, rounds=False)
+        flat = self._multiply(x.reshape(-1, x.shape[-1]), self._weight, None)
         return flat.view(*x.shape[:-1], self._weight.shape[0])
 
     def __getattr__(self, name: str) -> Any:
@@ -99,15 +103,17 @@ class QuantizedExperts(Quantized):
         scheme, planes, dtype: as for ``Quantized``.
         shape: [experts, rows, columns] of the stored tensor.
         transposed: whether the model has the transpose of each matrix.
+        multiply: multiplies x [rows, in] with the weight of an expert; ``functional.linear`` by default.
     """
 
     leaf = ""
 
     def __init__(
-        self, scheme: Scheme, planes: Mapping[str, torch.Tensor], shape: tuple[int, ...], dtype: str, transposed: bool
-    ) -> None:
+        self, scheme: Scheme, planes: Mapping[str, torch.Tensor], shape: tuple[int, ...], dtype: str, transposed: bool,
+        multiply: Multiply | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(scheme, planes, shape, dtype)
-        self.transposed = transposed
+        self.transposed, self._multiply = transposed, multiply
         self._views = _views(scheme, shape, dtype)
 
     def __len__(self) -> int:
@@ -127,12 +133,14 @@ class QuantizedExperts(Quantized):
         at %= count
         shape, planes = (rows, columns), self.planes()
         if self._views is None:
-            weight = Weight(self.scheme, planes, shape, self.logical_dtype, self.shape, at * rows)
+            weight = Weight(
+                self.scheme, planes, shape, self.logical_dtype, self.shape, at * rows, activations=self.activations
+            )
         else:
             views = self._views
             mine = {role: plane[at] if views[role] else plane for role, plane in planes.items()}
-            weight = Weight(self.scheme, mine, shape, self.logical_dtype)
-        return ExpertWeight(weight, self.transposed)
+            weight = Weight(self.scheme, mine, shape, self.logical_dtype, activations=self.activations)
+        return ExpertWeight(weight, self.transposed, self._multiply)
 
     def transpose(self, first: int, second: int) -> QuantizedExperts | torch.Tensor:
         """Return the same experts with the last two dimensions swapped; for other dimensions, the values."""

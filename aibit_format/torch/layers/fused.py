@@ -30,6 +30,11 @@ class Int8Layer(Protocol):
     fused: FusedRows | None
 
     @property
+    def text(self) -> str:
+        """Return the scheme of the weight, as users write it."""
+        ...
+
+    @property
     def bias(self) -> torch.Tensor | None:
         """Return the bias [out], if there is one."""
         ...
@@ -121,7 +126,8 @@ class FusedRows:
             from .custom_ops import linears  # registering operators takes time that only a compiler is worth
 
             codes, scales = zip(*[each.int8_rows() for each in self.layers], strict=True)
-            found = linears(flat, list(codes), list(scales), torch.cat(biases) if biases else None)
+            added = torch.cat(biases) if biases else None
+            found = linears(flat, list(codes), list(scales), layer.text, added)
             self._traced = x, found.split(self.sizes, 1)
         if self._traced is None or self._traced[0] is not x:
             return None

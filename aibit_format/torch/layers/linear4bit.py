@@ -9,9 +9,7 @@ piece at a time that stays in cache. That is closer to the true product, and so 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,16 +18,11 @@ from torch import nn
 from torch.nn.functional import linear
 
 from ... import native
-from ...interop import to_numpy
 from ...schemes.fourbit import CODEBOOKS, NESTED_BLOCK
 from .. import bnb_compat
-from ..kernels.matmul import BF16, FEW_ROWS, elsewhere
-from ..kernels.openmp import threads
-
-# Elements that a thread decodes at a time. Smaller pieces would stay in its core's own cache, but a product with few
-# rows of a wide weight is slow: of [2048, 5632], 46 rows at a time take half as long again as 186.
-_PIECE_ELEMENTS = 1 << 20
-_DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+from ..kernels.four_bit import Weight, nested_scales
+from ..kernels.matmul import elsewhere, fast_dtype
+from ..kernels.operators import NAMES
 
 
 class MappedLinear4bit(bnb_compat.Linear4bit):
@@ -53,12 +46,12 @@ class MappedLinear4bit(bnb_compat.Linear4bit):
             weight = self.decode().to(self.compute_dtype or x.dtype)
             bias = None if self.bias is None else self.bias.to(weight.dtype)
             return linear(x.to(weight.dtype), weight, bias).to(x.dtype)
-        weight = None if self.training or not x.numel() or elsewhere(x, self.bias) else Weight.of(self)
-        if weight is None or self.compute_dtype not in _DTYPES:
+        weight = None if self.training or not x.numel() or elsewhere(x, self.bias) else _weight(self)
+        if weight is None or self.compute_dtype not in NAMES:
             return super().forward(x)
         given, x = x, x.to(self.compute_dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        if self.weight_only and not BF16:
+        if self.weight_only and fast_dtype(x.dtype) == torch.float32:
             product = weight.times(x.reshape(-1, self.in_features), bias).view(*x.shape[:-1], self.out_features)
         else:
             product = linear(x, weight.values(x.dtype), bias)
@@ -98,92 +91,26 @@ class MappedLinear4bit(bnb_compat.Linear4bit):
         super()._load_from_state_dict(rest, prefix, *args)
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """Holds a layer's codes u8 [out, in / 2] and scales f32 [out, blocks of a row], in rows of whole blocks."""
-
-    codes: np.ndarray
-    scales: np.ndarray
-    book: np.ndarray  # f32 [16]
-    block_size: int
-
-    @classmethod
-    def of(cls, layer: Any) -> Weight | None:
-        """Return the weight as the layer has it now; None where bitsandbytes is faster, or has to decode it."""
-        state, codes = getattr(layer.weight, "quant_state", None), layer.weight.data
-        if not native.available or state is None or bnb_compat.rewrites(layer):
-            return None
-        rows, columns = layer.out_features, layer.in_features
-        if bnb_compat.is_rewritten(state) or tuple(state.shape) != (rows, columns):
-            return None
-        if columns % state.blocksize or codes.dtype != torch.uint8 or codes.device.type != "cpu":
-            return None
-        packed = codes.numpy().reshape(rows, columns // 2)
-        scales = _scales(state).reshape(rows, columns // state.blocksize)
-        return cls(packed, scales, CODEBOOKS[state.quant_type].values, state.blocksize)
-
-    def values(self, dtype: torch.dtype) -> torch.Tensor:
-        """Decode all of it to [out, in] in ``dtype``, in memory that this thread's next weight overwrites."""
-        rows, half = self.codes.shape
-        values = _scratch(rows * 2 * half * dtype.itemsize).view(dtype).view(rows, 2 * half)
-        self._decode(slice(None), dtype, values)
-        return values
-
-    def times(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Multiply x [rows, in] in float32, and round to its dtype: [rows, out]."""
-        wide, rows = x.float().contiguous(), len(x)
-        product = torch.empty(rows, len(self.codes))
-        if rows <= FEW_ROWS:  # weights are decoded in registers, once for every four rows of x
-            native.four_bit_product(
-                wide.numpy(), self.codes, self.book, self.scales, self.block_size, product.numpy(), *threads()
-            )
-        else:
-            self._multiply_pieces(wide, product)
-        return (product if bias is None else product.add_(bias)).to(x.dtype)
-
-    def _multiply_pieces(self, wide: torch.Tensor, product: torch.Tensor) -> None:
-        out_features, in_features = product.shape[1], wide.shape[1]
-        step = max(1, min(_PIECE_ELEMENTS * torch.get_num_threads() // in_features, out_features))
-        piece = torch.empty(step, in_features)
-        for start in range(0, out_features, step):
-            part = slice(start, min(start + step, out_features))
-            values = piece[: part.stop - start]
-            self._decode(part, torch.float32, values)
-            torch.mm(wide, values.T, out=product[:, part])
-
-    def _decode(self, rows: slice, dtype: torch.dtype, out: torch.Tensor) -> None:
-        """Decode rows into ``out``, rounded to its ``dtype``."""
-        native.four_bit_values(
-            self.codes[rows], _DTYPES[dtype], self.book, self.scales[rows], self.block_size, to_numpy(out)[0],
-            *threads(),
-        )  # fmt: skip
-
-
-_kept = threading.local()
-
-
-def _scratch(size: int) -> torch.Tensor:
-    """Return u8 [size], memory that each thread keeps for its largest weight.
-
-    Mapping new memory in takes longer than decoding a weight.
-    """
-    kept = getattr(_kept, "memory", None)
-    if kept is None or len(kept) < size:
-        kept = _kept.memory = torch.empty(size, dtype=torch.uint8)
-    return kept[:size]
+def _weight(layer: Any) -> Weight | None:
+    """Return a layer's weight as it is now; None where bitsandbytes is faster, or has to decode it."""
+    state, codes = getattr(layer.weight, "quant_state", None), layer.weight.data
+    if not native.available or state is None or bnb_compat.rewrites(layer):
+        return None
+    rows, columns = layer.out_features, layer.in_features
+    if bnb_compat.is_rewritten(state) or tuple(state.shape) != (rows, columns):
+        return None
+    if columns % state.blocksize or codes.dtype != torch.uint8 or codes.device.type != "cpu":
+        return None
+    packed = codes.numpy().reshape(rows, columns // 2)
+    scales = _scales(state).reshape(rows, columns // state.blocksize)
+    return Weight(packed, scales, CODEBOOKS[state.quant_type].values, state.blocksize)
 
 
 def _scales(state: Any) -> np.ndarray:
-    """Return the scales of a ``QuantState``, f32.
-
-    Nested ones are decoded at each call, which takes a twentieth of a token's product: kept, they would take four times
-    the memory that nesting was to save.
-    """
+    """Return the scales of a ``QuantState``, f32."""
     if not state.nested:
         return state.absmax.numpy()
     if state.state2.blocksize != NESTED_BLOCK:
         raise NotImplementedError(f"nested scales in blocks of {state.state2.blocksize}")
-    scales = np.empty(state.absmax.numel(), np.float32)
     outer = state.state2
-    native.nested_scales(state.absmax.numpy(), outer.code.numpy(), outer.absmax.numpy(), float(state.offset), scales)
-    return scales
+    return nested_scales(state.absmax.numpy(), outer.code.numpy(), outer.absmax.numpy(), float(state.offset))

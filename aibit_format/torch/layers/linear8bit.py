@@ -61,6 +61,11 @@ class Linear8bitLt(bnb_compat.Linear8bitLt):
         bnb_compat.int8_state_to_parameter(self)
         super()._load_from_state_dict(*args)
 
+    @property
+    def text(self) -> str:
+        """Return the scheme of the weight, as users write it."""
+        return "int8"
+
     def int8_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return codes i8 [out, in], and the largest magnitude of each row f32 [out]."""
         found = bnb_compat.int8_state(self)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -37,12 +37,15 @@ try:
     from ..layers.dequantized import QuantizedLinear
     from ..layers.experts import QuantizedExperts
     from ..layers.fused import fuse
+    from ..layers.norms import replace_norms
     from ..read_only import WHAT, ReadOnly, open_writable
     from .arena import LINKS, Arena
     from .arguments import Device, Options
     from .modules import THRESHOLD, Linear8bitLt, Target, builder_for, planes_for
     from .saving import let_save
 except ImportError as error:
+    if error.name is None:  # what transformers makes of any error while it is imported
+        raise LoadError(f"transformers cannot be imported: {told_by(error.__cause__ or error)}") from error
     raise MissingPackageError(f"loading a model needs {error.name}: pip install 'aibit-format[hf]'") from error
 
 if TYPE_CHECKING:
@@ -86,6 +89,7 @@ def load_model(
     trainable: bool = False,
     dtype: str | torch.dtype | None = None,
     attn_implementation: str | None = None,
+    graph: bool = False,
 ) -> PreTrainedModel:
     """Load a transformers model in eval mode: int8 weights in ``bnb.nn.Linear8bitLt``, nf4 and fp4 in ``Linear4bit``.
 
@@ -121,6 +125,9 @@ def load_model(
             bitsandbytes' 4-bit layers too. What transformers keeps in float32 stays so. None: as the file says.
         attn_implementation: which attention of those in transformers: "eager", "sdpa", "flex_attention", or
             "flash_attention_2" where its package is installed. No kernel is ever fetched. None: transformers' choice.
+        graph: return the graph that the file holds, as ``load_graph`` does, which alone needs no transformers to be
+            installed. It runs on a CPU, multiplies as ``weight_only`` does, and has nothing else of what a transformers
+            model has.
 
     Raises:
         FormatError: the file is not valid.
@@ -129,6 +136,13 @@ def load_model(
             torch.distributed is not initialized, the model has no plan or cannot be cut as it says, or is to be
             trained.
     """
+    if graph:
+        asked = (device_map, activations, tp, dtype, attn_implementation)
+        if str(device) != "cpu" or trainable or any(each is not None for each in asked):
+            raise LoadError("graph=True: a graph runs on a CPU as it was recorded; it takes verify and signed_by alone")
+        from ..graph.model import load_graph
+
+        return cast(Any, load_graph(path, verify=verify, signed_by=signed_by))
     options = Options.of(device, device_map, weight_only, activations, tp, trainable, dtype, attn_implementation)
     return _load(path, verify, signed_by, options)[1]
 
@@ -155,16 +169,22 @@ def _load(
             part.verify_rest()
     assembly.run()
     for module in model.modules():
-        if isinstance(module, QuantizedLinear):
+        if isinstance(module, QuantizedLinear | QuantizedExperts):
             module.activations = options.activations
     if not writable:
         _refuse_writes(model, mine)
     _finish(file, model, vocabulary, options.trainable)
-    if options.weight_only and device.type == "cpu" and options.attn_implementation is None:
-        attention.in_float32(model)
+    if device.type == "cpu" and options.attn_implementation is None and (options.weight_only or _is_packed(model)):
+        attention.attend_faster(model)
+        replace_norms(model)
     if slices is not None:
         slices.connect()
     return file, model
+
+
+def _is_packed(model: PreTrainedModel) -> bool:
+    """Return whether linear layers of a model are multiplied as they are packed, which nobody else's layers do."""
+    return any(isinstance(module, QuantizedLinear) and module.is_packed for module in model.modules())
 
 
 def _slices(file: Opened, model: PreTrainedModel, tp: Any) -> Slices | None:

@@ -2,7 +2,8 @@
 
 Linear weights (and GPT-2's Conv1D) become what the capability ``build_module`` of their scheme makes, which for
 bitsandbytes' own are its layers; those in any other quantized scheme become ``QuantizedLinear``, embeddings
-``QuantizedEmbedding``, and fused experts ``QuantizedExperts``. What else is quantized is decoded when it is loaded and
+``QuantizedEmbedding``, and fused experts ``QuantizedExperts``. Where the scheme says to what inputs are rounded, a
+``W8A8Linear`` does that, unless ``weight_only`` is wanted. What else is quantized is decoded when it is loaded and
 takes the memory of the model's dtype.
 """
 
@@ -38,6 +39,7 @@ from ..layers.dequantized import Quantized, QuantizedEmbedding, QuantizedLinear
 from ..layers.experts import QuantizedExperts
 from ..layers.linear4bit import MappedLinear4bit
 from ..layers.linear8bit import Linear8bitLt
+from ..layers.w8a8 import W8A8Linear
 
 Planes = dict[str, torch.Tensor]
 
@@ -108,9 +110,10 @@ def _linear4bit(module: nn.Module, info: TensorInfo, scheme: FourBit, planes: Pl
 
 
 def _dequantized_linear(module: nn.Module, info: TensorInfo, planes: Planes, target: Target) -> nn.Module:
-    """Build a ``QuantizedLinear`` in the place of ``module``."""
+    """Build a ``QuantizedLinear`` in the place of ``module``, or a ``W8A8Linear``, which is one."""
     rows, columns = info.shape
-    return QuantizedLinear(info.scheme, planes, (rows, columns), info.dtype, _bias(module))
+    family = W8A8Linear if _multiplication(info, target) else QuantizedLinear
+    return family(info.scheme, planes, (rows, columns), info.dtype, _bias(module))
 
 
 def _dequantized_embedding(module: nn.Module, info: TensorInfo, planes: Planes, target: Target) -> nn.Module:
@@ -123,7 +126,13 @@ def _dequantized_embedding(module: nn.Module, info: TensorInfo, planes: Planes, 
 
 def _experts(module: nn.Module, info: TensorInfo, planes: Planes, target: Target) -> nn.Module:
     """Build ``QuantizedExperts`` in the place of a parameter of ``module``."""
-    return QuantizedExperts(info.scheme, planes, info.shape, info.dtype, info.transposed)
+    multiply = _multiplication(info, target)
+    return QuantizedExperts(info.scheme, planes, info.shape, info.dtype, info.transposed, multiply)
+
+
+def _multiplication(info: TensorInfo, target: Target) -> Any:
+    """Return how inputs are multiplied with a weight whose scheme says to what they are rounded; None for others."""
+    return None if target.weight_only else capabilities.find(info.scheme, "linear")
 
 
 def _bias(module: nn.Module) -> Any:

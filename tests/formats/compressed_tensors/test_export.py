@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+import aibit_format as aibit
+from aibit_format.calibrate.calibrate import calibrate
 from aibit_format.errors import WriteError
 from aibit_format.formats.huggingface.forms import NotHeldError
 from aibit_format.formats.huggingface.integers import packed_words
+from tests.support import calibrated
 from tests.support.forms import form, laid_out, weight
 
 CODES = np.arange(64).reshape(8, 8) * 5 % 16
@@ -140,6 +147,74 @@ def test_a_group_says_nothing_of_inputs_whose_scales_are_left_out(tmp_path):
     inputs["dynamic"] = True  # such are computed, and need no scales
     dynamic = form("compressed-tensors", tmp_path, settings, left_out=["1 tensors k_scale"]).config([integers()], [])
     assert dynamic["config_groups"]["g"]["input_activations"] == inputs
+
+
+def rounded(name="m.q.weight", zero=None):
+    more = {} if zero is None else {"input_zero_point": [zero]}
+    scheme = "int8-static" + ",asymmetric=1" * (zero is not None)
+    return weight(scheme, (2, 4), name, codes=[*range(8)], scale=[1.1, 2], input_scale=[0.3], **more)
+
+
+def test_what_is_said_of_inputs_is_written(tmp_path):
+    made = form("compressed-tensors", tmp_path)
+    found = laid_out(made, rounded(zero=-5))
+    assert [*found] == [".weight", ".weight_scale", ".input_scale", ".input_zero_point"]
+    assert found[".input_scale"].tolist() == pytest.approx([0.3]) and found[".input_zero_point"].tolist() == [-5]
+    dynamic = weight("int8-dynamic", (2, 4), "m.d.weight", codes=[*range(8)], scale=[1, 2])
+    assert [*laid_out(made, dynamic)] == [".weight", ".weight_scale"]
+    kinds = made.config([dynamic, rounded("m.a.weight"), rounded("m.b.weight"), rounded("m.c.weight", 1)], [])
+    groups = [(g["targets"], g["input_activations"]) for g in kinds["config_groups"].values()]
+    same = {"num_bits": 8, "type": "int", "group_size": None}
+    whole = same | {"strategy": "tensor", "dynamic": False}
+    assert groups == [
+        (["Linear"], whole | {"symmetric": True}),
+        (["m.d"], same | {"strategy": "token", "dynamic": True, "symmetric": True}),
+        (["m.c"], whole | {"symmetric": False}),
+    ]
+    assert kinds["format"] == "int-quantized"
+
+
+def test_an_embedding_has_no_inputs(tmp_path):
+    table = replace(weight("int8-dynamic", (2, 4), codes=[*range(8)], scale=[1, 2]), kind="embedding")
+    (group,) = form("compressed-tensors", tmp_path).config([table], [])["config_groups"].values()
+    assert group["input_activations"] is None and group["targets"] == ["Linear", "m.q"]
+
+
+def test_scales_are_in_the_dtype_of_the_source_if_they_are_its_own(tmp_path):
+    inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "tensor", "dynamic": False}
+    settings = {"config_groups": {"g": {"targets": ["Linear"], "input_activations": inputs,
+                                        "weights": {"num_bits": 8, "strategy": "channel"}}},
+                "format": "int-quantized"}  # fmt: skip
+    parts = [".weight_scale bf16 2", ".input_scale bf16 1"]
+    known = form("compressed-tensors", tmp_path, settings, parts)
+    own = weight("int8-static", (2, 4), codes=[*range(8)], scale=[1.5, 2], input_scale=[0.25])
+    assert laid_out(known, own)[".weight_scale"].view(np.uint16).ravel().tolist() == [0x3FC0, 0x4000]
+    assert laid_out(known, own)[".input_scale"].view(np.uint16).tolist() == [0x3E80]
+    with pytest.raises(WriteError, match="has scales that are not those of the source, which were bf16"):
+        laid_out(known, rounded())
+    inputs["dynamic"] = True  # another way than the weight's, so it is in no group of the source
+    other = form("compressed-tensors", tmp_path, settings, parts)
+    assert laid_out(other, rounded())[".weight_scale"].dtype == np.float32
+    assert other.config([rounded()], [])["config_groups"].keys() == {"made_0"}
+
+
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static", "int8-static,asymmetric=1"])
+def test_transformers_computes_with_what_is_written(scheme, tmp_path):
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    folder, text = calibrated.save("llama-untied", tmp_path / "hf", dtype=torch.float32)
+    statistics = calibrate(folder, [text], tmp_path / "s.safetensors", samples=3, length=24)
+    aibit.convert(folder, tmp_path / "m.aibit", scheme, calibration=statistics)
+    aibit.export(tmp_path / "m.aibit", "huggingface", tmp_path / "out")
+    theirs, ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval(), aibit.load_model(tmp_path / "m.aibit")
+    exact, ids = AutoModelForCausalLM.from_pretrained(folder).eval(), torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected, found, plain = (model(ids).logits for model in (theirs, ours, exact))
+    error = (found - plain).abs().max()
+    assert 1e-3 < error < 0.1 * plain.abs().max()  # inputs are rounded, and not by much
+    # The library's scale of a row is max|x| / 127.5, and ours max|x| / 127; a stored scale is the same for both, and
+    # rounding differs next to ties.
+    bound = error if scheme == "int8-dynamic" else 0.1 * error
+    assert (found - expected).abs().max() < bound
 
 
 def test_groups_that_make_no_sense_are_as_if_there_were_none(tmp_path):

@@ -258,6 +258,88 @@ def test_scales_of_activations_and_of_the_cache_are_left_out_and_counted(tmp_pat
     assert source.metadata["source.left_out"] == ["1 tensors input_scale", "1 tensors k_scale"]
 
 
+def with_inputs(scale=(ROWS, 1), dtype=torch.bfloat16, weights=CHANNEL, **inputs) -> tuple[dict, dict]:
+    """Settings and parts of a weight of a byte a code, whose inputs have 8 bits, too."""
+    settings, parts = naive("int-quantized", "int", scale, **weights)
+    settings = json.loads(json.dumps(settings))
+    said = {"num_bits": 8, "type": "int", "symmetric": True} | inputs
+    settings["config_groups"]["group_0"]["input_activations"] = said
+    parts["weight_scale"] = parts["weight_scale"].to(dtype)
+    if inputs.get("dynamic") is not True:
+        parts["input_scale"] = torch.tensor([0.03125 * 1.25], dtype=dtype)
+        if not inputs.get("symmetric", True):
+            parts["input_zero_point"] = torch.tensor([-28], dtype=torch.int8)
+    return settings, parts
+
+
+TOKEN, WHOLE = {"dynamic": True, "strategy": "token"}, {"dynamic": False, "strategy": "tensor"}
+INPUTS = {
+    "dynamic": (with_inputs(**TOKEN), "int8-dynamic"),
+    "dynamic, one scale": (with_inputs((1,), weights=TENSOR, **TOKEN), "int8-dynamic"),
+    "static": (with_inputs(**WHOLE), "int8-static"),
+    "static, f32": (with_inputs(dtype=torch.float32, **WHOLE), "int8-static"),
+    "static, asymmetric": (with_inputs(symmetric=False, **WHOLE), "int8-static,asymmetric=1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INPUTS)
+def test_how_inputs_are_quantized_is_kept_and_goes_back(case, tmp_path):
+    (settings, parts), scheme = INPUTS[case]
+    source = checkpoints.one(tmp_path / "hf", settings, parts)
+    assert source.tensors["m.q.weight"].stored.text == scheme and "source.left_out" not in source.metadata
+    planes = source.planes("m.q.weight")
+    wanted = parts["weight"].float() * parts["weight_scale"].float().reshape(-1, 1)
+    assert torch.equal(checkpoints.decoded(source), wanted)
+    for end in ("input_scale", "input_zero_point"):
+        assert (end in planes) == (end in parts)
+        assert end not in parts or planes[end].tolist() == parts[end].tolist()
+    back = checkpoints.goes_back(tmp_path / "hf")
+    found = json.loads((back / "config.json").read_text())["quantization_config"]
+    assert found["config_groups"] == settings["config_groups"]
+
+
+def inputs(**changes):
+    return lambda said, parts: said["config_groups"]["group_0"]["input_activations"].update(changes)
+
+
+@pytest.mark.parametrize("change", [inputs(num_bits=4), inputs(type="float"), inputs(strategy="group", group_size=32),
+                                    inputs(strategy="token"), inputs(dynamic="local")])  # fmt: skip
+def test_other_ways_to_quantize_inputs_are_left_out(change, tmp_path):
+    settings, parts = with_inputs(**WHOLE)
+    change(settings, parts)
+    source = checkpoints.one(tmp_path / "hf", settings, parts)
+    assert source.metadata["source.left_out"] == ["1 tensors input_scale"]
+    assert source.tensors["m.q.weight"].stored.text == "int-group,bits=8,group=row,scale=bf16"
+
+
+def test_a_plain_module_with_a_scale_of_its_inputs_stays_plain(tmp_path):
+    settings, parts = with_inputs(**WHOLE)
+    tensors = {f"m.q.{end}": part for end, part in parts.items()}
+    tensors |= {"m.p.weight": torch.ones(4, 4), "m.p.input_scale": torch.ones(1)}
+    settings["config_groups"]["group_0"]["targets"] = ["m.q"]
+    folder = checkpoints.write(tmp_path / "hf", tensors, {"dtype": "bfloat16"}, quantization_config=settings)
+    source = checkpoints.open_source(folder)
+    assert source.tensors["m.p.weight"].stored.text == "f32"
+    assert source.metadata["source.left_out"] == ["1 tensors input_scale"]
+
+
+def test_a_model_of_8_bit_inputs_is_kept_as_it_is(tmp_path):
+    settings, _ = with_inputs(symmetric=False, **WHOLE)
+
+    def parts(name, weight):
+        random = Random(len(name))
+        codes, scale = random.words(*weight.shape, dtype=torch.int8), random.scales(len(weight), 1) / 64
+        made = {"weight": codes, "weight_scale": scale, "input_scale": torch.tensor([0.05]),
+                "input_zero_point": torch.tensor([3], dtype=torch.int8)}  # fmt: skip
+        return made, codes.float() * scale
+
+    folder, _ = checkpoints.model(tmp_path, settings, parts, torch.float32)
+    report = checkpoints.aibit.convert(folder, tmp_path / "m.aibit")
+    assert {t.scheme for t in report.tensors if checkpoints.is_layer(t.name)} == {"int8-static,asymmetric=1"}
+    checkpoints.aibit.export(tmp_path / "m.aibit", "huggingface", tmp_path / "back")
+    checkpoints.same(folder, tmp_path / "back")
+
+
 def weights(**changes):
     return lambda said, parts: said["config_groups"]["group_0"]["weights"].update(changes)
 
@@ -276,7 +358,7 @@ DAMAGE = [
     (ASYM, drop("weight_shape"), r"but m\.q\.weight_shape is missing"),
     (ASYM, put(P, lambda a: a.to(torch.int64)), r"'m\.q\.weight_packed' is i64\[24, 12\], expected i32"),
     (ASYM, put(P, lambda a: a[:-1]), r"is \[24, 96\], and 'm\.q\.weight_packed' with 4 bits is \[23, 12\]"),
-    (ASYM, put(P, lambda a: a[0]), r"'m\.q\.weight_shape' is \[24, 96\], and"),
+    (ASYM, put(P, lambda a: a[0]), r"'m\.q\.weight_packed' has shape \[12\], expected rows and columns"),
     (ASYM, put("weight_shape", lambda a: a * 0 - 1), r"'m\.q\.weight_shape' is \[-1, -1\]"),
     (ASYM, put("weight_shape", lambda a: a << 40), r"'m\.q\.weight_shape' is \[26"),
     (ASYM, put("weight_shape", lambda a: a.repeat(99)), r"'m\.q\.weight_shape' is \[\]"),
@@ -326,12 +408,21 @@ DAMAGE = [
     ("nvfp4", weights(group_size=32), r"nvfp4-pack-quantized of 4 bits, type float, group_size 32"),
     ("mxfp4", put(S, lambda a: a * 0 + 255), r"'m\.q\.weight_scale' a scale is NaN"),
     ("mxfp8", put(S, lambda a: a.float()), r"'m\.q\.weight_scale' is f32\[24, 3\], expected u8"),
+    ("static", drop("input_scale"), r"but m\.q\.input_scale is missing"),
+    ("static", put("input_scale", lambda a: a.repeat(2)), r"'m\.q\.input_scale' has shape \[2\], expected \[1\]"),
+    ("static", put("input_scale", lambda a: -a), r"'m\.q\.input_scale' a scale is negative"),
+    ("static", put("input_scale", lambda a: a.to(torch.int8)), r"'m\.q\.input_scale' is i8\[1\], expected f32"),
+    ("static", lambda said, parts: parts.update(input_zero_point=torch.tensor([1], dtype=torch.int8)),
+     r"'m\.q\.input_zero_point' is not 0, and the inputs of config group 'group_0' are symmetric"),
+    ("static, asymmetric", drop("input_zero_point"), r"but m\.q\.input_zero_point is missing"),
+    ("dynamic", lambda said, parts: parts.update(input_scale=torch.ones(1)), r"inputs of config group .* are dynamic"),
+    ("dynamic", put(S, lambda a: a[:5]), r"'m\.q\.weight_scale' has shape \[5, 1\], expected \[24, 1\]"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("case", "damage", "message"), DAMAGE, ids=[f"{case}-{text[:30]}" for case, _, text in DAMAGE])
 def test_what_contradicts_itself_is_refused(case, damage, message, tmp_path):
-    settings, parts = CASES[case]
+    settings, parts = CASES[case] if case in CASES else INPUTS[case][0]
     settings, parts = json.loads(json.dumps(settings)), dict(parts)
     damage(settings, parts)
     checkpoints.refused(tmp_path, settings, parts, message)

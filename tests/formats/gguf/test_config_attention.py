@@ -102,7 +102,7 @@ def test_every_so_many_layers_one_attends_to_everything():
         assert read(LayerTypes(2), **found) == {"layer_types": types}
     assert written(LayerTypes(2), layer_types=types) == written(LayerTypes(2)) == {}
     for wrong in (3, np.array([True, True, True]), np.array([True, False])):
-        with pytest.raises(SourceError, match=r"sliding_window_pattern is .*every 2th"):
+        with pytest.raises(SourceError, match=r"sliding_window_pattern is .*one layer of 2 attends"):
             read(LayerTypes(2), **{key: wrong})
     with pytest.raises(SourceError, match=r"config\.json: layer_types: llama\.cpp's model has others"):
         written(LayerTypes(2), layer_types=types[::-1][:2])

@@ -86,8 +86,8 @@ def test_nothing_is_replaced_unasked_and_nothing_left_half_written(models, tmp_p
         written(path, tmp_path / "m.gguf", type="f16", overwrite=True, on_progress=fail)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["Modelfile", "m.gguf"]
     assert (tmp_path / "m.gguf").read_bytes() == before
-    with pytest.raises(ValueError, match="type='q4_k'"):
-        written(path, tmp_path / "m.gguf", type="q4_k")
+    with pytest.raises(ValueError, match="type='q8_k'"):
+        written(path, tmp_path / "m.gguf", type="q8_k")
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(MissingPackageError, match=r"aibit-format\[gguf\]"):
         written(path, tmp_path / "n.gguf")
@@ -177,3 +177,18 @@ def test_of_two_forms_of_a_model_that_goes_out_which_keeps_more_blocks(tmp_path)
         names = {tensor.name.split(".")[2] for tensor in found.tensors if tensor.name.endswith("_b.weight")}
         assert names - {"attn_q_b"} == wanted
         assert found.metadata["deepseek2.attention.head_count_kv"] == (4 if kind == "q8_0" else 1)
+
+
+def test_k_quants_are_encoded_and_rows_that_are_no_whole_blocks_fall_back(tmp_path):
+    config = transformers.LlamaConfig(**SMALL | {"hidden_size": 256, "intermediate_size": 288, "num_hidden_layers": 1})
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "hf")
+    aibit.convert(tmp_path / "hf", tmp_path / "f32.aibit", scheme="keep")
+    aibit.convert(tmp_path / "hf", tmp_path / "q4_k.aibit", scheme="gguf:q4_k")
+    found = {t.name: t for t in written(tmp_path / "f32.aibit", tmp_path / "m.gguf", type="q4_k").tensors}
+    assert found["blk.0.attn_v.weight"].type == found["blk.0.ffn_up.weight"].type == "q4_k"
+    assert found["blk.0.ffn_down.weight"].type == "q5_0"  # rows of 288
+    direct = written(tmp_path / "q4_k.aibit", tmp_path / "n.gguf", overwrite=True)
+    wanted = {t.name: direct.read(t) for t in direct.tensors}
+    again = written(tmp_path / "f32.aibit", tmp_path / "m.gguf", type="q4_k", overwrite=True)
+    for name in ("blk.0.attn_v.weight", "blk.0.ffn_up.weight", "blk.0.ffn_down.weight"):
+        assert again.read(found[name]).tobytes() == wanted[name].tobytes()

@@ -81,7 +81,7 @@ def byte_level(merges=(), pre="gpt-2", kinds=None, **keys) -> dict[str, object]:
         (byte_level(merges=["ab"]), "entry 0, 'ab'"),
         (byte_level(kinds=[1, 1]), "2 entries for 4 tokens"),
         (byte_level(eos_token_id=4), "is 4, there are 4 tokens"),
-        (byte_level(bos_token_id="x"), "is a str, a int is needed"),  # noqa: S106
+        (byte_level(bos_token_id="x"), "is 'x', an integer is needed"),  # noqa: S106
         (byte_level(tokens=["a"] * 9), "9 tokens, the embeddings 8 rows"),
     ],
 )

@@ -47,13 +47,13 @@ def test_without_kinds_every_token_is_normal_and_without_scores_none_is_better()
     [
         ({"tokens": []}, r"tokens has 0 tokens, the embeddings 8 rows"),
         ({"tokens": TOKENS * 2}, r"tokens has 12 tokens, the embeddings 8 rows"),
-        ({"tokens": np.arange(3)}, r"tokenizer\.ggml\.tokens is a ndarray, a list is needed"),
+        ({"tokens": np.arange(3)}, r"tokenizer\.ggml\.tokens is an array of numbers, an array of texts is needed"),
         ({"token_type": KINDS[1:]}, r"token_type has 5 entries for 6 tokens"),
-        ({"token_type": [1] * 6}, r"token_type is a list, a ndarray is needed"),
+        ({"token_type": [1] * 6}, r"token_type is \[1, 1, 1, 1, 1, 1\], an array of numbers is needed"),
         ({"bos_token_id": 6}, r"bos_token_id is 6, there are 6 tokens"),
         ({"bos_token_id": -1}, r"bos_token_id is -1"),
-        ({"bos_token_id": True}, r"bos_token_id is a bool, a int is needed"),
-        ({"bos_token_id": 1.0}, r"bos_token_id is a float"),
+        ({"bos_token_id": True}, r"bos_token_id is True, an integer is needed"),
+        ({"bos_token_id": 1.0}, r"bos_token_id is 1\.0, an integer is needed"),
     ],
 )  # fmt: skip
 def test_what_contradicts_itself_is_refused_by_its_key(more, message):
@@ -65,5 +65,5 @@ def test_scores_are_one_for_each_token():
     assert vocabulary(scores=np.arange(6, dtype=np.float32)).scores() == [0, 1, 2, 3, 4, 5]
     with pytest.raises(SourceError, match=r"scores has 2 entries, there are 6 tokens"):
         vocabulary(scores=np.ones(2)).scores()
-    with pytest.raises(SourceError, match=r"scores is a list"):
+    with pytest.raises(SourceError, match=r"scores is \[0"):
         vocabulary(scores=[0.0] * 6).scores()

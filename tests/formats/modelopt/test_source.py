@@ -1,4 +1,7 @@
-"""Checkpoints of Model Optimizer, by the arithmetic of ``NVFP4QTensor.dequantize``, two roundings to float32."""
+"""Checkpoints of Model Optimizer, by the arithmetic of ``NVFP4QTensor.dequantize``, two roundings to float32.
+
+The library itself says the same, where it is installed.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from tests.support.recorded import Random
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4", "exclude_modules": ["lm_head", "model.layers.*.router*"]}
 FP8 = {"quant_method": "modelopt", "quant_algo": "FP8"}
+MISSING = "Model Optimizer is not installed (pip install nvidia-modelopt)"
 
 
 def nvfp4(random: Random, rows: int, columns: int) -> tuple[dict, torch.Tensor]:
@@ -40,6 +44,25 @@ def fp8(random: Random, rows: int, columns: int, *scale: int) -> tuple[dict, tor
 def test_nvfp4_in_a_model_is_kept_as_it_is(tmp_path):
     folder, values = checkpoints.model(tmp_path, NVFP4, lambda name, w: nvfp4(Random(len(name)), *w.shape))
     checkpoints.check_model(folder, values, "nvfp4")
+
+
+def test_nvfp4_is_what_the_library_decodes(tmp_path):
+    family = pytest.importorskip("modelopt.torch.quantization.qtensor.nvfp4_tensor", reason=MISSING).NVFP4QTensor
+    parts, values = nvfp4(Random(3), 24, 96)
+    wanted = family(values.shape, torch.float32, parts["weight"]).dequantize(
+        scale=parts["weight_scale"], double_scale=parts["weight_scale_2"], block_sizes={-1: 16}
+    )
+    assert torch.equal(checkpoints.decoded(checkpoints.one(tmp_path / "hf", NVFP4, parts)), wanted)
+
+
+@pytest.mark.parametrize(("scale", "blocks"), [((), None), ((24, 1), {0: 1, 1: 96})])
+def test_fp8_is_what_the_library_decodes(scale, blocks, tmp_path):
+    family = pytest.importorskip("modelopt.torch.quantization.qtensor.fp8_tensor", reason=MISSING).FP8QTensor
+    parts, values = fp8(Random(4), 24, 96, *scale)
+    wanted = family(values.shape, torch.float32, parts["weight"]).dequantize(
+        scale=parts["weight_scale"], block_sizes=blocks
+    )
+    assert torch.equal(checkpoints.decoded(checkpoints.one(tmp_path / "hf", FP8, parts)), wanted)
 
 
 def test_settings_may_be_in_a_file_beside(tmp_path):

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aibit_format.errors import LoadError
-from aibit_format.torch.evaluate.perplexity import _windows, evaluate
+from aibit_format.torch.evaluate.perplexity import evaluate
+from aibit_format.torch.evaluate.predictions import Text
 from tests.support import architectures
 from tests.support.evaluated_models import text as text
-
-
-@given(st.integers(2, 200), st.integers(2, 60), st.data())
-def test_every_token_is_predicted_once_from_as_many_as_there_can_be(count, context, data):
-    stride = data.draw(st.integers(1, context))
-    found = []
-    for start, first, end in _windows(count, context, stride):
-        assert 0 <= start < first < end <= count and end - start <= context
-        assert first - start >= max(1, min(first, context - stride))
-        found += range(first, end)
-    # Where windows do not overlap, the first token of each has nothing before it.
-    left_out = set() if stride < context else set(range(0, count, stride))
-    assert found == [i for i in range(1, count) if i not in left_out]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +27,7 @@ def llama(fixtures):
 def test_the_perplexity_is_what_the_fixture_says_of_itself(llama, fixtures):
     model, ids = llama
     whole = len(ids) // 256 * 256
-    found = evaluate(model, ids[:whole], 256, 256)
+    found = evaluate(model, Text(ids[:whole], 256, 256))
     assert found.tokens == whole - whole // 256
     assert f"| {found.perplexity:.2f} |" in (fixtures / "models" / "tiny-llama" / "README.md").read_text()
     assert found.reference_loss is None and found.divergence is None
@@ -58,7 +44,7 @@ def test_figures_are_those_of_the_formulas(llama):
         logits, expected = (each(ids[None]).logits[0, :-1].double() for each in (other, model))
     seen = []
     # One window: the text is shorter than what the model sees.
-    found = evaluate(other, ids, 300, reference=model, on_progress=lambda *step: seen.append(step))
+    found = evaluate(other, Text(ids, 300), reference=model, on_progress=lambda *step: seen.append(step))
     losses = cross_entropy(logits, ids[1:], reduction="none")
     apart = kl_div(logits.log_softmax(1), expected.log_softmax(1), log_target=True, reduction="none").sum(1)
     assert found.tokens == 299 and seen == [(299, 299)]
@@ -68,7 +54,7 @@ def test_figures_are_those_of_the_formulas(llama):
     assert found.divergence.mean == pytest.approx(float(apart.mean()), rel=1e-3)
     assert found.divergence.largest == pytest.approx(float(apart.max()), rel=1e-3)
     assert found.divergence.same_first == pytest.approx(float((logits.argmax(1) == expected.argmax(1)).double().mean()))
-    nothing = evaluate(model, ids, 64, 32, reference=model).divergence
+    nothing = evaluate(model, Text(ids, 64, 32), reference=model).divergence
     assert (nothing.largest, nothing.same_first) == (0, 1)
 
 
@@ -76,7 +62,7 @@ def test_texts_and_models_that_do_not_fit_are_errors(llama, tmp_path):
     model, ids = llama
     for wrong in ((ids[:1], 8, 4), (ids, 1, 1), (ids, 8, 9)):
         with pytest.raises(LoadError, match="nothing to predict"):
-            evaluate(model, *wrong)
+            Text(*wrong)
     architectures.save("llama-tied", tmp_path)
     with pytest.raises(LoadError, match="vocabularies of 1024 and, in the reference, 160"):
-        evaluate(model, ids[:20] % 160, reference=architectures.load("llama-tied", tmp_path))
+        evaluate(model, Text(ids[:20] % 160), reference=architectures.load("llama-tied", tmp_path))

@@ -28,15 +28,20 @@ EVERY = [
     "int4-group,group=32", "int4-group,group=row", "int4-group,symmetric=1", "int4-group,ordered=1", "nf4",
     "nf4,block_size=32", "nf4,nested=1", "fp4", "fp4,block_size=32,nested=1", "nf4-cpu", "nf4-cpu,nested=1",
     *(f"cluster,bits={bits}" for bits in range(2, 9)), "fp8-block,rows=5,columns=7", "int-group,bits=1,group=48",
-    "int-group,bits=5,zero=float", "mxfp4", "mxfp8", "nvfp4,reciprocal=1", "ternary", *LAYOUTS,
+    "int-group,bits=5,zero=float", "mxfp4", "mxfp8", "nvfp4,reciprocal=1", "ternary", "int8-dynamic",
+    "int8-static,asymmetric=1", *LAYOUTS,
+    "gguf:q4_k,version=2", "cluster-group,bits=3,group=48", "cluster-group,group=row",
 ]  # fmt: skip
 
 
 def of(text, shape, seed=0):
     """Scheme and planes of a tensor: any codes, with finite scales."""
     scheme = schemes.parse(text)
-    if text in LAYOUTS:
-        return scheme, {"blocks": random_blocks(text, shape, seed)}
+    name = text.partition(",")[0]
+    if name in LAYOUTS:
+        order = np.random.default_rng(seed).permutation(shape[-1]).astype("<i4")
+        planes = {"blocks": random_blocks(name, shape, seed), "column_order": order}
+        return scheme, {spec.role: planes[spec.role] for spec in scheme.planes(shape, "f32")}
     if isinstance(scheme, FourBit) or text.startswith(("int8-outlier", "nf4-cpu")):  # not any index, or any offset
         values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
         values[..., ::3, :1] *= 40
@@ -56,8 +61,8 @@ def places(draw, text):
     lead = draw(st.lists(st.integers(0, 3), max_size=2))
     if text.startswith("nf4-cpu"):
         shape = 32 * draw(st.integers(0, 2)), 64 * draw(st.integers(1, 3))
-    elif text in LAYOUTS:
-        shape = *lead, draw(st.integers(0, 5)), LAYOUTS[text].block * draw(st.integers(0, 3))
+    elif (name := text.partition(",")[0]) in LAYOUTS:
+        shape = *lead, draw(st.integers(0, 5)), LAYOUTS[name].block * draw(st.integers(0, 3))
     else:
         step = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16, "ternary": 4}.get(text.partition(",")[0], 1)
         shape = *lead, draw(st.integers(0, 5)), step * draw(st.integers(0, 160 // step))

@@ -33,6 +33,36 @@ def test_the_int8_product_is_as_close_to_the_true_one_as_the_decoded(rows, dtype
     assert functional.uses_codes(layer._product, x, None) or matmul.BF16 or not matmul.COMPILED
 
 
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("scheme", ["int8", "int8-absmax"])
+def test_inputs_in_float64_are_not_rounded(scheme, rows, fast, monkeypatch):
+    monkeypatch.setattr(matmul, "BF16", fast)
+    monkeypatch.setattr(matmul, "IN_FLOAT32", matmul.COMPILED and not fast)
+    scheme, rng = schemes.make(scheme), np.random.default_rng(0)
+    weight = rng.standard_normal((64, 128)).astype(np.float32)
+    planes = scheme.encode(weight, "f32")
+    x = torch.from_numpy(rng.standard_normal((rows, 128)))
+    layer = QuantizedLinear(scheme, {role: torch.from_numpy(each) for role, each in planes.items()}, (64, 128), "f64")
+    true = x @ torch.from_numpy(scheme.decode(planes, (64, 128), "f32")).double().T
+    torch.testing.assert_close(layer(x), true, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_prompts_in_16_bits_are_multiplied_in_float32_where_16_bits_are_slow(slow, monkeypatch):
+    monkeypatch.setattr(matmul, "FP16", not slow)
+    weight, seen = torch.randn(96, 64), []
+
+    def rows(part, dtype):
+        seen.append(dtype)
+        return weight[part].to(dtype)
+
+    x = torch.randn(20, 64).half()
+    found = functional.by_pieces(x, (96, 64), rows)
+    assert found.dtype == torch.float16 and set(seen) == {torch.float32 if slow else torch.float16}
+    torch.testing.assert_close(found.float(), x.float() @ weight.T, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "f16", "f32"])
 @pytest.mark.parametrize("rows", [1, 40])
 def test_weight_only_int8_is_closer_to_the_true_product_than_llm_int8(rows, dtype, tmp_path):

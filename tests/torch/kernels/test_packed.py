@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.dlpack import to_dlpack
 
 from aibit_format import native, schemes
 from aibit_format.interop import to_torch
@@ -72,10 +73,17 @@ def moved(plane: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return memory[start : start + plane.nbytes].view(plane.dtype).reshape(plane.shape)
 
 
-def weight_of(weight: Weight) -> tuple:
+def weight_of(weight: Weight) -> object:
     found = packed.format_of(weight.scheme)
     assert found is not None
-    return found.weight(weight.planes, weight.shape[0])
+    return found.weight(weight.planes, weight.shape).kept
+
+
+def multiply(
+    x: np.ndarray, weight: Weight, bias: np.ndarray | None, out: np.ndarray, activations: str, target: str,
+    dtype: str = "f32",
+) -> None:  # fmt: skip
+    native.packed_product((weight_of(weight),), len(x), x, dtype, (bias,), "f32", (out,), activations, target)
 
 
 def allowed(x: np.ndarray, values: np.ndarray, weight: Weight, activations: str) -> np.ndarray:
@@ -96,7 +104,7 @@ def allowed(x: np.ndarray, values: np.ndarray, weight: Weight, activations: str)
 @pytest.mark.parametrize("text", BLOCKS + EXACT + WITH_ZEROS)
 @settings(max_examples=12, deadline=None)
 @given(
-    st.sampled_from([1, 15, 16, 31, 32, 33, 100, 250, 256, 257, 600]), st.sampled_from([1, 2, 3, 8, 11, 17]),
+    st.sampled_from([1, 15, 16, 31, 32, 33, 100, 250, 256, 257, 600]), st.sampled_from([1, 1, 2, 3, 8, 11, 17]),
     st.sampled_from([1, 3, 40]), st.sampled_from([*LEVELS]), st.booleans(), st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_products_are_those_of_the_values(text, columns, count, rows, activations, with_bias, seed):
@@ -108,7 +116,7 @@ def test_products_are_those_of_the_values(text, columns, count, rows, activation
     bound = allowed(x, values, weight, activations) + 2.0**-22 * np.abs(exact)
     for target in native.packed_targets():
         out = np.full((count, rows), np.nan, np.float32)
-        native.packed_product(x, "f32", weight_of(weight), bias, out, activations, target)
+        multiply(x, weight, bias, out, activations, target)
         assert (np.abs(out - exact) <= bound).all(), target
 
 
@@ -121,7 +129,7 @@ def test_decoded_rows_are_those_of_numpy(text):
         part = range(rows // 3, rows)
         for target in native.packed_targets():
             out = np.full((len(part), weight.shape[1]), np.nan, np.float32)
-            native.packed_values(weight_of(weight), rows, part, "f32", out, target)
+            native.packed_values(weight_of(weight), part, "f32", out, target)
             if text in WITH_ZEROS:
                 np.testing.assert_allclose(out, values[part.start :], rtol=0, atol=np.abs(values).max() * 2.0**-20)
             else:
@@ -139,10 +147,10 @@ def test_results_of_16_bits_are_rounded_to_nearest(text, dtype):
     bits, wide = x.view(torch.uint16).numpy(), np.empty((3, 40), np.float32)
     for target in native.packed_targets():
         short, decoded = np.empty((3, 40), np.uint16), np.empty((40, weight.shape[1]), np.uint16)
-        native.packed_product(bits, name, weight_of(weight), None, short, "float32", target)
-        native.packed_product(x.float().numpy(), "f32", weight_of(weight), None, wide, "float32", target)
+        multiply(bits, weight, None, short, "float32", target, name)
+        multiply(x.float().numpy(), weight, None, wide, "float32", target)
         assert torch.equal(torch.from_numpy(short).view(dtype), torch.from_numpy(wide).to(dtype))
-        native.packed_values(weight_of(weight), 40, range(40), name, decoded, target)
+        native.packed_values(weight_of(weight), range(40), name, decoded, target)
         given = torch.from_numpy(decoded).view(dtype).float()
         torch.testing.assert_close(given, torch.from_numpy(values).to(dtype).float(), rtol=2.0**-7, atol=1e-6)
 
@@ -156,7 +164,7 @@ def test_an_input_that_is_not_finite_leaves_nothing_finite(activations, bad):
     x[1, 300] = bad
     for target in native.packed_targets():
         out = np.empty((2, 5), np.float32)
-        native.packed_product(x, "f32", weight_of(weight), None, out, activations, target)
+        multiply(x, weight, None, out, activations, target)
         assert np.isfinite(out[0]).all() and not np.isfinite(out[1]).all()
 
 
@@ -170,7 +178,7 @@ def test_targets_agree(text):
         found = []
         for target in native.packed_targets():
             found.append(np.empty((9, 33), np.float32))
-            native.packed_product(x, "f32", weight_of(weight), None, found[-1], activations, target)
+            multiply(x, weight, None, found[-1], activations, target)
         for each in found[1:]:  # the order of sums is the same; some processors round products on their own
             np.testing.assert_allclose(each, found[0], rtol=0, atol=float(np.abs(found[0]).max()) * 2.0**-18)
 
@@ -178,22 +186,89 @@ def test_targets_agree(text):
 @needs_native
 def test_what_does_not_fit_is_refused():
     weight, _ = made("int4-group", 4, 64, np.random.default_rng(5))
-    fine = weight_of(weight)
+    found = packed.format_of(weight.scheme)
+    assert found is not None
+    parts = found.parts(weight.planes, 4)
     x, out = np.zeros((1, 64), np.float32), np.zeros((1, 4), np.float32)
 
-    def changed(place, value):
-        return (*fine[:place], value, *fine[place + 1 :])
+    def product(kept=None, rows=1, x=x, out=out, **others):
+        weight = kept or native.packed_weight(4, 64, *parts)
+        native.packed_product((weight,), rows, x, "f32", (None,), "f32", (out,), **others)
 
-    native.packed_product(x, "f32", fine, None, out)
-    for place, value in ((0, "q9_9"), (6, 24), (6, -16), (7, 0), (8, "i64"), (12, -1), (12, 300), (1, fine[1][1:])):
+    product()
+    for place, value in ((0, "q9_9"), (6, 24), (6, -16), (7, 0), (8, "i64"), (12, -1), (12, 300), (1, parts[1][1:])):
         with pytest.raises((ValueError, TypeError)):
-            native.packed_product(x, "f32", changed(place, value), None, out)
+            native.packed_weight(4, 64, *parts[:place], value, *parts[place + 1 :])
+    for rows, columns in ((3, 64), (4, 32), (-4, 64), (4, -64), (2**40, 2**40)):
+        with pytest.raises((ValueError, OverflowError)):
+            native.packed_weight(rows, columns, *parts)
     with pytest.raises(ValueError, match="no target none on this processor"):
-        native.packed_product(x, "f32", fine, None, out, target="none")
+        product(target="none")
     with pytest.raises(ValueError, match="no kind of activations: int4"):
-        native.packed_product(x, "f32", fine, None, out, "int4")
+        product(activations="int4")
+    with pytest.raises(TypeError, match="which packed_weight has not returned"):
+        product(kept=parts)
+    for wrong in ({"rows": 2}, {"rows": -1}, {"x": x[:, :63]}, {"out": out[:, :3]}):
+        with pytest.raises((ValueError, BufferError)):
+            product(**wrong)
     with pytest.raises(ValueError, match="3 rows from 2 on, of 4"):
-        native.packed_values(fine, 4, range(2, 5), "f32", np.zeros((3, 64), np.float32))
+        native.packed_values(native.packed_weight(4, 64, *parts), range(2, 5), "f32", np.zeros((3, 64), np.float32))
+
+
+@needs_native
+@pytest.mark.parametrize("activations", [*LEVELS])
+@pytest.mark.parametrize("texts", [("gguf:q4_k", "gguf:q6_k", "int4-group"), ("fp8-e4m3", "cluster,bits=4")])
+def test_products_with_the_same_inputs_are_those_of_each_alone(texts, activations):
+    random = np.random.default_rng(6)
+    columns = {text: 128 if text.startswith("gguf:") else 512 for text in texts}  # of which GGML's blocks have four
+    weights = [made(text, rows, columns[text], random)[0] for text, rows in zip(texts, (33, 1, 48), strict=False)]
+    for count in (1, 2, 7, 17):
+        x = random.normal(size=(count, 512)).astype(np.float32)
+        alone = [np.empty((count, weight.shape[0]), np.float32) for weight in weights]
+        biases = [random.normal(size=weights[0].shape[0]).astype(np.float32), *[None] * (len(weights) - 1)]
+        for weight, bias, out in zip(weights, biases, alone, strict=True):
+            multiply(x, weight, bias, out, activations, native.packed_targets()[0])
+        for threads in (1, 2):
+            together = [np.full_like(out, np.nan) for out in alone]
+            native.packed_product(
+                tuple(weight_of(weight) for weight in weights), count, x, "f32", tuple(biases), "f32", tuple(together),
+                activations, threads=threads, parallel=packed.parallel(),
+            )  # fmt: skip
+            assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@needs_native
+def test_weights_that_cannot_be_multiplied_together_are_refused():
+    random, out = np.random.default_rng(7), np.zeros((1, 4), np.float32)
+    codes, narrow = (weight_of(made("int4-group", 4, columns, random)[0]) for columns in (64, 32))
+    floats, x = weight_of(made("fp8-e4m3", 4, 64, random)[0]), np.zeros((1, 64), np.float32)
+    for weights in ((codes, narrow), (codes, floats), (), (codes,) * 9, (codes,)):
+        with pytest.raises(ValueError, match=r"together|1 to 8 of each"):
+            count = 2 if len(weights) == 1 else len(weights)
+            native.packed_product(weights, 1, x, "f32", (None,) * count, "f32", (out,) * count)
+    with pytest.raises(TypeError, match="must be tuple"):
+        native.packed_product([codes], 1, x, "f32", (None,), "f32", (out,))
+
+
+@needs_native
+def test_tensors_are_taken_as_they_lie_in_memory():
+    weight, values = made("gguf:q8_0", 16, 64, np.random.default_rng(9))
+    kept, wide = weight_of(weight), torch.randn(2, 2 * weight.shape[1])
+    out = torch.empty(2, 16)
+
+    def product(x, out):
+        native.packed_product((kept,), 2, to_dlpack(x), "f32", (None,), "f32", (to_dlpack(out),))
+
+    part = wide[:, weight.shape[1] :]
+    product(part.contiguous(), out)
+    torch.testing.assert_close(out, part @ torch.from_numpy(values).T, rtol=1e-4, atol=1e-3)
+    for x, result in ((part, out), (part.contiguous(), out.T.contiguous().T)):
+        with pytest.raises(ValueError, match="a tensor that is not contiguous in the memory of a CPU"):
+            product(x, result)
+    for x, result in ((wide, out), (part.contiguous(), out[:1])):
+        with pytest.raises(ValueError, match="bytes, where"):
+            product(x, result)
+    assert torch.equal(packed.product(weight.scheme).times(part, packed.PackedWeight(kept, weight.shape), None), out)
 
 
 def test_schemes_without_a_format_have_no_product():

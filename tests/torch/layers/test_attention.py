@@ -8,7 +8,9 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import aibit_format as aibit
+from aibit_format.torch.kernels import operators, packed
 from aibit_format.torch.layers import attention
+from aibit_format.torch.layers.norms import RMSNorm
 from tests.support import architectures
 
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
@@ -16,7 +18,7 @@ DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 @pytest.fixture(autouse=True)
 def _short_products_are_slow(monkeypatch):
-    monkeypatch.setattr(attention, "BF16", False)
+    monkeypatch.setattr(attention, "fast_dtype", lambda dtype: torch.float32)
 
 
 def masks(queries: int, keys: int) -> dict[str, torch.Tensor | None]:
@@ -96,13 +98,39 @@ def test_text_is_generated_with_a_cache_and_padding(tmp_path, monkeypatch):
     assert {dtype for dtype, _, _ in calls} == {torch.float32} and max(shape[2] for _, shape, _ in calls) == 8
 
 
+@pytest.mark.skipif(not packed.COMPILED, reason="the compiled code is not here")
+@pytest.mark.parametrize("name", ["llama-untied", "qwen2", "mixtral"])
+def test_a_model_of_packed_weights_says_with_a_cache_what_it_says_without(name, tmp_path, monkeypatch):
+    """One token attends by compiled code, several by torch's; norms are compiled in both."""
+    architectures.save(name, tmp_path / "hf", torch.float32)
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="int4-group,group=32")
+    calls, attend = [], operators.attend
+    monkeypatch.setattr(operators, "attend", lambda *given: calls.append(given[1].shape[2]) or attend(*given))
+    model = aibit.load_model(tmp_path / "m.aibit")
+    assert model.config._attn_implementation == attention.NAME
+    assert not any(type(module) is RMSNorm for module in model.modules())  # of float32, where sums show
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        cache = model(ids[:, :5], use_cache=True).past_key_values
+        assert not calls
+        steps = [model(ids[:, i : i + 1], past_key_values=cache, use_cache=True).logits[0, 0] for i in range(5, 9)]
+        assert calls
+        whole = model(ids).logits[0, 5:]
+    torch.testing.assert_close(torch.stack(steps), whole, rtol=1e-4, atol=1e-4)
+    short = aibit.load_model(tmp_path / "m.aibit", dtype="bfloat16")
+    assert any(type(module) is RMSNorm for module in short.modules())
+    with torch.no_grad():
+        assert (short(ids).logits[0, 5:] - whole).abs().max() < 0.1 * whole.abs().max()
+
+
 @pytest.mark.parametrize("case", ["float32", "eager", "fast", "default"])
 def test_other_models_are_left_alone(case, tmp_path, monkeypatch):
     architectures.save("llama-untied", tmp_path / "hf", torch.float32 if case == "float32" else torch.bfloat16)
     aibit.convert(tmp_path / "hf", tmp_path / "m.aibit")
-    monkeypatch.setattr(attention, "BF16", case == "fast")
+    monkeypatch.setattr(attention, "fast_dtype", lambda dtype: dtype if case == "fast" else torch.float32)
+    monkeypatch.setattr(operators, "COMPILED", False)
     model = aibit.load_model(tmp_path / "m.aibit", weight_only=case in ("float32", "fast"))
     if case == "eager":
         model.set_attn_implementation("eager")
-        attention.in_float32(model)
+        attention.attend_faster(model)
     assert model.config._attn_implementation == ("eager" if case == "eager" else "sdpa")

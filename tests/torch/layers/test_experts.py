@@ -15,6 +15,7 @@ import aibit_format as aibit
 from aibit_format import schemes
 from aibit_format.hf import compat
 from aibit_format.interop import to_numpy, to_torch
+from aibit_format.torch.kernels import packed
 from aibit_format.torch.layers.experts import ExpertWeight, QuantizedExperts
 
 SCHEMES = ["int8", "nf4", "nf4,nested=1", "fp4,block_size=128", "int8-absmax", "int8-zp,group=32",
@@ -224,3 +225,31 @@ def _routed(output) -> list[int]:
             return value.flatten().tolist()
     scores = output[0] if output[0].shape == output[1].shape else output[1]
     return scores.reshape(-1, 4).ne(0).any(0).nonzero().flatten().tolist()
+
+
+@pytest.mark.skipif(not packed.COMPILED, reason="the compiled code is not here")
+def test_experts_round_activations_as_they_are_told(tmp_path):
+    experts, x = stack("int4-group,group=32"), torch.randn(2, K)
+    exact = functional.linear(x, experts[1])
+    experts.activations = "int8"
+    rounded = functional.linear(x, experts[1])
+    assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+    kind, config, options = FAMILIES["linear"]
+    kind(config(**TEXT, **options)).save_pretrained(tmp_path / "hf")
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="int4-group,group=32")
+    model = aibit.load_model(tmp_path / "m.aibit", activations="int8")
+    found = [module.activations for module in model.modules() if isinstance(module, QuantizedExperts)]
+    assert found and set(found) == {"int8"}
+
+
+@pytest.mark.slow
+def test_a_compiled_mixture_says_what_it_says_eagerly(tmp_path):
+    """Experts are chosen by data, so the compiler leaves them to Python, and their products with them."""
+    kind, config, options = FAMILIES["linear"]
+    kind(config(**TEXT, **options)).save_pretrained(tmp_path / "hf")
+    aibit.convert(tmp_path / "hf", tmp_path / "m.aibit", scheme="int4-group,group=32")
+    model, ids = aibit.load_model(tmp_path / "m.aibit"), torch.arange(1, 9)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        found = torch.compile(model)(ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

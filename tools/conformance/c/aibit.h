@@ -15,7 +15,7 @@
 
    Not checked: signatures that somebody demands (AIB-E605, AIB-E606); what several shards say together (AIB-E607,
    AIB-E608, and of AIB-E609 what one file does not show); and, of level "full", values and codes of planes
-   (AIB-E502, AIB-E503) and the contents of JSON documents (AIB-E705, AIB-E706). Whoever opens a file answers for
+   (AIB-E502, AIB-E503) and the contents of documents (AIB-E705, AIB-E706, AIB-E707). Whoever opens a file answers for
    AIB-E801 to AIB-E803; aibit_list.c does. */
 
 #ifndef AIBIT_H
@@ -78,7 +78,7 @@ static inline const char *aibit_role_name(unsigned role) {
     static const char *const names[] = {
         NULL, "values", "codes", "row_absmax", "absmax", "nested_absmax", "nested_offset", "scale", "zero_point",
         "codebook", "group_index", "outlier_index", "outlier_values", "tiles", "blocks", "tile_absmax",
-        "global_scale", "bias"};
+        "global_scale", "bias", "column_order", "input_scale", "input_zero_point"};
     return role < sizeof names / sizeof *names ? names[role] : NULL;
 }
 

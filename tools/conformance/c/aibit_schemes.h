@@ -26,17 +26,19 @@ static inline uint64_t aibit_dtype_length(unsigned code, uint64_t rows, uint64_t
 }
 
 enum { AIBIT_UNKNOWN, AIBIT_PLAIN, AIBIT_INT8, AIBIT_AFFINE, AIBIT_OUTLIER, AIBIT_CLUSTER, AIBIT_INT4, AIBIT_FOURBIT,
-       AIBIT_GGML, AIBIT_FP8BLOCK, AIBIT_INTGROUP, AIBIT_MICRO, AIBIT_TERNARY };
+       AIBIT_GGML, AIBIT_ORDERED, AIBIT_FP8BLOCK, AIBIT_INTGROUP, AIBIT_MICRO, AIBIT_TERNARY,
+       AIBIT_W8A8 };
 
 /* a and b: plain: its dtype; affine: dtype of codes, and 1 for groups | 2 for zero points; outlier: 1 if their number is
-   a parameter of the tensor; four bits: 1 for tiles; ggml: elements of a block / 32, and its bytes; micro: dtype of
-   codes, 0 for the parameter's, and a block's columns. */
+   a parameter of the tensor; four bits: 1 for tiles; ggml, ordered in version 2: elements of a block / 32, and its
+   bytes; micro: dtype of codes, 0 for the parameter's, and a block's columns; w8a8: 1 for planes about inputs. */
 typedef struct { const char *name; uint8_t family, a, b; } aibit_kind;
 
 static inline aibit_kind aibit_kind_of(const aibit_scheme *s) {
     static const aibit_kind kinds[] = {
         {"int8", AIBIT_INT8, 0, 0}, {"int8-absmax", AIBIT_AFFINE, 3, 1}, {"int8-zp", AIBIT_AFFINE, 2, 3},
         {"fp8-e4m3", AIBIT_AFFINE, 14, 0}, {"int8-outlier", AIBIT_OUTLIER, 0, 0}, {"cluster", AIBIT_CLUSTER, 0, 0},
+        {"cluster-group", AIBIT_CLUSTER, 1, 0},
         {"int4-group", AIBIT_INT4, 0, 0}, {"nf4", AIBIT_FOURBIT, 0, 0}, {"fp4", AIBIT_FOURBIT, 0, 0},
         {"nf4-cpu", AIBIT_FOURBIT, 1, 0}, {"gguf:q4_0", AIBIT_GGML, 1, 18}, {"gguf:q4_1", AIBIT_GGML, 1, 20},
         {"gguf:q5_0", AIBIT_GGML, 1, 22}, {"gguf:q5_1", AIBIT_GGML, 1, 24}, {"gguf:q8_0", AIBIT_GGML, 1, 34},
@@ -48,10 +50,15 @@ static inline aibit_kind aibit_kind_of(const aibit_scheme *s) {
         {"gguf:iq2_xxs", AIBIT_GGML, 8, 66}, {"gguf:iq2_xs", AIBIT_GGML, 8, 74}, {"gguf:iq2_s", AIBIT_GGML, 8, 82},
         {"gguf:iq1_s", AIBIT_GGML, 8, 50}, {"gguf:iq1_m", AIBIT_GGML, 8, 56},
         {"fp8-block", AIBIT_FP8BLOCK, 0, 0}, {"int-group", AIBIT_INTGROUP, 0, 0}, {"mxfp4", AIBIT_MICRO, 18, 32},
-        {"mxfp8", AIBIT_MICRO, 0, 32}, {"nvfp4", AIBIT_MICRO, 18, 16}, {"ternary", AIBIT_TERNARY, 0, 0}};
+        {"mxfp8", AIBIT_MICRO, 0, 32}, {"nvfp4", AIBIT_MICRO, 18, 16}, {"ternary", AIBIT_TERNARY, 0, 0},
+        {"int8-dynamic", AIBIT_W8A8, 0, 0}, {"int8-static", AIBIT_W8A8, 1, 0}};
     if (s->version == 2 && aibit_is(s->name, s->name_length, "int8-outlier")) return (aibit_kind){"", AIBIT_OUTLIER, 1, 0};
-    for (size_t i = 0; s->version == 1 && i < sizeof kinds / sizeof *kinds; i++)
-        if (aibit_is(s->name, s->name_length, kinds[i].name)) return kinds[i];
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        aibit_kind kind = kinds[i];
+        if (kind.family == AIBIT_GGML && s->version == 2) kind.family = AIBIT_ORDERED;
+        bool known = s->version == 1 || kind.family == AIBIT_ORDERED;
+        if (known && aibit_is(s->name, s->name_length, kind.name)) return kind;
+    }
     for (uint8_t dtype = 1; s->version == 1 && dtype < AIBIT_DTYPES; dtype++) {
         const char *name = aibit_dtype_name(dtype);
         if (name && aibit_is(s->name, s->name_length, name)) return (aibit_kind){"", AIBIT_PLAIN, dtype, 0};
@@ -70,7 +77,7 @@ static inline bool aibit_parameters_fit(aibit_kind kind, const uint32_t p[6]) {
             used = 1, fit = !a || a == UINT32_MAX || ((kind.b & 1) && a >= 16 && a <= 65536 && a % 16 == 0);
             break;
         case AIBIT_OUTLIER: used = kind.a ? 1 : 2, fit = a >= 1 && a <= 65535; break;
-        case AIBIT_CLUSTER: used = 1, fit = a >= 2 && a <= 8; break;
+        case AIBIT_CLUSTER: used = 1 + kind.a, fit = a >= 2 && a <= 8 && p[1] <= 65536; break;
         case AIBIT_INT4: used = 3, fit = (!a || (power && a >= 16 && a <= 1024)) && p[1] <= 1 && p[2] <= (a > 0); break;
         case AIBIT_FOURBIT: used = 2, fit = power && a >= 32 && a <= 4096 && p[1] <= 1; break;
         case AIBIT_FP8BLOCK: used = 3, fit = a <= 65536 && p[1] <= 65536 && (aibit_is_scale(p[2]) || p[2] == 16); break;
@@ -82,6 +89,7 @@ static inline bool aibit_parameters_fit(aibit_kind kind, const uint32_t p[6]) {
             used = !kind.a || kind.b == 16, fit = kind.a ? kind.b == 32 || a <= 1 : a == 14 || a == 15;
             break;
         case AIBIT_TERNARY: used = 2, fit = aibit_is_scale(a) && p[1] <= 1; break;
+        case AIBIT_W8A8: used = kind.a, fit = a <= kind.a; break;
     }
     for (unsigned i = used; i < 6; i++) fit = fit && p[i] == 0;
     return fit;
@@ -103,7 +111,8 @@ static inline unsigned aibit_planes_of(aibit_kind kind, const uint32_t p[6], con
     enum { BOOL = 1, U8, I8, U16, I16, U32, I32, U64, I64, F16, BF16, F32, F64, F8_E4M3, F8_E5M2, F8_E8M0 };
     static const uint8_t unsigned_of[9] = {0, 23, 21, 26, 19, 27, 28, 0, U8}; /* u1 to u8 */
     enum { VALUES = 1, CODES, ROW_ABSMAX, ABSMAX, NESTED_ABSMAX, NESTED_OFFSET, SCALE, ZERO_POINT, CODEBOOK,
-           GROUP_INDEX, OUTLIER_INDEX, OUTLIER_VALUES, TILES, BLOCKS, TILE_ABSMAX, GLOBAL_SCALE, BIAS };
+           GROUP_INDEX, OUTLIER_INDEX, OUTLIER_VALUES, TILES, BLOCKS, TILE_ABSMAX, GLOBAL_SCALE, BIAS, COLUMN_ORDER,
+           INPUT_SCALE, INPUT_ZERO_POINT };
     unsigned n = 0;
     uint64_t k = t->rank ? t->shape[t->rank - 1] : 1, rows = 1, a = p[0], scales;
     uint64_t outliers = kind.a ? t->parameters[0] : p[1];
@@ -138,6 +147,7 @@ static inline unsigned aibit_planes_of(aibit_kind kind, const uint32_t p[6], con
             break;
         case AIBIT_CLUSTER:
             out[n++] = aibit_new_plane(CODES, U8, rows * aibit_up(k * a, 8));
+            if (kind.a) out[n++] = aibit_new_plane(SCALE, F16, rows * (p[1] ? aibit_up(k, p[1]) : k > 0));
             out[n++] = aibit_new_plane(CODEBOOK, F32, UINT64_C(1) << a);
             break;
         case AIBIT_INT4:
@@ -157,9 +167,10 @@ static inline unsigned aibit_planes_of(aibit_kind kind, const uint32_t p[6], con
             if (kind.a) out[n++] = aibit_new_plane(TILES, U8, rows * (k / 2));
             if (kind.a) out[n++] = aibit_new_plane(TILE_ABSMAX, BF16, k / a * rows);
             break;
-        case AIBIT_GGML:
+        case AIBIT_GGML: case AIBIT_ORDERED:
             if (k % (32 * kind.a)) return 0;
             out[n++] = aibit_new_plane(BLOCKS, U8, rows * (k / (32 * kind.a)) * kind.b);
+            if (kind.family == AIBIT_ORDERED) out[n++] = aibit_new_plane(COLUMN_ORDER, I32, k);
             break;
         case AIBIT_FP8BLOCK:
             high = t->shape[t->rank - 2];
@@ -186,6 +197,12 @@ static inline unsigned aibit_planes_of(aibit_kind kind, const uint32_t p[6], con
             out[n] = aibit_new_plane(CODES, unsigned_of[2], 0);
             out[n++].length = aibit_dtype_length(unsigned_of[2], rows, k);
             out[n++] = aibit_new_plane(SCALE, a, matrices);
+            break;
+        case AIBIT_W8A8:
+            out[n++] = aibit_new_plane(CODES, I8, rows * k);
+            out[n++] = aibit_new_plane(SCALE, F32, rows);
+            if (kind.a) out[n++] = aibit_new_plane(INPUT_SCALE, F32, matrices);
+            if (a) out[n++] = aibit_new_plane(INPUT_ZERO_POINT, I8, matrices);
             break;
     }
     return n;

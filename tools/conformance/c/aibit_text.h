@@ -128,7 +128,7 @@ static inline const char *aibit_next_entry(const aibit_file *f, uint64_t *positi
 
 /* Keys that have a meaning. Those of one group are arrays of one length, all there or none. */
 enum { AIBIT_ARCHITECTURE, AIBIT_PARAMETERS, AIBIT_ERROR_TENSOR, AIBIT_SHARD_INDEX, AIBIT_SHARD_COUNT,
-       AIBIT_SHARD_ROOTS, AIBIT_SHARD_PLACES, AIBIT_KEYS = 24 };
+       AIBIT_SHARD_ROOTS, AIBIT_SHARD_PLACES, AIBIT_VOCABULARY_SIZE, AIBIT_KEYS = 26 };
 static const struct { const char *key; uint8_t type, is_array, group; } aibit_keys[AIBIT_KEYS] = {
     [AIBIT_ARCHITECTURE] = {"model.architecture", AIBIT_STRING, 0, 0},
     [AIBIT_PARAMETERS] = {"model.parameters", AIBIT_INT, 0, 0},
@@ -137,6 +137,7 @@ static const struct { const char *key; uint8_t type, is_array, group; } aibit_ke
     [AIBIT_SHARD_COUNT] = {"shard.count", AIBIT_INT, 0, 0},
     [AIBIT_SHARD_ROOTS] = {"shard.roots", AIBIT_STRING, 1, 0},
     [AIBIT_SHARD_PLACES] = {"shard.places", AIBIT_INT, 1, 0},
+    [AIBIT_VOCABULARY_SIZE] = {"vocabulary.size", AIBIT_INT, 0, 0}, {"vocabulary.source", AIBIT_STRING, 1, 0},
     {"quantization.error.relative_rms", AIBIT_FLOAT, 1, 2}, {"quantization.error.largest", AIBIT_FLOAT, 1, 2},
     {"quantization.error.signal_to_noise_db", AIBIT_FLOAT, 1, 2},
     {"source.files", AIBIT_STRING, 1, 1}, {"source.sizes", AIBIT_INT, 1, 1}, {"source.xxh3_128", AIBIT_STRING, 1, 1},
@@ -194,12 +195,18 @@ static inline const char *aibit_check_known(const aibit_file *f, const aibit_kno
     }
     for (int group = 1; group < 3; group++)
         AIBIT_NEED(!there[group] || there[group] == wanted[group], "E310: some of several parallel arrays are missing");
-    bool config = false;
+    bool config = false, kept = false, whole = true;
+    const aibit_entry *rows = all->known + AIBIT_VOCABULARY_SIZE;
     for (uint32_t i = 0; i < f->documents.count; i++) {
         aibit_document d = aibit_document_at(f, i);
         config = config || aibit_is(d.name, d.name_length, "config.json");
+        if (!aibit_is(d.name, d.name_length, "vocabulary.kept")) continue;
+        kept = true;
+        whole = d.length % 4 == 0 && d.length > 0 && rows->key && !(aibit_u64(rows->value) >> 63) &&
+                d.length / 4 <= aibit_u64(rows->value);
     }
     AIBIT_NEED(config || !all->known[AIBIT_ARCHITECTURE].key, "E310: model.architecture, and no config.json");
+    AIBIT_NEED(kept == (rows->key != NULL) && whole, "E310: vocabulary.size and vocabulary.kept do not agree");
     if (all->of_shards > 0) return aibit_check_shard(f, all); /* what follows is about the tensors of all shards */
     uint64_t sum = 0;
     for (uint32_t i = 0; i < f->tensors.count; i++) {

@@ -80,7 +80,8 @@ export function checkTensors(tensors, schemes) {
 // 9. Plane table
 
 const NAMES = 'values codes row_absmax absmax nested_absmax nested_offset scale zero_point codebook group_index'
-  + ' outlier_index outlier_values tiles blocks tile_absmax global_scale bias';
+  + ' outlier_index outlier_values tiles blocks tile_absmax global_scale bias column_order'
+  + ' input_scale input_zero_point';
 export const ROLES = new Map(NAMES.split(' ').map((name, i) => [i + 1, name]));
 const BULK = ['values', 'codes', 'tiles', 'blocks'];
 const PRIVATE = 0x8000;

@@ -107,8 +107,9 @@ export const NAMES = {
 const KNOWN = [
   ['string', false, 'model.architecture model.type model.dtype model.missing source.kind tool.name tool.version' +
     ' quantization.compute_dtype'],
-  ['string', true, 'source.files source.xxh3_128 tool.libraries config.dropped_keys quantization.recipe shard.roots'],
-  ['int', false, 'model.parameters shard.index shard.count'],
+  ['string', true, 'source.files source.xxh3_128 tool.libraries config.dropped_keys quantization.recipe shard.roots' +
+    ' vocabulary.source'],
+  ['int', false, 'model.parameters shard.index shard.count vocabulary.size'],
   ['int', true, 'source.sizes quantization.error.tensor shard.places'],
   ['float', false, 'quantization.outlier_threshold'],
   ['float', true, 'quantization.error.relative_rms quantization.error.largest quantization.error.signal_to_noise_db'],
@@ -121,7 +122,10 @@ const PARALLEL = [
   ['tensor', 'relative_rms', 'largest', 'signal_to_noise_db'].map((name) => `quantization.error.${name}`),
 ];
 
-// The rules about these keys, and what they must agree with: documents, elements and tensors of the file.
+// The document that says which rows of a larger vocabulary a model has.
+export const KEPT = 'vocabulary.kept';
+
+// The rules about these keys, and what they must agree with: documents with their lengths, elements and tensors.
 export function checkKnownKeys(metadata, documents, parameters, tensors) {
   for (const [key, { type, isArray, value }] of metadata) {
     const kind = TYPE_OF.get(key);
@@ -130,18 +134,32 @@ export function checkKnownKeys(metadata, documents, parameters, tensors) {
     need(right, 'AIB-E309', () => `${key} is ${isArray ? 'an array of' : 'one'} ${type}`);
   }
   const valueOf = (key, other) => (metadata.has(key) ? metadata.get(key).value : other);
-  const hasConfig = !metadata.has('model.architecture') || documents.includes('config.json');
+  const hasConfig = !metadata.has('model.architecture') || documents.has('config.json');
   need(hasConfig, 'AIB-E310', 'model.architecture, and no config.json');
   for (const keys of PARALLEL) {
     const lengths = keys.map((key) => valueOf(key, { length: 'none' }).length);
     need(new Set(lengths).size === 1, 'AIB-E310', () => `${keys.join(', ')}: lengths ${lengths}`);
   }
+  const [rows, length] = [valueOf('vocabulary.size', null), documents.get(KEPT) ?? null];
+  need((rows === null) === (length === null), 'AIB-E310', `vocabulary.size and ${KEPT}, one without the other`);
+  const whole = rows === null || (length % 4 === 0 && length >= 4 && length / 4 <= rows);
+  need(whole, 'AIB-E310', () => `${KEPT}: ${length} bytes, of ${rows} rows`);
   // In a shard, what is said of all tensors is said of those of the set.
   if ([...metadata.keys()].some((key) => key.startsWith('shard.'))) return checkShard(metadata, valueOf, documents);
   const agrees = valueOf('model.parameters', parameters) === parameters;
   need(agrees, 'AIB-E310', () => `model.parameters, and the file has ${parameters}`);
   const places = valueOf('quantization.error.tensor', []);
   need(places.every((i) => i >= 0 && i < tensors), 'AIB-E310', 'quantization.error.tensor: no such tensor');
+}
+
+export function checkKept(bytes, rows) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  let before = -1;
+  for (let at = 0; at < view.byteLength; at += 4) {
+    const id = view.getUint32(at, true);
+    need(id > before && id < rows, 'AIB-E707', () => `${KEPT}: id ${id} after ${before}, of ${rows}`);
+    before = id;
+  }
 }
 
 // 25. Sharded models: what one file says of the set that it belongs to

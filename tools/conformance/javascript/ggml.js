@@ -127,4 +127,21 @@ function ggml(kind, length, fields, decoded) {
   };
 }
 
+// Version 2: the blocks of version 1, and the column of them that each column is.
+const ordered = (scheme) => ({
+  ...scheme,
+  planes: (p, s) => [...scheme.planes(p, s), ['column_order', 'i32', [s.at(-1)]]],
+  checked: ['blocks', 'column_order'],
+  check(p, s, planes) {
+    const right = [...planes.column_order].sort((a, b) => a - b).every((column, i) => column === i);
+    need(right, 'AIB-E502', 'column_order has not each column once');
+    scheme.check(p, s, planes);
+  },
+  decode(p, s, planes) {
+    const [values, k] = [scheme.decode(p, s, planes), s.at(-1)];
+    return values.map((_, i) => values[i - (i % k) + planes.column_order[i % k]]);
+  },
+});
+
 export const GGML_SCHEMES = Object.entries(GGML).map(([name, row]) => [`gguf:${name}`, ggml(name, ...row)]);
+export const ORDERED_SCHEMES = GGML_SCHEMES.map(([name, scheme]) => [name, ordered(scheme)]);

@@ -12,7 +12,7 @@
 import {
   LEAF, checkDocuments, checkLeafTable, checkPlaces, checkPlanes, checkSchemes, checkTensors, strongLeaves,
 } from './checks.js';
-import { checkKnownKeys, readMetadata, readSignatures } from './contents.js';
+import { checkKept, checkKnownKeys, KEPT, readMetadata, readSignatures } from './contents.js';
 import { checkJson } from './json.js';
 import { RuleError, align, elements, hex, isZero, need, product, whole } from './numbers.js';
 import { sha256 } from './sha256.js';
@@ -46,7 +46,8 @@ class File {
     const parameters = whole(
       tensors.reduce((sum, { alias_of: alias, shape }) => sum + (alias === null ? BigInt(product(shape)) : 0n), 0n),
     );
-    checkKnownKeys(this.metadata, documents.map(({ name }) => name), parameters, tensors.length);
+    const lengths = new Map(documents.map(({ name, length }) => [name, length]));
+    checkKnownKeys(this.metadata, lengths, parameters, tensors.length);
   }
 
   // The bytes of a document or a plane, once the leaves that they lie in are right.
@@ -132,6 +133,7 @@ export async function verify(file, onProgress = () => {}) {
   for (const document of file.documents) {
     const name = document.name.toLowerCase();
     if (name.endsWith('.json')) checkJson(name, await file.bytes(document));
+    if (document.name === KEPT) checkKept(await file.bytes(document), file.metadata.get('vocabulary.size').value);
   }
   await source.check();
 }

@@ -18,7 +18,7 @@
 
 import { BLOCK_SCHEMES } from './blocks.js';
 import { FP4, NF4, NF4_CPU } from './fourbit.js';
-import { GGML_SCHEMES } from './ggml.js';
+import { GGML_SCHEMES, ORDERED_SCHEMES } from './ggml.js';
 import {
   DTYPES, FLOATS, atLeast, f32, f32OfBigInt, isRowAbsmax, isScale, need, needValues, noneFrom, product, unpackedRows,
   up,
@@ -101,6 +101,34 @@ function affine(dtype, groups, zeroPoints) {
   };
 }
 
+// w8a8.md: parameter asymmetric
+
+// The weight is that of int8-absmax by rows; the scale and the zero point of inputs have the same rules.
+function w8a8(isStatic) {
+  const weight = affine('i8', false, false);
+  return {
+    parameters: ([asymmetric, ...rest]) => asymmetric <= (isStatic ? 1 : 0) && noneFrom(rest, 0),
+    takes: atLeast(2),
+    dtypes: FLOATS,
+    planes([asymmetric], s) {
+      const matrices = [...s.slice(0, -2), 1];
+      const found = weight.planes([0], s);
+      if (isStatic) found.push(['input_scale', 'f32', matrices]);
+      if (asymmetric) found.push(['input_zero_point', 'i8', matrices]);
+      return found;
+    },
+    checked: ['scale', 'input_scale', 'input_zero_point'],
+    check(p, s, { scale, input_scale: inputs = [], input_zero_point: zeros = [] }) {
+      needValues(scale, isScale, 'scale');
+      needValues(inputs, isScale, 'input_scale');
+      zeros.forEach((zero, i) => {
+        need(inputs[i] !== 0 || zero === 0, 'AIB-E502', () => `zero point ${zero} where the scale of inputs is 0`);
+      });
+    },
+    decode: (p, s, planes) => weight.decode([0], s, planes),
+  };
+}
+
 // int8_outlier.md
 
 // How many rows are kept apart is parameter 1 of the scheme in version 1, and parameter 0 of the tensor since.
@@ -158,6 +186,31 @@ const CLUSTER = {
   decode: ([bits], s, { codes, codebook }) => Array.from(unpackedRows(codes, bits, s), (code) => codebook[code]),
 };
 
+// cluster_group.md: parameters bits, group
+
+const clusterGroups = ([, group], s) => up(s.at(-1), group || s.at(-1) || 1);
+
+const CLUSTER_GROUP = {
+  ...CLUSTER,
+  parameters: (p) => p[0] >= 2 && p[0] <= 8 && p[1] <= 65536 && noneFrom(p, 2),
+  planes(p, s) {
+    const [codes, codebook] = CLUSTER.planes(p, s);
+    return [codes, ['scale', 'f16', [...rowsOf(s), clusterGroups(p, s)]], codebook];
+  },
+  checked: ['codes', 'scale', 'codebook'],
+  check(p, s, planes) {
+    CLUSTER.check(p, s, planes);
+    needValues(planes.scale, isScale, 'scale');
+  },
+  decode(p, s, planes) {
+    const [k, groups] = [s.at(-1), clusterGroups(p, s)];
+    return CLUSTER.decode(p, s, planes).map((value, i) => {
+      const j = Math.floor(i / k) * groups + (p[1] ? Math.floor((i % k) / p[1]) : 0);
+      return f32(value * planes.scale[j]);
+    });
+  },
+};
+
 // int4_group.md: parameters group, symmetric, ordered
 
 const int4Groups = ([group], s) => up(s.at(-1), group || s.at(-1) || 1);
@@ -200,7 +253,10 @@ const ROWS = [
   ['int8-zp', affine('u8', true, true)],
   ['fp8-e4m3', affine('f8_e4m3', false, false)],
   ['int8-outlier', outlier(1)],
+  ['int8-dynamic', w8a8(false)],
+  ['int8-static', w8a8(true)],
   ['cluster', CLUSTER],
+  ['cluster-group', CLUSTER_GROUP],
   ['int4-group', INT4_GROUP],
   ['nf4', NF4],
   ['fp4', FP4],
@@ -211,6 +267,7 @@ const ROWS = [
 const SCHEMES = new Map([
   ...ROWS.map(([name, scheme]) => [`${name} 1`, scheme]),
   ['int8-outlier 2', outlier(6)],
+  ...ORDERED_SCHEMES.map(([name, scheme]) => [`${name} 2`, scheme]),
 ]);
 export const SCHEME_NAMES = [...SCHEMES.keys()]; // with their versions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -159,8 +160,9 @@ def depth_of(value: Any) -> int:
 KNOWN = {
     ("string", False): "model.architecture model.type model.dtype model.missing source.kind tool.name tool.version"
     " quantization.compute_dtype",
-    ("string", True): "source.files source.xxh3_128 tool.libraries config.dropped_keys quantization.recipe shard.roots",
-    ("int", False): "model.parameters shard.index shard.count",
+    ("string", True): "source.files source.xxh3_128 tool.libraries config.dropped_keys quantization.recipe shard.roots"
+    " vocabulary.source",
+    ("int", False): "model.parameters shard.index shard.count vocabulary.size",
     ("int", True): "source.sizes quantization.error.tensor shard.places",
     ("float", False): "quantization.outlier_threshold",
     ("float", True): "quantization.error.relative_rms quantization.error.largest quantization.error.signal_to_noise_db",
@@ -172,7 +174,7 @@ ERRORS = [f"quantization.error.{name}" for name in ("tensor", "relative_rms", "l
 PARALLEL = (["source.files", "source.sizes", "source.xxh3_128"], ERRORS)
 
 
-def check_known_keys(metadata: dict[str, Record], documents: list[str], parameters: int, tensors: int) -> None:
+def check_known_keys(metadata: dict[str, Record], records: list[Record], parameters: int, tensors: int) -> None:
     """The rules about these keys, and what they must agree with: documents, elements and tensors of the file."""
     for key, entry in metadata.items():
         kind = TYPE_OF.get(key)
@@ -180,11 +182,16 @@ def check_known_keys(metadata: dict[str, Record], documents: list[str], paramete
         right = kind is None or empty or kind == (entry["type"], entry["is_array"])
         need(right, "AIB-E309", f"{key} is of type {entry['type']}")
     found = {key: entry["value"] for key, entry in metadata.items()}
+    documents = {record["name"]: record["length"] for record in records}
     config = "model.architecture" not in found or "config.json" in documents
     need(config, "AIB-E310", "model.architecture, and no config.json")
     for keys in PARALLEL:
         lengths = [len(found[key]) if key in found else None for key in keys]
         need(len({*lengths}) == 1, "AIB-E310", f"{', '.join(keys)}: lengths {lengths}")
+    rows, length = found.get("vocabulary.size"), documents.get(KEPT)
+    need((rows is None) == (length is None), "AIB-E310", f"vocabulary.size {rows}, and {KEPT} of {length} bytes")
+    if rows is not None and length is not None:
+        need(length % 4 == 0 and 1 <= length // 4 <= rows, "AIB-E310", f"{KEPT}: {length} bytes, of {rows} rows")
     if any(key.startswith("shard.") for key in found):  # then what is said of all tensors is said of those of the set
         return check_shard(found, documents)
     need(found.get("model.parameters", parameters) == parameters, "AIB-E310", f"the file has {parameters} parameters")
@@ -192,10 +199,23 @@ def check_known_keys(metadata: dict[str, Record], documents: list[str], paramete
     need(all(0 <= i < tensors for i in places), "AIB-E310", "quantization.error.tensor: no such tensor")
 
 
+KEPT = "vocabulary.kept"
+
+
+def check_kept(name: str, data: bytes, metadata: dict[str, Record]) -> None:
+    """Which rows of a larger vocabulary a model has: increasing, and of that vocabulary."""
+    if name != KEPT:
+        return
+    rows = metadata["vocabulary.size"]["value"]
+    ids = struct.unpack(f"<{len(data) // 4}I", data)
+    need(all(before < after for before, after in itertools.pairwise(ids)), "AIB-E707", f"{KEPT}: ids do not increase")
+    need(ids[-1] < rows, "AIB-E707", f"{KEPT}: id {ids[-1]} of {rows}")
+
+
 # 25. Sharded models: what one file says of the set that it belongs to
 
 
-def check_shard(found: dict[str, Any], documents: list[str]) -> None:
+def check_shard(found: dict[str, Any], documents: dict[str, int]) -> None:
     index, count = found.get("shard.index", 0), found.get("shard.count", 0)
     need(1 <= index <= count <= 99999, "AIB-E609", f"shard {index} of {count}")
     if index == 1:
@@ -205,7 +225,7 @@ def check_shard(found: dict[str, Any], documents: list[str]) -> None:
         need(len(roots) == count - 1 and right, "AIB-E609", f"shard.roots are {roots}")
     else:
         others = sorted({*found} - {"shard.index", "shard.count"})
-        need(not others and not documents, "AIB-E609", f"{others} and {documents} belong in the first shard")
+        need(not others and not documents, "AIB-E609", f"{others} and {[*documents]} belong in the first shard")
 
 
 # 24. Signatures: their shape. Whether one is right is for those who demand it, and is not for the standard library.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from . import ggml_grids
 from .ggml_grids import scattered, spread
-from .numbers import FLOATS, Planes, Scheme, Shape, f32, need, no_parameters, packed
+from .numbers import FLOATS, Planes, Scheme, Shape, Spec, f32, need, no_parameters, packed, product
 
 
 def signed(field: Sequence[int]) -> list[int]:
@@ -148,4 +148,22 @@ def ggml(kind: str, elements: int, fields: dict[str, int], decoded: Callable[...
     )
 
 
+def ordered(scheme: Scheme) -> Scheme:
+    """Version 2: the blocks of version 1, and the column of them that each column is."""
+
+    def planes(p: Shape, s: Shape, dtype: str) -> list[Spec]:
+        return [*scheme.planes(p, s, dtype), ("column_order", "i32", [s[-1]])]
+
+    def check(p: Shape, s: Shape, planes: Planes) -> None:
+        need(sorted(planes["column_order"]) == [*range(s[-1])], "AIB-E502", "column_order has not each column once")
+        scheme.check(p, s, planes)
+
+    def decode(p: Shape, s: Shape, planes: Planes) -> list[float]:
+        found, k = scheme.decode(p, s, planes), s[-1]
+        return [found[row * k + column] for row in range(product(s[:-1])) for column in planes["column_order"]]
+
+    return Scheme(no_parameters, scheme.takes, FLOATS, planes, check, decode)
+
+
 SCHEMES = {f"gguf:{name}": ggml(name, *row) for name, row in GGML.items()}
+ORDERED = {name: ordered(scheme) for name, scheme in SCHEMES.items()}

@@ -51,7 +51,7 @@ class File:
         self.leaves, self.strong_leaves = check_leaf_tables(body, counts, self.regions)
         self.signatures = {name: contents.read_signatures(name, body, counts[name]) for name in SIGNED if name in body}
         parameters = sum(product(t["shape"]) for t in self.tensors if not t["flags"] & ALIAS)
-        contents.check_known_keys(self.metadata, [d["name"] for d in self.documents], parameters, len(self.tensors))
+        contents.check_known_keys(self.metadata, self.documents, parameters, len(self.tensors))
 
     def piece(self, record: Record) -> bytes:
         return self.data[record["offset"] : record["offset"] + record["length"]]
@@ -259,7 +259,15 @@ def check_tensors(tensors: list[Record], schemes: list[Record]) -> None:
 # 9. Plane table
 
 ROLES = "values codes row_absmax absmax nested_absmax nested_offset scale zero_point codebook group_index outlier_index"
-ROLES = dict(enumerate((ROLES + " outlier_values tiles blocks tile_absmax global_scale bias").split(), 1))
+ROLES = dict(
+    enumerate(
+        (
+            ROLES + " outlier_values tiles blocks tile_absmax global_scale bias column_order"
+            " input_scale input_zero_point"
+        ).split(),
+        1,
+    )
+)
 
 
 def check_planes(planes: list[Record], tensors: list[Record]) -> None:
@@ -332,6 +340,7 @@ def verify(file: File) -> None:
     for document in file.documents:
         if (name := document["name"].lower()).endswith(".json"):
             contents.check_json(name, file.piece(document))
+        contents.check_kept(document["name"], file.piece(document), file.metadata)
     need(state_of(file.path) == file.state, "AIB-E802", "the file has changed while it was read")
 
 

@@ -108,6 +108,32 @@ def affine(codes: str, groups: bool, zero_points: bool) -> Scheme:
     return Scheme(parameters, lambda p, s: len(s) >= 1, FLOATS, planes_of, check, decode)
 
 
+# w8a8.md: parameter asymmetric
+
+
+def w8a8(static: bool) -> Scheme:
+    """The weight is that of int8-absmax by rows; the scale and the zero point of inputs have the same rules."""
+    weight = affine("i8", False, False)
+
+    def planes_of(p: Shape, s: Shape, dtype: str) -> list[Spec]:
+        inputs = [("input_scale", "f32", [*s[:-2], 1]), ("input_zero_point", "i8", [*s[:-2], 1])]
+        return weight.planes((0,), s, dtype) + inputs[: static + p[0]]
+
+    def check(p: Shape, s: Shape, planes: Planes) -> None:
+        weight.check(p, s, planes)
+        zeros = planes.get("input_zero_point", [])
+        if static:
+            need_values(planes["input_scale"], is_scale, "input_scale")
+        for step, zero in zip(planes.get("input_scale", []), zeros, strict=False):
+            need(step != 0 or zero == 0, "AIB-E502", f"zero point {zero} where the scale of inputs is 0")
+
+    return Scheme(
+        lambda p: p[0] <= static and not any(p[1:]),
+        lambda p, s: len(s) >= 2,
+        FLOATS, planes_of, check, lambda p, s, planes: weight.decode((0,), s, planes),
+    )  # fmt: skip
+
+
 # int8_outlier.md
 
 
@@ -162,6 +188,27 @@ def cluster_check(p: Shape, s: Shape, planes: Planes) -> None:
 
 def cluster_decode(p: Shape, s: Shape, planes: Planes) -> list[float]:
     return [planes["codebook"][code] for code in unpacked_rows(planes["codes"], p[0], s)]
+
+
+# cluster_group.md: parameters bits, group
+
+
+def cluster_group_planes(p: Shape, s: Shape, dtype: str) -> list[Spec]:
+    codes, codebook = cluster_planes(p, s, dtype)
+    return [codes, ("scale", "f16", [*s[:-1], up(s[-1], p[1] or s[-1] or 1)]), codebook]
+
+
+def cluster_group_check(p: Shape, s: Shape, planes: Planes) -> None:
+    cluster_check(p, s, planes)
+    need_values(planes["scale"], is_scale, "scale")
+
+
+def cluster_group_decode(p: Shape, s: Shape, planes: Planes) -> list[float]:
+    k = s[-1] or 1
+    group = p[1] or k
+    each = up(k, group)
+    values = cluster_decode(p, s, planes)
+    return [f32(x * planes["scale"][i // k * each + i % k // group]) for i, x in enumerate(values)]
 
 
 # int4_group.md: parameters group, symmetric, ordered
@@ -294,10 +341,17 @@ SCHEMES: dict[tuple[str, int], Scheme] = {
         "int8-zp": affine("u8", True, True),
         "fp8-e4m3": affine("f8_e4m3", False, False),
         "int8-outlier": outlier(1),
+        "int8-dynamic": w8a8(False),
+        "int8-static": w8a8(True),
         "cluster": Scheme(
             lambda p: 2 <= p[0] <= 8 and not any(p[1:]),
             lambda p, s: len(s) >= 1,
             FLOATS, cluster_planes, cluster_check, cluster_decode,
+        ),
+        "cluster-group": Scheme(
+            lambda p: 2 <= p[0] <= 8 and p[1] <= 65536 and not any(p[2:]),
+            lambda p, s: len(s) >= 1,
+            FLOATS, cluster_group_planes, cluster_group_check, cluster_group_decode,
         ),
         "int4-group": Scheme(
             int4_parameters, lambda p, s: len(s) >= 2, FLOATS, int4_planes, int4_check, int4_decode
@@ -308,4 +362,4 @@ SCHEMES: dict[tuple[str, int], Scheme] = {
         **ggml.SCHEMES,
         **blocks.SCHEMES,
     }.items()
-} | {("int8-outlier", 2): outlier(6)}  # fmt: skip
+} | {("int8-outlier", 2): outlier(6)} | {(name, 2): scheme for name, scheme in ggml.ORDERED.items()}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Runs stored graphs over mapped pages, without the model's Python."""

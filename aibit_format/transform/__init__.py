@@ -1,0 +1,1 @@
+"""Rewrites a model without changing what it computes, so that less is lost when it is quantized."""

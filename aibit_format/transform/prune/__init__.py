@@ -1,0 +1,1 @@
+"""Makes a model smaller: fewer layers, channels, heads and experts, by what they contribute."""
