@@ -16,6 +16,7 @@ from pathlib import Path
 from aibit_format.convert.presets import PRESETS
 from aibit_format.dtypes import DTYPES
 from aibit_format.formats import exports, sources
+from aibit_format.formats.foreign import FOREIGN
 from aibit_format.formats.gguf.architectures import ARCHITECTURES
 from aibit_format.formats.huggingface import methods
 from aibit_format.formats.huggingface.forms import FORMS, form_class
@@ -27,7 +28,23 @@ from tools import ROOT
 from tools.fuzz import quantized_seeds, seeds
 
 PAGE = ROOT / "docs" / "formats.md"
-_GGUF = "gguf:*"
+# Of formats that are read: how, and whether they are written.
+_READ = (
+    (
+        "PyTorch checkpoints (`.bin`, `.pt`, `.pth`)",
+        "`aibit convert DIRECTORY -o m.aibit`; a pickle is taken apart, and nothing in it is run",
+        "no: safetensors hold the same and nothing that runs",
+    ),
+    (
+        "safetensors",
+        "`aibit convert DIRECTORY -o m.aibit`, sharded or not, quantized by any method above",
+        "`aibit export m.aibit --to safetensors -o DIRECTORY` (values), `--to huggingface` (codes)",
+    ),
+    ("GGUF", "`aibit convert m.gguf -o m.aibit`, blocks as they are", "`aibit export m.aibit --to gguf -o m.gguf`"),
+    ("MLX", "`aibit convert DIRECTORY -o m.aibit`", "`aibit export m.aibit --to huggingface --type mlx -o DIRECTORY`"),
+)
+# How formats are written that are not read.
+_WRITTEN: dict[str, str] = {}
 
 
 def page() -> str:
@@ -76,6 +93,13 @@ def page() -> str:
         "## Written",
         "",
         *_table(("`export --to`", "what it writes"), _exports()),
+        "",
+        "## Where each format stands",
+        "",
+        "What people ask about. A path in a format that is not read is refused with the reason that stands here",
+        "(`aibit_format/formats/foreign.py`). Machine code is never stored: [why](../spec/RATIONALE.md).",
+        "",
+        *_table(("format", "read", "written"), _standing()),
         "",
         f"## GGUF, {len(LAYOUTS)} types and {len({each.gguf for each in ARCHITECTURES})} architectures",
         "",
@@ -177,6 +201,12 @@ def _presets() -> Iterator[tuple[str, str, str]]:
 def _exports() -> Iterator[tuple[str, str]]:
     for name, target in exports.BUILTIN.items():
         yield f"`{name}`", _first_line(target.partition(":")[0], "Exports to")
+
+
+def _standing() -> Iterator[tuple[str, str, str]]:
+    yield from _READ
+    for row in FOREIGN:
+        yield row.name, f"no: {row.why}; {row.instead}", _WRITTEN.get(row.name, "no")
 
 
 def _types() -> str:

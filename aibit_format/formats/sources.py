@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import SourceError
 from ..io.mistaken import not_a_model, what_is_wrong
+from .foreign import recognize
 from .source import Source, SourceFile, SourceTensor, values
 
 __all__ = ["BUILTIN", "Source", "SourceFile", "SourceTensor", "open_source", "values"]
@@ -43,11 +44,14 @@ def open_source(source: Any, tokenizer: Any = None) -> Source:
     name = os.fspath(source)
     if wrong := what_is_wrong(name):
         raise SourceError(f"{name}: {wrong}")
+    # Before the sources are asked, as several of these formats are ZIP archives, which one source reads.
+    if os.path.isfile(name) and (wrong := recognize(name)):
+        raise SourceError(f"{name}: {wrong}")
     for target in BUILTIN.values():
         family = _family(target)
         if family.matches(name):
             return family(name)
-    if wrong := not_a_model(name):
+    if wrong := recognize(name) or not_a_model(name):
         raise SourceError(f"{name}: {wrong}")
     raise SourceError(f"{name}: not a source; known: {', '.join(BUILTIN)} (a directory with config.json and weights)")
 

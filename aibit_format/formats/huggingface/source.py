@@ -17,6 +17,7 @@ from ...container.metadata import Value
 from ...errors import FormatError, SourceError
 from ...io.mistaken import what_is_wrong
 from ..files import MAX_ALL_DOCUMENTS, read_file
+from ..foreign import recognize
 from ..source import SourceFile, SourceTensor
 
 # Files of weights and their readers, in transformers' order: of each name the single file, or else the shards of its
@@ -97,6 +98,8 @@ class HuggingFace:
                 for found in (name, name + _INDEX):
                     _check_link(self.path, found)
             others = sorted(name for name in os.listdir(self.path) if name.endswith((".bin", ".pt", ".safetensors")))
+            if known := recognize(self.path):
+                raise SourceError(f"{self.path}: {known}")
             raise SourceError(
                 f"{self.path}: no {' or '.join(_WEIGHTS)}, nor an index of one"
                 + (f"; found {', '.join(others[:3])}" if others else "")
