@@ -18,6 +18,7 @@ with the import contract in ``pyproject.toml``.
     transform           rewrite a model: so that less is lost in quantizing, or with a smaller vocabulary
     convert             make a file from a source: recipe, binding, encoding, error figures
     torch               build models over mapped pages, compute with them, measure them
+    integrations        put files where other libraries look for models
     cli                 parse a command's arguments, call a function, print its result: one file a verb
 
 Nothing here imports torch until something that needs it is called.
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from .file.sharded_reader import open
     from .file.signing import new_key, sign, sign_detached
     from .formats.exports import export
+    from .integrations.card import card
+    from .integrations.push import push
     from .torch.evaluate.search import Target, search
     from .torch.graph.model import load_graph
     from .torch.load.model import load, load_model
@@ -62,6 +65,7 @@ _WHERE = {
     "Target": "torch.evaluate.search",
     "add_graph": "torch.record.store",
     "calibrate": "calibrate.calibrate",
+    "card": "integrations.card",
     "convert": "convert.convert",
     "diff": "file.diff",
     "edit": "file.rewrite",
@@ -74,6 +78,7 @@ _WHERE = {
     "new_key": "file.signing",
     "open": "file.sharded_reader",
     "prune": "convert.prune",
+    "push": "integrations.push",
     "search": "torch.evaluate.search",
     "sign": "file.signing",
     "sign_bundle": "file.bundle",
@@ -84,8 +89,9 @@ _WHERE = {
 
 __all__ = [
     "AibitError", "Difference", "File", "FormatError", "Report", "Signature", "Target", "__version__",
-    "add_graph", "calibrate", "convert", "diff", "edit", "export", "load", "load_graph", "load_model", "load_tokenizer",
-    "merge", "new_key", "open", "prune", "search", "sign", "sign_bundle", "sign_detached", "split", "trim",
+    "add_graph", "calibrate", "card", "convert", "diff", "edit", "export", "load", "load_graph", "load_model",
+    "load_tokenizer", "merge", "new_key", "open", "prune", "push", "search", "sign", "sign_bundle", "sign_detached",
+    "split", "trim",
 ]  # fmt: skip
 
 

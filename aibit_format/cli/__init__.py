@@ -44,6 +44,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "diff": ("diff", "show the differences between two models"),
     "edit": ("edit", "write a copy of a model with other metadata or documents"),
     "merge": ("merge", "join a model's shards into one file"),
+    "card": ("card", "print a model card that says what a file knows of itself"),
+    "push": ("push", "upload a file and its model card to a hub"),
 }
 ALIASES = {"show": "inspect"}
 

@@ -1,4 +1,4 @@
-"""Parses arguments that several verbs take; argparse calls all of these functions but ``text``."""
+"""Parses arguments that several verbs take; argparse calls these functions, but for ``text`` and ``local``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 
 from ..errors import LoadError
 from ..file.sharded_writer import parse_size
+from ..io import hub
+from .output import ProgressBar
+from .silence import quiet_hub
 
 # Both the expression and the scheme may contain "=": (?=a)b=nf4,block_size=128.
 _RULE = re.compile(r"(.+?)=([^=,]+(?:,[^=,]+(?:=[^=,]+)?)*)", re.DOTALL)
@@ -34,6 +37,13 @@ def rule(text: str) -> tuple[str, str]:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not REGEX=SCHEME")
     return found[1], found[2]
+
+
+def local(path: str) -> str:
+    """Return the path of a model, which is downloaded first if it is named on the hub; see ``io.hub``."""
+    quiet_hub()
+    with ProgressBar("downloading") as progress:
+        return hub.local(path, on_progress=progress.update)
 
 
 def text(path: str) -> str:

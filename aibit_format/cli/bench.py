@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import LoadError, MissingPackageError
 from ..file import sharded_reader
-from .arguments import positive
+from .arguments import local, positive
 from .output import emit, size
 
 _FORMATS = ("md", "json", "csv")
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, and print the results."""
     from .silence import quiet_libraries
 
+    args.file = local(args.file)
     quiet_libraries()
     try:
         import torch

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error("--eps and --seed must not be negative")
     from .silence import quiet_libraries
 
+    args.source = arguments.local(args.source)
     quiet_libraries()
     from ..calibrate.calibrate import calibrate
     from ..calibrate.statistics import unreached

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = _prompts(args)
     from .silence import quiet_libraries
 
+    args.files = [arguments.local(path) for path in args.files]
     quiet_libraries()
     from ..torch.evaluate.operands import operand
     from ..torch.evaluate.texts import continued

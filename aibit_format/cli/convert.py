@@ -114,6 +114,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and print a report, or print the plan."""
+    args.source = arguments.local(args.source)
     if _target(args) is not None:
         return _searched(args)
     if args.candidates or args.search_text:

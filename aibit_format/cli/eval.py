@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error("--save-logits keeps the predictions of the model that --ref names")
     from .silence import quiet_libraries
 
+    args.files = [arguments.local(path) for path in args.files]
+    args.ref = args.ref and arguments.local(args.ref)
     quiet_libraries()
     from ..torch.evaluate.judge import Question, judge, reference_logits
     from ..torch.evaluate.mapped import common

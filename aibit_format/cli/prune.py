@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from ..convert.prune import prune
     from .silence import quiet_libraries
 
+    args.source = arguments.local(args.source)
     quiet_libraries()
     with ProgressBar("calibrating", "{} steps".format) as calibrating, ProgressBar("converting") as progress:
         report = prune(

@@ -13,6 +13,7 @@ from ..file.sharded_reader import paths_of
 from ..hf.context import context_of
 from ..io.readahead import prefetch
 from . import fast_imports
+from .arguments import local
 from .output import emit
 
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Load the model, then generate text and print it as it is generated."""
     from .silence import quiet_libraries
 
+    args.file = local(args.file)
     if args.graph:
         from . import run_graph
 

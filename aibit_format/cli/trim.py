@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error("give a path to write to: -o OUT (or --dry-run to see what would be kept)")
     from .silence import quiet_libraries
 
+    args.source = arguments.local(args.source)
     quiet_libraries()
     from ..convert.trim import prepare
     from ..convert.trim import run as trim

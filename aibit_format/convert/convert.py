@@ -28,6 +28,7 @@ from ..file.ranks import ALONE, Ranks, of_torch
 from ..formats.aibit import Aibit
 from ..formats.models import meta_model_of, missing_dtype
 from ..formats.sources import open_source
+from ..io import hub
 from ..io.mapped import Path
 from ..native.cores import usable_cores
 from ..transform.prune.plan import APPLIED, Plan, Wanted
@@ -442,6 +443,8 @@ def _metadata(
             "quantization.error.signal_to_noise_db": figures[:, 2],
         }
     )
+    if (origin := hub.origin_of(conversion.source.path)) and "source.repository" not in values:
+        values |= {"source.repository": origin.repository, "source.revision": origin.revision}
     values |= _of_statistics(conversion, chosen, steps)
     if vocabulary.SIZE in values:  # of the model whose vocabulary was cut first
         values.setdefault(vocabulary.SOURCE, digests)

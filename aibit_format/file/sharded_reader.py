@@ -25,6 +25,7 @@ from ..container.metadata import Value
 from ..container.signatures import Keys
 from ..container.tables import FileInfo, TensorInfo
 from ..errors import FormatError, LoadError, Problem
+from ..io import hub
 from ..io.mapped import Mapped, Path, is_url
 from .reader import Documents, File, Level, Verified, read_info
 
@@ -224,8 +225,12 @@ def open(
 ) -> Opened:
     """Open an ``.aibit`` file; if it is the first shard of a model, also the others, which lie beside it.
 
+    A URL is read by ranges, and so is a name on the hub, ``hf://owner/name[/file][@revision]``.
+
     Any other shard, or the bytes of one, is opened by itself. See ``File`` and ``Sharded``.
     """
+    if isinstance(source, str):
+        source = hub.remote(source)
     while True:
         file = File(source, verify, signed_by)
         if file.path is None or file.metadata.get("shard.index") != 1:
@@ -237,6 +242,11 @@ def open(
             if root_of(file.path) in (None, root):
                 raise
             # The model was replaced meanwhile, and the shards of the old one are gone.
+
+
+def open_local(path: Path, verify: Level = "structure", signed_by: Keys | None = None) -> Opened:
+    """Open a file to map it; see ``open``. One that is named on the hub is downloaded to its cache, see ``io.hub``."""
+    return open(hub.local(os.fspath(path)), verify, signed_by)
 
 
 @contextlib.contextmanager

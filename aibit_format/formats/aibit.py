@@ -24,7 +24,7 @@ TRANSFORMED = "transform.applied"  # what was done to the model, which stays tru
 PRUNED = "pruning."  # begins the keys that say what was left out of the model
 CARRIED = (
     "quantization.compute_dtype", "quantization.outlier_threshold", SAID, PARTS, LEFT_OUT, TRANSFORMED, vocabulary.SIZE,
-    vocabulary.SOURCE,
+    vocabulary.SOURCE, "source.repository", "source.revision",
 )  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import SourceError
+from ..io import hub
+from ..io.mapped import is_url
 from ..io.mistaken import not_a_model, what_is_wrong
 from .foreign import recognize
 from .source import Source, SourceFile, SourceTensor, values
@@ -33,7 +35,8 @@ def open_source(source: Any, tokenizer: Any = None) -> Source:
     """Open the source at a path, or make one of a transformers model; a ``Source`` is returned unchanged.
 
     Args:
-        source: a path, a ``Source``, or a ``PreTrainedModel``.
+        source: a path, a name on the hub (``hf://owner/name``, see ``io.hub``), which is downloaded, a ``Source``, or a
+            ``PreTrainedModel``.
         tokenizer: the tokenizer of a ``PreTrainedModel``.
 
     Raises:
@@ -41,7 +44,9 @@ def open_source(source: Any, tokenizer: Any = None) -> Source:
     """
     if not isinstance(source, (str, os.PathLike)):
         return source if hasattr(source, "planes") else _family(_IN_MEMORY)(source, tokenizer)
-    name = os.fspath(source)
+    name = hub.local(os.fspath(source))
+    if is_url(name):
+        raise SourceError(f"{name}: models are made of files on disk and of those on the hub; download it first")
     if wrong := what_is_wrong(name):
         raise SourceError(f"{name}: {wrong}")
     # Before the sources are asked, as several of these formats are ZIP archives, which one source reads.

@@ -21,7 +21,7 @@ def load_tokenizer(path: Path | Opened) -> PreTrainedTokenizerBase:
         LoadError: the file holds no tokenizer, one with ids beyond the model's vocabulary, one of a class that is no
             tokenizer, or transformers refuses it.
     """
-    file = sharded_reader.whole(path if isinstance(path, Opened) else sharded_reader.open(path))
+    file = sharded_reader.whole(path if isinstance(path, Opened) else sharded_reader.open_local(path))
     tokenizer = build_tokenizer(file.documents, file.check_document, str(file.path))
     name = os.fspath(file.path) if file.path else ""
     tokenizer.name_or_path = name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 
 import pytest
 import transformers
@@ -33,8 +32,8 @@ def test_convert_json_holds_the_same(model, tmp_path, capsys):
     assert len(lossy) == 14 and all(0 < t["error"]["relative_rms"] < 0.1 for t in lossy)
 
 
-def test_dry_run_writes_nothing_and_its_sizes_are_those_of_the_file(model, tmp_path, capsys):
-    os.chdir(tmp_path)
+def test_dry_run_writes_nothing_and_its_sizes_are_those_of_the_file(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     status, out, _ = run("convert", model / "hf", "--dry-run", "--json", "--tensor", "mlp=bf16", capsys=capsys)
     assert status == 0 and list(tmp_path.iterdir()) == []
     plan = json.loads(out)

@@ -34,7 +34,7 @@ def load_graph(path: Path | Opened, *, verify: Level = "structure", signed_by: K
         LoadError: the file has no graph.
         GraphError: its graph is not one.
     """
-    file = path if isinstance(path, Opened) else sharded_reader.open(path, verify, signed_by)
+    file = path if isinstance(path, Opened) else sharded_reader.open_local(path, verify, signed_by)
     return GraphModel.of(sharded_reader.whole(file))
 
 

@@ -153,7 +153,11 @@ def _load(
     device, tp = options.device, options.tp
     # Where all bytes pass through our hands on their way, they are checked there, and not read for that before.
     passing = verify == "full" and device.type in LINKS and tp is None and not isinstance(path, Opened)
-    file = path if isinstance(path, Opened) else sharded_reader.open(path, "touched" if passing else verify, signed_by)
+    file = (
+        path
+        if isinstance(path, Opened)
+        else sharded_reader.open_local(path, "touched" if passing else verify, signed_by)
+    )
     config, architecture = _config(file)
     limits = Limits.of(math.prod(file.info(name).shape) for name in file)
     built = build_config(config, limits, options.dtype)

@@ -1,0 +1,1 @@
+"""Puts files where other libraries look for models: a module a library."""
