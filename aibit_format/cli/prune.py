@@ -34,6 +34,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--keep-experts", metavar="N", type=arguments.positive, help="how many experts stay in each layer"
     )
     parser.add_argument(
+        "--keep-hidden", metavar="N", type=arguments.positive,
+        help="how many channels of the residual stream stay, the same in all layers (the hidden size)",
+    )  # fmt: skip
+    parser.add_argument(
         "--block", metavar="N", type=arguments.positive,
         help="keep channels in blocks of N, so that codes of a quantized source can stay as they are (1)",
     )  # fmt: skip
@@ -49,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--target-size", metavar="SIZE", type=arguments.size, help="keep as much as fits in a file of this size (80MB)"
     )
     parser.add_argument(
-        "--by", choices=("layers", "channels", "heads", "experts"),
+        "--by", choices=("layers", "channels", "heads", "experts", "hidden"),
         help="what is cut for --target-size (default: experts if there are some, otherwise channels)",
     )  # fmt: skip
     parser.add_argument(
@@ -88,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     from ..transform.prune.plan import Wanted
 
     wanted = Wanted(
-        args.keep_layers, args.keep_channels, args.keep_heads, args.keep_experts, args.drop_layers or (),
+        args.keep_layers, args.keep_channels, args.keep_heads, args.keep_experts, args.keep_hidden,
+        args.drop_layers or (),
         args.block or 1, args.uneven, args.refit, args.target_size, args.by,
     )  # fmt: skip
     from ..convert.prune import prune

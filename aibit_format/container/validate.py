@@ -18,7 +18,7 @@ from ..dtypes import BY_CODE, DTYPES, name_of, storage_of
 from ..errors import Problem, SchemeError
 from ..schemes import make
 from ..schemes.opaque import Opaque
-from . import layout, vocabulary
+from . import layout, pruning, vocabulary
 from .metadata import Value
 from .names import TENSOR_CHARACTERS, bad_document_name, bad_scheme_name, bad_tensor_name
 from .placement import Placement
@@ -51,6 +51,13 @@ KNOWN_KEYS: dict[str, str] = {
     "quantization.error.signal_to_noise_db": "floats",
     "vocabulary.size": "int",
     "vocabulary.source": "strings",
+    "pruning.applied": "strings",
+    "pruning.scores": "strings",
+    "pruning.kept.step": "ints",
+    "pruning.kept.kind": "strings",
+    "pruning.kept.layer": "ints",
+    "pruning.kept.expert": "ints",
+    "pruning.kept.count": "ints",
     "shard.index": "int",
     "shard.count": "int",
     "shard.roots": "strings",
@@ -62,6 +69,8 @@ _DIGEST = re.compile("[0-9a-f]{32}")
 _TABLES = [
     [key for key in KNOWN_KEYS if key.startswith("quantization.error.")],
     ["source.files", "source.sizes", "source.xxh3_128"],
+    [pruning.APPLIED, pruning.SCORES],
+    [*pruning.COLUMNS],
 ]
 
 
@@ -379,6 +388,7 @@ def _metadata(info: FileInfo) -> Iterator[Problem]:
     if "model.architecture" in values and "config.json" not in info.document_names:
         yield Problem("AIB-E310", "model.architecture is set, but there is no document config.json")
     yield from _vocabulary(info)
+    yield from _pruning(info)
     if any(key.startswith(SHARD) for key in values):
         yield from _shard(info)  # figures about all tensors are compared when the set is opened
     else:
@@ -394,6 +404,18 @@ def _vocabulary(info: FileInfo) -> Iterator[Problem]:
         found = None if document is None else document.length
         what = f"{vocabulary.SIZE} and the document {vocabulary.DOCUMENT!r}"
         yield Problem("AIB-E310", what, expected=f"both, and 4 bytes for each of 1 to {size} rows", found=found)
+
+
+def _pruning(info: FileInfo) -> Iterator[Problem]:
+    """Check that the map of what a pruned model has kept has a number for each that the tables count, one or more."""
+    stated, document = info.metadata.get(pruning.COUNT), info.documents.get(pruning.DOCUMENT)
+    if stated is None and document is None:
+        return
+    counts = [] if stated is None else [int(count) for count in stated]
+    if document is None or min(counts, default=0) < 1 or document.length != 4 * sum(counts):
+        found = None if document is None else document.length
+        what = f"{pruning.COUNT} and the document {pruning.DOCUMENT!r}"
+        yield Problem("AIB-E310", what, expected="both, and 4 bytes for each that is counted, 1 or more", found=found)
 
 
 def parameters(info: FileInfo) -> int:

@@ -18,7 +18,7 @@ from ..calibrate.calibrate import statistics_of
 from ..calibrate.hessians import Hessians
 from ..calibrate.statistics import Statistics, hessians
 from ..calibrate.statistics import importance as importance_of
-from ..container import documents, vocabulary
+from ..container import documents, pruning, vocabulary
 from ..container.metadata import Value
 from ..container.plan import plan
 from ..errors import AibitError, MissingPackageError, RecipeError, SourceError, WriteError
@@ -31,7 +31,7 @@ from ..formats.sources import open_source
 from ..io import hub
 from ..io.mapped import Path
 from ..native.cores import usable_cores
-from ..transform.prune.plan import APPLIED, Plan, Wanted
+from ..transform.prune.plan import Plan, Wanted
 from ..transform.prune.source import Pruned
 from . import recipe
 from .conversion import Assignment, Conversion, assign, assign_alone
@@ -341,7 +341,7 @@ def run(
         unquantized(conversion), _choices(conversion, chosen, steps),
         None if conversion.statistics is None else conversion.statistics.digest,
         tuple(each.text for each in conversion.recipe.transformations), conversion.notes,
-        tuple(conversion.source.metadata.get(APPLIED, ())),
+        tuple(conversion.source.metadata.get(pruning.APPLIED, ())),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from ..container import checksums, documents, layout, parse, signatures, validate, vocabulary
+from ..container import checksums, documents, layout, parse, pruning, signatures, validate, vocabulary
 from ..container.checksums import LeafTable
 from ..container.metadata import Value
 from ..container.placement import Region
@@ -418,11 +418,13 @@ class File:
 
         Raises:
             FormatError: AIB-E602 for damage; AIB-E705 for bad JSON; AIB-E706 for keys that fetch or run code; AIB-E707
-                for a map of a vocabulary with ids that do not increase, or are beyond the original.
+                for a map of what was kept of a larger model whose numbers do not increase, or are beyond it.
         """
         try:
             if name == vocabulary.DOCUMENT:
                 vocabulary.kept(self.metadata, self.documents)
+            if name == pruning.DOCUMENT:
+                pruning.kept(self.metadata, self.documents)
             return documents.check(name, self.documents[name])
         except FormatError as error:
             raise (error if error.path or not self.path else error.at(self.path)) from None

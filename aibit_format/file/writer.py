@@ -17,7 +17,7 @@ from typing import Self
 
 import numpy as np
 
-from ..container import checksums, documents, layout, vocabulary
+from ..container import checksums, documents, layout, pruning, vocabulary
 from ..container.metadata import Value
 from ..container.metadata import encode as encode_metadata
 from ..container.placement import Region
@@ -108,6 +108,7 @@ class Writer:
             raise WriteError(f"{self.path}: document {name!r}: {len(data)} bytes, planned {info.length}")
         documents.check(name, data)
         vocabulary.kept(self.info.metadata, {name: data})
+        pruning.kept(self.info.metadata, {name: data})
         self._missing_documents.discard(name)
         self._write(info.offset, np.frombuffer(data, np.uint8))
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..container import vocabulary
+from ..container import pruning, vocabulary
 from ..container.layout import SIGNATURE
 from ..container.metadata import Value
 from ..dtypes import DTYPES
@@ -21,10 +21,9 @@ from .source import SourceFile, SourceTensor
 _ABOUT = ("model.architecture", "model.type", "model.dtype")
 # How quantized weights are used in computation, and were stored, which stays true for those that are kept.
 TRANSFORMED = "transform.applied"  # what was done to the model, which stays true of its weights
-PRUNED = "pruning."  # begins the keys that say what was left out of the model
 CARRIED = (
     "quantization.compute_dtype", "quantization.outlier_threshold", SAID, PARTS, LEFT_OUT, TRANSFORMED, vocabulary.SIZE,
-    vocabulary.SOURCE, "source.repository", "source.revision",
+    vocabulary.SOURCE, *pruning.KEYS, "source.repository", "source.revision",
 )  # fmt: skip
 
 
@@ -44,7 +43,7 @@ class Aibit:
         self._file = sharded_reader.whole(sharded_reader.open(path, verify="touched"))
         metadata = self._file.metadata
         self.architecture = str(metadata["model.architecture"]) if "model.architecture" in metadata else None
-        self.metadata = {key: metadata[key] for key in metadata if key in CARRIED or key.startswith(PRUNED)}
+        self.metadata = {key: metadata[key] for key in metadata if key in CARRIED}
         why = str(metadata.get("model.missing", "the file holds tensors, but no model.architecture"))
         self.no_model = None if self.architecture else why
 

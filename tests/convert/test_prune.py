@@ -8,6 +8,7 @@ import torch
 import transformers as tf
 
 import aibit_format as aibit
+from aibit_format.container import pruning
 from aibit_format.errors import RecipeError, SourceError, WriteError
 from aibit_format.numpy import save_file
 from aibit_format.transform.prune.plan import Plan
@@ -119,8 +120,12 @@ def test_a_plan_names_what_is_kept(model, tmp_path):
     again = aibit.prune(made.path, tmp_path / "n.aibit", "layers=1")
     assert again.pruned == ("mine", "layers=1")
     with aibit.open(again.path) as file:
-        assert file.metadata["pruning.step0.channels"].tolist() == list(range(128))
-        assert file.metadata["pruning.step1.layers"].shape == (1,)
+        rows = pruning.kept(file.metadata, file.documents)
+        assert [(row.step, row.kind, row.layer) for row in rows] == [
+            (0, "channels", 0), (0, "channels", 1), (1, "layers", -1)
+        ]  # fmt: skip
+        assert rows[0].numbers.tolist() == list(range(64)) and rows[1].numbers.tolist() == list(range(64, 128))
+        assert len(rows[2].numbers) == 1
         assert json.loads(bytes(file.documents["config.json"]))["num_hidden_layers"] == 1
 
 

@@ -47,7 +47,7 @@ import pytest
 
 import aibit_format as aibit
 from aibit_format.cli import main
-from aibit_format.container import documents, layout, parse, vocabulary
+from aibit_format.container import documents, layout, parse, pruning, vocabulary
 from aibit_format.errors import AibitError, FormatError
 from aibit_format.file import writer
 from aibit_format.file.reader import File
@@ -141,6 +141,7 @@ def problems_of(source):
             found.add(error.code)
     try:
         vocabulary.kept(file.metadata, file.documents)
+        pruning.kept(file.metadata, file.documents)
     except FormatError as error:
         found.add(error.code)
     return found
@@ -168,7 +169,7 @@ def test_a_rule_has_a_file_or_a_line_that_says_why_none_can_be():
 
 
 def test_the_files_are_small():
-    assert sum(path.stat().st_size for path in BAD.iterdir()) < 4 << 20
+    assert sum(path.stat().st_size for path in BAD.iterdir()) < 5 << 20
 
 
 @pytest.mark.parametrize("entry", INDEX, ids=lambda entry: entry["file"])
@@ -320,7 +321,7 @@ def test_the_writer_refuses_what_the_reader_refuses(entry, tmp_path, tmp_path_fa
             for i in map(file.info, file)
         }
         texts = {name: bytes(content) for name, content in file.documents.items()}
-        metadata = {key: value for key, value in file.metadata.items() if key == vocabulary.SIZE}
+        metadata = {key: value for key, value in file.metadata.items() if key in (vocabulary.SIZE, *pruning.KEYS)}
         with pytest.raises(AibitError) as caught:
             writer.write(tmp_path / "out.aibit", tensors, metadata, texts)
     assert caught.value.code == (entry["code"] if entry["code"] > "AIB-E7" else "AIB-E501")

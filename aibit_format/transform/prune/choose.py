@@ -14,9 +14,9 @@ from ...dtypes import to_float32
 from ...errors import RecipeError
 from ...formats.sources import values
 from ..source import Transformed
-from . import scores
-from .layers import layer_list
-from .plan import Plan, Wanted
+from . import hidden, scores
+from .layers import layer_list, text_config
+from .plan import BY_LAYER, Plan, Wanted
 from .widths import Layer, layers_of
 
 _BY_LAYER: dict[str, Callable[..., np.ndarray]] = {
@@ -50,6 +50,9 @@ class Choice:
         """Return how many of a kind there are at most, and by how many their number can go down."""
         if kind == "layers":
             return layer_list(self.source.model)[1], 1
+        if kind == "hidden":
+            size = text_config(self.source.model).hidden_size
+            return size, next(step for step in (32, 16, 8, 4, 1) if not size % step and (step == 1 or size >= 4 * step))
         some = [layer for layer in self.layers.values() if kind != "experts" or layer.experts]
         if not some:
             raise RecipeError(f"{self.source.model.architecture} has no experts")
@@ -68,12 +71,22 @@ class Choice:
         numbers = list(range(layer_list(self.source.model)[1])) if kept is None else kept.tolist()
         found: dict[str, Mapping[int, np.ndarray]] = {}
         for kind, count in wanted.counts.items():
-            if kind != "layers":
+            if kind in BY_LAYER:
                 found[kind] = self._kept(kind, count, numbers, wanted)
         if "experts" in found and "channels" in found:
             chosen, both = found["experts"], found["channels"]
             found["channels"] = {number: both[number][chosen[number]] for number in both}
-        return Plan(kept, refit=wanted.refit, how=wanted.text, **found)
+        stream, gains = (None, {}) if wanted.hidden is None else self._kept_hidden(wanted.hidden, wanted.block)
+        return Plan(kept, hidden=stream, gains=gains, refit=wanted.refit, how=wanted.text, **found)
+
+    def _kept_hidden(self, count: int, block: int) -> tuple[np.ndarray, Mapping[str, float]]:
+        most, _ = self.most("hidden")
+        _check_count("hidden", count, most)
+        _check_blocks("hidden", count, most, block)
+        axes = hidden.hidden_axes(self.source, count)
+        found, seen = hidden.scored(self.source.model, axes, self.statistics, self._values)
+        kept = _in_blocks(found, count, block)
+        return kept, hidden.factors(seen, kept)
 
     def _kept_layers(self, wanted: Wanted) -> np.ndarray | None:
         count = layer_list(self.source.model)[1]
@@ -96,8 +109,8 @@ class Choice:
             if count % step:
                 raise RecipeError(f"{count} heads to keep: {step} share keys and values, so that a multiple is needed")
             count //= step
-        if kind == "channels" and (count % block or most % block):
-            raise RecipeError(f"{count} of {most} channels to keep, in blocks of {block}, which do not divide both")
+        if kind == "channels":
+            _check_blocks(kind, count, most, block)
         layers = {n: self.layers[n] for n in numbers if kind != "experts" or self.layers[n].experts}
         if kind == "channels" and len({bool(layer.experts) for layer in layers.values()}) > 1:  # of experts alone
             layers = {number: layer for number, layer in layers.items() if layer.experts}
@@ -140,6 +153,11 @@ def _in_blocks(found: np.ndarray, count: int, size: int) -> np.ndarray:
     blocks = found.reshape(*found.shape[:-1], -1, size).sum(-1)
     kept = scores.largest(blocks, count // size)
     return (kept[..., None] * size + np.arange(size)).reshape(*kept.shape[:-1], -1)
+
+
+def _check_blocks(kind: str, count: int, most: int, block: int) -> None:
+    if count % block or most % block:
+        raise RecipeError(f"{count} of {most} {kind} to keep, in blocks of {block}, which do not divide both")
 
 
 def _check_count(kind: str, count: int, most: int) -> None:

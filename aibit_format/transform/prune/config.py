@@ -11,6 +11,7 @@ import numpy as np
 from ...errors import RecipeError
 from ...hf.meta_model import MetaModel
 from ...hf.widths import KEY as UNEVEN
+from .hidden import hidden_keys
 from .layers import config_keys, text_config
 from .plan import Numbers, Plan
 from .widths import CHANNELS, CHANNELS_OF_EXPERTS, EXPERTS, Layer, config_key, layers_of
@@ -31,6 +32,8 @@ def pruned_config(model: MetaModel, config: Mapping[str, Any], plan: Plan, kept:
     inner = None if text_config(model) is model.module.config else "text_config"
     said = config.get(inner, {}) if inner else config
     keys = _widths(model, said, plan, kept)
+    if plan.hidden is not None:
+        keys = hidden_keys(model, said, len(plan.hidden)) | keys
     if plan.layers is not None:
         keys |= config_keys(model, said, kept)
     if UNEVEN not in keys and isinstance(said.get(UNEVEN), dict):
@@ -61,7 +64,8 @@ def _widths(model: MetaModel, said: Mapping[str, Any], plan: Plan, kept: Sequenc
         keys["num_key_value_heads"] = count
         keys["num_attention_heads"] = count * (first.heads // first.groups)
         keys["head_dim"] = first.size
-        if config.hidden_size % keys["num_attention_heads"]:
+        hidden = config.hidden_size if plan.hidden is None else len(plan.hidden)
+        if hidden % keys["num_attention_heads"]:
             _check_heads(model, config, keys)
     return keys
 

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from ...container.metadata import Value
+from ...container.pruning import Kept
 from ...errors import RecipeError
 
-APPLIED = "pruning.applied"  # how a model was pruned, as users write it
-SCORED = "pruning.scores"  # by what: statistics of activations, or weights alone
-STEP = "pruning.step"  # begins, with the number of the step, the keys of what is kept
-KINDS = ("layers", "channels", "heads", "experts")  # of which numbers are kept, the first for all, the others by layer
+# Of which numbers are kept: the first and the last of the whole model, the others of each layer.
+KINDS = ("layers", "channels", "heads", "experts", "hidden")
+BY_LAYER = KINDS[1:-1]
 
 _NUMBER = re.compile(r"[1-9]\d{0,8}")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Hold what is wanted of a model: how many of its layers, of the channels, heads and experts of each; None: all.
+    """Hold what is wanted of a model: how many of its layers, of the channels, heads and experts of each, and of the
+    channels of the residual stream; None: all.
 
     Attributes:
-        layers, channels, heads, experts: numbers to keep. Heads are those of queries.
+        layers, channels, heads, experts, hidden: numbers to keep. Heads are those of queries.
         dropped: numbers of layers to leave out, instead of a number of them.
-        block: channels are kept in blocks of so many, so that codes of schemes with such blocks can stay.
+        block: channels, also hidden ones, are kept in blocks of so many, so that codes of schemes with such blocks can
+            stay.
         uneven: whether layers may have different numbers of channels, as many together, by what they contribute.
         refit: whether matrices that read what is left are fitted to make up for what is not; it needs Hessians.
         nbytes: the size of the file that is wanted; as much is kept as fits, of ``by``.
@@ -37,6 +38,7 @@ class Wanted:
     channels: int | None = None
     heads: int | None = None
     experts: int | None = None
+    hidden: int | None = None
     dropped: tuple[int, ...] = ()
     block: int = 1
     uneven: bool = False
@@ -54,7 +56,9 @@ class Wanted:
         if self.nbytes is not None and self.counts:
             raise RecipeError("a size is met by cutting one kind: give a size, or numbers to keep")
         if not self.counts and not self.dropped and self.nbytes is None:
-            raise RecipeError("nothing to prune: say how many layers, channels, heads or experts to keep, or a size")
+            raise RecipeError(
+                "nothing to prune: say how many layers, channels, heads, experts or hidden channels to keep, or a size"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Wanted:
@@ -121,6 +125,8 @@ class Plan:
 
     Attributes:
         layers: i64 [n]; ``None`` for all.
+        hidden: channels of the residual stream, i64 [n]; ``None`` for all.
+        gains: by what the weights of norms are multiplied, by name.
         channels: of the MLP of each layer, or of each of its experts.
         heads: of keys and values in each layer; queries that belong to them are kept with them.
         experts: of each layer.
@@ -132,29 +138,26 @@ class Plan:
     channels: Numbers = field(default_factory=dict)
     heads: Numbers = field(default_factory=dict)
     experts: Numbers = field(default_factory=dict)
+    hidden: np.ndarray | None = None
+    gains: Mapping[str, float] = field(default_factory=dict)
     refit: bool = False
     how: str = ""
 
     @property
     def widths(self) -> dict[str, Numbers]:
         """Return what is kept by layer, of those kinds of which not all is."""
-        return {kind: found for kind in KINDS[1:] if (found := vars(self)[kind])}
+        return {kind: found for kind in BY_LAYER if (found := vars(self)[kind])}
 
-    def metadata(self, before: Mapping[str, Value], scored: str) -> dict[str, Value]:
-        """Return what a file says of it, after what it says of earlier steps, whose keys have the numbers before.
-
-        Args:
-            before: the metadata of the source.
-            scored: by what the choice was made.
-        """
-        applied: list[str] = list(before.get(APPLIED, ()))
-        said: dict[str, Value] = {APPLIED: [*applied, self.how], SCORED: [*before.get(SCORED, ()), scored]}
-        step = f"{STEP}{len(applied)}"
-        if self.layers is not None:
-            said[f"{step}.layers"] = self.layers.astype(np.int64)
+    def rows(self) -> Iterator[Kept]:
+        """Yield what is kept, as a file lists it: of the whole model first, then of the layers that stay."""
+        for kind in ("layers", "hidden"):
+            if (of_all := vars(self)[kind]) is not None:
+                yield Kept(0, kind, of_all)
         for kind, found in self.widths.items():
             order = sorted(found) if self.layers is None else [each for each in self.layers.tolist() if each in found]
-            said[f"{step}.{kind}"] = np.concatenate([found[each].reshape(-1) for each in order]).astype(np.int64)
-            said[f"{step}.{kind}_layers"] = np.array(order, np.int64)
-            said[f"{step}.{kind}_counts"] = np.array([found[each].size for each in order], np.int64)
-        return said
+            for number in order:
+                each = found[number]
+                if each.ndim == 1:
+                    yield Kept(0, kind, each, number)
+                else:
+                    yield from (Kept(0, kind, row, number, expert) for expert, row in enumerate(each))

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...calibrate.hessians import Hessians
 from ...calibrate.statistics import Statistics
+from ...container import pruning
 from ...container.metadata import Value
 from ...dtypes import storage_of
 from ...errors import RecipeError, SchemeError
@@ -21,9 +22,11 @@ from ...schemes import Scheme
 from ...schemes.base import swapped
 from ...schemes.select import COLUMNS, MATRICES, ROWS, Kept, Selection, select, selected_values, shape_of
 from ..changes import from_float64, to_float64
+from ..families import FAMILIES
 from ..source import Transformed
 from .carry import carried
 from .config import pruned_config
+from .hidden import hidden_axes
 from .layers import check_same, layer_list, layer_of
 from .plan import Plan
 from .refit import refitted
@@ -38,6 +41,7 @@ class _Cut:
     stored: Kept
     selection: Selection | None  # None: it is decoded
     hessian: Hessians | None  # by which it is fitted, f32 [matrices, K, K]
+    gain: float | None = None  # by which a norm multiplies more than it did
 
 
 class Pruned:
@@ -66,12 +70,18 @@ class Pruned:
     ) -> None:  # fmt: skip
         self.kind, self.path, self.architecture = source.kind, source.path, source.architecture
         self._source, self._plan = source, plan
-        self.metadata: Mapping[str, Value] = {**source.metadata, **plan.metadata(source.metadata, scored)}
         old, kept = source.model, _layers(source.model, plan)
         self.documents: dict[str, bytes] = dict(source.documents)
         self.documents["config.json"] = pruned_config(old, config_of(source), plan, kept)
+        said, self.documents[pruning.DOCUMENT] = pruning.described(
+            source.metadata, source.documents.get(pruning.DOCUMENT), plan.how, scored, plan.rows()
+        )
+        self.metadata: Mapping[str, Value] = {**source.metadata, **said}
         self._names = _renamed(old, layer_list(old)[0], kept)
         selected = _selected(old, plan, kept) if plan.widths else {}
+        if plan.hidden is not None:
+            for name, axis in hidden_axes(source, len(plan.hidden)).items():
+                selected[name] = {**selected.get(name, {}), axis: plan.hidden}
         readers = _readers(old, plan, kept) if plan.refit else set()
         self._cuts: dict[str, _Cut] = {}
         self.tensors: dict[str, SourceTensor] = {}
@@ -84,7 +94,7 @@ class Pruned:
                 self.tensors[name], self._names[name] = tensor, name
         self.model: MetaModel = meta_model_of(self, self.architecture, dtype)
         _check_shapes(self.model, self.tensors)
-        check_same(old, self.model, kept, bool(plan.widths))
+        check_same(old, self.model, kept, bool(plan.widths) or plan.hidden is not None)
         self.notes = self._notes()
 
     @property
@@ -98,8 +108,10 @@ class Pruned:
             return replace(tensor, name=new)
         stored = {_turned(axis): index for axis, index in wanted.items()} if tensor.transposed else dict(wanted)
         shape = shape_of(tensor.shape, stored)
-        selection = None if hessian is not None else select(tensor.stored, tensor.shape, tensor.dtype, stored)
-        self._cuts[new] = _Cut(wanted, stored, selection, hessian)
+        gain = self._plan.gains.get(self._names[new])
+        computed = hessian is not None or gain is not None
+        selection = None if computed else select(tensor.stored, tensor.shape, tensor.dtype, stored)
+        self._cuts[new] = _Cut(wanted, stored, selection, hessian, gain)
         if selection is not None:
             scheme = None if tensor.scheme is None else selection.scheme
             return replace(tensor, name=new, shape=shape, scheme=scheme, offset=None, computed=True)
@@ -121,6 +133,9 @@ class Pruned:
         if cut.hessian is not None:
             return {"values": _fitted(array, dtype, cut, to, old)}
         left = selected_values(array, cut.model)
+        if cut.gain is not None:
+            beside = FAMILIES[self._source.model.model_type].gain
+            return {"values": from_float64((to_float64(left, dtype) + beside) * cut.gain - beside, to)}
         return {"values": left if dtype == to else from_float64(to_float64(left, dtype), to)}
 
     def carried(self, statistics: Statistics) -> Statistics:

@@ -29,15 +29,13 @@ def test_what_has_no_meaning(text, message):
         Wanted.parse(text)
 
 
-def test_a_file_says_each_step():
-    first = Plan(np.array([0, 2]), channels={0: np.array([1, 3]), 1: np.array([9]), 2: np.array([0, 5])}, how="a")
-    said = first.metadata({"other": 1}, "weights")
-    assert said["pruning.applied"] == ["a"] and said["pruning.scores"] == ["weights"]
-    assert said["pruning.step0.layers"].tolist() == [0, 2]
-    assert said["pruning.step0.channels"].tolist() == [1, 3, 0, 5]
-    assert said["pruning.step0.channels_layers"].tolist() == [0, 2]
-    assert said["pruning.step0.channels_counts"].tolist() == [2, 2]
-    again = Plan(heads={1: np.array([1])}, how="b").metadata(said, "statistics x")
-    assert again["pruning.applied"] == ["a", "b"] and again["pruning.scores"] == ["weights", "statistics x"]
-    assert again["pruning.step1.heads"].tolist() == [1] and "pruning.step0.heads" not in again
-    assert all(value.dtype == np.int64 for value in said.values() if isinstance(value, np.ndarray))
+def test_rows_are_what_a_file_lists():
+    both = np.array([[0, 2], [1, 3]])
+    plan = Plan(np.array([0, 2]), channels={0: np.array([1, 3]), 1: np.array([9]), 2: both}, hidden=np.arange(4))
+    rows = [(row.kind, row.layer, row.expert, row.numbers.tolist()) for row in plan.rows()]
+    assert rows == [
+        ("layers", -1, -1, [0, 2]), ("hidden", -1, -1, [0, 1, 2, 3]), ("channels", 0, -1, [1, 3]),
+        ("channels", 2, 0, [0, 2]), ("channels", 2, 1, [1, 3]),
+    ]  # fmt: skip
+    assert [row.kind for row in Plan(heads={1: np.array([1])}).rows()] == ["heads"]
+    assert all(row.step == 0 for row in plan.rows())

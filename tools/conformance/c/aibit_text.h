@@ -127,8 +127,9 @@ static inline const char *aibit_next_entry(const aibit_file *f, uint64_t *positi
 }
 
 /* Keys that have a meaning. Those of one group are arrays of one length, all there or none. */
+enum { AIBIT_GROUPS = 5 }; /* of parallel arrays, counted from 1 */
 enum { AIBIT_ARCHITECTURE, AIBIT_PARAMETERS, AIBIT_ERROR_TENSOR, AIBIT_SHARD_INDEX, AIBIT_SHARD_COUNT,
-       AIBIT_SHARD_ROOTS, AIBIT_SHARD_PLACES, AIBIT_VOCABULARY_SIZE, AIBIT_KEYS = 26 };
+       AIBIT_SHARD_ROOTS, AIBIT_SHARD_PLACES, AIBIT_VOCABULARY_SIZE, AIBIT_PRUNED, AIBIT_KEYS = 33 };
 static const struct { const char *key; uint8_t type, is_array, group; } aibit_keys[AIBIT_KEYS] = {
     [AIBIT_ARCHITECTURE] = {"model.architecture", AIBIT_STRING, 0, 0},
     [AIBIT_PARAMETERS] = {"model.parameters", AIBIT_INT, 0, 0},
@@ -137,7 +138,12 @@ static const struct { const char *key; uint8_t type, is_array, group; } aibit_ke
     [AIBIT_SHARD_COUNT] = {"shard.count", AIBIT_INT, 0, 0},
     [AIBIT_SHARD_ROOTS] = {"shard.roots", AIBIT_STRING, 1, 0},
     [AIBIT_SHARD_PLACES] = {"shard.places", AIBIT_INT, 1, 0},
-    [AIBIT_VOCABULARY_SIZE] = {"vocabulary.size", AIBIT_INT, 0, 0}, {"vocabulary.source", AIBIT_STRING, 1, 0},
+    [AIBIT_VOCABULARY_SIZE] = {"vocabulary.size", AIBIT_INT, 0, 0},
+    [AIBIT_PRUNED] = {"pruning.kept.count", AIBIT_INT, 1, 4}, {"vocabulary.source", AIBIT_STRING, 1, 0},
+    {"pruning.kept.step", AIBIT_INT, 1, 4},
+    {"pruning.kept.kind", AIBIT_STRING, 1, 4}, {"pruning.kept.layer", AIBIT_INT, 1, 4},
+    {"pruning.kept.expert", AIBIT_INT, 1, 4},
+    {"pruning.applied", AIBIT_STRING, 1, 3}, {"pruning.scores", AIBIT_STRING, 1, 3},
     {"quantization.error.relative_rms", AIBIT_FLOAT, 1, 2}, {"quantization.error.largest", AIBIT_FLOAT, 1, 2},
     {"quantization.error.signal_to_noise_db", AIBIT_FLOAT, 1, 2},
     {"source.files", AIBIT_STRING, 1, 1}, {"source.sizes", AIBIT_INT, 1, 1}, {"source.xxh3_128", AIBIT_STRING, 1, 1},
@@ -183,8 +189,8 @@ static inline const char *aibit_check_shard(const aibit_file *f, const aibit_kno
 }
 
 static inline const char *aibit_check_known(const aibit_file *f, const aibit_known *all) {
-    unsigned there[3] = {0}, wanted[3] = {0};
-    uint32_t lengths[3] = {0};
+    unsigned there[AIBIT_GROUPS] = {0}, wanted[AIBIT_GROUPS] = {0};
+    uint32_t lengths[AIBIT_GROUPS] = {0};
     for (size_t i = 0; i < AIBIT_KEYS; i++) {
         unsigned group = aibit_keys[i].group;
         wanted[group]++;
@@ -193,13 +199,15 @@ static inline const char *aibit_check_known(const aibit_file *f, const aibit_kno
         AIBIT_NEED(parallel, "E310: parallel arrays of different lengths");
         there[group]++, lengths[group] = all->known[i].count;
     }
-    for (int group = 1; group < 3; group++)
+    for (int group = 1; group < AIBIT_GROUPS; group++)
         AIBIT_NEED(!there[group] || there[group] == wanted[group], "E310: some of several parallel arrays are missing");
-    bool config = false, kept = false, whole = true;
+    bool config = false, kept = false, whole = true, numbers = false;
+    uint64_t left = 0; /* bytes of numbers that no row has counted yet */
     const aibit_entry *rows = all->known + AIBIT_VOCABULARY_SIZE;
     for (uint32_t i = 0; i < f->documents.count; i++) {
         aibit_document d = aibit_document_at(f, i);
         config = config || aibit_is(d.name, d.name_length, "config.json");
+        if (aibit_is(d.name, d.name_length, "pruning.kept")) numbers = true, left = d.length;
         if (!aibit_is(d.name, d.name_length, "vocabulary.kept")) continue;
         kept = true;
         whole = d.length % 4 == 0 && d.length > 0 && rows->key && !(aibit_u64(rows->value) >> 63) &&
@@ -207,6 +215,14 @@ static inline const char *aibit_check_known(const aibit_file *f, const aibit_kno
     }
     AIBIT_NEED(config || !all->known[AIBIT_ARCHITECTURE].key, "E310: model.architecture, and no config.json");
     AIBIT_NEED(kept == (rows->key != NULL) && whole, "E310: vocabulary.size and vocabulary.kept do not agree");
+    const aibit_entry *pruned = all->known + AIBIT_PRUNED;
+    AIBIT_NEED(numbers == (pruned->key != NULL), "E310: pruning.kept.count and pruning.kept do not agree");
+    for (uint32_t i = 0; pruned->key && i < pruned->count; i++) {
+        uint64_t count = aibit_u64(pruned->value + 8 * (size_t)i);
+        AIBIT_NEED(count >= 1 && count <= left / 4, "E310: a count of pruning.kept.count");
+        left -= 4 * count;
+    }
+    AIBIT_NEED(left == 0 && (!pruned->key || pruned->count > 0), "E310: pruning.kept has more than is counted");
     if (all->of_shards > 0) return aibit_check_shard(f, all); /* what follows is about the tensors of all shards */
     uint64_t sum = 0;
     for (uint32_t i = 0; i < f->tensors.count; i++) {

@@ -108,9 +108,10 @@ const KNOWN = [
   ['string', false, 'model.architecture model.type model.dtype model.missing source.kind tool.name tool.version' +
     ' quantization.compute_dtype'],
   ['string', true, 'source.files source.xxh3_128 tool.libraries config.dropped_keys quantization.recipe shard.roots' +
-    ' vocabulary.source'],
+    ' vocabulary.source pruning.applied pruning.scores pruning.kept.kind'],
   ['int', false, 'model.parameters shard.index shard.count vocabulary.size'],
-  ['int', true, 'source.sizes quantization.error.tensor shard.places'],
+  ['int', true, 'source.sizes quantization.error.tensor shard.places pruning.kept.step pruning.kept.layer' +
+    ' pruning.kept.expert pruning.kept.count'],
   ['float', false, 'quantization.outlier_threshold'],
   ['float', true, 'quantization.error.relative_rms quantization.error.largest quantization.error.signal_to_noise_db'],
 ];
@@ -120,10 +121,14 @@ export const TYPE_OF = new Map(
 const PARALLEL = [
   ['source.files', 'source.sizes', 'source.xxh3_128'],
   ['tensor', 'relative_rms', 'largest', 'signal_to_noise_db'].map((name) => `quantization.error.${name}`),
+  ['pruning.applied', 'pruning.scores'],
+  ['step', 'kind', 'layer', 'expert', 'count'].map((name) => `pruning.kept.${name}`),
 ];
 
 // The document that says which rows of a larger vocabulary a model has.
 export const KEPT = 'vocabulary.kept';
+// The one that says which layers, channels, heads and experts of a larger model it has.
+export const NUMBERS = 'pruning.kept';
 
 // The rules about these keys, and what they must agree with: documents with their lengths, elements and tensors.
 export function checkKnownKeys(metadata, documents, parameters, tensors) {
@@ -144,12 +149,29 @@ export function checkKnownKeys(metadata, documents, parameters, tensors) {
   need((rows === null) === (length === null), 'AIB-E310', `vocabulary.size and ${KEPT}, one without the other`);
   const whole = rows === null || (length % 4 === 0 && length >= 4 && length / 4 <= rows);
   need(whole, 'AIB-E310', () => `${KEPT}: ${length} bytes, of ${rows} rows`);
+  const [counts, size] = [valueOf('pruning.kept.count', null), documents.get(NUMBERS) ?? null];
+  need((counts === null) === (size === null), 'AIB-E310', `pruning.kept.count and ${NUMBERS}, one without the other`);
+  const some = counts === null || (counts.length > 0 && counts.every((count) => count >= 1));
+  const fits = counts === null || 4 * counts.reduce((sum, count) => sum + Number(count), 0) === size;
+  need(some && fits, 'AIB-E310', () => `${NUMBERS}: ${size} bytes, of ${counts} numbers`);
   // In a shard, what is said of all tensors is said of those of the set.
   if ([...metadata.keys()].some((key) => key.startsWith('shard.'))) return checkShard(metadata, valueOf, documents);
   const agrees = valueOf('model.parameters', parameters) === parameters;
   need(agrees, 'AIB-E310', () => `model.parameters, and the file has ${parameters}`);
   const places = valueOf('quantization.error.tensor', []);
   need(places.every((i) => i >= 0 && i < tensors), 'AIB-E310', 'quantization.error.tensor: no such tensor');
+}
+
+export function checkNumbers(bytes, counts) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  let at = 0;
+  for (const count of counts) {
+    for (let i = 0, before = -1; i < count; i++, at += 4) {
+      const number = view.getUint32(at, true);
+      need(number > before, 'AIB-E707', () => `${NUMBERS}: ${number} after ${before}`);
+      before = number;
+    }
+  }
 }
 
 export function checkKept(bytes, rows) {

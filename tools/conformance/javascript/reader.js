@@ -12,7 +12,7 @@
 import {
   LEAF, checkDocuments, checkLeafTable, checkPlaces, checkPlanes, checkSchemes, checkTensors, strongLeaves,
 } from './checks.js';
-import { checkKept, checkKnownKeys, KEPT, readMetadata, readSignatures } from './contents.js';
+import { checkKept, checkKnownKeys, checkNumbers, KEPT, NUMBERS, readMetadata, readSignatures } from './contents.js';
 import { checkJson } from './json.js';
 import { RuleError, align, elements, hex, isZero, need, product, whole } from './numbers.js';
 import { sha256 } from './sha256.js';
@@ -133,6 +133,9 @@ export async function verify(file, onProgress = () => {}) {
   for (const document of file.documents) {
     const name = document.name.toLowerCase();
     if (name.endsWith('.json')) checkJson(name, await file.bytes(document));
+    if (document.name === NUMBERS) {
+      checkNumbers(await file.bytes(document), file.metadata.get('pruning.kept.count').value);
+    }
     if (document.name === KEPT) checkKept(await file.bytes(document), file.metadata.get('vocabulary.size').value);
   }
   await source.check();

@@ -161,9 +161,10 @@ KNOWN = {
     ("string", False): "model.architecture model.type model.dtype model.missing source.kind tool.name tool.version"
     " quantization.compute_dtype",
     ("string", True): "source.files source.xxh3_128 tool.libraries config.dropped_keys quantization.recipe shard.roots"
-    " vocabulary.source",
+    " vocabulary.source pruning.applied pruning.scores pruning.kept.kind",
     ("int", False): "model.parameters shard.index shard.count vocabulary.size",
-    ("int", True): "source.sizes quantization.error.tensor shard.places",
+    ("int", True): "source.sizes quantization.error.tensor shard.places pruning.kept.step pruning.kept.layer"
+    " pruning.kept.expert pruning.kept.count",
     ("float", False): "quantization.outlier_threshold",
     ("float", True): "quantization.error.relative_rms quantization.error.largest quantization.error.signal_to_noise_db",
 }
@@ -171,7 +172,10 @@ TYPE_OF = {key: kind for kind, keys in KNOWN.items() for key in keys.split()}
 
 
 ERRORS = [f"quantization.error.{name}" for name in ("tensor", "relative_rms", "largest", "signal_to_noise_db")]
-PARALLEL = (["source.files", "source.sizes", "source.xxh3_128"], ERRORS)
+PRUNED = [f"pruning.kept.{name}" for name in ("step", "kind", "layer", "expert", "count")]
+PARALLEL = (
+    ["source.files", "source.sizes", "source.xxh3_128"], ERRORS, ["pruning.applied", "pruning.scores"], PRUNED
+)  # fmt: skip
 
 
 def check_known_keys(metadata: dict[str, Record], records: list[Record], parameters: int, tensors: int) -> None:
@@ -192,6 +196,11 @@ def check_known_keys(metadata: dict[str, Record], records: list[Record], paramet
     need((rows is None) == (length is None), "AIB-E310", f"vocabulary.size {rows}, and {KEPT} of {length} bytes")
     if rows is not None and length is not None:
         need(length % 4 == 0 and 1 <= length // 4 <= rows, "AIB-E310", f"{KEPT}: {length} bytes, of {rows} rows")
+    counts, length = found.get("pruning.kept.count"), documents.get(NUMBERS)
+    need((counts is None) == (length is None), "AIB-E310", f"{NUMBERS} of {length} bytes, for {counts}")
+    if counts is not None and length is not None:
+        right = counts and min(counts) >= 1 and 4 * sum(counts) == length
+        need(right, "AIB-E310", f"{NUMBERS}: {length} bytes, of {counts} numbers")
     if any(key.startswith("shard.") for key in found):  # then what is said of all tensors is said of those of the set
         return check_shard(found, documents)
     need(found.get("model.parameters", parameters) == parameters, "AIB-E310", f"the file has {parameters} parameters")
@@ -199,11 +208,16 @@ def check_known_keys(metadata: dict[str, Record], records: list[Record], paramet
     need(all(0 <= i < tensors for i in places), "AIB-E310", "quantization.error.tensor: no such tensor")
 
 
-KEPT = "vocabulary.kept"
+KEPT, NUMBERS = "vocabulary.kept", "pruning.kept"
 
 
 def check_kept(name: str, data: bytes, metadata: dict[str, Record]) -> None:
-    """Which rows of a larger vocabulary a model has: increasing, and of that vocabulary."""
+    """Which rows of a larger vocabulary a model has, or what of a larger model: increasing, and of that vocabulary."""
+    if name == NUMBERS:
+        numbers = iter(struct.unpack(f"<{len(data) // 4}I", data))
+        for count in metadata["pruning.kept.count"]["value"]:
+            row = list(itertools.islice(numbers, count))
+            need(all(before < after for before, after in itertools.pairwise(row)), "AIB-E707", f"{name}: {row}")
     if name != KEPT:
         return
     rows = metadata["vocabulary.size"]["value"]
