@@ -93,7 +93,7 @@ def _import() -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingPackageError("running a model needs torch: pip install 'aibit-format[hf]'") from error
     try:
-        from ..torch.load.model import load
+        from ..torch.load import build
     except MissingPackageError:
         raise
     except Exception:  # a version of a library that at import needs more than a stand-in has
@@ -101,10 +101,12 @@ def _import() -> tuple[Any, Any]:
             raise
         undo()
         try:
-            from ..torch.load.model import load
+            from ..torch.load import build  # noqa: F401
         except LoadError as error:  # what was imported in part cannot always be imported again
             hint = "AIBIT_FULL_IMPORTS=1 in the environment has libraries import all that they want"
             raise LoadError(f"{error}; {hint}") from error
+    from ..torch.load.model import load
+
     return torch, load
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from ..io.regular import open_regular
+
 __all__ = ["FOREIGN", "Foreign", "recognize"]
 
 _MOST = 64  # bytes of a file that are looked at
@@ -132,7 +134,7 @@ def _inside(path: str) -> Foreign | None:
 
 def _of_file(path: str) -> Foreign | None:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(_MOST)
     except OSError:
         return None  # whoever reads it finds out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,11 @@ def test_what_fits_no_row_is_not_named(tmp_path):
     assert recognize(str(tmp_path / "notes.txt")) is None
     assert recognize(str(tmp_path)) is None
     assert recognize(str(tmp_path / "missing")) is None
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.onnx")
+    assert recognize(str(tmp_path / "model.onnx")) is None
 
 
 def test_names_are_told_once():

@@ -24,7 +24,7 @@ CHILD = textwrap.dedent(
     warnings.simplefilter("ignore")
     import torch, transformers, bitsandbytes
     import aibit_format as aibit
-    import aibit_format.torch.load.model
+    import aibit_format.torch.load.build
 
     def status(key):
         return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))

@@ -36,15 +36,18 @@ from tools.bench.frontier_models import noisy
 from tools.bench.machine import machine
 
 BITS = (8, 6, 5, 4, 3, 2)
-DENSE = ("layers=29", "layers=27", "layers=24", "channels=1408", "channels=1280", "channels=1024", "heads=6")
+DENSE = (
+    "layers=29", "layers=27", "layers=24", "channels=1408", "channels=1280", "channels=1024", "heads=6", "hidden=540",
+    "hidden=504",
+)  # fmt: skip
 SPARSE = ("experts=7", "experts=6", "experts=4", "channels=128", "layers=3")
 _SEED = 7
 Row = dict[str, Any]
 
 
-def scheme(bits: int) -> str:
-    """Return the scheme of so many bits."""
-    return f"int-group,bits={bits},group=64,zero=code,search=1"
+def scheme(bits: int, wanted: str = "") -> str:
+    """Return the scheme of so many bits; hidden sizes here, multiples of 9 heads, are cut into smaller groups."""
+    return f"int-group,bits={bits},group={36 if 'hidden' in wanted else 64},zero=code,search=1"
 
 
 def at_random(source: Path, wanted: str) -> Plan:
@@ -57,6 +60,8 @@ def at_random(source: Path, wanted: str) -> Plan:
 
     if kind == "layers":
         return Plan(layers=some(layer_list(model)[1], keep), how=f"random,{wanted}")
+    if kind == "hidden":
+        return Plan(hidden=some(model.module.config.get_text_config().hidden_size, keep), how=f"random,{wanted}")
     layers = layers_of(model)
     found = {}
     for number, layer in layers.items():
@@ -111,7 +116,7 @@ def cases(source: Path, cuts: Sequence[str], statistics: Statistics) -> Iterator
         yield "all", bits, None, None
     for wanted in cuts:
         yield f"{wanted}, scored", 4, wanted, statistics
-        if not wanted.startswith(("layers", "experts")):
+        if not wanted.startswith(("layers", "experts", "hidden")):
             yield f"{wanted}, refitted", 4, f"{wanted},refit", statistics
         if wanted.startswith("channels") and cuts is DENSE:
             yield f"{wanted}, uneven, refitted", 4, f"{wanted},uneven,refit", statistics
@@ -137,7 +142,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
                 report = aibit.convert(model, path, scheme(bits), rules, overwrite=True)
             else:
                 report = aibit.prune(
-                    model, path, wanted, calibration=given, scheme=scheme(bits), tensors=rules, overwrite=True
+                    model, path, wanted, calibration=given, scheme=scheme(bits, what), tensors=rules, overwrite=True
                 )
             with operand(str(path), "cpu", True) as (made, _):
                 quality = evaluate(made, reference.text, reference)

@@ -301,7 +301,7 @@ def main() -> int:
 
     quiet_libraries()
     import aibit_format.convert.convert
-    import aibit_format.torch.load.model  # noqa: F401 - imported once, and not in each process
+    import aibit_format.torch.load.build  # noqa: F401 - imported once, and not in each process
 
     wrong = 0
     print("| verb | calls | ways | old | new | others | wrong |\n|---|--:|--:|--:|--:|--:|--:|", flush=True)

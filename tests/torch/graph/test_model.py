@@ -98,6 +98,18 @@ def test_load_model_returns_it_too(path):
             aibit.load_model(path, graph=True, **options)
 
 
+def test_no_library_that_is_not_needed_is_imported(path):
+    program = (
+        "import sys, torch, aibit_format as aibit\n"
+        "model = aibit.load_model(sys.argv[1], graph=True)\n"
+        "ids = torch.tensor([[1, 2]])\n"
+        "print(model(ids).logits.shape[1], model.generate(ids, max_new_tokens=1).shape)\n"
+        "print([name for name in ('transformers', 'bitsandbytes', 'accelerate') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == "2 torch.Size([1, 3])\n[]\n", done.stderr
+
+
 def test_a_file_without_a_graph_says_how_to_get_one(path):
     with pytest.raises(LoadError, match="holds no graph; write one with: aibit graph"):
         aibit.load_graph(path.with_name("m.aibit"))

@@ -191,7 +191,7 @@ def arenas(monkeypatch):
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr("aibit_format.torch.load.model.Arena", Kept)
+    monkeypatch.setattr("aibit_format.torch.load.build.Arena", Kept)
     return made
 
 

@@ -11,7 +11,7 @@ from aibit_format.formats.gguf.export import export
 from aibit_format.torch.bnb_compat import Linear4bit, Linear8bitLt
 from aibit_format.torch.layers.dequantized import Quantized, QuantizedEmbedding, QuantizedLinear
 from aibit_format.torch.load import arena
-from aibit_format.torch.load.model import _Assembly
+from aibit_format.torch.load.build import _Assembly
 from tests.support.arenas import Late
 
 _SIZES = {
