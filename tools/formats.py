@@ -44,7 +44,11 @@ _READ = (
     ("MLX", "`aibit convert DIRECTORY -o m.aibit`", "`aibit export m.aibit --to huggingface --type mlx -o DIRECTORY`"),
 )
 # How formats are written that are not read.
-_WRITTEN: dict[str, str] = {}
+_WRITTEN = {
+    "ONNX": "`aibit export m.aibit --to onnx -o m.onnx`, of a file with a graph (`aibit graph`)",
+    "OpenVINO IR": "OpenVINO loads the ONNX of `--to onnx --decoded` as it is",
+    "TensorRT engine": "TensorRT makes its engines of ONNX (`--to onnx --decoded`); not tried here",
+}
 
 
 def page() -> str:

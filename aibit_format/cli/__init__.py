@@ -38,7 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "show how several models continue the same prompts"),
     "bench": ("bench", "measure how fast a model opens, verifies, loads and generates on this machine"),
     "trim": ("trim", "write a model with a smaller vocabulary"),
-    "export": ("export", "write a file in another format: huggingface, safetensors or gguf"),
+    "export": ("export", "write a file in another format: huggingface, safetensors, gguf or onnx"),
     "extract": ("extract", "write a file's documents or tensors to files of their own"),
     "split": ("split", "cut a model into shards"),
     "diff": ("diff", "show the differences between two models"),

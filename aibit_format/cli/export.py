@@ -9,7 +9,7 @@ from ..formats.exports import BUILTIN, export, options_of
 from . import arguments
 from .output import ProgressBar, show_written
 
-_OPTIONS = ("dtype", "type", "max_shard_size", "dequantize")
+_OPTIONS = ("dtype", "type", "max_shard_size", "dequantize", "decoded", "in_place", "accuracy")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +32,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dequantize", action="store_true", default=None,
         help="huggingface: decode tensors that the form of the directory does not hold",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decoded", action="store_true", default=None,
+        help="onnx: decode all weights, for programs other than onnxruntime, such as OpenVINO and TensorRT",
+    )  # fmt: skip
+    parser.add_argument(
+        "--in-place", action="store_true", default=None,
+        help="onnx: point into FILE where ONNX reads what is there as it lies; FILE has to be beside OUT, and to stay",
+    )  # fmt: skip
+    parser.add_argument(
+        "--accuracy", type=int, choices=range(5), metavar="N",
+        help="onnx: accuracy level of packed weights; 0 (default) multiplies in float32, 4 with inputs of 8 bits",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.set_defaults(parser=parser)

@@ -25,6 +25,7 @@ BUILTIN: dict[str, str] = {
     "huggingface": "aibit_format.formats.huggingface.export:export",
     "safetensors": "aibit_format.formats.safetensors.export:export",
     "gguf": "aibit_format.formats.gguf.export:export",
+    "onnx": "aibit_format.formats.onnx.export:export",
 }
 _OF_ALL = frozenset({"file", "path", "overwrite", "on_progress"})
 
@@ -44,12 +45,13 @@ def export(
         source: an ``.aibit`` file, or the first of a model's shards: its path, or the open file.
         to: ``"huggingface"``, a directory that transformers loads directly, quantized weights in the form of the source
             or of the library that holds them; ``"safetensors"``, a
-            directory of unquantized weights; ``"gguf"``, a file for llama.cpp.
+            directory of unquantized weights; ``"gguf"``, a file for llama.cpp; ``"onnx"``, a graph for onnxruntime.
         path: the directory or file to write.
         overwrite: replace existing files.
         on_progress: called with bytes done, total bytes, and the tensor's name.
         options: those of the format. ``huggingface``: ``dtype``, ``type``, ``max_shard_size``, ``dequantize``;
-            ``safetensors``: ``dtype``, ``max_shard_size``; ``gguf``: ``type``. The format's ``export`` explains them.
+            ``safetensors``: ``dtype``, ``max_shard_size``; ``gguf``: ``type``;
+            ``onnx``: ``decoded``, ``in_place``, ``accuracy``. The format's ``export`` explains them.
 
     Raises:
         WriteError: the format is unknown, the output exists, or the format cannot hold a tensor.

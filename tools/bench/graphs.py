@@ -34,7 +34,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.only:
         path = {"transformers": args.original, "llama.cpp": args.gguf}.get(args.only, args.file)
-        print(json.dumps(_token(args.only, path)))
+        print(json.dumps(token(args.only, path)))
         return 0
     ways = ["graph", "eager"]
     ways += ["transformers"] if args.original else []
@@ -72,7 +72,7 @@ def _start(path: str, way: str) -> float:
     return time.perf_counter() - begun
 
 
-def _token(way: str, path: str) -> dict[str, float]:
+def token(way: str, path: str) -> dict[str, float]:
     """Return the seconds of a token, by the clock and of the processor."""
     if way == "llama.cpp":
         spent: list[float] = []

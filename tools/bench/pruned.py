@@ -118,7 +118,7 @@ def cases(source: Path, cuts: Sequence[str], statistics: Statistics) -> Iterator
         yield f"{wanted}, scored", 4, wanted, statistics
         if not wanted.startswith(("layers", "experts", "hidden")):
             yield f"{wanted}, refitted", 4, f"{wanted},refit", statistics
-        if wanted.startswith("channels") and cuts is DENSE:
+        if wanted.startswith("channels") and cuts is not SPARSE:
             yield f"{wanted}, uneven, refitted", 4, f"{wanted},uneven,refit", statistics
         yield f"{wanted}, weights alone", 4, wanted, None
         yield f"{wanted}, at random", 4, at_random(source, wanted), None
@@ -135,7 +135,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
     question, path = Question(arguments.text.read_text("utf-8"), limit=arguments.tokens), folder / "m.aibit"
     rules = {"embed_tokens": "int8"}
     with reference_logits(str(model), question) as reference:
-        for what, bits, wanted, given in cases(model, SPARSE if experts else DENSE, statistics):
+        for what, bits, wanted, given in cases(model, arguments.cuts or (SPARSE if experts else DENSE), statistics):
             if not re.search(arguments.only, what):
                 continue
             if wanted is None:
@@ -156,6 +156,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_texts(parser, tokens=1024)
     parser.add_argument("--experts", type=int, default=0, metavar="STEPS", help="train and cut a mixture of experts")
+    parser.add_argument("--cuts", nargs="+", metavar="HOW", help="of a model other than SmolLM2-135M: what to cut")
     parser.add_argument("--only", default="", metavar="REGEX", help="measure rows whose name has a match")
     parser.add_argument("--out", type=Path, default=Path("pruned.json"))
     arguments = parser.parse_args(given)
