@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--accuracy", type=int, choices=range(5), metavar="N",
-        help="onnx: accuracy level of packed weights; 0 (default) multiplies in float32, 4 with inputs of 8 bits",
+        help="onnx: accuracy level of packed weights; 4 (default) rounds inputs to 8 bits, 0 does not, slowly",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.set_defaults(parser=parser)

@@ -31,7 +31,7 @@ def export(
     *,
     decoded: bool = False,
     in_place: bool = False,
-    accuracy: int = 0,
+    accuracy: int = 4,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> list[str]:
@@ -48,7 +48,7 @@ def export(
         in_place: let the graph point into the ``.aibit`` file where ONNX reads what is there as it lies: plain tensors,
             and codes of ``int8``, which are decoded at each call. onnxruntime wants that file in the graph's directory,
             or below it, where it has to stay.
-        accuracy: of ``MatMulNBits``: 0 multiplies in float32, 4 rounds inputs to 8 bits, which is faster.
+        accuracy: of ``MatMulNBits``: 4 rounds inputs to 8 bits; 0 multiplies in float32, which takes much longer.
         overwrite: replace existing files.
         on_progress: called with bytes done, total bytes, and the weight's name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import subprocess
 import sys
 
@@ -131,3 +132,13 @@ def test_neither_transformers_nor_bitsandbytes_is_imported(path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "['numpy']\n"
+
+
+def test_the_fixture_computes_what_the_specification_says():
+    path = pathlib.Path(__file__).resolve().parents[3] / "fixtures" / "container" / "graph.aibit"
+    with aibit.open(path) as file:
+        table = torch.from_numpy(file.dequantize("weight")).float()
+    x = (table.bfloat16()[[0, 3, 5]] + torch.tensor([0, 0.5, -1, 2])).bfloat16()
+    expected = x.float() @ table.T
+    logits = aibit.load_graph(path)(torch.tensor([[0, 3, 5]])).logits
+    assert logits.dtype == torch.bfloat16 and torch.allclose(logits[0].float(), expected, rtol=1e-2, atol=1e-2)

@@ -60,10 +60,9 @@ def test_a_compiled_model_writes_the_same_text(tmp_path):
     texts = []
     for options in ((), ("--compile",), ("--compile",)):
         command = [sys.executable, "-m", "aibit_format", "run", tmp_path / "m.aibit", "If the", "-n", "8"]
-        done = subprocess.run(
-            [*command, "--weight-only", *options], env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}, capture_output=True,
-            text=True, check=False,
-        )  # fmt: skip
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        command += ["--weight-only", *options]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         texts.append(done.stdout)
     assert texts[0] == texts[1] == texts[2]
