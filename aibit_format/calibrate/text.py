@@ -105,7 +105,7 @@ def samples(
     wanted = count or SAMPLES
     if not len(pieces) or (len(pieces) < wanted and not (count is None and text.is_default)):
         say = (
-            f"give more text, or --samples {len(pieces)}"
+            f"give more text, or statistics of less of it: aibit calibrate --samples {len(pieces)} -o STATISTICS"
             if len(pieces)
             else f"give more text, or --length below {length}"
         )

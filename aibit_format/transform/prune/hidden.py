@@ -61,7 +61,7 @@ def hidden_axes(source: Transformed, count: int) -> dict[str, int]:
     try:
         smaller = meta_model_of(described, model.architecture)  # type: ignore[arg-type]
     except AibitError as error:
-        raise RecipeError(f"{source.path}: a hidden size of {count}: {error}") from error
+        raise RecipeError(f"a hidden size of {count}: {error}") from error
     before = text_config(model).hidden_size
     found: dict[str, int] = {}
     for name, spec in model.parameters.items():
