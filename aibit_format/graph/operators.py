@@ -1,7 +1,7 @@
 """Lists the operators that a program may use, with the attributes each has and the shape and dtype of its result.
 
 Names and meanings are torch's (``aten``), but for those of our own, for what takes a model's time between products:
-rms_norm, rotary, attention, gated and last. ``spec/graph.md`` says what each computes.
+rms_norm, rotary, attention, full_attention, gated and last. ``spec/graph.md`` says what each computes.
 """
 
 from __future__ import annotations
@@ -267,6 +267,7 @@ OPERATORS: dict[str, Operator] = {
     "rms_norm": Operator(2, 2, _norm, {"epsilon": _number, "offset": _number, "rounds": _flag}),
     "rotary": Operator(3, 3, _rotary),
     "attention": Operator(3, 3, _attention, {"layer": _natural, "scale": _number, "window": _natural, "cap": _number}),
+    "full_attention": Operator(3, 3, _attention, {"scale": _number, "cap": _number}),
     "gated": Operator(2, 2, _gated, {"activation": _activation}),
     "last": Operator(1, 1, _last),
 }

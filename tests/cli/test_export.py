@@ -11,7 +11,8 @@ from tests.support.exported_models import originals as originals
 
 
 @pytest.mark.parametrize(
-    "options", [["--to", "keras"], ["--to", "gguf", "--in-place"], ["--to", "onnx", "--accuracy", "5"], ["--to", "safetensors", "--type", "f16"], ["--to", "safetensors", "--dequantize"],
+    "options", [["--to", "keras"], ["--to", "gguf", "--in-place"], ["--to", "onnx", "--accuracy", "5"],
+                ["--to", "safetensors", "--type", "f16"], ["--to", "safetensors", "--dequantize"],
                 ["--to", "huggingface", "--dtype", "i8"], ["--to", "safetensors", "--max-shard-size", "5 parsecs"], []]
 )  # fmt: skip
 def test_usage_errors(options, tmp_path, capsys):

@@ -14,7 +14,7 @@ from ...file.sharded_reader import Opened
 from ...graph.check import check
 from ...graph.program import DOCUMENT, Program, parse
 from ...io.atomic import AtomicFile
-from .nodes import IDS, LOGITS, MICROSOFT, POSITIONS, Translation
+from .nodes import IDS, LOGITS, MICROSOFT, POSITIONS, STATES, Translation
 from .weights import Initializer, Weights
 
 DATA = ".data"  # ends the name of the file of weights
@@ -149,17 +149,19 @@ def _model(
     helper, types = onnx.helper, onnx.TensorProto
     inputs = [helper.make_tensor_value_info(name, types.INT64, [1, _TOKENS]) for name in (IDS, POSITIONS)]
     vocabulary = program.nodes[-1].spec.shape[-1]
-    outputs = [helper.make_tensor_value_info(LOGITS, types.FLOAT, [1, _TOKENS, vocabulary])]
+    headless = str(file.metadata.get("model.architecture")).endswith("Model")
+    name = STATES if headless else LOGITS
+    outputs = [helper.make_tensor_value_info(name, types.FLOAT, [1, _TOKENS, vocabulary])]
     for each in sorted(made.caches, key=_order):
-        for name, length, values in ((each.past, _PAST, inputs), (each.present, _TOTAL, outputs)):
-            values.append(helper.make_tensor_value_info(name, types.FLOAT, [1, each.heads, length, each.columns]))
+        for key, length, values in ((each.past, _PAST, inputs), (each.present, _TOTAL, outputs)):
+            values.append(helper.make_tensor_value_info(key, types.FLOAT, [1, each.heads, length, each.columns]))
     nodes = [
         helper.make_node(
             step.operator, step.inputs, [step.output], name=step.output, domain=step.domain, **step.attributes
         )
         for step in made.steps
     ]
-    nodes.append(helper.make_node("Identity", [made.output], [LOGITS], name=LOGITS))
+    nodes.append(helper.make_node("Identity", [made.output], [name], name=name))
     tensors = [_tensor(onnx, each, initializers, places, data, file, location) for each in initializers]
     graph = helper.make_graph(nodes, str(file.metadata.get("model.type", "model")), inputs, outputs, tensors)
     opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(MICROSOFT, _OPSET_MICROSOFT)]

@@ -17,7 +17,7 @@ from ...graph.program import INPUTS, Constant, Node, Operand, Program, Size, Ten
 from .weights import Weights
 
 MICROSOFT = "com.microsoft"  # the domain of MatMulNBits
-IDS, POSITIONS, LOGITS = "input_ids", "position_ids", "logits"
+IDS, POSITIONS, LOGITS, STATES = "input_ids", "position_ids", "logits", "last_hidden_state"
 _TYPES = {"i64": 7, "f32": 1, "bf16": 1, "f16": 1}  # of ONNX; floats are float32
 _FLOAT = 1
 
@@ -282,15 +282,33 @@ def _attention(made: Translation, node: Node, operands: list[str]) -> str:
         made.steps.append(Step("Concat", [cached.past, value], cached.present, {"axis": 2}))
         made.caches.append(cached)
         kept.append(_repeated(made, cached.present, groups, heads // groups, cached.columns))
-    scores = made.add("MatMul", [query, made.add("Transpose", [kept[0]], perm=[0, 1, 3, 2])])
-    scores = made.add("Mul", [scores, made.number(node.attributes["scale"])])
-    if cap := node.attributes["cap"]:
-        scores = made.add("Tanh", [made.add("Div", [scores, made.number(cap)])])
-        scores = made.add("Mul", [scores, made.number(cap)])
+    scores = _scores(made, node, query, kept[0])
     seen = _seen(made, f"present.{layer}.key", node.attributes["window"])
     scores = made.add("Where", [seen, scores, made.number(-np.inf)])
     found = made.add("MatMul", [made.add("Softmax", [scores], axis=-1), kept[1]])
     return made.add("Transpose", [found], perm=[0, 2, 1, 3])
+
+
+def _full_attention(made: Translation, node: Node, operands: list[str]) -> str:
+    query, key, value = operands
+    shapes = [_shape(made, node, i) for i in range(3)]
+    heads, groups = int(shapes[0][1]), int(shapes[1][1])
+    key, value = (
+        _repeated(made, each, groups, heads // groups, int(shape[-1]))
+        for each, shape in zip((key, value), shapes[1:], strict=True)
+    )
+    scores = _scores(made, node, query, key)
+    found = made.add("MatMul", [made.add("Softmax", [scores], axis=-1), value])
+    return made.add("Transpose", [found], perm=[0, 2, 1, 3])
+
+
+def _scores(made: Translation, node: Node, query: str, key: str) -> str:
+    scores = made.add("MatMul", [query, made.add("Transpose", [key], perm=[0, 1, 3, 2])])
+    scores = made.add("Mul", [scores, made.number(node.attributes["scale"])])
+    if cap := node.attributes["cap"]:
+        scores = made.add("Tanh", [made.add("Div", [scores, made.number(cap)])])
+        scores = made.add("Mul", [scores, made.number(cap)])
+    return scores
 
 
 def _repeated(made: Translation, value: str, groups: int, times: int, columns: int) -> str:
@@ -342,5 +360,5 @@ _OPERATORS: dict[str, Function] = {
     "rsqrt": _rsqrt, "silu": _silu, "gelu": _gelu, "pow": _pow, "cast": _cast, "mean": _mean, "reshape": _reshape,
     "expand": _expand, "transpose": _transpose, "unsqueeze": _unsqueeze, "slice": _slice, "cat": _cat,
     "linear": _linear, "embedding": _embedding, "layer_norm": _layer_norm, "rms_norm": _rms_norm, "rotary": _rotary,
-    "attention": _attention, "gated": _gated, "last": _last,
+    "attention": _attention, "full_attention": _full_attention, "gated": _gated, "last": _last,
 }  # fmt: skip

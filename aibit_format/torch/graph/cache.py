@@ -80,6 +80,21 @@ def attend(
     return found.to(dtype).transpose(1, 2).contiguous()
 
 
+def attend_to_all(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, cap: float
+) -> torch.Tensor:
+    """Attend to all tokens, in both directions; arguments and result as for ``attend``."""
+    dtype = query.dtype
+    wide = fast_dtype(dtype) if query.device.type == "cpu" else dtype
+    query, key, value = query.to(wide), key.to(wide), value.to(wide)
+    if cap:
+        allowed = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
+        found = _capped(query, key, value, scale, cap, allowed, query.shape[2])
+    else:
+        found = scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
+    return found.to(dtype).transpose(1, 2).contiguous()
+
+
 def _capped(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, cap: float,
     allowed: torch.Tensor | None, tokens: int,

@@ -39,9 +39,14 @@ def load_graph(path: Path | Opened, *, verify: Level = "structure", signed_by: K
 
 
 class Output(NamedTuple):
-    """Holds what a call gives: logits [1, tokens, vocabulary]."""
+    """Holds what a call gives: logits [1, tokens, vocabulary]; of an encoder's body, states [1, tokens, hidden]."""
 
     logits: torch.Tensor
+
+    @property
+    def last_hidden_state(self) -> torch.Tensor:
+        """Return the same by the name that encoders have for it."""
+        return self.logits
 
 
 class GraphModel:
@@ -86,8 +91,8 @@ class GraphModel:
         return self.program.positions
 
     def can_generate(self) -> bool:
-        """Return whether the model continues texts: a graph does."""
-        return True
+        """Return whether the model continues texts, as all do but encoders."""
+        return not any(node.operator == "full_attention" for node in self.program.nodes)
 
     def __call__(self, input_ids: torch.Tensor) -> Output:
         """Compute logits of all of ids i64 [1, tokens], a sequence of its own."""
@@ -128,6 +133,8 @@ class GraphModel:
             eos_token_id: ids after which it ends; None: those of the file.
             on_token: called with each new id.
         """
+        if not self.can_generate():
+            raise LoadError(f"{self.file.path}: its graph is an encoder's, which does not continue texts; call it")
         ids = _sequence(input_ids)
         ends = self.ends if eos_token_id is None else frozenset(
             [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id

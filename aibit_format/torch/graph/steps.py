@@ -24,7 +24,7 @@ from ..kernels import four_bit, functional, operators
 from ..kernels.functional import Weight
 from ..kernels.matmul import FEW_ROWS, fast_dtype
 from ..kernels.packed import PackedProduct
-from .cache import Cache, attend
+from .cache import Cache, attend, attend_to_all
 
 Step = Callable[..., torch.Tensor]
 
@@ -223,6 +223,15 @@ def _attention(binding: Binding, node: Node) -> Step:
     return step
 
 
+def _full_attention(node: Node) -> Callable[..., torch.Tensor]:
+    scale, cap = (node.attributes[key] for key in ("scale", "cap"))
+
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return attend_to_all(query, key, value, scale, cap)
+
+    return attention
+
+
 def _gated(node: Node) -> Callable[..., torch.Tensor]:
     activation = node.attributes["activation"]
     if operators.COMPILED:
@@ -259,5 +268,6 @@ _STEPS: Mapping[str, Make] = {
     )),
     "cat": _with(lambda node: lambda *each: torch.cat(each, node.attributes["dimension"])),
     "linear": _linear, "embedding": _embedding, "layer_norm": _with(_layer_norm), "rms_norm": _with(_rms_norm),
-    "rotary": _plain(_rotary), "attention": _attention, "gated": _with(_gated), "last": _last,
+    "rotary": _plain(_rotary), "attention": _attention,
+    "full_attention": _with(_full_attention), "gated": _with(_gated), "last": _last,
 }  # fmt: skip

@@ -60,6 +60,17 @@ def _(query: Tensor, key: Tensor, value: Tensor, layer: int, scale: float, windo
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
 
 
+@custom_op("aibit_graph::full_attention", mutates_args=())
+def full_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float) -> Tensor:
+    """Attend to all tokens of a call, as encoders do; query, key and value are [1, heads, tokens, elements]."""
+    return _never(query, key, value, scale, cap)
+
+
+@full_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+
+
 @custom_op("aibit_graph::rotary", mutates_args=())
 def rotary(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Turn x [1, heads, tokens, elements] by the angles of its positions."""

@@ -25,6 +25,7 @@ from ..layers.dequantized import Quantized, QuantizedEmbedding
 from ..layers.experts import QuantizedExperts
 from ..layers.norms import RMSNorm
 from . import custom_ops
+from .encoder import encoder_of
 from .translate import translate
 
 _NAME = "aibit-graph"  # among transformers' ways of attention
@@ -42,7 +43,7 @@ _PLAIN_OPTIONS = {
 
 
 def record(model: PreTrainedModel, positions: int | None = None) -> Program:
-    """Record what a causal model computes for a sequence.
+    """Record what a decoder or an encoder computes for a sequence: logits, or states of a model without a head.
 
     Args:
         model: as ``load_model`` gives it, on a CPU. It is as it was afterwards.
@@ -52,8 +53,9 @@ def record(model: PreTrainedModel, positions: int | None = None) -> Program:
         GraphError: the model cannot be recorded; says why.
     """
     most = positions or context_of(model.config) or MAX_POSITIONS
-    if model.config.is_encoder_decoder or not model.can_generate():
-        raise GraphError(f"{type(model).__name__} is not a decoder that generates text")
+    if model.config.is_encoder_decoder:
+        raise GraphError(f"{type(model).__name__} has an encoder and a decoder; a graph is one of them")
+    recorded = _Recorded(model) if model.can_generate() else encoder_of(model)
     if any(isinstance(module, QuantizedExperts) for module in model.modules()):
         raise GraphError(f"{type(model).__name__} has experts, which are chosen by numbers and not by shapes")
     tokens = torch.export.Dim("tokens", min=2, max=max(most, 4 * _TOKENS))
@@ -61,7 +63,7 @@ def record(model: PreTrainedModel, positions: int | None = None) -> Program:
     with _recording(model), torch.no_grad():
         try:
             exported = torch.export.export(
-                _Recorded(model), (ids, places), dynamic_shapes={"ids": {1: tokens}, "positions": {1: tokens}},
+                recorded, (ids, places), dynamic_shapes={"ids": {1: tokens}, "positions": {1: tokens}},
                 strict=False,
             )  # fmt: skip
         except GraphError:
@@ -166,8 +168,15 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Say what a layer's attention is; a kind of attention that a graph has no words for cannot be recorded."""
     unknown = {key for key, value in options.items() if value is not None and key not in _PLAIN_OPTIONS}
-    if unknown or attention_mask is not None or options.get("dropout") or not getattr(module, "is_causal", True):
-        what = ", ".join(sorted(unknown)) or "a mask, dropout or no order"
+    causal = options.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    beyond = unknown or attention_mask is not None or options.get("dropout")
+    if not causal and not beyond and not options.get("sliding_window"):
+        scale = options.get("scaling")
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return custom_ops.full_attention(query, key, value, float(scale), float(options.get("softcap") or 0.0)), None
+    if beyond or not causal:
+        what = ", ".join(sorted(unknown)) or "a mask, dropout, or a window in both directions"
         raise GraphError(f"attention of {type(module).__name__} has what a graph does not say: {what}")
     scale, layer = options.get("scaling"), getattr(module, "layer_idx", None)
     if not isinstance(layer, int):

@@ -272,6 +272,7 @@ _ROWS: dict[Any, Callable[[Any], Made | Node]] = {
     _own.embedding.default: lambda node: ("embedding", list(node.args[:2]), {}),
     _own.rms_norm.default: _attributes("rms_norm", 2, "epsilon", "offset", "rounds"),
     _own.attention.default: _attributes("attention", 3, "layer", "scale", "window", "cap"),
+    _own.full_attention.default: _attributes("full_attention", 3, "scale", "cap"),
     _own.rotary.default: _attributes("rotary", 3),
     _own.gated.default: _attributes("gated", 2, "activation"),
 }  # fmt: skip

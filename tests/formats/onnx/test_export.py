@@ -7,16 +7,18 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import aibit_format as aibit
 from aibit_format.errors import GraphError, MissingPackageError, WriteError
 from aibit_format.file import rewrite, writer
 from aibit_format.graph.program import DOCUMENT
+from tests.support import encoders
 from tests.support.graphs import IDS, converted, recorded
 from tests.support.onnx_graphs import Session, close, expected
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 FAMILIES = ["llama", "gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3", "phi3", "granite", "olmo2", "opt"]
 
 
@@ -56,6 +58,19 @@ def test_schemes(scheme, decoded, tmp_path):
     packed = packed and scheme != "int4-group,group=row"
     assert ("MatMulNBits" in operators) is (packed and not decoded)
     assert close(Session(tmp_path / "m.onnx")(IDS.numpy()), expected(path)[0])
+
+
+@pytest.mark.parametrize("name", encoders.NAMES)
+def test_encoders(name, tmp_path):
+    path = encoders.recorded(name, tmp_path)
+    aibit.export(path, "onnx", tmp_path / "m.onnx", accuracy=0)
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()], [each.name for each in session.get_outputs()]
+    assert names == (["input_ids", "position_ids"], ["last_hidden_state"])
+    ids = encoders.IDS.numpy()
+    (found,) = session.run(None, {"input_ids": ids, "position_ids": np.arange(ids.shape[1])[None]})
+    with torch.no_grad():
+        assert close(found, aibit.load_model(path, weight_only=True)(encoders.IDS).last_hidden_state.numpy())
 
 
 def test_it_is_small_where_codes_stay(tmp_path):

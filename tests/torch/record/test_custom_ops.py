@@ -12,6 +12,7 @@ CALLS = [
     (custom_ops.linear, ((1, 3, 8), "w", 5, None), (1, 3, 5), torch.bfloat16),
     (custom_ops.embedding, (torch.long, "w", 5, "f16"), (1, 3, 5), torch.float16),
     (custom_ops.rms_norm, ((1, 3, 8), (8,), 1e-5, 0.0, True), (1, 3, 8), torch.bfloat16),
+    (custom_ops.full_attention, (_X, (1, 2, 3, 8), (1, 2, 3, 6), 1.0, 0.0), (1, 3, 4, 6), torch.bfloat16),
     (custom_ops.attention, (_X, (1, 2, 3, 8), (1, 2, 3, 6), 0, 1.0, 0, 0.0), (1, 3, 4, 6), torch.bfloat16),
     (custom_ops.rotary, (_X, (1, 1, 3, 8), (1, 1, 3, 8)), _X, torch.bfloat16),
     (custom_ops.gated, (_X, _X, "silu"), _X, torch.bfloat16),

@@ -80,11 +80,3 @@ def test_a_recorded_model_stays_as_it_was(tmp_path):
     assert dict(model.named_modules()) == modules
     with torch.inference_mode():
         assert torch.equal(model(IDS).logits, logits)
-
-
-def test_an_encoder_is_no_decoder():
-    from transformers import BertConfig, BertModel
-
-    small = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    with pytest.raises(GraphError, match="BertModel is not a decoder that generates text"):
-        record(BertModel(small))
