@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .formats.exports import export
     from .integrations.card import card
     from .integrations.push import push
+    from .integrations.transformers import register, unregister
     from .torch.evaluate.search import Target, search
     from .torch.graph.model import load_graph
     from .torch.load.model import load, load_model
@@ -79,19 +80,21 @@ _WHERE = {
     "open": "file.sharded_reader",
     "prune": "convert.prune",
     "push": "integrations.push",
+    "register": "integrations.transformers",
     "search": "torch.evaluate.search",
     "sign": "file.signing",
     "sign_bundle": "file.bundle",
     "sign_detached": "file.signing",
     "split": "file.rewrite",
     "trim": "convert.trim",
+    "unregister": "integrations.transformers",
 }
 
 __all__ = [
     "AibitError", "Difference", "File", "FormatError", "Report", "Signature", "Target", "__version__",
     "add_graph", "calibrate", "card", "convert", "diff", "edit", "export", "load", "load_graph", "load_model",
-    "load_tokenizer", "merge", "new_key", "open", "prune", "push", "search", "sign", "sign_bundle", "sign_detached",
-    "split", "trim",
+    "load_tokenizer", "merge", "new_key", "open", "prune", "push", "register", "search", "sign", "sign_bundle",
+    "sign_detached", "split", "trim", "unregister",
 ]  # fmt: skip
 
 

@@ -65,8 +65,8 @@ def test_progress_counts_every_byte(originals, tmp_path):
 
 
 def test_a_format_that_nobody_writes(tmp_path):
-    with pytest.raises(WriteError, match="unknown format 'onnx'; known: huggingface"):
-        export(small(tmp_path / "m.aibit", {}), "onnx", tmp_path / "out")
+    with pytest.raises(WriteError, match="unknown format 'keras'; known: huggingface"):
+        export(small(tmp_path / "m.aibit", {}), "keras", tmp_path / "out")
 
 
 def test_options_of_each_format():

@@ -76,11 +76,13 @@ class Graphs:
             node("mean", [8], [1, "s", 1], "f32"),
             node("last", [9], [1, "k", 1], "f32"),
         ]
+        encoder = list(nodes)
+        encoder[4] = node("full_attention", [5, 5, 5], split, scale=0.25, cap=0.0)
         constants = [{"shape": [4], "values": [1.0, 0.5, 0.25, 0.125]}]
         head = {"version": 1, "made_with": {"torch": "2"}, "positions": 64, "constants": constants}
         return {
             name: json.dumps(head | {"nodes": each}, separators=(",", ":")).encode()
-            for name, each in (("model", nodes), ("places", places))
+            for name, each in (("model", nodes), ("encoder", encoder), ("places", places))
         }
 
     def mutator(self, mutate: Mutate) -> OneOf:

@@ -29,7 +29,7 @@ from ...schemes.plain import Plain
 try:
     import torch
     from torch import nn
-    from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+    from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
     from ...interop import dtype_name, to_torch, torch_dtypes
     from ..bnb_compat import Linear4bit
@@ -331,17 +331,38 @@ def _finish(file: Opened, model: PreTrainedModel, vocabulary: int | None, traina
             parameter.requires_grad_(True)
     model.eval()
     if model.can_generate() and "generation_config.json" in file.documents:
-        values = _json_object(file, "generation_config.json")
-        check_special_ids("generation_config.json", values, vocabulary, type(model.config))
-        values = generation.checked(values)
-        try:
-            model.generation_config = GenerationConfig.from_dict(values)
-        except Exception as error:  # validators of many kinds run inside
-            raise LoadError(
-                f"{file.path}: generation_config.json is refused by transformers: {told_by(error)}"
-            ) from error
+        model.generation_config = _generation_config(file, vocabulary, type(model.config))
     _mark_quantized(model)
     let_save(model)
+
+
+def _generation_config(file: Opened, vocabulary: int | None, family: type) -> GenerationConfig:
+    values = _json_object(file, "generation_config.json")
+    check_special_ids("generation_config.json", values, vocabulary, family)
+    try:
+        return GenerationConfig.from_dict(generation.checked(values))
+    except LoadError:
+        raise
+    except Exception as error:  # validators of many kinds run inside
+        raise LoadError(f"{file.path}: generation_config.json is refused by transformers: {told_by(error)}") from error
+
+
+def read_config(path: Path) -> tuple[PreTrainedConfig, GenerationConfig | None]:
+    """Return the configuration of a file's model, and its defaults of generation if it has some; no weight is read.
+
+    Raises:
+        FormatError: the file is not valid.
+        LoadError: it holds no model, or transformers refuses what it says.
+    """
+    with sharded_reader.open(path) as file:
+        config, architecture = _config(file)
+        built = build_config(config, Limits.of(math.prod(file.info(name).shape) for name in file), None)
+        vocabulary = vocabulary_size(config)
+        check_special_ids("config.json", config, vocabulary, type(built))
+        built.architectures = [architecture]
+        built.name_or_path = str(file.path)
+        has_defaults = "generation_config.json" in file.documents
+        return built, _generation_config(file, vocabulary, type(built)) if has_defaults else None
 
 
 # Layer of bitsandbytes -> argument of its configuration.
