@@ -75,7 +75,7 @@ def test_every_source_can_be_quantized_anew_with_any_number_of_threads(kind, mad
         assert sum(file.info(name).scheme.name == "nf4" for name in file) == 14
 
 
-@pytest.mark.parametrize("to", exports.BUILTIN)
+@pytest.mark.parametrize("to", sorted(exports.BUILTIN.keys() - {"onnx"}))  # a graph is no source
 @pytest.mark.parametrize("kind", ["huggingface", "aibit", "gguf", "gptq"])
 def test_every_export_can_be_read_again(kind, to, made, tmp_path):
     aibit.convert(made[kind], tmp_path / "m.aibit")
