@@ -1,4 +1,4 @@
-"""``aibit card`` and ``aibit push``, and names on a hub where commands take paths; as processes of their own."""
+"""``aibit push``, and names on a hub where commands take paths; as processes of their own."""
 
 from __future__ import annotations
 
@@ -56,15 +56,6 @@ def test_the_way_there_and_back(hub, model, aibit_command, tmp_path):
     downloads = [path for method, path, _ in hub.seen if method == "GET" and "/resolve/" in path]
     assert len(downloads) == 1 and downloads[0].endswith("m.aibit")
     assert not [path for _, path, _ in hub.seen if "me/m" not in path]  # no library asks for anything else
-
-
-def test_a_card(model, aibit_command, tmp_path):
-    shown = aibit_command("card", model / "m.aibit", "--license", "mit")
-    assert shown.returncode == 0 and shown.stdout.startswith("---\nlibrary_name: aibit\n")
-    written = aibit_command("card", model / "m.aibit", "--license", "mit", "-o", tmp_path / "README.md")
-    assert written.returncode == 0 and (tmp_path / "README.md").read_text() == shown.stdout
-    assert aibit_command("card", model / "m.aibit", "-o", tmp_path / "README.md").returncode == 1
-    assert json.loads(aibit_command("card", model / "m.aibit", "--json").stdout)["card"].startswith("---\n")
 
 
 @pytest.mark.parametrize(
