@@ -309,6 +309,8 @@ TEXT: dict[str, tuple[str, ...]] = {
     "parallel-missing": ("aibit_text.h", "!there[group] || there[group] == wanted[group]", "there[group] <= wanted[group]", "one of parallel arrays may be missing"),
     "architecture-without-config": ("aibit_text.h", 'aibit_is(d.name, d.name_length, "config.json")', "d.length > 0", "any document will do for a config"),
     "parameters-with-aliases": ("aibit_text.h", "if (!(t.flags & AIBIT_ALIAS)) sum +=", "sum +=", "aliases count as parameters"),
+    "pruned-lists-of-none": ("aibit_text.h", "count >= 1 && count <= left / 4", "count <= left / 4", "a list of no numbers may be counted"),
+    "pruned-more-than-counted": ("aibit_text.h", "left == 0 && (!pruned->key", "(!pruned->key", "numbers that nothing counts"),
     "error-places-late": ("aibit_text.h", "< f->tensors.count, \"E310", "<= f->tensors.count, \"E310", "an error figure may be of the tensor after the last"),
     "shard-count-late": ("aibit_text.h", "n <= 99999", "n <= 100000", "100000 shards are allowed"),
     "shard-count-early": ("aibit_text.h", "n <= 99999", "n < 99999", "99999 shards are refused"),
