@@ -48,6 +48,7 @@ INSIDES = {
     for inside in (
         # Configurations and classes.
         Inside("models.auto.configuration_auto", "CONFIG_MAPPING", "the configuration class of a model type"),
+        Inside("models.auto.auto_factory", "_BaseAutoModelClass", "what automatic classes load models by"),
         Inside("models.auto.modeling_auto", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "the names of a model type's classes"),
         Inside("models.auto.modeling_auto", "MODEL_FOR_CAUSAL_LM_MAPPING", "the classes of a configuration"),
         Inside("models.auto.tokenization_auto", "TOKENIZER_MAPPING_NAMES", "the names of tokenizer classes"),
@@ -169,6 +170,20 @@ def config_class(model_type: object) -> type[PreTrainedConfig] | None:
     """Return the configuration class of a model type; ``None`` if the installed transformers does not know it."""
     known = inside("CONFIG_MAPPING")
     return known[model_type] if isinstance(model_type, str) and model_type in known else None
+
+
+def automatic_model() -> type:
+    """Return the class that all automatic classes of models come from, with their ``from_pretrained``."""
+    return inside("_BaseAutoModelClass")
+
+
+def classes_wanted(cls: type, config: PreTrainedConfig) -> tuple[type, ...]:
+    """Return the classes of models that an automatic class makes of a configuration; of another class, itself."""
+    mapping = getattr(cls, "_model_mapping", None)
+    if mapping is None:
+        return (cls,)
+    known = mapping.get(type(config), ())
+    return tuple(known) if isinstance(known, (list, tuple)) else (known,)
 
 
 # Names that files have for tokenizers of no model's own.

@@ -15,6 +15,7 @@ from typing import Any
 from ..container.layout import SIGNATURE
 from ..errors import LoadError
 from ..formats.files import begins_with
+from ..hf import compat
 from ..io import hub
 
 __all__ = ["register", "unregister"]
@@ -45,11 +46,11 @@ def register() -> None:
     if _replaced:
         return
     import transformers
-    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
     doors: tuple[tuple[type, _Load], ...] = (
-        (_BaseAutoModelClass, _model), (transformers.PreTrainedModel, _model), (transformers.AutoTokenizer, _tokenizer),
-        (transformers.PreTrainedTokenizerBase, _tokenizer), (transformers.AutoConfig, _config),
+        (compat.automatic_model(), _model), (transformers.PreTrainedModel, _model),
+        (transformers.AutoTokenizer, _tokenizer), (transformers.PreTrainedTokenizerBase, _tokenizer),
+        (transformers.AutoConfig, _config),
         (transformers.PreTrainedConfig, _config), (transformers.GenerationConfig, _generation),
     )  # fmt: skip
     for owner, load in doors:
@@ -121,12 +122,7 @@ def _devices(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _as(cls: type, model: Any, path: str) -> Any:
     """Return a model, or its body, as the class that was asked."""
-    mapping = getattr(cls, "_model_mapping", None)
-    if mapping is None:
-        wanted: tuple[type, ...] = (cls,)
-    else:
-        known = mapping.get(type(model.config), ())
-        wanted = tuple(known) if isinstance(known, (list, tuple)) else (known,)
+    wanted = compat.classes_wanted(cls, model.config)
     for found in (model, model.base_model):
         if isinstance(found, wanted):
             return found

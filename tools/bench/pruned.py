@@ -166,8 +166,8 @@ def main(given: Sequence[str] | None = None) -> None:
             rows.append(row)
             size = f"{row['bytes'] / 1e6:9.2f} MB"
             print(f"{row['what']:32} {row['bits']} bits {size} {row['kl']:9.4f} {row['perplexity']:10.3f}", flush=True)
-    about = {"source": Path(arguments.source).name, "tokens": arguments.tokens, "samples": arguments.samples, "seed": _SEED}
-    arguments.out.write_text(json.dumps({"machine": machine(), **about, "rows": rows}, indent=1) + "\n")
+    about = {"source": Path(arguments.source).name, "tokens": arguments.tokens, "samples": arguments.samples}
+    arguments.out.write_text(json.dumps({"machine": machine(), **about, "seed": _SEED, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
